@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""The configuration of a masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Note for maintainers: `from __future__ import annotations` would silently switch off the type
+# checks of `@strict`, which skip annotations that are strings.
+
+# Encoders: Dosovitskiy et al. 2020 (arXiv 2010.11929), Table 1; tiny and small: Touvron et al. 2020
+# (arXiv 2012.12877), Table 1. Decoder of base, large and huge: He et al. 2021, section 4.1 and
+# Table 1 (8 blocks, 512 wide). Those of tiny and small are ours: about the same share of the
+# encoder's width, heads of 32 channels as in the paper's decoder.
+_PRESETS = {
+    #         patch width depth heads  mlp | decoder: width depth heads  mlp
+    "tiny": (16, 192, 12, 3, 768, 128, 4, 4, 512),
+    "small": (16, 384, 12, 6, 1536, 256, 4, 8, 1024),
+    "base": (16, 768, 12, 12, 3072, 512, 8, 16, 2048),
+    "large": (16, 1024, 24, 16, 4096, 512, 8, 16, 2048),
+    "huge": (14, 1280, 32, 16, 5120, 512, 8, 16, 2048),
+}
+_PRESET_FIELDS = (
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+    "decoder_intermediate_size",
+)
+
+
+@strict
+class MAEConfig(PreTrainedConfig):
+    r"""Configuration of [`MAEModel`] and [`MAEForPreTraining`]. The defaults are ViT-B/16 at 224 px.
+
+    Args:
+        image_size (`int` or `(height, width)`, *optional*, defaults to 224): Pixels of the images that the position
+            tables are made for. Other sizes work: the tables are resampled.
+        patch_size (`int` or `(height, width)`, *optional*, defaults to 16): Pixels of one patch. Must divide
+            `image_size`.
+        num_channels (`int`, *optional*, defaults to 3): Channels of the images, any number from 1.
+        hidden_size (`int`, *optional*, defaults to 768): Width of the encoder. Must be divisible by
+            `num_attention_heads`, and by 4 for the two-dimensional sin-cos position table.
+        num_hidden_layers (`int`, *optional*, defaults to 12): Blocks of the encoder.
+        num_attention_heads (`int`, *optional*, defaults to 12): Attention heads of the encoder.
+        intermediate_size (`int`, *optional*, defaults to 3072): Width of the encoder's MLPs.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of all MLPs.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after attention and MLP, in [0, 1].
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of attention weights, in [0, 1].
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh class and mask tokens.
+            Linear layers start from Xavier's uniform distribution. Source: He et al. 2021, appendix A.1.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of all layer norms.
+        qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
+        pooling (`"mean"` or `"class"`, *optional*, defaults to `"mean"`): What `pooler_output` is: the mean of the
+            visible patch tokens or the class token, both after the final norm.
+        decoder_hidden_size (`int`, *optional*, defaults to 512): Width of the decoder (Table 1b). Same divisibility as
+            `hidden_size`.
+        decoder_num_hidden_layers (`int`, *optional*, defaults to 8): Blocks of the decoder, at least 1 (Table 1a).
+        decoder_num_attention_heads (`int`, *optional*, defaults to 16): Attention heads of the decoder.
+        decoder_intermediate_size (`int`, *optional*, defaults to 2048): Width of the decoder's MLPs.
+        mask_ratio (`float`, *optional*, defaults to 0.75): Fraction of patches hidden from the encoder, in [0, 1).
+            `int(num_patches * (1 - mask_ratio))` stay visible. Source: Fig. 5.
+        mask_sampling (`"random"`, `"block"` or `"grid"`, *optional*, defaults to `"random"`): How hidden patches are
+            chosen: evenly at random, in large rectangles, or so that the visible ones form a regular grid (Table 1f).
+        mask_tokens_in_encoder (`bool`, *optional*, defaults to `False`): Give the encoder mask tokens in place of the
+            hidden patches instead of leaving those out (Table 1c: slower and worse; for ablations).
+        prediction_ratio (`float`, *optional*, defaults to 1.0): Fraction of the hidden patches that are decoded and
+            predicted in training mode, in (0, 1]. 1 is the paper; less is faster. Evaluation predicts all.
+        norm_pix_loss (`bool`, *optional*, defaults to `False`): Predict each patch normalised by its own mean and
+            variance (Table 1d: better features) instead of pixels.
+
+    Example:
+
+    ```python
+    >>> from hf_mae import MAEConfig, MAEForPreTraining
+
+    >>> config = MAEConfig.from_preset("small", image_size=(64, 128), patch_size=8, num_channels=1)
+    >>> model = MAEForPreTraining(config)
+    ```
+    """
+
+    model_type = "mae"
+    # Not part of an output to gather when Trainer evaluates: their second dimension differs.
+    keys_to_ignore_at_inference = ["mask", "ids_keep", "ids_predict", "hidden_states", "attentions"]
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    pooling: str = "mean"
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    mask_ratio: float | int = 0.75
+    mask_sampling: str = "random"
+    mask_tokens_in_encoder: bool = False
+    prediction_ratio: float | int = 1.0
+    norm_pix_loss: bool = False
+
+    def __post_init__(self, **kwargs):
+        for name in ("image_size", "patch_size"):  # JSON knows no tuples; lists come back equal
+            value = getattr(self, name)
+            setattr(self, name, list(value) if isinstance(value, tuple) else value)
+        self.check()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **kwargs) -> "MAEConfig":
+        """Returns the configuration of a published size; any field can be overridden by keyword.
+
+        Args:
+            name (`str`): `"tiny"`, `"small"`, `"base"`, `"large"` (patch 16) or `"huge"` (patch 14), at 224 px.
+            **kwargs: Fields of the configuration that differ from the preset.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"There is no preset {name!r}; choose one of {', '.join(_PRESETS)}.")
+        return cls(**{**dict(zip(_PRESET_FIELDS, _PRESETS[name], strict=True)), **kwargs})
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches of an image of `image_size`, (rows, columns)."""
+        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        return height // patch_height, width // patch_width
+
+    def check(self):
+        """Raises `ValueError` for values that cannot work. Called on construction and by every model.
+
+        Not left to `@strict`, which would wrap the error in one that is no `ValueError`, and which does not look at
+        fields that `from_pretrained(..., image_size=...)` overrides.
+        """
+        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        for name in ("image_size", "patch_size", "num_channels", "hidden_size", "decoder_hidden_size"):
+            if min(_pair(getattr(self, name))) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if height % patch_height or width % patch_width:
+            nearest = [max(round(s / p), 1) * p for s, p in ((height, patch_height), (width, patch_width))]
+            raise ValueError(
+                f"image_size {(height, width)} is not a multiple of patch_size {(patch_height, patch_width)}. "
+                f"The nearest size that fits is {tuple(nearest)}."
+            )
+        for prefix in ("", "decoder_"):
+            size, heads, layers = (
+                getattr(self, prefix + name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+            )
+            if heads < 1 or size % heads:
+                raise ValueError(f"{prefix}hidden_size {size} is not divisible by {prefix}num_attention_heads {heads}.")
+            if size % 4:
+                raise ValueError(
+                    f"{prefix}hidden_size {size} is not divisible by 4, as the sines and cosines of two coordinates "
+                    f"need. The next that is: {size + 4 - size % 4}."
+                )
+            if layers < 1:
+                raise ValueError(f"{prefix}num_hidden_layers must be at least 1, got {layers}.")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}. The paper uses 0.75.")
+        if not 0 < self.prediction_ratio <= 1:
+            raise ValueError(f"prediction_ratio must be in (0, 1], got {self.prediction_ratio}. The paper uses 1.")
+        for name, choices in (("mask_sampling", ("random", "block", "grid")), ("pooling", ("mean", "class"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+
+
+def _pair(size: int | list[int]) -> tuple[int, ...]:
+    """(height, width) of a size given as one integer or as two."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+__all__ = ["MAEConfig"]
