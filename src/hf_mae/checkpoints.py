@@ -73,6 +73,9 @@ def load_checkpoint(
     if converted["mae.embeddings.patch_embeddings.weight"].ndim != 4:
         raise ValueError("patch_embed.proj.weight must be the weight of a convolution, (width, channels, height, width).")
     fields = {**_fields_of(converted, arguments), **config}
+    for name in ("num_attention_heads", "decoder_num_attention_heads"):
+        if name not in fields and ("decoder" not in name or "decoder.embed.weight" in converted):
+            raise ValueError(f"The tensors do not tell {name}, and no preset has these widths: pass {name}=...")
     model_class = MAEForPreTraining if "decoder.embed.weight" in converted else MAEModel
     if model_class is MAEModel:
         converted = {name.removeprefix("mae."): tensor for name, tensor in converted.items()}

@@ -85,7 +85,7 @@ class MAEConfig(PreTrainedConfig):
 
     model_type = "mae"
     # Not part of an output to gather when Trainer evaluates: their second dimension differs.
-    keys_to_ignore_at_inference = ["mask", "ids_keep", "ids_predict", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = ["ids_keep", "ids_hidden", "hidden_states", "attentions", "decoder_output"]
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 16

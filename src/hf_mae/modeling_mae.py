@@ -45,9 +45,19 @@ _AUTO_MAP = {
 }
 
 
+class _MaskedOutput(ModelOutput):
+    @property
+    def mask(self) -> torch.BoolTensor | None:
+        """`torch.BoolTensor` of shape `(batch, num_patches)`: True = hidden from the encoder. `None` if unmasked."""
+        if self.ids_keep is None:
+            return None
+        mask = self.ids_keep.new_zeros(len(self.ids_keep), self.ids_keep.shape[1] + self.ids_hidden.shape[1]).bool()
+        return mask.scatter(1, self.ids_hidden, True)
+
+
 @dataclass
-class MAEModelOutput(ModelOutput):
-    """What the encoder gives.
+class MAEModelOutput(_MaskedOutput):
+    """What the encoder gives. The property `mask` makes a bool mask, True = hidden, of the ids.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, 1 + tokens, hidden_size)`): The class token, then the
@@ -55,7 +65,6 @@ class MAEModelOutput(ModelOutput):
             of `ids_keep` (followed by those of the hidden patches with `mask_tokens_in_encoder`).
         pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`): By `config.pooling` the mean of the visible
             patch tokens or the class token.
-        mask (`torch.BoolTensor` of shape `(batch, num_patches)`): True = hidden. Only when masked.
         ids_keep (`torch.LongTensor` of shape `(batch, num_kept)`): Patch indices of the visible patches in the order
             of their tokens. Only when masked.
         ids_hidden (`torch.LongTensor` of shape `(batch, num_patches - num_kept)`): Patch indices of the hidden
@@ -67,7 +76,6 @@ class MAEModelOutput(ModelOutput):
 
     last_hidden_state: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
     ids_keep: torch.LongTensor | None = None
     ids_hidden: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -75,33 +83,31 @@ class MAEModelOutput(ModelOutput):
 
 
 @dataclass
-class MAEForPreTrainingOutput(ModelOutput):
-    """What pre-training gives.
+class MAEForPreTrainingOutput(_MaskedOutput):
+    """What pre-training gives. The property `mask` makes a bool mask, True = hidden, of the ids.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): Mean squared error over the predicted patches, in float32 or better.
         logits (`torch.FloatTensor` of shape `(batch, num_predicted, patch_height * patch_width * channels)`):
-            Predictions for the patches `ids_predict`, the elements of a patch in the order row, column, channel. Pixels
-            in the scale of `pixel_values`, or, with `norm_pix_loss`, normalised by patch: see
-            [`MAEForPreTraining.reconstruct`] for pictures.
-        mask (`torch.BoolTensor` of shape `(batch, num_patches)`): True = hidden from the encoder.
+            Predictions for the patches `ids_hidden` (their first ones with `prediction_ratio` below 1; the patches
+            `ids_keep` when none is hidden). The elements of a patch are in the order row, column, channel: pixels in
+            the scale of `pixel_values`, or, with `norm_pix_loss`, normalised by patch. For pictures see
+            [`MAEForPreTraining.reconstruct`].
         ids_keep (`torch.LongTensor` of shape `(batch, num_kept)`): Patch indices of the visible patches.
-        ids_predict (`torch.LongTensor` of shape `(batch, num_predicted)`): Patch indices of the predictions: the hidden
-            patches, their share `prediction_ratio` in training, or all patches when none is hidden.
+        ids_hidden (`torch.LongTensor` of shape `(batch, num_patches - num_kept)`): Patch indices of the hidden ones.
         hidden_states, attentions (`tuple` of `torch.FloatTensor`): The encoder's, when asked for.
-        decoder_hidden_states, decoder_attentions (`tuple` of `torch.FloatTensor`): The decoder's, when asked for; tokens
-            in the order class, visible, hidden; the last block has queries and outputs for the predicted ones only.
+        decoder_output ([`~transformers.modeling_outputs.BaseModelOutput`]): `hidden_states` and `attentions` of the
+            decoder, when asked for: tokens in the order class, visible, hidden; the last block has queries and outputs
+            for the predicted ones only.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
     ids_keep: torch.LongTensor | None = None
-    ids_predict: torch.LongTensor | None = None
+    ids_hidden: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    decoder_output: BaseModelOutput | None = None
 
 
 @dataclass
@@ -409,10 +415,6 @@ class MAEPreTrainedModel(PreTrainedModel):
         config.check()
         super().__init__(config, *inputs, **kwargs)
 
-    def post_init(self):
-        super().post_init()
-        maybe_install_capturing_hooks(self)  # now, since doing so later would break the graph of torch.compile
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialises one module the official way (He et al. 2021, appendix A.1: Xavier's uniform distribution).
@@ -516,6 +518,7 @@ class MAEModel(MAEPreTrainedModel):
         self.layers = nn.ModuleList([MAELayer(config, *sizes) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
+        maybe_install_capturing_hooks(self)  # now, since doing so later would break the graph of torch.compile
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -537,7 +540,8 @@ class MAEModel(MAEPreTrainedModel):
             mask_ratio (`float`, *optional*): Fraction of patches to hide, in [0, 1), chosen by `config.mask_sampling`.
                 `int(num_patches * (1 - mask_ratio))` stay visible. With `noise`, defaults to `config.mask_ratio`.
             noise (`torch.Tensor` of shape `(batch, num_patches)`, *optional*): Makes the choice replayable: sorted in
-                ascending order, the first patches stay visible (after [`masking_order`] for `block` and `grid`).
+                ascending order, the first patches stay visible (after [`masking_order`] for `block` and `grid`). Not
+                used where the mask itself is given.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch, num_patches)`, *optional*): The mask itself, True =
                 hidden, with the same number of hidden patches in each image.
             ids_keep (`torch.LongTensor` of shape `(batch, num_kept)`, *optional*): Patch indices to stay visible, those
@@ -553,9 +557,7 @@ class MAEModel(MAEPreTrainedModel):
             ValueError: If a shape or a ratio does not fit, or more than one way of masking is given.
         """
         grid_size = self._check_images(pixel_values, interpolate_pos_encoding)
-        ids_keep, ids_hidden, mask = self._choose_mask(
-            pixel_values, grid_size, mask_ratio, noise, bool_masked_pos, ids_keep
-        )
+        ids_keep, ids_hidden = self._choose_mask(pixel_values, grid_size, mask_ratio, noise, bool_masked_pos, ids_keep)
         hidden_states = self.embeddings(pixel_values, grid_size, ids_keep, ids_hidden)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -565,7 +567,7 @@ class MAEModel(MAEPreTrainedModel):
         else:
             visible = grid_size[0] * grid_size[1] if ids_keep is None else ids_keep.shape[1]
             pooled = hidden_states[:, 1 : 1 + visible].mean(dim=1)
-        return MAEModelOutput(hidden_states, pooled, mask, ids_keep, ids_hidden)
+        return MAEModelOutput(hidden_states, pooled, ids_keep, ids_hidden)
 
     def _check_images(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """Returns the grid of the images, (rows, columns)."""
@@ -590,11 +592,10 @@ class MAEModel(MAEPreTrainedModel):
 
     def _choose_mask(
         self, pixel_values, grid_size, mask_ratio, noise, bool_masked_pos, ids_keep
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Returns indices of visible patches (B, K), of hidden ones (B, N - K) and the mask (B, N); None if unmasked."""
-        sampled = mask_ratio is not None or noise is not None
-        if sampled + (bool_masked_pos is not None) + (ids_keep is not None) > 1:
-            raise ValueError("Give either mask_ratio and noise, or bool_masked_pos, or ids_keep: each is a whole mask.")
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Returns patch indices of the visible patches (B, K) and of the hidden ones (B, N - K), or None if unmasked."""
+        if sum(given is not None for given in (mask_ratio, bool_masked_pos, ids_keep)) > 1:
+            raise ValueError("Give one of mask_ratio, bool_masked_pos and ids_keep: each tells the whole mask.")
         num_images, num_patches = pixel_values.shape[0], grid_size[0] * grid_size[1]
         for name, given in (("noise", noise), ("bool_masked_pos", bool_masked_pos)):
             if given is not None and given.shape != (num_images, num_patches):
@@ -602,7 +603,7 @@ class MAEModel(MAEPreTrainedModel):
                     f"{name} must have the shape (batch, patches) = {(num_images, num_patches)} for images of "
                     f"{grid_size[0]} x {grid_size[1]} patches, got {tuple(given.shape)}. The class token has no place."
                 )
-        if sampled:
+        if bool_masked_pos is None and ids_keep is None and (mask_ratio is not None or noise is not None):
             mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
             if not 0 <= mask_ratio < 1:
                 raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio}.")
@@ -630,12 +631,10 @@ class MAEModel(MAEPreTrainedModel):
             hidden = hidden.scatter(1, ids_keep, 0).argsort(dim=1, stable=True)[:, num_kept:]
             order = torch.cat([ids_keep, hidden], dim=1)
         else:
-            return None, None, None
+            return None, None
         if num_kept == 0:
             raise ValueError(f"The mask hides all {num_patches} patches; leave at least one visible.")
-        ids_keep, ids_hidden = order[:, :num_kept], order[:, num_kept:]
-        mask = torch.ones(num_images, num_patches, dtype=torch.bool, device=order.device).scatter(1, ids_keep, False)
-        return ids_keep, ids_hidden, mask
+        return order[:, :num_kept], order[:, num_kept:]
 
 
 class MAEDecoder(MAEPreTrainedModel):
@@ -659,6 +658,7 @@ class MAEDecoder(MAEPreTrainedModel):
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.head = nn.Linear(width, patch_height * patch_width * config.num_channels)
         self.post_init()
+        maybe_install_capturing_hooks(self)  # as in the encoder
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -753,39 +753,42 @@ class MAEForPreTraining(MAEPreTrainedModel):
         """
         if mask_ratio is None and bool_masked_pos is None and ids_keep is None:
             mask_ratio = self.config.mask_ratio
-        masking = {"mask_ratio": mask_ratio, "noise": noise, "bool_masked_pos": bool_masked_pos, "ids_keep": ids_keep}
-        encoded = self.mae(pixel_values, **masking, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        encoded = self.mae(
+            pixel_values, mask_ratio, noise, bool_masked_pos, ids_keep, interpolate_pos_encoding, **kwargs
+        )
         ids_keep, ids_hidden = encoded.ids_keep, encoded.ids_hidden
 
         if prediction_ratio is None:
             prediction_ratio = self.config.prediction_ratio if self.training else 1.0
         if not 0 < prediction_ratio <= 1:
             raise ValueError(f"prediction_ratio must be in (0, 1], got {prediction_ratio}.")
-        num_hidden = ids_hidden.shape[1]
-        ids_predict = ids_hidden[:, : max(round(num_hidden * prediction_ratio), 1)] if num_hidden else None
+        ids_predict = None  # nothing is hidden: the visible patches are predicted
+        if ids_hidden.shape[1] > 0:
+            ids_predict = ids_hidden[:, : max(round(ids_hidden.shape[1] * prediction_ratio), 1)]
 
         patch_size = self.mae.embeddings.patch_size
         grid_size = (pixel_values.shape[2] // patch_size[0], pixel_values.shape[3] // patch_size[1])
         decoded = self.decoder(encoded.last_hidden_state, ids_keep, ids_predict, grid_size, **kwargs)
         predictions = decoded.last_hidden_state
-        ids_predict = ids_keep if ids_predict is None else ids_predict
         loss = None
         if return_loss:
+            ids_predict = ids_keep if ids_predict is None else ids_predict
             target = _at_least_float32(patchify(pixel_values, patch_size, ids_predict))  # (B, M, P * C)
             if self.config.norm_pix_loss:
                 mean, std = _patch_statistics(target)
                 target = (target - mean) / std
             loss = (_at_least_float32(predictions) - target).square().mean()
+        states = None
+        if decoded.hidden_states is not None or decoded.attentions is not None:
+            states = BaseModelOutput(hidden_states=decoded.hidden_states, attentions=decoded.attentions)
         return MAEForPreTrainingOutput(
             loss=loss,
             logits=predictions,
-            mask=encoded.mask,
             ids_keep=ids_keep,
-            ids_predict=ids_predict,
+            ids_hidden=ids_hidden,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_attentions=decoded.attentions,
+            decoder_output=states,
         )
 
     @torch.no_grad()
@@ -806,7 +809,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
         patch_size = self.mae.embeddings.patch_size
         patches = _at_least_float32(patchify(pixel_values, patch_size))  # (B, N, P * C)
         predictions = output.logits.to(patches.dtype)
-        index = output.ids_predict[..., None].expand_as(predictions)
+        ids_predict = output.ids_hidden if output.ids_hidden.shape[1] > 0 else output.ids_keep
+        index = ids_predict[:, : predictions.shape[1], None].expand_as(predictions)
         if self.config.norm_pix_loss:
             mean, std = _patch_statistics(patches.gather(1, index))
             predictions = predictions * std + mean
