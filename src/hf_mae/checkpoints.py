@@ -68,10 +68,11 @@ def load_checkpoint(
     if missing or "mae.layers.0.attention.qkv.weight" not in converted:
         raise ValueError(
             "This is not a checkpoint of the official MAE code: it lacks "
-            f"{', '.join(missing or ['blocks.0.attn.qkv.weight'])}. Its first tensors: {', '.join(list(state_dict)[:5])}."
+            f"{', '.join(missing or ['blocks.0.attn.qkv.weight'])}. It has, among others: "
+            f"{', '.join(list(state_dict)[:5])}."
         )
     if converted["mae.embeddings.patch_embeddings.weight"].ndim != 4:
-        raise ValueError("patch_embed.proj.weight must be the weight of a convolution, (width, channels, height, width).")
+        raise ValueError("patch_embed.proj.weight must have four dimensions: width, channels, patch height and width.")
     fields = {**_fields_of(converted, arguments), **config}
     for name in ("num_attention_heads", "decoder_num_attention_heads"):
         if name not in fields and ("decoder" not in name or "decoder.embed.weight" in converted):
@@ -106,7 +107,8 @@ def _read(checkpoint) -> tuple[dict[str, torch.Tensor], dict]:
             ) from error
     arguments = content.get("args") if isinstance(content, Mapping) else None
     state_dict = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(state_dict, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
+    is_mapping = isinstance(state_dict, Mapping)
+    if not is_mapping or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
         raise ValueError("A checkpoint must be a mapping from names to tensors, bare or under the key 'model'.")
     return dict(state_dict), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
 
@@ -177,7 +179,9 @@ def _build(
         raise ValueError("The checkpoint does not fit (names as in hf_mae):\n  " + "\n  ".join(problems))
     left_over = left_over + [name for name in tensors if name not in expected]
     if left_over:
-        logger.warning(f"{model_class.__name__} has no place for these tensors, they were left out: {', '.join(left_over)}.")
+        logger.warning(
+            f"{model_class.__name__} has no place for these tensors and left them out: {', '.join(left_over)}"
+        )
     model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in expected})
     return model.eval()
 

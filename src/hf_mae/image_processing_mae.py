@@ -47,7 +47,7 @@ def image_to_tensor(image: ImageInput, num_channels: int, channels_first: bool |
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             image = image.convert(_PIL_MODES[num_channels])
-        image, channels_first = np.array(image), False
+        image, channels_first = np.array(image, dtype=np.uint16 if image.mode == "I" else None), False
     if isinstance(image, np.ndarray):
         channels_first = bool(channels_first)
         image = image.astype(image.dtype.newbyteorder("="), copy=False)
@@ -82,6 +82,25 @@ def _channels_error(image: torch.Tensor, num_channels: int) -> str:
     )
 
 
+def to_byte_range(image: torch.Tensor) -> torch.Tensor:
+    """Returns an image as uint8, or as float32 in [0, 255] where it came with more than 8 bits or as floats in [0, 1].
+
+    Raises:
+        ValueError: If the type is another, or floats are not in [0, 1].
+    """
+    if image.dtype == torch.uint8:
+        return image
+    if image.dtype == torch.uint16:
+        return image.float() / 257
+    low, high = (value.item() for value in image.float().aminmax())
+    if not image.is_floating_point() or low < 0 or high > 1:
+        raise ValueError(
+            f"Images must be uint8, uint16 or floats in [0, 1]; got {image.dtype} with values from {low:g} to "
+            f"{high:g}. Convert them, or pass do_rescale=False to the image processor to take the values as they are."
+        )
+    return image.float() * 255
+
+
 def resize(image: torch.Tensor, size: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
     """Resizes `(..., channels, height, width)` to `size` = (height, width), antialiased; rounds for uint8.
 
@@ -99,8 +118,8 @@ class MAEImageProcessor(BaseImageProcessor):
     r"""Turns images into `pixel_values` and reconstructions into pictures.
 
     The default is the evaluation transform of the official code: the shorter side to 256 (bicubic, antialiased), centre
-    crop of 224, values to [0, 1], ImageNet's mean and deviation. Integers are scaled by the range of their type (8 or 16
-    bits); floats must be in [0, 1] unless `do_rescale=False` says that they are to be taken as they are.
+    crop of 224, values to [0, 1], ImageNet's mean and deviation. uint8 and uint16 are scaled by the range of the type;
+    floats must be in [0, 1] unless `do_rescale=False` says that they are to be taken as they are.
 
     Args:
         size (`dict`, *optional*, defaults to `{"shortest_edge": 256}`): `{"shortest_edge": s}` keeps the aspect: the
@@ -153,6 +172,11 @@ class MAEImageProcessor(BaseImageProcessor):
     def backend(self) -> str:
         return "torch"
 
+    @property
+    def crop_height_width(self) -> tuple[int, int]:
+        """Pixels of `pixel_values`, (height, width)."""
+        return self.crop_size.height, self.crop_size.width
+
     def process_image(
         self,
         image: ImageInput,
@@ -165,26 +189,9 @@ class MAEImageProcessor(BaseImageProcessor):
         """Returns one image as `(channels, height, width)`: uint8, or floats in [0, 255] if it is to be rescaled."""
         channels_first = None if input_data_format is None else str(input_data_format).endswith("first")
         image = image_to_tensor(image, num_channels, channels_first).to(device)
-        if image.dtype == torch.uint8:
-            return image
-        if image.is_floating_point():
-            image = image.float()
-            if not do_rescale:
-                return image
-            low, high = image.aminmax()
-            if low < 0 or high > 1:
-                raise ValueError(
-                    f"Float images must be in [0, 1], got [{low:g}, {high:g}]. Scale them, or pass do_rescale=False to "
-                    "take the values as they are."
-                )
-            return image * 255
-        if image.dtype in (torch.uint16, torch.int16, torch.int32, torch.int64):  # PIL's 16-bit modes may come as int32
-            image = image.float()
-            low, high = image.aminmax()
-            if low < 0 or high > 65535:
-                raise ValueError(f"Integer images must fit 16 bits without sign, got values in [{low:g}, {high:g}].")
-            return image / 257 if do_rescale else image
-        raise ValueError(f"Images must be uint8, 16-bit or float, got {image.dtype}.")
+        if do_rescale:
+            return to_byte_range(image)
+        return image if image.dtype == torch.uint8 else image.float()
 
     def _standardize_kwargs(self, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)

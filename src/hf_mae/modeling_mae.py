@@ -8,8 +8,8 @@ class, visible, hidden (attention does not mind the order), so nothing is unshuf
 last block, its norm, its head and the loss are computed for hidden patches only.
 
 One meaning of mask everywhere: bool, True = hidden from the encoder and predicted. *Patch* indices never count the
-class token. Shapes in comments: B batch, C channels, H x W pixels of an image, P pixels of a patch (height times width),
-N patches of an image, K visible (kept) ones, M hidden ones that are predicted, D width.
+class token. Shapes in comments: B batch, C channels, P pixels of a patch (height times width), N patches of an image,
+K visible (kept) ones, M hidden ones that are predicted, D width.
 """
 
 import copy
@@ -156,7 +156,7 @@ def unpatchify(patches: torch.Tensor, patch_size: tuple[int, int], grid_size: tu
     """Puts images together from all their patches; the inverse of [`patchify`].
 
     Args:
-        patches (`torch.Tensor` of shape `(batch, num_patches, patch_height * patch_width * channels)`): In raster order.
+        patches (`torch.Tensor` of shape `(batch, num_patches, patch_height * patch_width * channels)`): As cut.
         patch_size (`(height, width)`): Pixels of a patch.
         grid_size (`(rows, columns)`): Patches of an image.
 
@@ -225,7 +225,7 @@ def masking_order(noise: torch.Tensor, grid_size: tuple[int, int], sampling: str
     Args:
         noise (`torch.Tensor` of shape `(batch, num_patches)`): Any values; those of an image should differ.
         grid_size (`(rows, columns)`): Patches of an image.
-        sampling (`"random"`, `"block"` or `"grid"`): `"random"` returns the noise itself, as the official code sorts it.
+        sampling (`"random"`, `"block"` or `"grid"`): `"random"` returns the noise, which the official code sorts.
             `"grid"` orders the four positions of a 2 x 2 cell by noise and keeps whole positions first: at a ratio of
             0.75 one patch of every four stays, on a regular grid. `"block"` hides rectangles of a quarter of the image
             one after the other (centre and aspect from the noise, aspect between 0.3 and 1 / 0.3 as in BEiT, Bao et
@@ -401,7 +401,7 @@ class MAEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # else Trainer takes the loss for one that is divided by the accumulated batches already
+    accepts_loss_kwargs = False  # else Trainer, when accumulating, takes the loss for one that is divided already
     _no_split_modules = ["MAEEmbeddings", "MAELayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -483,8 +483,11 @@ class MAEPreTrainedModel(PreTrainedModel):
         else:
             wanted = kwargs.pop("image_size", image_size)
         loaded = load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        for module in model.modules():
+            if isinstance(module, MAEEmbeddings | MAEDecoder):  # the loader makes every parameter trainable
+                module.position_embeddings.requires_grad_(False)
         if _pair(wanted) != _pair(image_size):
-            model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
             model.resize_position_embeddings(wanted)
         return loaded
 
@@ -593,7 +596,7 @@ class MAEModel(MAEPreTrainedModel):
     def _choose_mask(
         self, pixel_values, grid_size, mask_ratio, noise, bool_masked_pos, ids_keep
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Returns patch indices of the visible patches (B, K) and of the hidden ones (B, N - K), or None if unmasked."""
+        """Returns indices of the visible patches (B, K) and of the hidden ones (B, N - K), or None if unmasked."""
         if sum(given is not None for given in (mask_ratio, bool_masked_pos, ids_keep)) > 1:
             raise ValueError("Give one of mask_ratio, bool_masked_pos and ids_keep: each tells the whole mask.")
         num_images, num_patches = pixel_values.shape[0], grid_size[0] * grid_size[1]
@@ -821,7 +824,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
 
 def _patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each patch (B, M, P * C) for `norm_pix_loss`: unbiased variance plus 1e-6 (official code)."""
+    """Mean and deviation of patches (B, M, P * C) for `norm_pix_loss`: unbiased variance plus 1e-6 (official code)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+import pytest
+from transformers import AutoConfig
+
+from hf_mae import MAEConfig, MAEForPreTraining, MAEModel
+
+
+def test_defaults__are_vit_base():
+    assert MAEConfig().to_dict() == MAEConfig.from_preset("base").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder_millions"),  # Dosovitskiy et al. 2020, Table 1; Touvron et al. 2020, Table 1, less their heads
+    [("tiny", 5.5), ("small", 21.7), ("base", 85.8), ("large", 303.3), ("huge", 630.8)],
+)
+def test_presets__have_the_published_size(name, encoder_millions):
+    import torch
+
+    with torch.device("meta"):
+        model = MAEModel(MAEConfig.from_preset(name))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(encoder_millions, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["base", "large", "huge"])
+def test_presets__have_the_papers_decoder(name):
+    config = MAEConfig.from_preset(name)
+    sizes = (config.decoder_num_hidden_layers, config.decoder_hidden_size, config.decoder_num_attention_heads)
+    assert sizes == (8, 512, 16)
+
+
+def test_presets__unknown_name_lists_the_known():
+    with pytest.raises(ValueError, match="'giant'; choose one of tiny, small, base, large, huge"):
+        MAEConfig.from_preset("giant")
+
+
+def test_saved_and_loaded__equal(tmp_path):
+    config = MAEConfig.from_preset("small", image_size=(64, 128), patch_size=(8, 16), num_channels=13, mask_ratio=0.6)
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+    assert config.grid_size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_size": 225}, r"\(225, 225\) is not a multiple of patch_size \(16, 16\).*\(224, 224\)"),
+        ({"image_size": (224, 100)}, r"nearest size that fits is \(224, 96\)"),
+        ({"hidden_size": 770}, "hidden_size 770 is not divisible by num_attention_heads 12"),
+        ({"decoder_hidden_size": 500}, "decoder_hidden_size 500 is not divisible by decoder_num_attention_heads 16"),
+        ({"hidden_size": 30, "num_attention_heads": 3}, "30 is not divisible by 4.*32"),
+        ({"mask_ratio": 1.0}, r"mask_ratio must be in \[0, 1\), got 1.0"),
+        ({"mask_ratio": -0.1}, r"mask_ratio must be in \[0, 1\), got -0.1"),
+        ({"prediction_ratio": 0}, r"prediction_ratio must be in \(0, 1\], got 0"),
+        ({"mask_sampling": "blok"}, r"mask_sampling must be one of .*'grid'.*got 'blok'"),
+        ({"pooling": "max"}, "pooling must be one of"),
+        ({"num_channels": 0}, "num_channels must be positive, got 0"),
+        ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers must be at least 1, got 0"),
+    ],
+)
+def test_impossible_values__say_what_is_wrong(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MAEConfig(**fields)
+
+
+def test_impossible_values__set_later_are_refused_by_the_model(tiny_config):
+    config = tiny_config()
+    config.mask_ratio = 1.5
+    with pytest.raises(ValueError, match="got 1.5"):
+        MAEForPreTraining(config)

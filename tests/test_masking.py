@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+import pytest
+import torch
+
+from hf_mae.modeling_mae import masking_order
+
+IMAGES = torch.randn(6, 3, 32, 64, generator=torch.Generator().manual_seed(1))  # 4 x 8 patches
+GRID, N = (4, 8), 32
+
+
+@pytest.fixture(params=["random", "block", "grid"])
+def model(request, tiny_model):
+    return tiny_model(image_size=(32, 64), mask_sampling=request.param)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.75, 0.9])
+def test_count__is_the_official_formula_for_every_image(model, ratio):
+    output = model(IMAGES, mask_ratio=ratio)
+    assert (output.mask.sum(dim=1) == N - int(N * (1 - ratio))).all()
+    assert output.mask.dtype == torch.bool
+    ids = torch.cat([output.ids_keep, output.ids_hidden], dim=1).sort(dim=1).values
+    assert torch.equal(ids, torch.arange(N).expand(6, N))  # a partition of the patches
+    assert not output.mask.gather(1, output.ids_keep).any()
+
+
+def test_noise__decides_alone(model):
+    noise = torch.rand(6, N)
+    first, second = (model(IMAGES, noise=noise) for _ in range(2))
+    assert torch.equal(first.ids_keep, second.ids_keep)
+    assert torch.equal(first.loss, second.loss)
+    assert not torch.equal(first.ids_keep, model(IMAGES, noise=torch.rand(6, N)).ids_keep)
+
+
+def test_without_noise__every_image_and_call_has_a_mask_of_its_own(tiny_model):
+    model = tiny_model(image_size=(32, 64))
+    masks = [model(IMAGES).mask for _ in range(2)]
+    assert len({tuple(mask.tolist()) for mask in torch.cat(masks)}) == 12
+    torch.manual_seed(3)
+    seeded = model(IMAGES).mask
+    torch.manual_seed(3)
+    assert torch.equal(model(IMAGES).mask, seeded)
+
+
+def test_random__keeps_the_least_noise(tiny_model):
+    noise = torch.rand(6, N)
+    output = tiny_model(image_size=(32, 64))(IMAGES, noise=noise, mask_ratio=0.75)
+    assert torch.equal(output.ids_keep, noise.argsort(dim=1)[:, :8])
+
+
+def test_grid__keeps_one_of_every_four(tiny_model):
+    kept = ~tiny_model(image_size=(32, 64), mask_sampling="grid")(IMAGES, mask_ratio=0.75).mask.view(6, *GRID)
+    cells = kept.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)  # (B, 2, 4, 4)
+    assert (cells.sum(dim=-1) == 1).all()
+    assert (cells == cells[:, :1, :1]).all()  # at the same place in each cell
+
+
+def test_block__hides_what_lies_together():
+    grid, noise = (14, 14), torch.rand(64, 196)
+
+    def neighbours_alike(sampling):
+        order = masking_order(noise, grid, sampling).argsort(dim=1)
+        hidden = torch.zeros(64, 196).scatter(1, order[:, 98:], 1.0).view(64, *grid)
+        return (hidden[:, 1:] == hidden[:, :-1]).float().mean().item()
+
+    assert neighbours_alike("random") == pytest.approx(0.5, abs=0.03)
+    assert neighbours_alike("block") > 0.85
+    assert neighbours_alike("grid") < 0.52
+
+
+def test_block__hides_every_place_now_and_then():
+    order = masking_order(torch.rand(4096, 64), (8, 8), "block").argsort(dim=1)
+    hidden = torch.zeros(4096, 64).scatter(1, order[:, 32:], 1.0).mean(dim=0)
+    assert hidden.min() > 0.2  # the corners: fewer rectangles reach them
+    assert hidden.max() < 0.8
+
+
+def test_bool_masked_pos__is_taken_as_it_is(tiny_model):
+    model = tiny_model(image_size=(32, 64))
+    mask = torch.rand(6, N).argsort(dim=1) < 10
+    output = model(IMAGES, bool_masked_pos=mask)
+    assert torch.equal(output.mask, mask)
+    assert torch.equal(output.ids_keep.sort(dim=1).values, output.ids_keep)  # raster order
+    assert output.logits.shape == (6, 10, 8 * 8 * 3)
+
+
+def test_three_ways_to_say_the_same_mask__same_loss(tiny_model):
+    model = tiny_model(image_size=(32, 64))
+    by_noise = model(IMAGES, noise=torch.rand(6, N))
+    by_mask = model(IMAGES, bool_masked_pos=by_noise.mask)
+    by_ids = model(IMAGES, ids_keep=by_noise.ids_keep)
+    torch.testing.assert_close(by_noise.loss, by_mask.loss)
+    torch.testing.assert_close(by_noise.loss, by_ids.loss)
+    assert torch.equal(by_ids.mask, by_noise.mask)
+
+
+def test_ratio_zero__finite_loss_over_all_patches(model):
+    output = model(IMAGES, mask_ratio=0)
+    assert output.loss.isfinite()
+    assert output.logits.shape[1] == N
+    assert not output.mask.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask_ratio": 1.0}, r"mask_ratio must be in \[0, 1\), got 1.0"),
+        ({"mask_ratio": -0.5}, r"mask_ratio must be in \[0, 1\), got -0.5"),
+        ({"mask_ratio": 0.99}, "hides all 32 patches"),
+        ({"noise": torch.rand(6, N + 1)}, r"noise must have the shape \(batch, patches\) = \(6, 32\).*got \(6, 33\)"),
+        ({"noise": torch.rand(5, N)}, r"got \(5, 32\)"),
+        ({"bool_masked_pos": torch.zeros(6, 4, 8).bool()}, r"bool_masked_pos must have the shape.*got \(6, 4, 8\)"),
+        ({"bool_masked_pos": torch.ones(6, N).bool()}, "hides all 32 patches"),
+        ({"bool_masked_pos": torch.arange(6)[:, None] > torch.arange(N)}, r"same number.*\[0, 1, 2, 3, 4, 5\]"),
+        ({"ids_keep": torch.arange(33).expand(6, 33)}, r"ids_keep must have the shape.*got \(6, 33\)"),
+        ({"bool_masked_pos": torch.zeros(6, N).bool(), "mask_ratio": 0.5}, "Give one of mask_ratio"),
+        ({"prediction_ratio": 0.0}, r"prediction_ratio must be in \(0, 1\], got 0.0"),
+    ],
+)
+def test_bad_masks__say_what_is_wrong(tiny_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(image_size=(32, 64))(IMAGES, **arguments)
