@@ -4,6 +4,7 @@
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import torch
 from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
@@ -42,6 +43,9 @@ def image_to_tensor(image: ImageInput, num_channels: int, channels_first: bool |
         ValueError: If the image has another number of channels.
     """
     if isinstance(image, PIL.Image.Image):
+        if image.mode == "LAB":  # the one mode that convert() does not know the way from
+            lab, rgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
+            image = PIL.ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
         deep = image.mode.startswith(("I", "F"))  # 16 or 32 bits, which convert() would clip
         if not deep and num_channels in _PIL_MODES and image.mode != _PIL_MODES[num_channels]:
             if "transparency" in image.info:
@@ -104,7 +108,7 @@ def to_byte_range(image: torch.Tensor) -> torch.Tensor:
 def resize(image: torch.Tensor, size: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
     """Resizes `(..., channels, height, width)` to `size` = (height, width), antialiased; rounds for uint8.
 
-    Agrees with PIL's `resize` to one grey level for uint8, the algorithm being the same.
+    For uint8 the algorithm is that of PIL's `resize`: nearly all pixels agree, the others to two grey levels.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
@@ -176,6 +180,13 @@ class MAEImageProcessor(BaseImageProcessor):
     def crop_height_width(self) -> tuple[int, int]:
         """Pixels of `pixel_values`, (height, width)."""
         return self.crop_size.height, self.crop_size.width
+
+    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+        """Returns a flat list of images; the library's own knows no arrays without channels."""
+        images = self.fetch_images(images)
+        if isinstance(images, list | tuple):
+            return [image for part in images for image in self._prepare_images_structure(part)]
+        return list(images) if getattr(images, "ndim", expected_ndims) == 4 else [images]
 
     def process_image(
         self,

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+import pytest
+import torch
+
+from hf_mae import MAEImageProcessor
+from hf_mae.data import open_images
+from hf_mae.evaluation import Evaluation, knn_accuracy
+from hf_mae.visualization import reconstruction_sheet
+
+
+def test_knn__finds_clusters_and_nothing_in_noise():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    noise = torch.randn(400, 16, generator=generator)
+    clusters = torch.randn(4, 16, generator=generator)[labels] * 3 + noise
+    assert knn_accuracy(clusters, labels) > 0.95
+    assert knn_accuracy(clusters[:300], labels[:300], clusters[300:], labels[300:]) > 0.95
+    assert knn_accuracy(noise, labels) == pytest.approx(0.25, abs=0.08)
+
+
+def test_knn__weighs_votes_by_similarity():
+    """One very near neighbour of class 1 beats two far ones of class 0."""
+    features = torch.tensor([[1.0, 0.05], [0.5, 1.0], [0.4, 1.0]])
+    query = torch.tensor([[1.0, 0.0]])
+    assert knn_accuracy(features, torch.tensor([1, 0, 0]), query, torch.tensor([1]), num_neighbors=3) == 1.0
+    assert knn_accuracy(features, torch.tensor([1, 0, 0]), query, torch.tensor([1]), 3, temperature=100.0) == 0.0
+
+
+def test_knn__leave_one_out_does_not_find_itself():
+    features = torch.eye(6)
+    assert knn_accuracy(features, torch.arange(6)) == 0.0
+
+
+def test_evaluation__is_the_same_at_every_call_and_leaves_the_mode(tiny_model):
+    model = tiny_model(image_size=28, patch_size=4, num_channels=1).train()
+    processor = MAEImageProcessor.for_image_size(28, num_channels=1)
+    evaluation = Evaluation(open_images(), open_images(split="test"), processor, max_images=100, batch_size=16)
+    first, second = evaluation(model), evaluation(model)
+    assert first == second
+    assert set(first) == {"eval_loss", "knn_accuracy"}
+    assert 0 <= first["knn_accuracy"] <= 1
+    assert model.training
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(1.5)
+    third = evaluation(model)
+    assert third["eval_loss"] != first["eval_loss"]
+    assert third["knn_accuracy"] == first["knn_accuracy"]  # features are the encoder's
+
+
+def test_sheet__shows_original_masked_and_reconstruction(tiny_model):
+    model = tiny_model(image_size=(32, 64))
+    processor = MAEImageProcessor.for_image_size((32, 64))
+    pixels = torch.full((3, 3, 32, 64), 1.0)
+    sheet = reconstruction_sheet(model, processor, pixels, columns=2, min_side=64)
+    assert sheet.mode == "RGB"
+    (white,) = {colour for _, colour in processor.post_process_reconstruction(pixels)[0].getcolors()}
+    assert sheet.getpixel((5, 30)) == white  # the original, at twice its size: 128 x 64
+    masked = {sheet.getpixel((132 + 16 * column + 8, 16 + 16 * row + 8)) for row in range(4) for column in range(8)}
+    assert masked == {white, (124, 116, 104)}  # ImageNet's mean colour where patches are hidden

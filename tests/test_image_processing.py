@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_mae import MAEImageProcessor
+from hf_mae.image_processing_mae import image_to_tensor
+
+
+def photograph(height=300, width=400, channels=3):
+    """Smooth in places, noisy in others, uint8 HWC."""
+    y, x = np.mgrid[0:height, 0:width] / 40
+    waves = [np.sin(x * (c + 1)) * np.cos(y * (c + 2)) for c in range(channels)]
+    noise = np.random.default_rng(0).normal(0, 0.1, (height, width, channels)) * (x > 4)[..., None]
+    return ((0.5 * np.stack(waves, -1) + noise).clip(-1, 1) * 127.5 + 127.5).round().astype(np.uint8)
+
+
+def process(image, **arguments):
+    return MAEImageProcessor(**arguments)(image, return_tensors="pt").pixel_values
+
+
+@pytest.mark.parametrize("size", [(300, 400), (500, 375), (240, 1000), (100, 80), (256, 256)])
+def test_evaluation_transform__is_the_official_one(size):
+    """Resize(256, bicubic), CenterCrop(224), ToTensor, Normalize, written with PIL; nearly all pixels agree."""
+    image = PIL.Image.fromarray(photograph(*size))
+    short = min(size)
+    resized = image.resize((int(256 * size[1] / short), int(256 * size[0] / short)), PIL.Image.Resampling.BICUBIC)
+    top, left = round((resized.height - 224) / 2), round((resized.width - 224) / 2)
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224)), dtype=np.float64)
+    ours = process(image)
+    assert ours.shape == (1, 3, 224, 224)
+    assert ours.dtype == torch.float32
+    grey_levels = (ours[0].permute(1, 2, 0).numpy() * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255
+    difference = np.abs(grey_levels - expected)
+    assert difference.max() < 2.01
+    assert (difference > 0.5).mean() < 0.01
+
+
+@pytest.mark.parametrize("image_size", [224, 28, (64, 128), (512, 256)])
+def test_for_image_size__keeps_the_ratio(image_size):
+    processor = MAEImageProcessor.for_image_size(image_size)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    assert processor.size.shortest_edge == round(min(height, width) * 8 / 7)
+    for size in ((300, 400), (400, 300), (50, 700)):
+        assert processor(photograph(*size), return_tensors="pt").pixel_values.shape == (1, 3, height, width)
+
+
+def test_rectangles__are_covered_not_stretched():
+    """A picture of the crop's aspect loses an eighth on each side, no more."""
+    image = np.zeros((70, 140, 3), np.uint8)
+    image[:, :5] = image[:, -5:] = 255  # inside the margin that the crop takes away
+    pixels = process(image, size=80, crop_size=(70, 140), do_normalize=False)
+    assert pixels[..., 2:-2].max() < 0.05
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "PA"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pil_modes__all_give_the_same_picture(mode, channels):
+    grey = photograph(channels=1)[..., 0]
+    image = PIL.Image.fromarray(grey)
+    if mode in ("I;16", "I"):
+        image = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+        image = image.convert("I") if mode == "I" else image
+    elif mode in ("LAB", "HSV"):
+        image = (
+            image.convert("RGB").convert(mode) if mode == "HSV" else PIL.Image.new("LAB", image.size, (128, 128, 128))
+        )
+    elif mode == "PA":
+        image = image.convert("P").convert("PA")
+    else:
+        image = image.convert(mode)
+    pixels = process(image, num_channels=channels, do_normalize=False)
+    assert pixels.shape == (1, channels, 224, 224)
+    assert 0 <= pixels.min() <= pixels.max() <= 1
+    if mode in ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "P"):
+        expected = process(grey, num_channels=1, do_normalize=False)
+        torch.testing.assert_close(pixels[:, :1], expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["HWC", "CHW", "tensor", "float", "uint16", "tensor HWC"])
+def test_arrays__of_every_layout_agree(kind):
+    image = photograph()
+    given = {
+        "HWC": image,
+        "CHW": image.transpose(2, 0, 1),
+        "tensor": torch.from_numpy(image).permute(2, 0, 1),
+        "tensor HWC": torch.from_numpy(image),
+        "float": (image / 255).astype(np.float32),
+        "uint16": image.astype(np.uint16) * 257,
+    }[kind]
+    tolerance = 0.02 if kind in ("float", "uint16") else 0  # uint8 is rounded while resizing: a grey level
+    torch.testing.assert_close(process(given), process(PIL.Image.fromarray(image)), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_channels__any_number(channels):
+    image = photograph(channels=channels)
+    processor = MAEImageProcessor(num_channels=channels)
+    expected = processor(image, return_tensors="pt").pixel_values
+    assert expected.shape == (1, channels, 224, 224)
+    assert torch.equal(processor(image.transpose(2, 0, 1), return_tensors="pt").pixel_values, expected)
+    assert len(processor.image_mean) == len(processor.image_std) == channels
+
+
+def test_channels__ambiguous_arrays_follow_their_library_unless_told():
+    image = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3)
+    assert torch.equal(image_to_tensor(image, 3), torch.from_numpy(image).permute(2, 0, 1))
+    assert torch.equal(image_to_tensor(torch.from_numpy(image), 3), torch.from_numpy(image))
+    assert torch.equal(image_to_tensor(image, 3, channels_first=True), torch.from_numpy(image))
+    first = process(image, input_data_format="channels_first", do_resize=False, do_center_crop=False)
+    assert first.shape == (1, 3, 5, 3)
+
+
+def test_grey__is_repeated_for_a_colour_model():
+    pixels = process(photograph(channels=1)[..., 0], do_normalize=False)
+    assert pixels.shape == (1, 3, 224, 224)
+    assert torch.equal(pixels[:, 0], pixels[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("image", "arguments", "message"),
+    [
+        (
+            photograph(channels=4),
+            {},
+            r"Expected an image of 3 channels, or grey.*got shape \(300, 400, 4\).*num_channels",
+        ),
+        (photograph(), {"num_channels": 13}, "Expected an image of 13 channels"),
+        (photograph().astype(np.float32), {}, r"floats in \[0, 1\]; got torch.float32 with values from 21 to 240"),
+        (photograph().astype(np.int64), {}, "got torch.int64"),
+        (photograph(), {"image_mean": [0.5, 0.5]}, "image_mean has 2 values for 3 channels"),
+        (photograph(), {"resample": 1}, r"resample must be 0 \(nearest\), 2 \(bilinear\) or 3 \(bicubic\), got 1"),
+    ],
+)
+def test_bad_images__say_what_is_wrong(image, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        process(image, **arguments)
+
+
+def test_images_of_different_sizes__cannot_be_stacked():
+    with pytest.raises(ValueError, match="can't be stacked"):
+        process([photograph(40, 40), photograph(50, 40)], do_resize=False, do_center_crop=False)
+
+
+def test_do_rescale_false__takes_values_as_they_are():
+    image = np.random.default_rng(0).normal(size=(224, 224, 3)).astype(np.float32)
+    pixels = process(image, do_resize=False, do_rescale=False, do_normalize=False)
+    assert torch.equal(pixels[0], torch.from_numpy(image).permute(2, 0, 1))
+
+
+def test_batches__equal_single_images():
+    images = [photograph(300, 400), photograph(224, 224), photograph(100, 900)]
+    assert torch.equal(process(images), torch.cat([process(image) for image in images]))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_way_back__is_exact(channels):
+    image = photograph(64, 64, channels)
+    arguments = {"do_resize": False, "do_center_crop": False, "num_channels": channels}
+    processor = MAEImageProcessor(**arguments)
+    (picture,) = processor.post_process_reconstruction(processor(image, return_tensors="pt").pixel_values)
+    assert picture.mode == {1: "L", 2: "L", 3: "RGB", 4: "RGBA", 13: "RGB"}[channels]
+    shown = np.asarray(picture).reshape(64, 64, -1)
+    assert np.array_equal(shown, image[..., : shown.shape[-1]])
+
+
+@pytest.mark.parametrize("backend", [None, "pil", "torchvision"])
+def test_saved_and_loaded__by_the_auto_class_with_and_without_torchvision(tmp_path, backend):
+    processor = MAEImageProcessor.for_image_size((28, 56), num_channels=1, image_mean=[0.3], image_std=[0.2])
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+    assert type(loaded) is MAEImageProcessor
+    image = photograph(channels=1)
+    expected = processor(image, return_tensors="pt").pixel_values
+    assert torch.equal(loaded(image, return_tensors="pt").pixel_values, expected)
+
+
+def test_pipeline__gives_features_of_a_file(tiny_model, tmp_path):
+    from transformers import pipeline
+
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    processor = MAEImageProcessor.for_image_size(32)
+    processor.save_pretrained(tmp_path)
+    PIL.Image.fromarray(photograph()).save(tmp_path / "picture.png")
+    extract = pipeline("image-feature-extraction", model=str(tmp_path), device="cpu")
+    features = extract(str(tmp_path / "picture.png"), return_tensors=True)
+    pixels = processor(PIL.Image.fromarray(photograph()), return_tensors="pt").pixel_values
+    torch.testing.assert_close(features, model.mae(pixels).last_hidden_state)
+    assert len(extract(str(tmp_path / "picture.png"), pool=True)[0]) == 32

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""A saved folder loads in a process that cannot import hf_mae, is trained there, saved, and loaded again."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hf_mae import MAEImageProcessor, MAEModel
+
+CODE = {"configuration_mae.py", "image_processing_mae.py", "modeling_mae.py"}
+ALL = {"AutoConfig", "AutoModel", "AutoModelForPreTraining", "AutoImageProcessor"}
+BLOCK = """
+import importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hf_mae":
+            raise ImportError("blocked by the test")
+sys.meta_path.insert(0, Block())
+"""
+LOAD = (
+    BLOCK
+    + """
+import sys, torch
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+source, target, noise, expected = sys.argv[1], sys.argv[2], torch.load(sys.argv[3]), torch.load(sys.argv[4])
+trust = {"trust_remote_code": True}
+pixels = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+encoder = AutoModel.from_pretrained(source, **trust).eval()
+assert torch.equal(encoder(pixels).pooler_output, expected["pooled"])
+assert AutoConfig.from_pretrained(source, **trust).model_type == "mae"
+processor = AutoImageProcessor.from_pretrained(source, **trust)
+assert processor(torch.zeros(3, 40, 40, dtype=torch.uint8), return_tensors="pt").pixel_values.shape == (1, 3, 32, 32)
+assert AutoModel.from_pretrained(source, image_size=64, **trust).config.image_size == 64
+assert pipeline("image-feature-extraction", model=source, device="cpu", **trust) is not None
+
+model = AutoModelForPreTraining.from_pretrained(source, **trust)
+if "loss" in expected:
+    assert torch.equal(model(pixels, noise=noise).loss, expected["loss"])
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+for _ in range(2):
+    loss = model.train()(pixels, noise=noise).loss
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+model.save_pretrained(target)
+processor.save_pretrained(target)
+again = AutoModelForPreTraining.from_pretrained(target, **trust)
+assert torch.equal(again.eval()(pixels, noise=noise).loss, model.eval()(pixels, noise=noise).loss)
+assert not torch.equal(again(pixels, noise=noise).loss, loss)
+print("fine")
+"""
+)
+
+
+@pytest.mark.parametrize("saved", ["pre-training model", "encoder"])
+def test_folder__loads_trains_and_saves_without_the_package(tiny_model, tmp_path, saved):
+    source, target = tmp_path / "source", tmp_path / "target"
+    model, noise = tiny_model(), torch.rand(2, 16)
+    pixels = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+    expected = {"pooled": model.mae(pixels).pooler_output.detach()}
+    if saved == "encoder":
+        model.mae.save_pretrained(source)
+    else:
+        model.save_pretrained(source)
+        expected["loss"] = model(pixels, noise=noise).loss.detach()
+    MAEImageProcessor.for_image_size(32).save_pretrained(source)
+    torch.save(noise, tmp_path / "noise.pt")
+    torch.save(expected, tmp_path / "expected.pt")
+
+    arguments = [str(tmp_path / name) for name in ("source", "target", "noise.pt", "expected.pt")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", LOAD, *arguments]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("fine\n"), done.stderr
+
+    for folder in (source, target):
+        assert {path.name for path in folder.glob("*.py")} == CODE
+        assert set(json.loads((folder / "config.json").read_text())["auto_map"]) == ALL
+    assert type(MAEModel.from_pretrained(target)) is MAEModel  # and back here
+
+
+def test_shipped_files__import_nothing_but_torch_transformers_and_each_other():
+    import ast
+    from pathlib import Path
+
+    import hf_mae
+
+    allowed = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}  # the last three come with transformers
+    for name in CODE:
+        for node in ast.walk(ast.parse((Path(hf_mae.__file__).parent / name).read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 1:
+                assert node.module + ".py" in CODE
+                continue
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module]
+            else:
+                continue
+            for module in modules:
+                assert module.split(".")[0] in allowed | set(sys.stdlib_module_names), f"{name} imports {module}"
