@@ -4,7 +4,7 @@
 
     python examples/run_pretraining.py                                          # embedded images, minutes on a CPU
     python examples/run_pretraining.py --data path/to/images --output_dir out   # ViT-B/16 on your images
-    python examples/run_pretraining.py examples/recipes/pretrain_base.yaml --data path/to/imagenet
+    python examples/run_pretraining.py examples/recipes/pretrain_imagenet.yaml --data path/to/imagenet
     accelerate launch examples/run_pretraining.py ...                           # all GPUs of a machine
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/run_pretraining.py ...   # two processes on a CPU
 
@@ -12,6 +12,7 @@ A recipe is a YAML file of the same names as the flags; flags override it. The s
 interrupted. `--output_dir` ends up with the model, its image processor, card, log and a sheet of reconstructions.
 """
 
+import argparse
 import math
 import os
 import signal
@@ -20,6 +21,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -107,13 +109,17 @@ class PretrainingArguments:
     save_total_limit: int = setting(2, "Checkpoints to keep.")
     eval_steps: int | None = setting(None, "Steps between evaluations. Nothing: ten in a run.")
     eval_images: int = setting(5000, "At most so many images for the evaluation, and as neighbours.")
-    resume: str = setting("auto", "auto: continue a run that is in --output_dir; never: refuse to.")
+    resume: Literal["auto", "never"] = setting(
+        "auto", "auto: continue a run that is in --output_dir; never: refuse to."
+    )
     overwrite_output_dir: bool = setting(False, "Delete a run that is in --output_dir.")
 
 
 def parse_arguments(argv: list[str]) -> PretrainingArguments:
     """Defaults, overridden by a recipe (the first argument), overridden by flags. Without data: the sample's recipe."""
-    parser = HfArgumentParser(PretrainingArguments, description=__doc__)
+    parser = HfArgumentParser(
+        PretrainingArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     recipe = argv.pop(0) if argv and argv[0].endswith((".yaml", ".yml")) else None
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     if recipe is None and arguments.data is None:
@@ -153,6 +159,11 @@ def build_model(args: PretrainingArguments) -> tuple[MAEForPreTraining, MAEImage
     return model, MAEImageProcessor.for_image_size(config.image_size, num_channels=config.num_channels, **statistics)
 
 
+def ignore_interrupts(worker_id: int):
+    """For loader workers: Ctrl-C reaches them too, but the step that is on its way still needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def main():
     args = parse_arguments(sys.argv[1:])
     logging.disable_progress_bar()  # of loading and saving weights; the run has one of its own
@@ -189,9 +200,11 @@ def main():
     # ------------------------------------------------------------------------------------------------------------------
     # Model, optimizer, loaders. The order of samples is a function of seed and step: nothing of it was saved.
     torch.manual_seed(args.seed)
-    plain_model, image_processor = build_model(args)
     if checkpoint:
         plain_model = MAEForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)
+        image_processor = MAEImageProcessor.from_pretrained(checkpoint)
+    else:
+        plain_model, image_processor = build_model(args)
     config = plain_model.config
     if args.gradient_checkpointing:
         plain_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -223,9 +236,10 @@ def main():
     workers = args.dataloader_num_workers
     if workers is None:  # on a CPU the model has better use for the cores
         workers = 0 if accelerator.device.type == "cpu" else min(os.cpu_count() // accelerator.num_processes, 16)
+    options = {"num_workers": workers, "worker_init_fn": ignore_interrupts}
     pin_memory = accelerator.device.type == "cuda"
-    batches = iter(DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory))
-    options = {"batch_size": args.per_device_train_batch_size, "num_workers": workers}
+    batches = iter(DataLoader(dataset, batch_sampler=sampler, pin_memory=pin_memory, **options))
+    options["batch_size"] = args.per_device_train_batch_size
     evaluation = Evaluation(train_images, test_images, image_processor, args.eval_images, **options)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -250,8 +264,14 @@ def main():
     # ------------------------------------------------------------------------------------------------------------------
     # The run
     stop_signals = []
+
+    def stop(number: int, frame):
+        if number in stop_signals:
+            raise KeyboardInterrupt("Stopped at once; the last checkpoint stays.")
+        stop_signals.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, frame: stop_signals.append(received))
+        signal.signal(number, stop)
     started = time.perf_counter()
 
     def save(step: int):
@@ -259,7 +279,9 @@ def main():
             standing = {**record, "seconds": state["seconds"] + time.perf_counter() - started}
             save_checkpoint(output_dir, step, plain_model, image_processor, optimizer, standing, args.save_total_limit)
 
-    bar = tqdm(total=max_steps, initial=state["step"], disable=not is_main, unit="step", dynamic_ncols=True)
+    interval = 0.1 if sys.stderr.isatty() else 30  # seconds: in a log file every update is a line
+    options = {"unit": "step", "dynamic_ncols": True, "mininterval": interval, "maxinterval": max(interval, 10)}
+    bar = tqdm(total=max_steps, initial=state["step"], disable=not is_main, **options)
     loss_sum, steps_since, waited, since = torch.zeros((), device=accelerator.device), 0, 0.0, time.perf_counter()
     shown = {}
     for step in range(state["step"] + 1, max_steps + 1):
@@ -300,7 +322,7 @@ def main():
             if is_main:
                 metrics.write(step, **shown)
             short = {"loss": f"{mean_loss:.4f}", "lr": f"{group['lr']:.2e}", "wait": f"{waited / seconds:.0%}"}
-            bar.set_postfix(**short, img_s=f"{shown['images_per_second']:.0f}")
+            bar.set_postfix(**short, img_s=f"{shown['images_per_second']:.0f}", refresh=False)
             loss_sum.zero_()
             steps_since, waited, since = 0, 0.0, time.perf_counter()
         if step % eval_steps == 0 or last:

@@ -162,5 +162,6 @@ def test_pretraining__on_a_folder_from_a_checkpoint_with_a_recipe(finished, tmp_
 )
 def test_pretraining__mistakes_are_told(tmp_path, arguments, message):
     (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
-    printed = run(SCRIPT, *(argument.format(tmp=tmp_path) for argument in arguments), code=1)
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    printed = run(SCRIPT, *arguments, "--output_dir", tmp_path / "run", code=1)
     assert message in printed
