@@ -27,6 +27,13 @@ def test_knn__weighs_votes_by_similarity():
     assert knn_accuracy(features, torch.tensor([1, 0, 0]), query, torch.tensor([1]), 3, temperature=100.0) == 0.0
 
 
+def test_knn__is_exact_under_autocast():
+    features, labels = torch.randn(200, 8), torch.arange(200) % 5
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = knn_accuracy(features, labels)
+    assert under_autocast == knn_accuracy(features, labels)
+
+
 def test_knn__leave_one_out_does_not_find_itself():
     features = torch.eye(6)
     assert knn_accuracy(features, torch.arange(6)) == 0.0

@@ -139,7 +139,9 @@ def test_pretraining__on_a_folder_from_a_checkpoint_with_a_recipe(finished, tmp_
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("max_steps: 2\nper_device_train_batch_size: 4\nimage_size: 56\nnum_channels: 1\n")
     arguments = [recipe, "--data", tmp_path, "--model_name_or_path", finished[0], "--output_dir", tmp_path / "run"]
+    arguments += ["--bf16", "true", "--gradient_checkpointing", "--max_grad_norm", "1.0"]
     printed = run(SCRIPT, *arguments, "--norm_pix_loss", "true", "--max_steps", "3")
+    assert "cpu, bf16" in printed
     assert "8 from" in printed
     assert "no labels" in printed
     assert "56 x 56 pixels, 14 x 14 patches" in printed
