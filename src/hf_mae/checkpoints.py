@@ -141,15 +141,16 @@ def _fields_of(tensors: dict[str, torch.Tensor], arguments: dict) -> dict:
     side = math.isqrt(tensors["mae.embeddings.position_embeddings"].shape[1] - 1)
     image_size = (side * patch_height, side * patch_width)
     fields["image_size"] = image_size[0] if image_size[0] == image_size[1] else image_size
-    presets = {preset[1:3]: preset for preset in _PRESETS.values()}
-    if (width, fields["num_hidden_layers"]) in presets:
-        fields["num_attention_heads"] = presets[width, fields["num_hidden_layers"]][3]
+    presets = [MAEConfig.from_preset(name) for name in _PRESETS]
+    heads = {(preset.hidden_size, preset.num_hidden_layers): preset.num_attention_heads for preset in presets}
+    if (width, fields["num_hidden_layers"]) in heads:
+        fields["num_attention_heads"] = heads[width, fields["num_hidden_layers"]]
     if "decoder.embed.weight" in tensors:
         decoder_width = tensors["decoder.embed.weight"].shape[0]
         fields["decoder_hidden_size"] = decoder_width
         fields["decoder_num_hidden_layers"] = _num_layers(tensors, "decoder.layers")
         fields["decoder_intermediate_size"] = tensors["decoder.layers.0.mlp.fc1.weight"].shape[0]
-        heads = {preset[5]: preset[7] for preset in _PRESETS.values()}
+        heads = {preset.decoder_hidden_size: preset.decoder_num_attention_heads for preset in presets}
         if decoder_width in heads:
             fields["decoder_num_attention_heads"] = heads[decoder_width]
         fields.update({name: arguments[name] for name in ("norm_pix_loss", "mask_ratio") if name in arguments})

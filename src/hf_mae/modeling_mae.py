@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
-from .configuration_mae import MAEConfig
+from .configuration_mae import MAEConfig, _pair
 
 if TYPE_CHECKING:
     # Ships the processor's file with every saved model: the copier follows relative imports by their text.
@@ -142,8 +142,8 @@ def patchify(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids: torch
         `torch.Tensor` of shape `(batch, num_patches or num_ids, patch_height * patch_width * channels)`: elements of a
         patch in the order row, column, channel (the layout of the official prediction head).
     """
-    batch_size, channels, height, width = pixel_values.shape
-    rows, columns = height // patch_size[0], width // patch_size[1]
+    batch_size, channels = pixel_values.shape[:2]
+    rows, columns = _grid_of(pixel_values, patch_size)
     patches = pixel_values.reshape(batch_size, channels, rows, patch_size[0], columns, patch_size[1])
     patches = patches.permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, P height, P width, C), a view
     if ids is None:
@@ -209,6 +209,11 @@ def resample_position_table(table: torch.Tensor, old: tuple[int, int], new: tupl
     patches = table[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, columns)
     patches = nn.functional.interpolate(_at_least_float32(patches), size=new, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+def _grid_of(pixel_values: torch.Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Patches of the images (B, C, height, width), (rows, columns)."""
+    return pixel_values.shape[2] // patch_size[0], pixel_values.shape[3] // patch_size[1]
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -385,10 +390,6 @@ def _rows(positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return nn.functional.embedding(ids, positions[0, 1:])
 
 
-def _pair(size: int | list[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Models
 
@@ -444,12 +445,14 @@ class MAEPreTrainedModel(PreTrainedModel):
         """
         self.config.image_size = image_size if isinstance(image_size, int) else list(image_size)
         self.config.check()
-        for module in self.modules():
-            if isinstance(module, MAEEmbeddings | MAEDecoder):
-                table = module.position_embeddings
-                resampled = resample_position_table(table.detach(), module.grid_size, self.config.grid_size)
-                module.position_embeddings = nn.Parameter(resampled, requires_grad=table.requires_grad)
-                module.grid_size = self.config.grid_size
+        for module in self._modules_with_positions():
+            table = module.position_embeddings
+            resampled = resample_position_table(table.detach(), module.grid_size, self.config.grid_size)
+            module.position_embeddings = nn.Parameter(resampled, requires_grad=table.requires_grad)
+            module.grid_size = self.config.grid_size
+
+    def _modules_with_positions(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, MAEEmbeddings | MAEDecoder)]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -484,9 +487,8 @@ class MAEPreTrainedModel(PreTrainedModel):
             wanted = kwargs.pop("image_size", image_size)
         loaded = load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        for module in model.modules():
-            if isinstance(module, MAEEmbeddings | MAEDecoder):  # the loader makes every parameter trainable
-                module.position_embeddings.requires_grad_(False)
+        for module in model._modules_with_positions():  # the loader makes every parameter trainable
+            module.position_embeddings.requires_grad_(False)
         if _pair(wanted) != _pair(image_size):
             model.resize_position_embeddings(wanted)
         return loaded
@@ -591,7 +593,7 @@ class MAEModel(MAEPreTrainedModel):
                 f"Images of {size} pixels, but the model is made for {_pair(self.config.image_size)} and "
                 "interpolate_pos_encoding=False forbids resampling its positions. Resize the images or allow it."
             )
-        return size[0] // patch_size[0], size[1] // patch_size[1]
+        return _grid_of(pixel_values, patch_size)
 
     def _choose_mask(
         self, pixel_values, grid_size, mask_ratio, noise, bool_masked_pos, ids_keep
@@ -770,7 +772,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
             ids_predict = ids_hidden[:, : max(round(ids_hidden.shape[1] * prediction_ratio), 1)]
 
         patch_size = self.mae.embeddings.patch_size
-        grid_size = (pixel_values.shape[2] // patch_size[0], pixel_values.shape[3] // patch_size[1])
+        grid_size = _grid_of(pixel_values, patch_size)
         decoded = self.decoder(encoded.last_hidden_state, ids_keep, ids_predict, grid_size, **kwargs)
         predictions = decoded.last_hidden_state
         loss = None
@@ -817,7 +819,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         if self.config.norm_pix_loss:
             mean, std = _patch_statistics(patches.gather(1, index))
             predictions = predictions * std + mean
-        grid_size = (pixel_values.shape[2] // patch_size[0], pixel_values.shape[3] // patch_size[1])
+        grid_size = _grid_of(pixel_values, patch_size)
         reconstruction = unpatchify(patches.scatter(1, index, predictions), patch_size, grid_size)
         masked = unpatchify(patches.masked_fill(output.mask[..., None], 0), patch_size, grid_size)
         return MAEReconstructionOutput(reconstruction, masked, output.mask)

@@ -97,11 +97,10 @@ def load_optimizer(checkpoint: str | os.PathLike, model: nn.Module, optimizer: t
         model (`nn.Module`): The model whose parameters are optimized, not wrapped.
         optimizer (`torch.optim.Optimizer`): A fresh one of the same kind.
     """
-    tensors = load_file(Path(checkpoint) / _OPTIMIZER)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            keys = [key for key in tensors if key.rpartition(".")[0] == name]
-            optimizer.state[parameter] = {key.rpartition(".")[2]: tensors[key].to(parameter.device) for key in keys}
+    parameters = dict(model.named_parameters())
+    for name_and_key, tensor in load_file(Path(checkpoint) / _OPTIMIZER).items():
+        name, _, key = name_and_key.rpartition(".")
+        optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
