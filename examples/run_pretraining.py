@@ -4,56 +4,89 @@
 
     python examples/run_pretraining.py                                          # embedded images, minutes on a CPU
     python examples/run_pretraining.py --data path/to/images --output_dir out   # ViT-B/16 on your images
+    python examples/run_pretraining.py --data path/to/images --dry_run          # how fast, how much memory, how long
     python examples/run_pretraining.py examples/recipes/pretrain_imagenet.yaml --data path/to/imagenet
-    accelerate launch examples/run_pretraining.py ...                           # all GPUs of a machine
+    accelerate launch --config_file examples/accelerate/eight_gpus.yaml examples/run_pretraining.py ...
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/run_pretraining.py ...   # two processes on a CPU
 
 A recipe is a YAML file of the same names as the flags; flags override it. The same command continues a run that was
-interrupted. `--output_dir` ends up with the model, its image processor, card, log and a sheet of reconstructions.
+interrupted, on any number of processes. `--output_dir` ends up with the model, its image processor, card, log and a
+sheet of reconstructions. SIGINT (Ctrl-C), SIGTERM and SIGUSR1 save and end the run with the status 128 + signal.
+docs/training.md tells the rest.
 """
 
 import argparse
 import math
 import os
-import signal
+import resource
+import shutil
 import sys
+import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
-from hf_mae.data import PretrainingDataset, SampleOrder, StepBatchSampler, open_images
+from hf_mae.data import (
+    PretrainingDataset,
+    SampleOrder,
+    StepBatchSampler,
+    channel_statistics,
+    collate,
+    decoder_name,
+    default_num_workers,
+)
 from hf_mae.evaluation import Evaluation
 from hf_mae.hub import write_model_card
-from hf_mae.optimization import learning_rate_at, parameter_groups, scaled_learning_rate
+from hf_mae.optimization import (
+    default_effective_batch_size,
+    learning_rate_at,
+    parameter_groups,
+    scaled_learning_rate,
+)
+from hf_mae.sources import open_images
 from hf_mae.training import (
+    Meter,
     MetricsLog,
+    SampleLog,
+    StepGuard,
+    StopSignals,
+    UnreadableImages,
     check_output_dir,
     delete_run,
+    latest_checkpoint,
     load_optimizer,
     load_training_state,
+    load_weights,
     run_record,
     save_checkpoint,
     save_record,
+    whole_model,
 )
 from hf_mae.visualization import reconstruction_sheet
 
 SAMPLE_RECIPE = Path(__file__).parent / "recipes" / "fashion_mnist_sample.yaml"
 
-
 # Settings that may differ when a run is continued; all others make it another run.
 MAY_CHANGE = {
     "output_dir",
+    "data",  # may have moved: the fingerprint tells whether it is the same
+    "streaming",
+    "compute_statistics",  # what was computed is in the checkpoint
     "per_device_train_batch_size",
     "bf16",
     "gradient_checkpointing",
@@ -62,8 +95,14 @@ MAY_CHANGE = {
     "logging_steps",
     "save_steps",
     "save_total_limit",
+    "on_save_error",
     "eval_steps",
     "eval_images",
+    "max_unreadable",
+    "max_bad_steps",
+    "log_samples",
+    "report_to",
+    "dry_run",
     "resume",
     "overwrite_output_dir",
 }
@@ -76,7 +115,9 @@ def setting(default, text: str):
 @dataclass
 class PretrainingArguments:
     output_dir: str = setting("mae-pretrained", "Folder for checkpoints and the final model.")
-    data: str | None = setting(None, "Folder, .parquet file or Hub name. Nothing: the embedded images.")
+    data: str | None = setting(None, "Folder, .tar or .parquet file, Hub name. Nothing: the embedded images.")
+    streaming: bool = setting(False, "Read a data set of the Hub over the network, without downloading it first.")
+    max_unreadable: float = setting(0.1, "Share of the images that may be unreadable; past it the run ends.")
     model_name_or_path: str | None = setting(None, "Checkpoint to start from. Nothing: fresh weights of --preset.")
     preset: str = setting("base", "tiny, small, base, large or huge.")
     image_size: int | None = setting(None, "Pixels of the crops, if not the model's.")
@@ -87,11 +128,15 @@ class PretrainingArguments:
     config_overrides: str | None = setting(None, "Other fields of MAEConfig: 'hidden_size=128,num_hidden_layers=4'.")
     image_mean: list[float] | None = setting(None, "Mean per channel in [0, 1], if not ImageNet's.")
     image_std: list[float] | None = setting(None, "Deviation per channel, if not ImageNet's.")
+    compute_statistics: bool = setting(False, "Take mean and deviation from (10,000 of) the images.")
     crop_scale_min: float = setting(0.2, "Least share of an image that a random crop keeps.")
-    num_train_epochs: float = setting(400.0, "Passes over the images, unless --max_steps is given.")
+    views_per_image: int = setting(1, "Crops taken of one decode; each counts as a sample of the epoch.")
+    num_train_epochs: float = setting(400.0, "Crops per image in the run, unless --max_steps is given.")
     max_steps: int = setting(-1, "Optimizer steps.")
-    per_device_train_batch_size: int = setting(64, "Images of one forward pass on one device.")
-    effective_batch_size: int | None = setting(None, "Images of a step over all devices. Nothing: no accumulation.")
+    per_device_train_batch_size: int = setting(64, "Images of one forward pass on one device at most.")
+    effective_batch_size: int | None = setting(
+        None, "Images of a step over all devices; accumulation follows. Nothing: 4096, or less for few images."
+    )
     base_learning_rate: float = setting(1.5e-4, "Rate per 256 images of the effective batch.")
     learning_rate: float | None = setting(None, "Absolute rate, in place of --base_learning_rate.")
     warmup_ratio: float = setting(0.05, "Share of the steps with a rising rate.")
@@ -99,6 +144,7 @@ class PretrainingArguments:
     adam_beta1: float = setting(0.9, "AdamW's first beta.")
     adam_beta2: float = setting(0.95, "AdamW's second beta.")
     max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0, as in the paper: do not.")
+    max_bad_steps: int = setting(10, "So many steps in a row without finite loss: back to the last checkpoint.")
     seed: int = setting(0, "Of weights, order, crops and masks.")
     bf16: bool | None = setting(None, "Nothing: where the device is a GPU that has it.")
     gradient_checkpointing: bool = setting(False, "Less memory, a third slower.")
@@ -107,8 +153,12 @@ class PretrainingArguments:
     logging_steps: int = setting(10, "Steps between lines of metrics.jsonl.")
     save_steps: int = setting(1000, "Steps between checkpoints.")
     save_total_limit: int = setting(2, "Checkpoints to keep.")
-    eval_steps: int | None = setting(None, "Steps between evaluations. Nothing: ten in a run.")
+    on_save_error: Literal["continue", "stop"] = setting("continue", "What to do when the disk is full.")
+    eval_steps: int | None = setting(None, "Steps between evaluations and sheets. Nothing: ten in a run.")
     eval_images: int = setting(5000, "At most so many images for the evaluation, and as neighbours.")
+    report_to: str | None = setting(None, "tensorboard, trackio or wandb, beside metrics.jsonl.")
+    log_samples: bool = setting(False, "Write index, crop box and mask of every sample to samples-<process>.jsonl.")
+    dry_run: bool = setting(False, "Take a few steps, tell images/s, memory and hours, leave nothing.")
     resume: Literal["auto", "never"] = setting(
         "auto", "auto: continue a run that is in --output_dir; never: refuse to."
     )
@@ -159,38 +209,84 @@ def build_model(args: PretrainingArguments) -> tuple[MAEForPreTraining, MAEImage
     return model, MAEImageProcessor.for_image_size(config.image_size, num_channels=config.num_channels, **statistics)
 
 
-def ignore_interrupts(worker_id: int):
-    """For loader workers: Ctrl-C reaches them too, but the step that is on its way still needs them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def from_main(accelerator: Accelerator, function):
+    """Calls a function in the main process alone; all get its result, or its error."""
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def start_accelerator(args: PretrainingArguments) -> Accelerator:
+    """Devices, processes, precision and trackers."""
+    name, available = args.report_to, [tracker.value for tracker in get_available_trackers()]
+    if name is not None and name not in available:
+        raise ValueError(f"--report_to {name}: Accelerate knows no such tracker, or `pip install {name}` is missing.")
+    if args.bf16 is None:
+        args.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return Accelerator(
+        mixed_precision="bf16" if args.bf16 else "no",
+        log_with=name,
+        project_dir=args.output_dir,
+        # The main process may be busy for long: listing a million files, hashing a large checkpoint.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+
+
+def peak_memory(device: torch.device) -> str:
+    """Of this process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of GPU memory"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory"
+
+
+def show_sheet(accelerator: Accelerator, sheet, step: int):
+    """Hands a picture to the trackers that take some."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"reconstructions": np.array(sheet)[None]}, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({"reconstructions": [sheet]}, step=step)
 
 
 def main():
     args = parse_arguments(sys.argv[1:])
     logging.disable_progress_bar()  # of loading and saving weights; the run has one of its own
-    use_bf16 = args.bf16 if args.bf16 is not None else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    accelerator = Accelerator(mixed_precision="bf16" if use_bf16 else "no")
-    is_main, output_dir = accelerator.is_main_process, Path(args.output_dir)
+    if args.dry_run:  # the run is the same, in a folder that is thrown away
+        args.output_dir = tempfile.mkdtemp(prefix="hf_mae-dry-run-")
+    stop_signals = StopSignals()
+    accelerator = start_accelerator(args)
+    device, is_main, output_dir = accelerator.device, accelerator.is_main_process, Path(args.output_dir)
+    share = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
 
     # ------------------------------------------------------------------------------------------------------------------
     # What to train on, and how long
-    train_images, test_images = open_images(args.data), open_images(args.data, "test")
-    per_pass = args.per_device_train_batch_size * accelerator.num_processes
-    batch_size = args.effective_batch_size or per_pass
-    accumulation = batch_size // per_pass
-    steps_per_epoch = len(train_images) / batch_size
+    train_images, test_images = (open_images(args.data, split, args.streaming) for split in ("train", "test"))
+    batch_size = args.effective_batch_size or default_effective_batch_size(len(train_images))
+    steps_per_epoch = len(train_images) / batch_size  # an epoch is as many crops as there are images
     max_steps = args.max_steps if args.max_steps > 0 else max(round(args.num_train_epochs * steps_per_epoch), 1)
     warmup_steps = round(args.warmup_ratio * max_steps)
     learning_rate = args.learning_rate or scaled_learning_rate(args.base_learning_rate, batch_size)
     eval_steps = args.eval_steps or max(max_steps // 10, 1)
+    samples_of_run = max_steps * batch_size
+    if args.dry_run:  # accumulation changes neither speed nor memory
+        warm_up, max_steps = (2, 7) if device.type == "cpu" else (10, 50)
+        batch_size = min(batch_size, args.per_device_train_batch_size * accelerator.num_processes)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Where the run stands
     recipe = {name: value for name, value in asdict(args).items() if name not in MAY_CHANGE}
-    recipe["effective_batch_size"] = batch_size
+    recipe.update(effective_batch_size=batch_size, num_images=len(train_images), fingerprint=train_images.fingerprint)
     if is_main and args.overwrite_output_dir:
         delete_run(output_dir)
-    accelerator.wait_for_everyone()
-    checkpoint = check_output_dir(output_dir, recipe, resume=args.resume == "auto")
+    checkpoint = from_main(accelerator, lambda: check_output_dir(output_dir, recipe, resume=args.resume == "auto"))
     state = load_training_state(checkpoint) if checkpoint else {"step": 0, "seconds": 0.0}
     if state["step"] == max_steps and (output_dir / "run.json").exists():
         accelerator.print(f"The run in {output_dir} is finished: {max_steps} steps. Nothing to do.")
@@ -199,11 +295,28 @@ def main():
 
     # ------------------------------------------------------------------------------------------------------------------
     # Model, optimizer, loaders. The order of samples is a function of seed and step: nothing of it was saved.
+    workers = args.dataloader_num_workers
+    if workers is None:  # on a CPU the model has better use for the cores
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        workers = 0 if device.type == "cpu" else default_num_workers(local_processes)
+    readers = accelerator.num_processes * max(workers, 1)
+    if args.streaming and train_images.blocks is not None and len(train_images.blocks) < readers:
+        raise ValueError(
+            f"{train_images.name} has {len(train_images.blocks)} row groups for {readers} readers "
+            f"({accelerator.num_processes} process(es) x {max(workers, 1)} worker(s)), which would fetch the same ones "
+            "over and over. Lower --dataloader_num_workers, leave --streaming out, or write smaller row groups."
+        )
     torch.manual_seed(args.seed)
     if checkpoint:
         plain_model = MAEForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)
         image_processor = MAEImageProcessor.from_pretrained(checkpoint)
     else:
+        if args.compute_statistics:
+            channels = build_model(args)[0].config.num_channels
+            args.image_mean, args.image_std = from_main(
+                accelerator, lambda: channel_statistics(train_images, channels, num_workers=workers)
+            )
+            torch.manual_seed(args.seed)
         plain_model, image_processor = build_model(args)
     config = plain_model.config
     if args.gradient_checkpointing:
@@ -225,138 +338,202 @@ def main():
         crop_scale=(args.crop_scale_min, 1.0),
         seed=args.seed,
     )
-    sampler = StepBatchSampler(
-        SampleOrder(len(train_images), args.seed),
-        batch_size,
+    order = SampleOrder(train_images, args.seed, args.views_per_image, batch_size)
+    loader_options = {"num_workers": workers, "worker_init_fn": StopSignals.ignore, "pin_memory": device.type == "cuda"}
+
+    def batches_from(step: int) -> tuple[StepBatchSampler, DataLoader]:
+        sampler = StepBatchSampler(order, batch_size, args.per_device_train_batch_size, range(step, max_steps), **share)
+        prefetch = {"prefetch_factor": 4} if workers else {}
+        return sampler, DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, **prefetch, **loader_options)
+
+    sampler, loader = batches_from(state["step"])
+    evaluation = Evaluation(
+        train_images,
+        test_images,
+        image_processor,
+        args.eval_images,
         args.per_device_train_batch_size,
-        range(state["step"], max_steps),
-        accelerator.process_index,
-        accelerator.num_processes,
+        seed=args.seed,
+        **share,
+        **loader_options,
     )
-    workers = args.dataloader_num_workers
-    if workers is None:  # on a CPU the model has better use for the cores
-        workers = 0 if accelerator.device.type == "cpu" else min(os.cpu_count() // accelerator.num_processes, 16)
-    options = {"num_workers": workers, "worker_init_fn": ignore_interrupts}
-    pin_memory = accelerator.device.type == "cuda"
-    batches = iter(DataLoader(dataset, batch_sampler=sampler, pin_memory=pin_memory, **options))
-    options["batch_size"] = args.per_device_train_batch_size
-    evaluation = Evaluation(train_images, test_images, image_processor, args.eval_images, **options)
+    count = min(24, len(evaluation.images))
+    sheet_images = [evaluation.images[n * len(evaluation.images) // count]["pixel_values"] for n in range(count)]
+    sheet_noise = torch.rand(count, rows * columns, generator=torch.Generator().manual_seed(args.seed)).to(device)
+
+    def sheet():
+        return reconstruction_sheet(plain_model, image_processor, torch.stack(sheet_images), noise=sheet_noise)
 
     # ------------------------------------------------------------------------------------------------------------------
     # What was chosen
+    parameters = sum(parameter.numel() for parameter in plain_model.parameters()) / 1e6
+    classes = "no labels" if train_images.labels is None else f"{len(np.unique(train_images.labels))} classes"
+    statistics = (image_processor.image_mean, image_processor.image_std)
+    mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
+    faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: twice as fast)"
+    accelerator.print(
+        f"Images   {len(train_images):,} from {train_images.name}, {classes}; mean {mean}, deviation {deviation}\n"
+        f"Model    {parameters:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} patches, "
+        f"{config.mask_ratio:.0%} hidden, target: {'normalised patches' if config.norm_pix_loss else 'pixels'}\n"
+        f"Batch    {batch_size} over {accelerator.num_processes} process(es), {sampler.accumulation} accumulated"
+        f"{f', {args.views_per_image} views of an image' if args.views_per_image > 1 else ''}"
+        f"{'' if args.effective_batch_size else ' (chosen for the number of images)'}\n"
+        f"Rate     {learning_rate:.3g}, {warmup_steps} steps of warm-up, then half a cosine\n"
+        f"Steps    {max_steps:,}, {max_steps / steps_per_epoch:.1f} epochs\n"
+        f"Device   {device}, {'bf16' if args.bf16 else 'float32'}, {workers} loader worker(s), "
+        f"JPEGs by {decoder_name()}{faster}\n"
+        f"Output   {output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else "")
+    )
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         metrics = MetricsLog(output_dir, state["step"])
-    parameters = sum(parameter.numel() for parameter in plain_model.parameters()) / 1e6
-    accelerator.print(
-        f"Images   {len(train_images):,} from {train_images.name}, "
-        f"{f'{len(set(train_images.labels))} classes' if train_images.labels else 'no labels'}\n"
-        f"Model    {parameters:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} patches, "
-        f"{config.mask_ratio:.0%} hidden, target: {'normalised patches' if config.norm_pix_loss else 'pixels'}\n"
-        f"Batch    {batch_size} = {args.per_device_train_batch_size} x {accelerator.num_processes} process(es) x "
-        f"{accumulation} accumulated\n"
-        f"Rate     {learning_rate:.3g}, {warmup_steps} steps of warm-up, then half a cosine\n"
-        f"Steps    {max_steps:,}, {max_steps / steps_per_epoch:.1f} epochs\n"
-        f"Device   {accelerator.device}, {'bf16' if use_bf16 else 'float32'}, {workers} loader worker(s)\n"
-        f"Output   {output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else "")
-    )
+        (output_dir / "sheets").mkdir(exist_ok=True)
+    accelerator.wait_for_everyone()
+    unreadable = UnreadableImages(output_dir, len(train_images), args.max_unreadable)
+    sample_log = SampleLog(output_dir, accelerator.process_index) if args.log_samples else None
+    accelerator.init_trackers("hf_mae", {name: str(value) for name, value in recipe.items()})
 
     # ------------------------------------------------------------------------------------------------------------------
     # The run
-    stop_signals = []
-
-    def stop(number: int, frame):
-        if number in stop_signals:
-            raise KeyboardInterrupt("Stopped at once; the last checkpoint stays.")
-        stop_signals.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     started = time.perf_counter()
 
-    def save(step: int):
+    def log(step: int, **values):
         if is_main:
-            standing = {**record, "seconds": state["seconds"] + time.perf_counter() - started}
-            save_checkpoint(output_dir, step, plain_model, image_processor, optimizer, standing, args.save_total_limit)
+            metrics.write(step, **values)
+        accelerator.log(values, step=step)
+
+    def save(step: int) -> bool:
+        standing = {**record, "seconds": state["seconds"] + time.perf_counter() - started}
+        problem = None
+        try:
+            limit = args.save_total_limit
+            save_checkpoint(output_dir, step, plain_model, image_processor, optimizer.optimizer, standing, limit)
+        except OSError as error:
+            problem = error
+            bar.write(f"{error}")
+        return not any(gather_object([problem is not None]))
 
     interval = 0.1 if sys.stderr.isatty() else 30  # seconds: in a log file every update is a line
     options = {"unit": "step", "dynamic_ncols": True, "mininterval": interval, "maxinterval": max(interval, 10)}
     bar = tqdm(total=max_steps, initial=state["step"], disable=not is_main, **options)
-    loss_sum, steps_since, waited, since = torch.zeros((), device=accelerator.device), 0, 0.0, time.perf_counter()
-    shown = {}
-    for step in range(state["step"] + 1, max_steps + 1):
+    guard, batches = StepGuard(optimizer.optimizer, args.max_grad_norm), iter(loader)
+    step, logged_step, found, skipped, gone_back = state["step"], state["step"], {}, 0, []
+    meter = Meter()
+    while step < max_steps:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step - 1, max_steps, warmup_steps, learning_rate)
-        for part in range(accumulation):
-            wait_started = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - wait_started
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            pixel_values = image_processor.rescale_and_normalize(batch["pixel_values"])
-            with nullcontext() if part == accumulation - 1 else accelerator.no_sync(model):
-                loss = model(pixel_values=pixel_values, noise=batch["noise"]).loss / accumulation
+            group["lr"] = learning_rate_at(step, max_steps, warmup_steps, learning_rate)
+        # Dropout, if there is any, is a function of the position too.
+        torch.manual_seed(
+            int(np.random.SeedSequence([args.seed, step, accelerator.process_index]).generate_state(1)[0])
+        )
+        loss_of_step = torch.zeros((), device=device)
+        for part in range(sampler.accumulation):
+            with meter.waiting():
+                batch = next(batches)
+            found.update(batch["unreadable"])
+            if sample_log:
+                sample_log.write(step, batch, int(rows * columns * (1 - config.mask_ratio)))
+            pixel_values, noise = (batch[name].to(device, non_blocking=True) for name in ("pixel_values", "noise"))
+            pixel_values = image_processor.rescale_and_normalize(pixel_values)
+            # Shares may differ by an image, and the gradients of processes are averaged.
+            weight = len(pixel_values) * accelerator.num_processes / batch_size
+            with nullcontext() if part == sampler.accumulation - 1 else accelerator.no_sync(model):
+                loss = model(pixel_values=pixel_values, noise=noise).loss * weight
                 accelerator.backward(loss)
-            loss_sum += loss.detach()
-        if args.max_grad_norm > 0:
-            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            loss_of_step += loss.detach()
+        guard.check(loss_of_step, stop_signals.number)
         optimizer.step()
         optimizer.zero_grad()
-        steps_since += 1
+        step += 1
         bar.update()
 
-        last = step == max_steps
-        logging_now = step % args.logging_steps == 0 or last
-        stopping = bool(stop_signals)
-        if accelerator.num_processes > 1:  # processes must agree; they wait for each other when logging anyway
-            stopping = logging_now and accelerator.reduce(torch.tensor(float(stopping), device=loss.device)).item() > 0
-        if logging_now or stopping:
-            mean_loss = accelerator.reduce(loss_sum, reduction="mean").item() / steps_since
-            if not math.isfinite(mean_loss):
-                raise RuntimeError(
-                    f"The loss is {mean_loss} at step {step}. Lower --learning_rate or set --max_grad_norm 1, and "
-                    "start in another --output_dir; the last checkpoint is from before."
-                )
-            seconds = time.perf_counter() - since
-            shown = {"loss": mean_loss, "learning_rate": group["lr"], "epoch": step / steps_per_epoch}
-            shown.update(images_per_second=steps_since * batch_size / seconds, data_wait=waited / seconds)
-            if is_main:
-                metrics.write(step, **shown)
-            short = {"loss": f"{mean_loss:.4f}", "lr": f"{group['lr']:.2e}", "wait": f"{waited / seconds:.0%}"}
-            bar.set_postfix(**short, img_s=f"{shown['images_per_second']:.0f}", refresh=False)
-            loss_sum.zero_()
-            steps_since, waited, since = 0, 0.0, time.perf_counter()
-        if step % eval_steps == 0 or last:
-            paused = time.perf_counter()
-            if is_main:
+        if args.dry_run:
+            if step == warm_up:
+                meter.read(0)
+            continue
+
+        last, stop_signal, problem = step == max_steps, guard.stop_signal, None
+        if step % args.logging_steps == 0 or last or stop_signal:
+            values, streak = guard.read()
+            skipped += values["skipped"]
+            values.update(skipped=skipped, learning_rate=group["lr"], epoch=step / steps_per_epoch)
+            values.update(meter.read((step - logged_step) * batch_size))
+            logged_step = step
+            log(step, **values)
+            short = {"loss": f"{values.get('loss', math.nan):.4f}", "lr": f"{group['lr']:.2e}"}
+            short.update(wait=f"{values['data_wait']:.0%}", img_s=f"{values['images_per_second']:.0f}")
+            bar.set_postfix(short, refresh=False)
+            for line in unreadable.add({k: v for part in gather_object([found]) for k, v in part.items()}, is_main):
+                line = line.replace("\t", ": ").encode(errors="backslashreplace").decode()  # names of any bytes
+                bar.write(f"Skipped, can't be read: {line}")
+            found, problem = {}, unreadable.problem()
+            if streak >= args.max_bad_steps:
+                checkpoint = from_main(accelerator, lambda: latest_checkpoint(output_dir))
+                gone_back.append(checkpoint)
+                if checkpoint is None or gone_back.count(checkpoint) > 2:
+                    raise FloatingPointError(
+                        f"Loss or gradient was not finite in {streak} steps in a row up to step {step}"
+                        + (f", also after going back to {checkpoint.name} twice" if checkpoint else "")
+                        + ". Start anew in another --output_dir with a lower learning rate, --max_grad_norm 1 or "
+                        "--bf16 false."
+                    )
+                load_weights(checkpoint, plain_model)
+                load_optimizer(checkpoint, plain_model, optimizer.optimizer)
+                step = logged_step = load_training_state(checkpoint)["step"]
+                bar.write(f"Loss or gradient was not finite in {streak} steps in a row: back to {checkpoint.name}.")
+                bar.n = step
+                if is_main:
+                    metrics = MetricsLog(output_dir, step)
+                batches = iter(batches_from(step)[1])
+                guard = StepGuard(optimizer.optimizer, args.max_grad_norm)
+                continue
+        with meter.paused():
+            if (step % eval_steps == 0 or last) and not stop_signal:
                 with accelerator.autocast():
                     results = evaluation(plain_model)
-                metrics.write(step, **results)
+                picture = sheet()
+                log(step, **results)
                 bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
-            accelerator.wait_for_everyone()
-            since += time.perf_counter() - paused  # the evaluation does not count as slow training
-        if step % args.save_steps == 0 or last or stopping:
-            save(step)
-        if stopping:
+                if advice := meter.advice(workers, args.views_per_image):
+                    bar.write(advice)
+                if is_main:
+                    show_sheet(accelerator, picture, step)
+                    with suppress(OSError):  # a full disk is told where it matters, when saving
+                        picture.save(output_dir / "sheets" / f"step-{step:07}.png")
+            saved = True
+            if step % args.save_steps == 0 or last or stop_signal or problem:
+                saved = save(step)
+        if stop_signal or problem or not saved and (last or args.on_save_error == "stop"):
             bar.close()
-            accelerator.print(f"Stopped and saved at step {step}. The same command goes on from there.")
             accelerator.end_training()
-            sys.exit(128 + (stop_signals or [signal.SIGTERM])[0])
+            if not saved:
+                sys.exit("The run ends without having saved its last steps.")
+            accelerator.print(f"Stopped and saved at step {step}. The same command goes on from there.")
+            sys.exit(problem if problem else 128 + stop_signal)
     bar.close()
+    if args.dry_run:
+        speed = meter.read((max_steps - warm_up) * batch_size)
+        accelerator.print(
+            f"Dry run  {speed['images_per_second']:,.1f} images/s, {speed['data_wait']:.0%} of the time waiting for "
+            f"data, {peak_memory(device)} per process; the run would take "
+            f"{samples_of_run / speed['images_per_second'] / 3600:,.1f} hours, without evaluations"
+        )
+        accelerator.end_training()
+        if is_main:
+            shutil.rmtree(output_dir)
+        return
 
     # ------------------------------------------------------------------------------------------------------------------
     # What it leaves
+    picture = sheet()
+    whole = whole_model(plain_model)
     if is_main:
-        plain_model.eval().save_pretrained(output_dir)
+        whole.eval().save_pretrained(output_dir)
         image_processor.save_pretrained(output_dir)
-        count = min(24, len(evaluation.images))
-        shown_images = [evaluation.images[n * len(evaluation.images) // count]["pixel_values"] for n in range(count)]
-        noise = torch.rand(count, rows * columns, generator=torch.Generator().manual_seed(args.seed))
-        noise = noise.to(accelerator.device)
-        sheet = reconstruction_sheet(plain_model, image_processor, torch.stack(shown_images), noise=noise)
-        sheet.save(output_dir / "reconstructions.png")
+        picture.save(output_dir / "reconstructions.png")
         record.update(data=train_images.name, num_images=len(train_images), held_out=evaluation.held_out)
         record.update(hours=(state["seconds"] + time.perf_counter() - started) / 3600, metrics=metrics.last())
-        write_model_card(output_dir, plain_model, record)
+        write_model_card(output_dir, whole, record)
         save_record(output_dir, record)
         print(f"Done: model, card, log and reconstructions.png are in {output_dir}.")
     accelerator.end_training()

@@ -6,6 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and a test
 
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +28,12 @@ TINY = {
     "decoder_intermediate_size": 32,
 }
 OFFICIAL_HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 4}
+
+
+def picture(number=0, size=(40, 30), mode="RGB"):
+    """A picture of noise, another for every number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels).convert(mode)
 
 
 @pytest.fixture(autouse=True)

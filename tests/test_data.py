@@ -1,132 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
 import hashlib
+import io
 import math
-import os
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
+from conftest import picture
+from torch.utils.data import DataLoader
 
+import hf_mae.data
 from hf_mae.data import (
-    FolderImages,
+    EvaluationDataset,
     PretrainingDataset,
     SampleOrder,
     StepBatchSampler,
+    channel_statistics,
+    collate,
     crop_and_resize,
-    open_images,
+    image_size,
     random_crop_box,
+    read_image,
+    spread_indices,
+    upright,
 )
-
-
-def picture(number=0, size=(40, 30), mode="RGB"):
-    pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    return PIL.Image.fromarray(pixels).convert(mode)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Sources
-
-
-def test_embedded_images__are_balanced_and_labelled():
-    train, test = open_images(), open_images(split="test")
-    assert (len(train), len(test)) == (3000, 1000)
-    for images in (train, test):
-        assert np.bincount(images.labels).tolist() == [len(images) // 10] * 10
-        assert images[0].size == (28, 28)
-    digests = [{hashlib.sha256(images[i].tobytes()).digest() for i in range(len(images))} for images in (train, test)]
-    assert len(digests[0] & digests[1]) <= 2  # Fashion-MNIST has a few twins; the splits must not be mixed
-    # Trousers (1) are narrow and bags (8) wide: labels fit the pictures.
-    width = {
-        c: np.mean([(np.array(train[i]) > 0).any(axis=0).sum() for i in range(c * 300, c * 300 + 50)]) for c in (1, 8)
-    }
-    assert width[1] < width[8] - 5
-
-
-def test_folder__is_read_at_any_depth_in_order_whatever_the_format(tmp_path):
-    names = ["b/two.JPG", "a/deep/down/one.png", "zero.webp", "c/three.tiff", "c/four.bmp"]
-    for number, name in enumerate(names):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / ".hidden.png").write_bytes(b"no image either")
-    (tmp_path / "c" / "loop").symlink_to(tmp_path)
-    images = open_images(str(tmp_path))
-    assert images.paths == ["zero.webp", "a/deep/down/one.png", "b/two.JPG", "c/four.bmp", "c/three.tiff"]
-    assert all(images[index].convert("RGB").size == (40, 30) for index in range(5))
-    assert images.labels is None
-    assert open_images(str(tmp_path), "test") is None
-
-
-def test_folder__of_classes_gives_labels_and_splits(tmp_path):
-    for split, count in (("train", 3), ("val", 2)):
-        for name in ("cat", "dog"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for number in range(count):
-                picture(number).save(tmp_path / split / name / f"{number}.png")
-    assert open_images(str(tmp_path)).labels == [0, 0, 0, 1, 1, 1]
-    assert open_images(str(tmp_path), "test").labels == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize("kind", ["parquet file", "parquet folder", "arrow folder"])
-def test_data_sets__parquet_and_arrow(tmp_path, kind):
-    import datasets
-
-    features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    rows = {"picture": [picture(number) for number in range(6)], "label": [0, 1, 0, 1, 0, 1]}
-    dataset = datasets.Dataset.from_dict(rows, features=features)
-    path = tmp_path / "data"
-    if kind == "parquet file":
-        path = tmp_path / "data.parquet"
-        dataset.to_parquet(path)
-    elif kind == "parquet folder":
-        path.mkdir()
-        dataset.select(range(4)).to_parquet(path / "train-00000-of-00001.parquet")
-        dataset.select(range(4, 6)).to_parquet(path / "test-00000-of-00001.parquet")
-    else:
-        dataset.save_to_disk(path)
-    images, test = open_images(str(path)), open_images(str(path), "test")
-    assert len(images) == (4 if kind == "parquet folder" else 6)
-    assert images.labels == [0, 1, 0, 1, 0, 1][: len(images)]
-    assert np.array_equal(np.array(images[3]), np.array(picture(3)))
-    assert (len(test) == 2) if kind == "parquet folder" else (test is None)
-
-
-def test_bad_sources__say_what_is_wrong(tmp_path):
-    import datasets
-
-    with pytest.raises(ValueError, match="Found no images in .*none at all.*Expected some of .bmp, .jpeg"):
-        open_images(str(tmp_path))
-    (tmp_path / "table.csv").write_text("a,b")
-    (tmp_path / "README").write_text("hello")
-    with pytest.raises(ValueError, match=r"by extension: 1 x .csv, 1 x none"):
-        open_images(str(tmp_path))
-    with pytest.raises(ValueError, match="neither a folder nor a .parquet file"):
-        open_images(str(tmp_path / "table.csv"))
-    with pytest.raises(OSError, match="'no/such-data' is no folder or file here, and could not be loaded"):
-        open_images("no/such-data")
-    datasets.Dataset.from_dict({"text": ["a"], "length": [1]}).to_parquet(tmp_path / "text.parquet")
-    with pytest.raises(
-        ValueError, match=r"No column of .*text.parquet.* holds images. Columns: text .*, length .*cast_column"
-    ):
-        open_images(str(tmp_path / "text.parquet"))
-
-
-def test_unreadable_folder__is_an_error_not_an_empty_one(tmp_path, monkeypatch):
-    picture().save(tmp_path / "a.png")
-    (tmp_path / "locked").mkdir()
-    scandir = os.scandir
-
-    def locked(path):  # chmod does not keep root out
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(PermissionError, match="locked"):
-        FolderImages(tmp_path)
-
+from hf_mae.image_processing_mae import MAEImageProcessor
+from hf_mae.sources import FolderImages, ImageSource, open_images
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Crops
@@ -157,107 +61,414 @@ def test_crop_box__always_fits(size):
         assert min(height, width) >= 1
 
 
+def plain_crops(image, seed, count):
+    """The official augmentation written out with PIL, as torchvision's RandomResizedCrop(scale=(0.2, 1), bicubic)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        while True:
+            area, ratio = 0.2 + 0.8 * rng.random(), (3 / 4) * (16 / 9) ** rng.random()
+            width, height = (round(math.sqrt(image.width * image.height * area * r)) for r in (ratio, 1 / ratio))
+            if width <= image.width and height <= image.height:
+                break
+        left, top = rng.integers(0, image.width - width + 1), rng.integers(0, image.height - height + 1)
+        crop = image.crop((left, top, left + width, top + height)).resize((8, 8), PIL.Image.Resampling.BICUBIC)
+        yield (top, left, height, width), np.asarray(crop if rng.random() < 0.5 else PIL.ImageOps.mirror(crop))
+
+
+def test_crops__are_distributed_as_a_plain_implementation_makes_them(tmp_path):
+    """Boxes: quantiles within 2 % of the side; mean and deviation of every pixel: within 3 grey levels."""
+    ramp = np.stack(np.meshgrid(np.linspace(0, 255, 120), np.linspace(0, 255, 90)), axis=-1)
+    image = PIL.Image.fromarray(np.dstack([ramp, 255 - ramp[..., :1]]).astype(np.uint8))
+    image.save(tmp_path / "ramp.png")
+    dataset = PretrainingDataset(FolderImages(tmp_path), (8, 8), 4)
+    ours = dataset.__getitems__([(0, 0, view) for view in range(4000)])
+    boxes, crops = zip(*plain_crops(image, 0, 4000), strict=True)
+    ours_boxes = np.stack([sample["crop_box"] for sample in ours])
+    levels = [0.05, 0.25, 0.5, 0.75, 0.95]
+    difference = np.quantile(ours_boxes, levels, axis=0) - np.quantile(np.array(boxes), levels, axis=0)
+    assert np.abs(difference / [90, 120, 90, 120]).max() < 0.02
+    ours_crops = np.stack([sample["pixel_values"].permute(1, 2, 0) for sample in ours]).astype(float)
+    crops = np.stack(crops).astype(float)
+    assert np.abs(ours_crops.mean(axis=0) - crops.mean(axis=0)).max() < 3
+    assert np.abs(ours_crops.std(axis=0) - crops.std(axis=0)).max() < 3
+
+
 def test_crop_and_resize__gives_the_pixels_of_pil():
-    image = picture(size=(300, 200)).resize((300, 200), PIL.Image.Resampling.BOX)
-    box = (20, 40, 100, 150)
-    expected = image.resize((64, 48), PIL.Image.Resampling.BICUBIC, box=(40, 20, 190, 120))
-    ours = crop_and_resize(image, box, (48, 64), 3)
-    assert ours.dtype == torch.uint8
-    difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).astype(int))
-    assert difference[4:-4, 4:-4].max() <= 2  # pixels beyond the box are seen by PIL at its border only
+    image = picture(size=(60, 40)).resize((300, 200), PIL.Image.Resampling.BICUBIC)
+    boxes = [(20, 40, 100, 150), (0, 0, 200, 300), (7, 3, 51, 60)]
+    for box, ours in zip(boxes, crop_and_resize(image, boxes, (48, 64), 3), strict=True):
+        top, left, height, width = box
+        expected = image.crop((left, top, left + width, top + height)).resize((64, 48), PIL.Image.Resampling.BICUBIC)
+        assert ours.dtype == torch.uint8
+        difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).astype(int))
+        assert difference.max() <= 2
+        assert (difference > 1).mean() < 0.01
 
 
-def test_crop_and_resize__decodes_large_jpegs_at_reduced_size(tmp_path):
-    gradient = np.add.outer(np.arange(1200) / 1200, np.arange(1600) / 1600) * 127
-    PIL.Image.fromarray(gradient.astype(np.uint8)).save(tmp_path / "large.jpg", quality=95)
-    image = PIL.Image.open(tmp_path / "large.jpg")
-    small = crop_and_resize(image, (300, 400, 600, 800), (48, 64), 1)
-    assert image.size == (200, 150)  # an eighth
-    exact = crop_and_resize(PIL.Image.fromarray(gradient.astype(np.uint8)), (300, 400, 600, 800), (48, 64), 1)
-    assert (small.int() - exact.int()).abs().max() <= 4
+def jpeg(size, mode="RGB", **options):
+    """A smooth JPEG, not yet decoded."""
+    small = picture(5, (8, 6)).resize(size, PIL.Image.Resampling.BICUBIC).convert(mode)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=95, **options)
+    return PIL.Image.open(buffer)
 
 
-def test_sample__is_a_function_of_seed_epoch_and_index():
+def test_crop_and_resize__decodes_large_jpegs_at_reduced_size(monkeypatch):
+    boxes = [(300, 400, 600, 800), (0, 0, 1200, 1600)]
+    image = jpeg((1600, 1200))
+    small = crop_and_resize(image, boxes, (48, 64), 3)
+    assert image.size == (200, 150)  # an eighth: the smaller crop still has 100 x 75 pixels
+    exact = crop_and_resize(PIL.Image.fromarray(np.array(jpeg((1600, 1200)))), boxes, (48, 64), 3)
+    assert all((a.int() - b.int()).abs().max() <= 6 for a, b in zip(small, exact, strict=True))
+    image = jpeg((1600, 1200))
+    crop_and_resize(image, [(0, 0, 60, 80), boxes[1]], (48, 64), 3)
+    assert image.size == (1600, 1200)  # the small crop has no pixel to spare
+
+
+@pytest.mark.skipif(hf_mae.data.simplejpeg is None, reason="simplejpeg is not installed")
+@pytest.mark.parametrize("size", [(500, 375), (1600, 1201)])
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 3), ("RGB", 1), ("L", 1), ("CMYK", 3)])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_simplejpeg__gives_the_same_pixels_as_pil(monkeypatch, size, mode, channels, subsampling):
+    boxes = [(30, 40, 300, 333)]
+    options = {} if mode == "L" else {"subsampling": subsampling}
+    (fast,) = crop_and_resize(jpeg(size, mode, **options), boxes, (48, 64), channels)
+    monkeypatch.setattr(hf_mae.data, "simplejpeg", None)
+    (plain,) = crop_and_resize(jpeg(size, mode, **options), boxes, (48, 64), channels)
+    assert torch.equal(fast, plain)
+
+
+def test_sample__is_a_function_of_seed_epoch_index_and_view():
     images = open_images()
     samples = {}
-    for seed, epoch, index in [(0, 0, 5), (0, 0, 5), (1, 0, 5), (0, 1, 5), (0, 0, 6)]:
-        sample = PretrainingDataset(images, (28, 28), 49, num_channels=1, seed=seed)[epoch, index]
-        key = hashlib.sha256(sample["pixel_values"].numpy().tobytes() + sample["noise"].numpy().tobytes()).digest()
-        samples.setdefault((seed, epoch, index), set()).add(key)
-    assert all(len(keys) == 1 for keys in samples.values())
-    assert len(set.union(*samples.values())) == 4
+    keys = [(0, 0, 5, 0), (0, 0, 5, 0), (1, 0, 5, 0), (0, 1, 5, 0), (0, 0, 6, 0), (0, 0, 5, 1)]
+    for seed, epoch, index, view in keys:
+        sample = PretrainingDataset(images, (28, 28), 49, num_channels=1, seed=seed)[epoch, index, view]
+        assert sample["sample"].tolist() == [epoch, index, view]
+        digest = hashlib.sha256(sample["pixel_values"].numpy().tobytes() + sample["noise"].numpy().tobytes()).digest()
+        samples.setdefault((seed, epoch, index, view), set()).add(digest)
+    assert all(len(digests) == 1 for digests in samples.values())
+    assert len(set.union(*samples.values())) == 5
     assert sample["pixel_values"].dtype == torch.uint8
-    assert sample["noise"].shape == (49,)
+    assert sorted(sample["noise"].tolist()) == pytest.approx([i / 49 for i in range(49)])  # no ties
 
 
-def test_exif_orientation__is_applied(tmp_path):
-    image = PIL.Image.new("L", (40, 20))
-    image.paste(255, (0, 0, 20, 20))  # left half white
+def test_views__of_an_image_share_one_decode_and_equal_single_ones():
+    class Counting(ImageSource):
+        name, opened = "counting", 0
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            self.opened += 1
+            return picture(index)
+
+    images = Counting()
+    dataset = PretrainingDataset(images, (16, 16), 4)
+    samples = [(0, 3, 0), (0, 3, 1), (0, 3, 2), (0, 1, 0)]
+    together = dataset.__getitems__(samples)
+    assert images.opened == 2
+    for sample, one in zip(samples, together, strict=True):
+        assert torch.equal(dataset[sample]["pixel_values"], one["pixel_values"])
+        assert torch.equal(dataset[sample]["noise"], one["noise"])
+    assert not torch.equal(together[0]["pixel_values"], together[1]["pixel_values"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures of all kinds
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "tiff", "webp"])
+def test_exif_orientation__is_applied_to_crops(tmp_path, kind, orientation):
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees: the left half comes on top
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    dataset = PretrainingDataset(FolderImages(tmp_path), (40, 20), 8, 1, crop_scale=(1.0, 1.0))
-    pixels = dataset[0, 0]["pixel_values"][0].float()
-    assert pixels[:15].mean() > 240
-    assert pixels[25:].mean() < 15
+    exif[0x0112] = orientation
+    options = {"quality": 95} if kind == "jpg" else {"lossless": True} if kind == "webp" else {}
+    path = tmp_path / f"turned.{kind}"
+    picture(1, (8, 6)).resize((160, 120), PIL.Image.Resampling.BICUBIC).save(path, exif=exif, **options)
+    expected = PIL.ImageOps.exif_transpose(PIL.Image.open(path))
+    image = upright(PIL.Image.open(path))
+    assert image_size(image, 3) == expected.size[::-1]
+    (crop,) = crop_and_resize(image, [(5, 11, 60, 40)], (60, 40), 3)
+    assert torch.equal(crop, torch.from_numpy(np.array(expected)).permute(2, 0, 1)[:, 5:65, 11:51])
 
 
-def test_broken_pictures__are_replaced_by_the_next_and_many_are_an_error(tmp_path):
-    for number in range(3):
-        picture(number).save(tmp_path / f"{number}.png")
-    whole = (tmp_path / "1.png").read_bytes()
-    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "0.png").write_bytes(b"")
-    dataset = PretrainingDataset(FolderImages(tmp_path), (16, 16), 4)
-    assert dataset[0, 1]["pixel_values"].shape == (3, 16, 16)
-    assert dataset[0, 0]["pixel_values"].shape == (3, 16, 16)
-    (tmp_path / "2.png").write_bytes(b"")
-    with pytest.raises(OSError, match="None of 10 images in a row could be read, the last one is .*png"):
-        dataset[0, 0]
+def whole(path, num_channels=3):
+    """The pixels (channels, height, width) of a file as the whole of it is given to a model."""
+    dataset = PretrainingDataset(FolderImages(path.parent), (30, 40), 4, num_channels, crop_scale=(1.0, 1.0), seed=3)
+    sample = dataset[0, 0, 0]
+    assert not sample["unreadable"]
+    pixels = sample["pixel_values"]
+    return pixels.flip(-1) if sample["flipped"] else pixels
 
 
-def test_16_bit_images__keep_their_depth(tmp_path):
-    PIL.Image.fromarray(np.full((20, 20), 1000, np.uint16)).save(tmp_path / "deep.png")
-    pixels = PretrainingDataset(FolderImages(tmp_path), (16, 16), 4, 1)[0, 0]["pixel_values"]
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        *((mode, "png") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+        *(("CMYK", "tiff"), ("CMYK", "jpg"), ("LAB", "tiff"), ("YCbCr", "jpg")),
+    ],
+)
+def test_modes__are_converted_to_colour_and_to_grey(tmp_path, mode, suffix):
+    path = tmp_path / f"red.{suffix}"
+    image = PIL.Image.new("RGB", (40, 30), (230, 20, 20))
+    if mode == "LAB":
+        image = PIL.Image.new("LAB", (40, 30), (123, 195, 175))  # red
+    elif mode == "P":
+        image = image.quantize(4)
+        image.info["transparency"] = 3
+    image = image if image.mode == mode else image.convert(mode)
+    image.save(path)
+    colour, grey = whole(path), whole(path, 1)
+    red, green, blue = colour.float().mean(dim=(1, 2)).tolist()
+    assert grey.shape == (1, 30, 40)
+    if mode in ("1", "L", "LA"):
+        assert red == green == blue
+    else:
+        assert red > 190 > 80 > max(green, blue)
+        assert 50 < grey.float().mean() < 110
+
+
+def test_alpha__does_not_change_the_colours(tmp_path):
+    PIL.Image.new("RGBA", (40, 30), (200, 100, 50, 0)).save(tmp_path / "clear.png")
+    assert whole(tmp_path / "clear.png")[:, 3, 3].tolist() == [200, 100, 50]
+    assert whole(tmp_path / "clear.png", 4)[:, 3, 3].tolist() == [200, 100, 50, 0]
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "npy"])
+def test_16_bit_images__keep_their_depth_also_beside_others(tmp_path, kind):
+    deep = np.full((30, 40), 1000, np.uint16)
+    np.save(tmp_path / "deep.npy", deep) if kind == "npy" else PIL.Image.fromarray(deep).save(tmp_path / f"deep.{kind}")
+    pixels = whole(tmp_path / f"deep.{kind}", 1)
     assert pixels.dtype == torch.float32
-    torch.testing.assert_close(pixels, torch.full((1, 16, 16), 1000 / 257))
+    torch.testing.assert_close(pixels, torch.full((1, 30, 40), 1000 / 257))
+    PIL.Image.new("L", (40, 30), 9).save(tmp_path / "plain.bmp")
+    dataset = PretrainingDataset(FolderImages(tmp_path), (16, 16), 4, 1)
+    for workers in (0, 1):
+        (batch,) = DataLoader(dataset, batch_sampler=[[(0, 0, 0), (0, 1, 0)]], num_workers=workers, collate_fn=collate)
+        torch.testing.assert_close(batch["pixel_values"][:, 0, 0, 0], torch.tensor([1000 / 257, 9.0]))
+
+
+def bomb(side=60000):
+    """A small PNG of very many pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(1000)), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks.items())
+
+
+def saved(image, kind):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+BROKEN = {
+    "zero.png": b"",
+    "text.jpg": b"<html>not found</html>",
+    "bomb.png": bomb(),
+    "object.npy": b"\x93NUMPY\x01\x00",
+    **{f"cut.{kind}": saved(picture(4, (300, 200)), kind)[:4000] for kind in ("png", "jpeg", "tiff", "bmp", "webp")},
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("decoder", ["installed", "PIL"])
+def test_broken_pictures__are_named_and_replaced_by_the_next(tmp_path, monkeypatch, name, decoder):
+    if decoder == "PIL":
+        monkeypatch.setattr(hf_mae.data, "simplejpeg", None)
+    (tmp_path / name).write_bytes(BROKEN[name])
+    picture(1).save(tmp_path / "~good.png")
+    images = FolderImages(tmp_path)
+    dataset = PretrainingDataset(images, (16, 16), 4)
+    sample = dataset[0, 0, 0]
+    (path,) = sample["unreadable"]
+    assert path == str(tmp_path / name)
+    assert ": " in sample["unreadable"][path]
+    assert sample["sample"].tolist() == [0, 0, 0]
+    assert sample["pixel_values"].shape == (3, 16, 16)
+    assert torch.equal(sample["pixel_values"], dataset[0, 0, 0]["pixel_values"])
+    evaluated = EvaluationDataset(images, MAEImageProcessor.for_image_size(16))
+    assert torch.equal(evaluated[0]["pixel_values"], evaluated[1]["pixel_values"])
+    assert collate([sample, dataset[0, 1, 0]])["unreadable"] == sample["unreadable"]
+
+
+def test_broken_pictures__that_were_damaged_at_random_never_end_a_run(tmp_path):
+    picture(1).save(tmp_path / "~good.png")
+    rng = np.random.default_rng(0)
+    for kind in ("png", "jpeg", "tiff", "bmp", "webp", "ppm"):
+        content = np.frombuffer(saved(picture(2, (60, 50)), kind), np.uint8)
+        for number in range(25):
+            damaged = content.copy()
+            damaged[rng.integers(0, len(content), 1 + number)] = rng.integers(0, 256, 1 + number)
+            (tmp_path / f"{kind}-{number}.{kind}").write_bytes(damaged.tobytes())
+            if number % 5 == 4:  # a good one now and then, so that no ten in a row are broken
+                picture(number).save(tmp_path / f"{kind}-{number}-good.png")
+    images = FolderImages(tmp_path)
+    samples = PretrainingDataset(images, (16, 16), 4).__getitems__([(0, index, 0) for index in range(len(images))])
+    assert len(samples) == len(images)
+    assert collate(samples)["unreadable"]
+
+
+def test_broken_pictures__in_a_row_are_an_error_with_the_reason(tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number:02}.png").write_bytes(b"")
+    with pytest.raises(OSError, match="None of 10 images in a row could be read. .*09.png: Unidentified"):
+        read_image(FolderImages(tmp_path), 0, lambda image: image)
+    np.save(tmp_path / "bands.npy", np.zeros((5, 30, 40), np.uint8))
+    with pytest.raises(OSError, match="channels"):  # all would fail: the model is set to another number
+        PretrainingDataset(FolderImages(tmp_path / ""), (16, 16), 4).__getitems__([(0, 3, 0)])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Statistics and choices of images
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_statistics__of_any_number_of_channels(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        pixels = rng.normal(100, 20, (channels, 40, 50)) + 10 * np.arange(channels)[:, None, None]
+        np.save(tmp_path / f"{number}.npy", pixels.clip(0, 255).astype(np.uint8))
+    (tmp_path / "broken.npy").write_bytes(b"")
+    mean, std = channel_statistics(FolderImages(tmp_path), channels)
+    assert mean == pytest.approx([(99.5 + 10 * channel) / 255 for channel in range(channels)], abs=0.002)
+    assert std == pytest.approx([20 / 255] * channels, abs=0.002)
+
+
+def test_statistics__of_the_embedded_images_are_the_published_ones():
+    mean, std = channel_statistics(open_images(), 1)
+    assert mean == pytest.approx([0.2860], abs=0.005)
+    assert std == pytest.approx([0.3530], abs=0.005)
+
+
+def test_statistics__of_a_constant_channel_are_refused(tmp_path):
+    PIL.Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "flat.png")
+    with pytest.raises(ValueError, match="Channel 0 of .* has the same value everywhere"):
+        channel_statistics(FolderImages(tmp_path), 3)
+
+
+def test_spread_indices__take_whole_blocks_where_there_are_some():
+    class Blocks(ImageSource):
+        blocks = np.array([4, 4, 4, 4, 2])
+
+        def __len__(self):
+            return 18
+
+    assert spread_indices(Blocks(), 7).tolist() == [0, 1, 2, 3, 8, 9, 10]
+    assert spread_indices(Blocks(), 100).tolist() == list(range(18))
+    assert spread_indices(open_images(), 4).tolist() == [0, 750, 1500, 2250]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Order
 
 
-def batches(num_processes, accumulation=1, steps=range(0, 7), num_images=10, effective_batch_size=12):
+def batches(processes, per_device=12, steps=range(0, 7), images=10, batch_size=12, views=1):
     """For every step the samples of all processes together, in the order of the global batch."""
-    order, per_device = SampleOrder(num_images, seed=3), effective_batch_size // num_processes // accumulation
+    order = SampleOrder(images, 3, views, batch_size)
     shares = []
-    for process in range(num_processes):
-        parts = list(StepBatchSampler(order, effective_batch_size, per_device, steps, process, num_processes))
-        assert {len(part) for part in parts} == {per_device}
-        per_step = [sum(parts[i : i + accumulation], []) for i in range(0, len(parts), accumulation)]
-        shares.append(per_step)
+    for process in range(processes):
+        sampler = StepBatchSampler(order, batch_size, per_device, steps, process, processes)
+        parts = list(sampler)
+        assert len(parts) == len(sampler)
+        assert max(map(len, parts)) <= per_device
+        accumulated = sampler.accumulation
+        shares.append([sum(parts[i : i + accumulated], []) for i in range(0, len(parts), accumulated)])
     return [sum(step, []) for step in zip(*shares, strict=True)]
+
+
+class InBlocks(ImageSource):
+    """Images that are read in blocks, and what each reader read."""
+
+    name = "blocks"
+
+    def __init__(self, blocks):
+        self.blocks = np.array(blocks)
+
+    def __len__(self):
+        return int(self.blocks.sum())
 
 
 def test_order__every_image_once_an_epoch_in_a_new_order():
     samples = sum(batches(1, steps=range(0, 5)), [])  # 60 samples: 6 epochs of 10
     for epoch in range(6):
         part = samples[epoch * 10 : epoch * 10 + 10]
-        assert {e for e, _ in part} == {epoch}
-        assert sorted(index for _, index in part) == list(range(10))
-    assert len({tuple(samples[e * 10 : e * 10 + 10]) for e in range(6)}) == 6
+        assert {e for e, _, _ in part} == {epoch}
+        assert sorted(index for _, index, _ in part) == list(range(10))
+    assert len({tuple(index for _, index, _ in samples[e * 10 : e * 10 + 10]) for e in range(6)}) == 6
 
 
-@pytest.mark.parametrize(("num_processes", "accumulation"), [(2, 1), (3, 1), (1, 4), (2, 3), (4, 3)])
-def test_order__does_not_depend_on_processes_or_accumulation(num_processes, accumulation):
-    assert batches(num_processes, accumulation) == batches(1)
+def test_order__views_of_an_image_follow_each_other():
+    samples = sum(batches(1, steps=range(0, 5), views=3), [])  # 60 samples: 2 passes of 10 images, 3 views of each
+    assert [view for _, _, view in samples] == [0, 1, 2] * 20
+    assert all(len({sample[:2] for sample in samples[i : i + 3]}) == 1 for i in range(0, 60, 3))
+    assert sorted(index for epoch, index, view in samples if (epoch, view) == (1, 2)) == list(range(10))
 
 
+SOURCES = {"files": 10, "blocks": InBlocks([3, 1, 4, 2]), "many blocks": InBlocks([7] * 90)}
+
+
+@pytest.mark.parametrize("images", SOURCES.values(), ids=SOURCES.keys())
+@pytest.mark.parametrize(("processes", "per_device"), [(2, 6), (3, 4), (1, 3), (2, 2), (5, 2), (12, 1), (7, 12)])
+def test_order__does_not_depend_on_processes_or_accumulation(images, processes, per_device):
+    assert batches(processes, per_device, images=images) == batches(1, images=images)
+
+
+@pytest.mark.parametrize("images", SOURCES.values(), ids=SOURCES.keys())
 @pytest.mark.parametrize("stop", [1, 3, 6])
-def test_order__goes_on_after_any_step(stop):
-    assert batches(2, steps=range(0, stop)) + batches(3, steps=range(stop, 7)) == batches(1)
+def test_order__goes_on_after_any_step(images, stop):
+    first, second = (batches(p, steps=steps, images=images) for p, steps in ((2, range(stop)), (3, range(stop, 7))))
+    assert first + second == batches(1, images=images)
 
 
-def test_order__sizes_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"effective batch size 100 is not a multiple of 16 .* 3 process\(es\) = 48"):
-        StepBatchSampler(SampleOrder(10, 0), 100, 16, range(1), 0, 3)
+@pytest.mark.parametrize(("batch_size", "views"), [(16, 1), (24, 3), (13, 2)])
+def test_order__of_blocks_gives_every_image_once_an_epoch(batch_size, views):
+    images = InBlocks([7, 3, 9, 1, 5] * 20)
+    samples = sum(batches(1, 64, range(0, 2 * 500 * views // batch_size + 2), images, batch_size, views), [])
+    for epoch in (0, 1):
+        assert sorted(i for e, i, v in samples if (e, v) == (epoch, views - 1)) == list(range(500))
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 1), (2, 4), (8, 8)])
+def test_order__of_blocks_lets_each_reader_read_few(processes, workers):
+    """All readers together read little more than every block once, and a batch still mixes many blocks."""
+    images, batch_size = InBlocks([100] * 256), 128
+    order = SampleOrder(images, 0, 1, batch_size)
+    reads, mixed = 0, []
+    for process in range(processes):
+        sampler = StepBatchSampler(order, batch_size, 128, range(200), process, processes)  # one epoch
+        blocks = [{index // 100 for _, index, _ in batch} for batch in sampler]
+        mixed.append(np.mean([len(b) for b in blocks]) * processes)
+        reads += sum(len(set.union(*blocks[worker::workers])) for worker in range(workers))
+    assert 256 <= reads <= 256 + 64
+    assert np.mean(mixed) >= 8
+
+
+def test_order__with_workers_is_the_same_to_the_pixel():
+    dataset = PretrainingDataset(open_images(), (28, 28), 49, 1)
+    results = []
+    for workers in (0, 4):
+        sampler = StepBatchSampler(SampleOrder(3000, 0), 20, 5, range(3, 6))
+        results.append(list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate)))
+    for ours, theirs in zip(*results, strict=True):
+        for name in ("sample", "crop_box", "flipped", "noise", "pixel_values"):
+            assert torch.equal(ours[name], theirs[name])
+
+
+def test_order__masks_differ_between_the_images_of_all_processes():
+    dataset = PretrainingDataset(open_images(), (28, 28), 49, 1)
+    noise = []
+    for process in range(2):
+        (batch,) = StepBatchSampler(SampleOrder(3000, 0), 20, 10, range(1), process, 2)
+        noise += [tuple(sample["noise"].tolist()) for sample in dataset.__getitems__(batch)]
+    assert len(set(noise)) == 20
+
+
+def test_order__fewer_samples_than_processes_are_refused():
+    with pytest.raises(ValueError, match="An effective batch of 2 can't be shared by 3 processes. Start fewer"):
+        StepBatchSampler(SampleOrder(10, 0), 2, 16, range(1), 0, 3)

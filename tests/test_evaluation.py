@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_mae import MAEImageProcessor
-from hf_mae.data import open_images
 from hf_mae.evaluation import Evaluation, knn_accuracy
+from hf_mae.sources import open_images
 from hf_mae.visualization import reconstruction_sheet
 
 

@@ -1,221 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Image sources, random crops, and the order of samples, which is a function of the seed and the global step alone."""
+"""Decoding, random crops, and the order of samples, which is a function of the seed and the global step alone."""
 
+import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.utils import logging
 
 from .image_processing_mae import MAEImageProcessor, image_to_tensor, resize, to_byte_range
+from .sources import ImageSource
+
+try:  # half the time of PIL's decoder, the same pixels
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
 
 logger = logging.get_logger(__name__)
 
-IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_JPEG = ("JPEG", "MPO")  # MPO: what phones write, a JPEG with more pictures behind it
 _EXIF_ORIENTATION = 0x0112
-_SPLITS = {"train": ("train",), "test": ("validation", "val", "test")}
+# (swap rows and columns, then flip rows, flip columns) of each orientation. Source: Exif 2.3, section 4.6.4.
+_ORIENTATIONS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+_ATTEMPTS = 10
+
+
+def decoder_name() -> str:
+    """Returns what JPEGs are decoded with: `simplejpeg` where it is installed, else `PIL`."""
+    return "PIL" if simplejpeg is None else "simplejpeg"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Sources
+# Reading
 
 
-class ImageSource(Sequence):
-    """Images by index, with or without labels.
-
-    Attributes:
-        name (`str`): Where they come from, for logs and model cards.
-        labels (`list[int]` or `None`): The class of each image, from 0.
-    """
-
-    name: str
-    labels: list[int] | None = None
-
-    def __getitem__(self, index: int) -> PIL.Image.Image:
-        """Returns image `index`, in [0, len(self)), of any mode.
-
-        Raises:
-            OSError: If it can't be read.
-        """
-        raise NotImplementedError
-
-    def describe(self, index: int) -> str:
-        """Returns what to call image `index` in a message."""
-        return f"image {index} of {self.name}"
-
-
-class FashionMNISTImages(ImageSource):
-    """The embedded sample: 3,000 (train) or 1,000 (test) labelled grey photographs of 28 x 28 pixels, 10 classes."""
-
-    def __init__(self, split: str = "train"):
-        self.name = f"Fashion-MNIST sample ({split}), embedded"
-        mosaic = np.array(PIL.Image.open(Path(__file__).parent / "fashion_mnist" / f"{split}.png"))
-        rows, columns = (side // 28 for side in mosaic.shape)
-        self.pixels = mosaic.reshape(rows, 28, columns, 28).swapaxes(1, 2).reshape(-1, 28, 28)
-        self.labels = [index * 10 // len(self.pixels) for index in range(len(self.pixels))]  # stored class by class
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> PIL.Image.Image:
-        return PIL.Image.fromarray(self.pixels[index])
-
-
-class FolderImages(ImageSource):
-    """All images below a folder, at any depth, in the order of their paths.
-
-    Labels are the names of the sub-folders if every image lies in one, directly, and there are several.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        """
-        Args:
-            folder (`str` or `os.PathLike`): The folder. Links are followed.
-
-        Raises:
-            ValueError: If there is no image in it.
-            OSError: If it can't be read.
-        """
-        self.folder, self.name = Path(folder), os.fspath(folder)
-        self.paths, others = [], {}
-        for directory, subdirectories, files in _walk(folder):
-            subdirectories.sort()
-            for file in sorted(files):
-                extension = Path(file).suffix.lower()
-                if extension in IMAGE_EXTENSIONS and not file.startswith("."):
-                    self.paths.append(os.path.relpath(os.path.join(directory, file), folder))
-                else:
-                    others[extension or "none"] = others.get(extension or "none", 0) + 1
-        if not self.paths:
-            seen = ", ".join(f"{count} x {extension}" for extension, count in sorted(others.items()))
-            raise ValueError(
-                f"Found no images in {self.name!r}. Files there, by extension: {seen or 'none at all'}. "
-                f"Expected some of {', '.join(IMAGE_EXTENSIONS)} at any depth, or .parquet files."
-            )
-        parents = [Path(path).parts[:-1] for path in self.paths]
-        classes = sorted(set(parents))
-        if len(classes) > 1 and all(len(parts) == 1 for parts in classes):
-            numbers = {parts: number for number, parts in enumerate(classes)}
-            self.labels = [numbers[parts] for parts in parents]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> PIL.Image.Image:
-        return PIL.Image.open(self.folder / self.paths[index])
-
-    def describe(self, index: int) -> str:
-        return os.fspath(self.folder / self.paths[index])
-
-
-class DatasetImages(ImageSource):
-    """The image column of a data set of the `datasets` library."""
-
-    def __init__(self, dataset, name: str):
-        """
-        Args:
-            dataset (`datasets.Dataset`): With a column of images. A column of class labels is used if there is one.
-            name (`str`): Where it comes from.
-
-        Raises:
-            ValueError: If no column holds images.
-        """
-        import datasets
-
-        columns = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-        if not columns:
-            found = ", ".join(f"{column} ({feature})" for column, feature in dataset.features.items())
-            raise ValueError(
-                f"No column of {name} holds images. Columns: {found}. Cast one with "
-                "`dataset.cast_column(name, datasets.Image())` and save the data set again."
-            )
-        self.name, self.column, self.dataset = name, columns[0], dataset.select_columns(columns[:1])
-        for column, feature in dataset.features.items():
-            if isinstance(feature, datasets.ClassLabel) or (column == "label" and str(feature.dtype).startswith("int")):
-                self.labels = list(dataset[column])
-                break
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> PIL.Image.Image:
-        return self.dataset[index][self.column]
-
-
-def open_images(data: str | None = None, split: str = "train") -> ImageSource | None:
-    """Opens a source of images.
+def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object, int, dict[str, str]]:
+    """Reads an image, or the next one that can be read.
 
     Args:
-        data (`str`, *optional*): A folder of images (flat or nested; `train` and `val` below it are taken for splits),
-            a `.parquet` file or a folder of such, a folder written by `Dataset.save_to_disk`, or the name of a data set
-            on the Hub. Without it the embedded sample of Fashion-MNIST is opened.
-        split (`"train"` or `"test"`, *optional*): Images to train on, or to evaluate on.
+        images ([`ImageSource`]): The images.
+        index (`int`): Which one.
+        load (`Callable`): Makes of an opened image what is wanted.
 
     Returns:
-        [`ImageSource`], or `None` if `split` is `"test"` and the source has none.
+        `(result, index, unreadable)`: What `load` gave, of which image, and the names of the images before it that
+        could not be read, with the reasons.
 
     Raises:
-        ValueError: If there are no images in it.
-        OSError: If it can't be found or read.
+        OSError: If ten images in a row can't be read.
     """
-    if data is None:
-        return FashionMNISTImages(split)
-    path = Path(data)
-    if not path.exists():
-        return _from_datasets(data, split, lambda datasets: datasets.load_dataset(data))
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        return _from_datasets(data, split, lambda datasets: datasets.load_from_disk(data))
-    if path.suffix == ".parquet":
-        return _from_datasets(data, split, lambda datasets: datasets.load_dataset("parquet", data_files=data))
-    if next(path.glob("**/*.parquet"), None):  # `datasets` tells splits by the names of files and folders
-        return _from_datasets(data, split, lambda datasets: datasets.load_dataset("parquet", data_dir=data))
-    if not path.is_dir():
-        raise ValueError(f"{data!r} is neither a folder nor a .parquet file.")
-    if (path / "train").is_dir():
-        path = next((path / name for name in _SPLITS[split] if (path / name).is_dir()), None)
-        return None if path is None else FolderImages(path)
-    return FolderImages(path) if split == "train" else None
+    unreadable = {}
+    for attempt in range(_ATTEMPTS):
+        candidate = (index + attempt) % len(images)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PIL about what it mends, in every epoch anew
+                return load(images[candidate]), candidate, unreadable
+        except Exception as error:  # decoders raise what they like for broken files: struct.error, SyntaxError, ...
+            unreadable[images.describe(candidate)] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    name, reason = list(unreadable.items())[-1]
+    raise OSError(
+        f"None of {_ATTEMPTS} images in a row could be read. The last one is {name}: {reason}. Remove or repair the "
+        "files; if they are fine, their number of channels or their type may not be what the model is set to."
+    )
 
 
-def _from_datasets(data: str, split: str, load) -> DatasetImages | None:
-    import datasets
-
-    try:
-        dataset = load(datasets)
-    except Exception as error:  # of many kinds: no such name, no network, no permission, broken file
-        raise OSError(
-            f"{data!r} is no folder or file here, and could not be loaded as a data set of the Hub or from disk: "
-            f"{type(error).__name__}: {str(error)[:300]}"
-        ) from error
-    if isinstance(dataset, dict):
-        found = next((name for name in _SPLITS[split] if name in dataset), None)
-        if found is None and split == "train":
-            raise ValueError(f"{data!r} has no split 'train', only {', '.join(dataset)}.")
-        return None if found is None else DatasetImages(dataset[found], f"{data} ({found})")
-    return DatasetImages(dataset, data) if split == "train" else None
-
-
-def _walk(folder: str | os.PathLike) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` that follows links, but enters each folder once, and does not pass over what it can't read."""
-
-    def fail(error: OSError):
-        raise error
-
-    entered = set()
-    for directory, subdirectories, files in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(directory)
-        if real in entered:
-            subdirectories.clear()
-            continue
-        entered.add(real)
-        yield directory, subdirectories, files
+def spread_indices(images: ImageSource, count: int | None = None) -> np.ndarray:
+    """Returns indices of at most `count` images, evenly spaced; of sources with blocks, whole blocks that are."""
+    if count is None or count >= len(images):
+        return np.arange(len(images))
+    if images.blocks is None:
+        return np.arange(count) * len(images) // count
+    # One image of each block would read everything for little.
+    num_blocks = min(math.ceil(count / images.blocks.mean()), len(images.blocks))
+    chosen = np.arange(num_blocks) * len(images.blocks) // num_blocks
+    starts = np.cumsum(images.blocks) - images.blocks
+    return np.concatenate([starts[b] + np.arange(images.blocks[b]) for b in chosen])[:count]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -248,37 +123,103 @@ def random_crop_box(
             top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
             return int(top), int(left), crop_height, crop_width
     aspect = min(max(width / height, middle * 3 / 4), middle * 4 / 3)
-    crop_height, crop_width = min(height, round(width / aspect)), min(width, round(height * aspect))
+    crop_height, crop_width = max(min(height, round(width / aspect)), 1), max(min(width, round(height * aspect)), 1)
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def crop_and_resize(
-    image: PIL.Image.Image, box: tuple[int, int, int, int], target: tuple[int, int], num_channels: int
-) -> torch.Tensor:
-    """Returns a crop at the size of the model, bicubic and antialiased, as (channels, height, width).
+def upright(image: PIL.Image.Image | np.ndarray) -> PIL.Image.Image | np.ndarray:
+    """Returns a picture turned as its EXIF orientation says; a JPEG as it came: [`crop_and_resize`] turns its crops."""
+    if isinstance(image, np.ndarray) or image.format in _JPEG:
+        return image
+    return PIL.ImageOps.exif_transpose(image)
 
-    A JPEG that was not yet decoded is decoded at a half, a quarter or an eighth of its size where the crop allows.
+
+def image_size(image: PIL.Image.Image | np.ndarray, num_channels: int) -> tuple[int, int]:
+    """Returns (height, width) of an image as it is to be seen, after its EXIF orientation."""
+    if isinstance(image, np.ndarray):
+        return tuple(image_to_tensor(image, num_channels).shape[1:])
+    swap, *_ = _orientation(image)
+    return image.size if swap else image.size[::-1]
+
+
+def crop_and_resize(
+    image: PIL.Image.Image | np.ndarray,
+    boxes: list[tuple[int, int, int, int]],
+    target: tuple[int, int],
+    num_channels: int,
+) -> list[torch.Tensor]:
+    """Returns crops of one decode at the size of the model, bicubic and antialiased, each (channels, height, width).
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the smallest crop allows, and its orientation
+    is applied to the crops, not to the whole picture.
 
     Args:
-        image (`PIL.Image.Image`): Of any mode, best freshly opened.
-        box (`(top, left, height, width)`): In pixels of the image.
+        image (`PIL.Image.Image` or `np.ndarray`): Of any mode, freshly opened, see [`upright`].
+        boxes (`list` of `(top, left, height, width)`): In pixels of the image as it is to be seen, see [`image_size`].
         target (`(height, width)`): Pixels wanted.
         num_channels (`int`): Channels wanted; see [`image_to_tensor`].
 
     Returns:
-        `torch.Tensor`: uint8, or float32 in [0, 255] for images of more than 8 bits.
+        `list[torch.Tensor]`: uint8, or float32 in [0, 255] for images of more than 8 bits.
     """
-    top, left, height, width = box
-    full_width, full_height = image.size
-    image.draft(None, (math.ceil(full_width * target[1] / width), math.ceil(full_height * target[0] / height)))
-    x, y = image.width / full_width, image.height / full_height  # 1 unless the draft was taken
-    image = image.crop((round(left * x), round(top * y), round((left + width) * x), round((top + height) * y)))
-    pixels = to_byte_range(image_to_tensor(image, num_channels))
-    return resize(pixels, target).clamp(0, 255)
+    swap, flip_rows, flip_columns = _orientation(image)
+    height, width = image_size(image, num_channels)
+    stored = []  # the boxes in the picture as it is stored
+    for top, left, crop_height, crop_width in boxes:
+        top = height - top - crop_height if flip_rows else top
+        left = width - left - crop_width if flip_columns else left
+        stored.append((left, top, crop_width, crop_height) if swap else (top, left, crop_height, crop_width))
+    if swap:
+        target, (height, width) = target[::-1], (width, height)
+    pixels = _decode(image, stored, target, num_channels)
+    y, x = pixels.shape[1] / height, pixels.shape[2] / width  # 1 unless decoded at reduced size
+    flips = [dim for dim, flip in ((-2, flip_rows), (-1, flip_columns)) if flip]
+    crops = []
+    for top, left, crop_height, crop_width in stored:
+        rows = slice(round(top * y), max(round((top + crop_height) * y), round(top * y) + 1))
+        columns = slice(round(left * x), max(round((left + crop_width) * x), round(left * x) + 1))
+        crop = resize(to_byte_range(pixels[:, rows, columns]), target).clamp(0, 255)
+        crop = crop.transpose(-2, -1) if swap else crop
+        crops.append(crop.flip(flips) if flips else crop)
+    return crops
+
+
+def _orientation(image: PIL.Image.Image | np.ndarray) -> tuple[bool, bool, bool]:
+    jpeg = isinstance(image, PIL.Image.Image) and image.format in _JPEG
+    return _ORIENTATIONS.get(image.getexif().get(_EXIF_ORIENTATION) if jpeg else None, (False, False, False))
+
+
+def _decode(
+    image: PIL.Image.Image | np.ndarray, boxes: list[tuple], target: tuple[int, int], num_channels: int
+) -> torch.Tensor:
+    """Returns (channels, height, width) of the whole picture, of a JPEG perhaps at reduced size."""
+    if isinstance(image, np.ndarray):
+        return image_to_tensor(image, num_channels)
+    if image.format in _JPEG:
+        smallest_height, smallest_width = (min(box[side] for box in boxes) for side in (2, 3))
+        wanted = (image.width * target[1] / smallest_width, image.height * target[0] / smallest_height)
+        image.draft(None, tuple(math.ceil(side) for side in wanted))
+        if simplejpeg is not None and image.mode in ("L", "RGB"):
+            # At the size that PIL would decode it to, which gives the same pixels.
+            size = {"min_width": image.width, "min_height": image.height}
+            image.fp.seek(0)
+            try:
+                array = simplejpeg.decode_jpeg(image.fp.read(), "GRAY" if image.mode == "L" else "RGB", **size)
+            except ValueError:  # broken, or only unusual: PIL decides
+                image.fp.seek(0)
+            else:
+                if array.shape[2] == num_channels:
+                    return torch.from_numpy(array).permute(2, 0, 1)
+                image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    return image_to_tensor(image, num_channels)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data sets
 
 
 class PretrainingDataset(Dataset):
-    """Random crops with the noise that their masks are made of, each a function of (seed, epoch, index)."""
+    """Random crops with the noise that their masks are made of, each a function of (seed, epoch, index, view)."""
 
     def __init__(
         self,
@@ -307,32 +248,44 @@ class PretrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, sample: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Returns `pixel_values` (channels, height, width), uint8, and `noise` (num_patches,) of (epoch, index).
+    def __getitem__(self, sample: tuple[int, int, int]) -> dict:
+        """Returns one sample, see [`PretrainingDataset.__getitems__`]."""
+        return self.__getitems__([sample])[0]
 
-        A picture that can't be read is replaced by the next one that can, and named in the log.
+    def __getitems__(self, samples: list[tuple[int, int, int]]) -> list[dict]:
+        """Returns the samples (epoch, index, view); consecutive views of an image share one decode.
+
+        Each has `pixel_values` (channels, height, width), uint8; `noise` (num_patches,), float32 in [0, 1); `sample`
+        (epoch, index, view), `crop_box` (top, left, height, width) and `flipped`, int64; and `unreadable`, a dictionary
+        of pictures that can't be read and the reasons. Such a picture is replaced by the next one that can be.
         """
-        epoch, index = sample
-        rng = np.random.default_rng([self.seed, epoch, index, 0])  # the 0 leaves room for a number of views
-        for attempt in range(10):
-            candidate = (index + attempt) % len(self.images)
-            try:
-                image = self.images[candidate]
-                if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-                    image = PIL.ImageOps.exif_transpose(image)
-                box = random_crop_box((image.height, image.width), self.image_size, self.crop_scale, rng)
-                pixel_values = crop_and_resize(image, box, self.image_size, self.num_channels)
-                break
-            except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # what PIL raises
-                logger.warning(f"Skipped {self.images.describe(candidate)}, which can't be read: {error}")
-        else:
-            raise OSError(
-                f"None of 10 images in a row could be read, the last one is {self.images.describe(candidate)}. Look at "
-                "the warnings above; remove or repair the files."
-            )
-        if self.horizontal_flip and rng.random() < 0.5:
-            pixel_values = pixel_values.flip(-1)
-        return {"pixel_values": pixel_values, "noise": torch.from_numpy(rng.random(self.num_patches, dtype=np.float32))}
+        results = []
+        for (epoch, index), group in itertools.groupby(samples, key=lambda sample: sample[:2]):
+            views = [view for _, _, view in group]
+
+            def load(image, key=(self.seed, epoch, index), views=views):
+                image = upright(image)
+                rngs = [np.random.default_rng([*key, view]) for view in views]
+                size = image_size(image, self.num_channels)
+                boxes = [random_crop_box(size, self.image_size, self.crop_scale, rng) for rng in rngs]
+                return rngs, boxes, crop_and_resize(image, boxes, self.image_size, self.num_channels)
+
+            (rngs, boxes, crops), _, unreadable = read_image(self.images, index, load)
+            for view, rng, box, crop in zip(views, rngs, boxes, crops, strict=True):
+                flipped = self.horizontal_flip and rng.random() < 0.5
+                # Noise without ties, whose order would depend on the device and the batch.
+                noise = rng.permutation(self.num_patches).astype(np.float32) / self.num_patches
+                results.append(
+                    {
+                        "pixel_values": crop.flip(-1) if flipped else crop,
+                        "noise": torch.from_numpy(noise),
+                        "sample": torch.tensor([epoch, index, view]),
+                        "crop_box": torch.tensor(box),
+                        "flipped": torch.tensor(int(flipped)),
+                        "unreadable": unreadable,
+                    }
+                )
+        return results
 
 
 class EvaluationDataset(Dataset):
@@ -343,21 +296,84 @@ class EvaluationDataset(Dataset):
         Args:
             images ([`ImageSource`]): The images.
             image_processor ([`MAEImageProcessor`]): What makes pixel values of them.
-            max_images (`int`, *optional*): Take no more than so many, evenly spaced.
+            max_images (`int`, *optional*): Take no more than so many, see [`spread_indices`].
         """
-        count = min(len(images), max_images or len(images))
-        self.indices = [position * len(images) // count for position in range(count)]
+        self.indices = spread_indices(images, max_images)
         self.images, self.image_processor = images, image_processor
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> dict:
-        """Returns `pixel_values` (channels, height, width), float32, and `label`, -1 if there is none."""
-        index = self.indices[position]
-        image = PIL.ImageOps.exif_transpose(self.images[index])
-        label = -1 if self.images.labels is None else self.images.labels[index]
-        return {"pixel_values": self.image_processor(image, return_tensors="pt").pixel_values[0], "label": label}
+        """Returns `pixel_values` (channels, height, width), float32, `label`, -1 if there is none, and `position`.
+
+        A picture that can't be read is replaced by the next one that can be, and named in the log.
+        """
+
+        def load(image):
+            image = PIL.ImageOps.exif_transpose(image) if isinstance(image, PIL.Image.Image) else image
+            return self.image_processor(image, return_tensors="pt").pixel_values[0]
+
+        pixel_values, index, unreadable = read_image(self.images, int(self.indices[position]), load)
+        for name, reason in unreadable.items():
+            logger.warning_once(f"Evaluation skipped {name}, which can't be read: {reason}")
+        label = -1 if self.images.labels is None else int(self.images.labels[index])
+        return {"pixel_values": pixel_values, "label": label, "position": position}
+
+
+def collate(samples: list[dict]) -> dict:
+    """Stacks samples of a [`PretrainingDataset`]; float32 pixel values if some image has more than 8 bits."""
+    pixel_values = [sample["pixel_values"] for sample in samples]
+    dtype = torch.float32 if any(pixels.is_floating_point() for pixels in pixel_values) else torch.uint8
+    names = [name for name in samples[0] if name not in ("pixel_values", "unreadable")]
+    return {
+        "pixel_values": torch.stack([pixels.to(dtype) for pixels in pixel_values]),
+        **{name: torch.stack([sample[name] for sample in samples]) for name in names},
+        "unreadable": {name: reason for sample in samples for name, reason in sample["unreadable"].items()},
+    }
+
+
+def channel_statistics(
+    images: ImageSource, num_channels: int, max_images: int = 10000, num_workers: int = 0
+) -> tuple[list[float], list[float]]:
+    """Returns mean and standard deviation per channel of a source, for values in [0, 1].
+
+    Every image has the same weight, as in training, whatever its size.
+
+    Args:
+        images ([`ImageSource`]): The images. Those that can't be read are passed over.
+        num_channels (`int`): Channels to convert them to, any number.
+        max_images (`int`, *optional*, defaults to 10000): Look at no more than so many, see [`spread_indices`].
+        num_workers (`int`, *optional*, defaults to 0): Processes that read.
+    """
+    loader = DataLoader(
+        _Moments(images, num_channels, max_images), batch_size=32, num_workers=num_workers, collate_fn=torch.stack
+    )
+    moments = torch.cat(list(loader)).mean(dim=0)  # (2, C)
+    mean, std = moments[0], (moments[1] - moments[0].square()).clamp(min=0).sqrt()
+    if (std == 0).any():
+        raise ValueError(
+            f"Channel {int(std.argmin())} of {images.name} has the same value everywhere and can't be normalised. "
+            "Drop it, or give --image_mean and --image_std."
+        )
+    return [round(value, 6) for value in mean.tolist()], [round(value, 6) for value in std.tolist()]
+
+
+class _Moments(Dataset):
+    """Means of the values and of their squares, per channel (2, C), of single images."""
+
+    def __init__(self, images: ImageSource, num_channels: int, max_images: int):
+        self.images, self.num_channels, self.indices = images, num_channels, spread_indices(images, max_images)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        def load(image):
+            pixels = to_byte_range(image_to_tensor(image, self.num_channels)).double().flatten(1) / 255
+            return torch.stack([pixels.mean(dim=1), pixels.square().mean(dim=1)])
+
+        return read_image(self.images, int(self.indices[position]), load)[0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -365,37 +381,70 @@ class EvaluationDataset(Dataset):
 
 
 class SampleOrder:
-    """The endless sequence of samples of a run: one permutation of the images after the other.
+    """The endless sequence of samples of a run: all images in one order, then in another, and so on.
 
-    The permutation of an epoch is made from (seed, epoch), so any part of the sequence can be had without the rest.
+    The order of an epoch is made from (seed, epoch), so any part of the sequence can be had without the rest, and no
+    state of it need be saved. Sources that are read in blocks are shuffled block by block, such that each reader (a
+    process, or a loader worker of one) needs few blocks at a time: see [`SampleOrder._by_blocks`].
     """
 
-    def __init__(self, num_images: int, seed: int):
+    def __init__(
+        self, images: ImageSource | int, seed: int, views_per_image: int = 1, effective_batch_size: int | None = None
+    ):
         """
         Args:
-            num_images (`int`): Images of the source.
+            images ([`ImageSource`] or `int`): The source, or how many images it has.
             seed (`int`): Seed of the run.
+            views_per_image (`int`, *optional*, defaults to 1): Consecutive samples that are views of one image
+                (repeated augmentation; Hoffer et al. 2019, arXiv 1901.09335).
+            effective_batch_size (`int`, *optional*): Samples of a step. Needed for sources with blocks.
         """
-        self.num_images, self.seed = num_images, seed
+        self.num_images = images if isinstance(images, int) else len(images)
+        self.blocks = None if isinstance(images, int) else images.blocks
+        self.seed, self.views_per_image, self.effective_batch_size = seed, views_per_image, effective_batch_size
         self._permutations: dict[int, np.ndarray] = {}
 
-    def __getitem__(self, samples: slice) -> list[tuple[int, int]]:
-        """Returns (epoch, index) of the samples `start` to `stop` of the run."""
-        positions = (divmod(sample, self.num_images) for sample in range(samples.start, samples.stop))
-        return [(epoch, int(self._permutation(epoch)[place])) for epoch, place in positions]
+    def __getitem__(self, samples: slice) -> list[tuple[int, int, int]]:
+        """Returns (epoch, index, view) of the samples `start` to `stop` of the run."""
+        result = []
+        for sample in range(samples.start, samples.stop):
+            position, view = divmod(sample, self.views_per_image)
+            epoch, place = divmod(position, self.num_images)
+            result.append((epoch, int(self._permutation(epoch)[place]), view))
+        return result
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            self._permutations[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+            rng = np.random.default_rng([self.seed, epoch])
+            blockwise = self.blocks is not None and len(self.blocks) > 1
+            self._permutations[epoch] = self._by_blocks(epoch, rng) if blockwise else rng.permutation(self.num_images)
         return self._permutations[epoch]
+
+    def _by_blocks(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
+        """An order in which every place of a batch goes through shuffled blocks one after the other.
+
+        A batch is cut into up to eight parts, and up to eight batches in a row take turns: that makes 64 lanes, of
+        which each reads its own share of the blocks. A process owns parts and a worker turns, so with up to eight of
+        each no two read the same block (but for those at the ends of lanes), while 64 blocks mix at any time.
+        """
+        starts = np.cumsum(self.blocks) - self.blocks
+        shuffled = [starts[b] + rng.permutation(self.blocks[b]) for b in rng.permutation(len(self.blocks))]
+        lanes = 2 ** int(math.log2(min(len(self.blocks), 64)))
+        parts = 2 ** math.ceil(math.log2(lanes) / 2)
+        first_view = (epoch * self.num_images + np.arange(self.num_images)) * self.views_per_image
+        step, place = np.divmod(first_view, self.effective_batch_size)
+        lane = step % (lanes // parts) * parts + place * parts // self.effective_batch_size
+        order = np.empty(self.num_images, dtype=np.int64)
+        order[np.argsort(lane, kind="stable")] = np.concatenate(shuffled)
+        return order
 
 
 class StepBatchSampler(Sampler):
     """Batches of one process, from any global step on.
 
-    The batch of a step is a slice of the [`SampleOrder`] that does not depend on the number of processes; each process
-    takes its share of it, in as many pieces as gradients are accumulated over.
+    The samples of a step are a slice of the [`SampleOrder`] that does not depend on the number of processes. It is cut
+    into equal pieces (to one sample), as many for each process as gradients are accumulated over.
     """
 
     def __init__(
@@ -410,40 +459,60 @@ class StepBatchSampler(Sampler):
         """
         Args:
             order ([`SampleOrder`]): The samples of the run.
-            effective_batch_size (`int`): Images of an optimizer step over all processes, divisible by
-                `per_device_batch_size * num_processes`.
-            per_device_batch_size (`int`): Images of one forward pass.
+            effective_batch_size (`int`): Samples of an optimizer step over all processes.
+            per_device_batch_size (`int`): Samples of one forward pass at most.
             steps (`range`): The global steps to go through.
             process_index, num_processes (`int`, *optional*): Which share to take.
 
         Raises:
-            ValueError: If the sizes do not divide.
+            ValueError: If there are fewer samples than processes.
         """
-        if effective_batch_size % (per_device_batch_size * num_processes):
+        if effective_batch_size < num_processes:
             raise ValueError(
-                f"The effective batch size {effective_batch_size} is not a multiple of {per_device_batch_size} images "
-                f"per device x {num_processes} process(es) = {per_device_batch_size * num_processes}. Change one."
+                f"An effective batch of {effective_batch_size} can't be shared by {num_processes} processes. Start "
+                f"fewer, or set --effective_batch_size to {num_processes} or more."
             )
+        if per_device_batch_size < 1:
+            raise ValueError(f"The batch of a device must be at least 1, got {per_device_batch_size}.")
         self.order, self.steps, self.process_index = order, steps, process_index
-        self.effective_batch_size, self.per_device_batch_size = effective_batch_size, per_device_batch_size
-        self.share = effective_batch_size // num_processes
+        self.effective_batch_size, self.num_processes = effective_batch_size, num_processes
+        self.accumulation = min(
+            math.ceil(effective_batch_size / (per_device_batch_size * num_processes)),
+            effective_batch_size // num_processes,
+        )
 
     def __len__(self) -> int:
-        return len(self.steps) * self.share // self.per_device_batch_size
+        return len(self.steps) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        pieces = self.num_processes * self.accumulation
+        mine = range(self.process_index * self.accumulation, (self.process_index + 1) * self.accumulation)
         for step in self.steps:
-            start = step * self.effective_batch_size + self.process_index * self.share
-            for first in range(start, start + self.share, self.per_device_batch_size):
-                yield self.order[first : first + self.per_device_batch_size]
+            for piece in mine:
+                start, stop = (number * self.effective_batch_size // pieces for number in (piece, piece + 1))
+                first = step * self.effective_batch_size
+                yield self.order[first + start : first + stop]
+
+
+def default_num_workers(num_local_processes: int = 1) -> int:
+    """Returns how many loader workers suit a process: its share of the usable cores, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(min(cores // num_local_processes, 16), 1)
 
 
 __all__ = [
     "EvaluationDataset",
-    "FolderImages",
-    "ImageSource",
     "PretrainingDataset",
     "SampleOrder",
     "StepBatchSampler",
-    "open_images",
+    "channel_statistics",
+    "collate",
+    "crop_and_resize",
+    "decoder_name",
+    "default_num_workers",
+    "image_size",
+    "random_crop_box",
+    "read_image",
+    "spread_indices",
+    "upright",
 ]

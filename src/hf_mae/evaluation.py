@@ -4,15 +4,20 @@
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from .data import EvaluationDataset, ImageSource
+from .data import EvaluationDataset
 from .image_processing_mae import MAEImageProcessor
-from .modeling_mae import MAEForPreTraining, MAEModel
+from .modeling_mae import MAEForPreTraining
+from .sources import ImageSource
 
 
 class Evaluation:
-    """What a pre-training run measures from time to time, always on the same images with the same masks."""
+    """What a pre-training run measures from time to time, always on the same images with the same masks.
+
+    Each process looks at a share of the images; all get the whole result.
+    """
 
     def __init__(
         self,
@@ -20,6 +25,10 @@ class Evaluation:
         test_images: ImageSource | None,
         image_processor: MAEImageProcessor,
         max_images: int = 5000,
+        batch_size: int = 64,
+        process_index: int = 0,
+        num_processes: int = 1,
+        seed: int = 0,
         **loader_options,
     ):
         """
@@ -28,63 +37,67 @@ class Evaluation:
             test_images ([`ImageSource`], *optional*): Held-out images: queries, and for the loss.
             image_processor ([`MAEImageProcessor`]): What makes pixel values of them.
             max_images (`int`, *optional*, defaults to 5000): Neighbours at most; of the others a fifth.
-            **loader_options: Of `DataLoader`, such as `batch_size` and `num_workers`.
+            batch_size (`int`, *optional*, defaults to 64): Images of one forward pass of a process.
+            process_index, num_processes (`int`, *optional*): Which share to take.
+            seed (`int`, *optional*, defaults to 0): Seed of the masks.
+            **loader_options: Of `DataLoader`, such as `num_workers`.
         """
         self.held_out = test_images is not None
         self.has_labels = train_images.labels is not None
         self.images = EvaluationDataset(test_images or train_images, image_processor, max(max_images // 5, 1))
-        neighbors = EvaluationDataset(train_images, image_processor, max_images)
-        self._loader, self._neighbors = (DataLoader(images, **loader_options) for images in (self.images, neighbors))
+        self.neighbors = EvaluationDataset(train_images, image_processor, max_images)
+        self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
+        self.seed, self.loader_options = seed, loader_options
 
     def __call__(self, model: MAEForPreTraining) -> dict[str, float]:
         """Returns `eval_loss` and, for labelled images, `knn_accuracy` in [0, 1] of the pooled features."""
         was_training = model.training
         model.eval()
-        results = {"eval_loss": reconstruction_loss(model, self._loader)}
-        if self.has_labels and self.held_out:
-            queries = extract_features(model.mae, self._loader)
-            results["knn_accuracy"] = knn_accuracy(*extract_features(model.mae, self._neighbors), *queries)
-        elif self.has_labels:
-            results["knn_accuracy"] = knn_accuracy(*extract_features(model.mae, self._neighbors))
+        separate_queries = self.has_labels and self.held_out
+        loss, *queries = self._pass(model, self.images, with_loss=True, with_features=separate_queries)
+        results = {"eval_loss": loss}
+        if self.has_labels:
+            _, *neighbors = self._pass(model, self.neighbors, with_loss=False, with_features=True)
+            results["knn_accuracy"] = knn_accuracy(*neighbors, *(queries if separate_queries else ()))
         model.train(was_training)
         return results
 
+    @torch.no_grad()
+    def _pass(self, model, images: EvaluationDataset, with_loss: bool, with_features: bool):
+        """Returns the mean loss, the pooled features (images, D) and the labels (images,), on the CPU."""
+        rows, columns = model.config.grid_size
+        noise = np.random.default_rng(self.seed).random((len(images), rows * columns), dtype=np.float32)
+        shares = self._shares(len(images))
+        # Every process takes every turn, if only for show: a sharded model's forward needs them all.
+        loader = DataLoader(images, batch_sampler=[share or [0] for share in shares], **self.loader_options)
+        loss = torch.zeros((), device=model.device)
+        features = torch.zeros(len(images), model.config.hidden_size, device=model.device)
+        labels = torch.zeros(len(images), device=model.device, dtype=torch.int64)
+        for batch, share in zip(loader, shares, strict=True):
+            pixel_values, positions = batch["pixel_values"].to(model.device), batch["position"]
+            if with_loss:
+                masks = torch.from_numpy(noise[positions.numpy()]).to(model.device)
+                loss += model(pixel_values, noise=masks).loss.float() * len(share)
+            if with_features:
+                pooled = model.mae(pixel_values).pooler_output.float()
+                if share:
+                    features[positions], labels[positions] = pooled, batch["label"].to(model.device)
+        if self.num_processes > 1:
+            for values in (loss, features, labels):  # each process has filled in its rows
+                dist.all_reduce(values)
+        return loss.item() / len(images), features.cpu(), labels.cpu()
 
-@torch.no_grad()
-def reconstruction_loss(model: MAEForPreTraining, loader: DataLoader, seed: int = 0) -> float:
-    """Returns the mean loss over all images of a loader, with the same masks at every call.
-
-    Args:
-        model ([`MAEForPreTraining`]): In evaluation mode.
-        loader (`DataLoader`): Gives `pixel_values`, in the same order at every call.
-        seed (`int`, *optional*, defaults to 0): Seed of the masks.
-    """
-    rows, columns = model.config.grid_size
-    rng, total, count = np.random.default_rng(seed), 0.0, 0
-    for batch in loader:
-        pixel_values = batch["pixel_values"].to(model.device)
-        noise = torch.from_numpy(rng.random((len(pixel_values), rows * columns), dtype=np.float32))
-        total += model(pixel_values, noise=noise.to(model.device)).loss.item() * len(pixel_values)
-        count += len(pixel_values)
-    return total / count
-
-
-@torch.no_grad()
-def extract_features(model: MAEModel, loader: DataLoader) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the pooled features of all images of a loader, and their labels.
-
-    Args:
-        model ([`MAEModel`]): In evaluation mode.
-        loader (`DataLoader`): Gives `pixel_values` and `label`.
-
-    Returns:
-        `(features, labels)`: float32 of shape `(images, hidden_size)` and int64 of shape `(images,)`, on the CPU.
-    """
-    features, labels = [], []
-    for batch in loader:
-        features.append(model(batch["pixel_values"].to(model.device)).pooler_output.float().cpu())
-        labels.append(batch["label"])
-    return torch.cat(features), torch.cat(labels)
+    def _shares(self, num_images: int) -> list[list[int]]:
+        """The positions of this process, batch by batch; the last may be empty."""
+        together = self.batch_size * self.num_processes
+        shares = []
+        for start in range(0, num_images, together):
+            size = min(together, num_images - start)
+            first, stop = (
+                size * number // self.num_processes for number in (self.process_index, self.process_index + 1)
+            )
+            shares.append(list(range(start + first, start + stop)))
+        return shares
 
 
 def knn_accuracy(
@@ -126,4 +139,4 @@ def knn_accuracy(
     return correct / len(queries)
 
 
-__all__ = ["Evaluation", "extract_features", "knn_accuracy", "reconstruction_loss"]
+__all__ = ["Evaluation", "knn_accuracy"]

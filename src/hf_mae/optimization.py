@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The learning rate as a function of the step, and which parameters are decayed."""
+"""The batch, the learning rate as a function of the step, and which parameters are decayed."""
 
 import math
 
@@ -15,6 +15,18 @@ def scaled_learning_rate(base_learning_rate: float, effective_batch_size: int) -
         effective_batch_size (`int`): Images of one optimizer step, over all processes and accumulated batches.
     """
     return base_learning_rate * effective_batch_size / 256
+
+
+def default_effective_batch_size(num_images: int) -> int:
+    """Returns the paper's 4096, or less for few images: the power of two, at least 32, that makes 16 steps an epoch.
+
+    Source: He et al. 2021, Table 8, for 1.28 million images; the rest is ours. It depends on the images alone, so that
+    a run is the same on any number of processes.
+
+    Args:
+        num_images (`int`): Images of the source.
+    """
+    return min(max(2 ** int(math.log2(max(num_images // 16, 1))), 32), 4096)
 
 
 def learning_rate_at(
@@ -53,4 +65,4 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-__all__ = ["learning_rate_at", "parameter_groups", "scaled_learning_rate"]
+__all__ = ["default_effective_batch_size", "learning_rate_at", "parameter_groups", "scaled_learning_rate"]

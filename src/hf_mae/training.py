@@ -1,29 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Where a run stands: its record, its log, and checkpoints that are complete or not taken at all."""
+"""Where a run stands: checkpoints that are complete or not taken at all, bad steps, stop signals, record and logs."""
 
+import fnmatch
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.utils import logging
 
+from .data import decoder_name
 from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import MAEForPreTraining
 
 logger = logging.get_logger(__name__)
 
-_OPTIMIZER, _STATE, _MANIFEST = "optimizer.safetensors", "training_state.json", "manifest.json"
+_STATE, _MANIFEST = "training_state.json", "manifest.json"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -39,15 +49,17 @@ def save_checkpoint(
     record: dict,
     save_total_limit: int = 2,
 ) -> Path:
-    """Saves everything a run needs to go on, as a folder that `from_pretrained` can load.
+    """Saves everything a run needs to go on, as a folder that `from_pretrained` can load. Called by every process.
 
     The folder is written beside its place, flushed to the disk with a manifest of sizes and hashes, and renamed in, so
-    that an interrupted save leaves the checkpoints before it as they were.
+    that an interrupted save leaves the checkpoints before it as they were. A model that is sharded over processes
+    (FSDP2) leaves its weights in one piece, gathered tensor by tensor, and its optimizer state in a file per process,
+    which [`load_optimizer`] merges for any number of them.
 
     Args:
         output_dir (`str` or `os.PathLike`): Folder of the run; the checkpoint becomes `checkpoint-<step>` in it.
         step (`int`): Optimizer steps done, the position of the run.
-        model ([`MAEForPreTraining`]): Not wrapped for distributed training.
+        model ([`MAEForPreTraining`]): Not wrapped by DDP; may be sharded by `fully_shard` over one mesh dimension.
         image_processor ([`MAEImageProcessor`]): Saved with the weights.
         optimizer (`torch.optim.Optimizer`): Over parameters of `model`.
         record (`dict`): What tells this run from another, see [`run_record`].
@@ -55,23 +67,101 @@ def save_checkpoint(
 
     Returns:
         `Path`: The checkpoint.
+
+    Raises:
+        OSError: If it can't be written, for example because the disk is full. What was there before is intact.
     """
     output_dir = Path(output_dir)
     final, partial = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    image_processor.save_pretrained(partial)
-    save_file(_optimizer_tensors(model, optimizer), partial / _OPTIMIZER)
-    _write_json(partial / _STATE, {"step": step, **record})
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if not is_main and not sharded:
+        return final
+    try:
+        if is_main and _problem_of(final) is not None:  # else there is nothing to do: a run has one state at a step
+            for left in output_dir.glob(".checkpoint-*"):  # by a run that was killed
+                shutil.rmtree(left)
+            partial.mkdir(parents=True)
+        if sharded:
+            dist.barrier()  # before the others look
+        if partial.exists():
+            _write_parts(partial, model, image_processor, optimizer, {"step": step, **record}, sharded)
+            if is_main:
+                _publish(partial, final)
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(output_dir).free / 1e6 if output_dir.exists() else 0
+        shutil.rmtree(partial, ignore_errors=True)
+        before = next((path.name for path in _checkpoints(output_dir)), "no checkpoint")
+        raise OSError(
+            f"{final} could not be saved: {error}. {free:,.0f} MB are free there. What was there before is intact "
+            f"({before}). Make room, or lower --save_total_limit."
+        ) from error
+    if is_main:
+        for old in _checkpoints(output_dir)[max(save_total_limit, 1) :]:
+            _remove(old)
+    return final
+
+
+def _write_parts(partial, model, image_processor, optimizer, state: dict, sharded: bool):
+    """Writes what this process has to write of a checkpoint; if it is sharded, all wait for all and fail together."""
+    is_main, part, problem = True, "optimizer.safetensors", None
+    if sharded:
+        is_main = dist.get_rank() == 0
+        part = f"optimizer-{dist.get_rank() + 1:05}-of-{dist.get_world_size():05}.safetensors"
+    whole = whole_model(model)
+    try:
+        save_file(_optimizer_tensors(model, optimizer), partial / part)
+        if is_main:
+            whole.save_pretrained(partial)
+            image_processor.save_pretrained(partial)
+            _write_json(partial / _STATE, state)
+    except (OSError, SafetensorError) as error:
+        problem = str(error)
+    if sharded:
+        problems = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        problem = next((p for p in problems if p is not None), None)
+    if problem is not None:
+        raise OSError(problem)
+
+
+def whole_model(model: MAEForPreTraining) -> MAEForPreTraining | None:
+    """Returns the model itself, or, if it is sharded, a whole copy on the CPU of the main process and `None` elsewhere.
+
+    Of a sharded model it must be called by every process.
+    """
+    state_dict = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in state_dict.values()):
+        return model
+    is_main, weights = dist.get_rank() == 0, {}
+    for name, tensor in state_dict.items():  # one by one: the whole need not fit on a device
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if is_main:
+            weights[name] = tensor.cpu()
+    if not is_main:
+        return None
+    with torch.device("meta"):
+        whole = MAEForPreTraining(model.config)
+    whole.load_state_dict(weights, assign=True)
+    return whole.train(model.training)
+
+
+def _publish(partial: Path, final: Path):
     _write_json(partial / _MANIFEST, {path.name: _fingerprint(path) for path in sorted(partial.iterdir())})
     for path in (*partial.iterdir(), partial):
         _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():  # broken, or it would not be written again
+        _remove(final)
     partial.rename(final)
-    _flush(output_dir)
-    for old in _checkpoints(output_dir)[save_total_limit:]:
-        shutil.rmtree(old)
-    return final
+    _flush(final.parent)
+
+
+def _remove(checkpoint: Path):
+    """Removes a checkpoint in such an order that a kill in between leaves nothing that looks like one."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
@@ -89,27 +179,56 @@ def load_training_state(checkpoint: str | os.PathLike) -> dict:
     return json.loads((Path(checkpoint) / _STATE).read_text())
 
 
-def load_optimizer(checkpoint: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer):
-    """Restores the optimizer's state, in place.
+def load_weights(checkpoint: str | os.PathLike, model: nn.Module):
+    """Puts the weights of a checkpoint into a model, in place, also into a sharded one.
 
     Args:
         checkpoint (`str` or `os.PathLike`): Folder that [`save_checkpoint`] wrote.
-        model (`nn.Module`): The model whose parameters are optimized, not wrapped.
+        model (`nn.Module`): Of the same configuration, not wrapped by DDP.
+    """
+    tensors = model.state_dict()
+    for file in Path(checkpoint).glob("model*.safetensors"):
+        with safe_open(file, "pt") as stored, torch.no_grad():
+            for name in stored.keys():  # noqa: SIM118 - no dictionary
+                tensors[name].copy_(_like(stored.get_tensor(name), tensors[name]))
+
+
+def load_optimizer(checkpoint: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer):
+    """Restores the optimizer's state, in place, whatever the number of processes that saved it.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): Folder that [`save_checkpoint`] wrote.
+        model (`nn.Module`): The model whose parameters are optimized, not wrapped by DDP.
         optimizer (`torch.optim.Optimizer`): A fresh one of the same kind.
     """
     parameters = dict(model.named_parameters())
-    for name_and_key, tensor in load_file(Path(checkpoint) / _OPTIMIZER).items():
+    parts = [safe_open(file, "pt") for file in sorted(Path(checkpoint).glob("optimizer*.safetensors"))]
+    for name_and_key in parts[0].keys():  # noqa: SIM118 - no dictionary
         name, _, key = name_and_key.rpartition(".")
-        optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
+        shards = [part.get_tensor(name_and_key) for part in parts]
+        tensor = shards[0] if shards[0].ndim == 0 else torch.cat(shards)
+        optimizer.state[parameters[name]][key] = _like(tensor, parameters[name])
+
+
+def _like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+    """On the device of a parameter, and sharded as it is unless the tensor is a mere number."""
+    tensor = tensor.to(example.device)
+    if isinstance(example, DTensor) and tensor.ndim > 0:
+        return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+    return tensor
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     # By the names of parameters, so that nothing depends on their order; safetensors, so that nothing is pickled.
-    return {
-        f"{name}.{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor) and parameter.device_mesh.ndim > 1:
+            raise ValueError(
+                "Sharding over more than one mesh dimension (HSDP) can't be saved. Use plain FSDP2 or DDP."
+            )
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{key}"] = (value.to_local() if isinstance(value, DTensor) else value).contiguous()
+    return tensors
 
 
 def _checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -119,15 +238,26 @@ def _checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 
 
 def _problem_of(checkpoint: Path) -> str | None:
+    """Returns what is wrong with a checkpoint, `None` if it is what was saved."""
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"its {_MANIFEST} can't be read ({error})"
-    for name, expected in manifest.items():
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if _fingerprint(checkpoint / name) != expected:
-            return f"{name} is not what was saved"
+        expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        return f"its {_MANIFEST} can't be read ({type(error).__name__}: {error})"
+    for part in (_STATE, "config.json", "model*.safetensors", "optimizer*.safetensors"):
+        if not fnmatch.filter(expected, part):
+            return f"its {_MANIFEST} names no {part}"
+    try:
+        for name, (size, sha256) in expected.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} bytes, {size:,} were saved"
+            if _fingerprint(path)["sha256"] != sha256:
+                return f"the content of {name} is not what was saved"
+    except OSError as error:
+        return f"it can't be read ({error})"
     return None
 
 
@@ -152,6 +282,159 @@ def _write_json(path: Path, content: dict):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Steps: bad ones and last ones
+
+
+class StepGuard:
+    """Looks at every step before it is taken: leaves out bad ones, and lets processes agree on when to stop.
+
+    A step is bad if the loss of any process or the norm of the gradient is not finite. The optimizer then leaves
+    weights and state as they are. Nothing here waits for the device; the counts are read when the run logs.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float = 0.0):
+        """
+        Args:
+            optimizer (`torch.optim.Optimizer`): A fused one: it can leave out a step on the device itself.
+            max_grad_norm (`float`, *optional*, defaults to 0.0): Gradients are scaled down to this norm; 0: never.
+        """
+        self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._distributed = dist.is_initialized() and dist.get_world_size() > 1
+        device = self.parameters[0].device
+        self._streak = torch.zeros((), device=device)  # bad steps in a row, up to now
+        self._counts = torch.zeros(4, device=device)  # since the last read: losses, norms, good steps, longest streak
+        self._stop_signals = [0, torch.zeros((), device=device)]
+        self._steps = 0
+
+    def check(self, loss: torch.Tensor, stop_signal: int = 0):
+        """Decides on the step whose gradients have been computed. To be called before `optimizer.step()`.
+
+        Args:
+            loss (`torch.Tensor` of shape `()`): Of this process, on the device; over processes the mean counts.
+            stop_signal (`int`, *optional*, defaults to 0): Number of the signal that this process received.
+        """
+        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        bad = ((loss.detach() + norm) * 0 != 0).float()  # nan and inf times 0 are nan
+        if self._distributed:
+            both = torch.stack([bad, torch.full_like(bad, stop_signal)])
+            dist.all_reduce(both, dist.ReduceOp.MAX)
+            bad, stop_signal = both
+        self._stop_signals = [self._stop_signals[1], stop_signal]
+        self.optimizer.found_inf = bad
+        if self.max_grad_norm > 0:
+            clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
+        self._steps += 1
+        self._streak = (self._streak + bad) * bad
+        loss, norm = (torch.where(bad > 0, 0.0, value.float()) for value in (loss.detach(), norm))
+        counts = self._counts[:3] + torch.stack([loss, norm, 1 - bad])
+        self._counts = torch.cat([counts, torch.maximum(self._counts[3], self._streak)[None]])
+
+    @property
+    def stop_signal(self) -> int:
+        """Number of a signal that some process received, 0 if none did. The same in all processes.
+
+        With several it is that of the step before, whose exchange is over: reading it waits for nothing.
+        """
+        return int(self._stop_signals[0 if self._distributed else 1])
+
+    def read(self) -> tuple[dict[str, float], int]:
+        """Returns means over the good steps since the last call and how many were skipped, and the longest row of bad
+        steps. The same in all processes.
+        """
+        if self._distributed:
+            losses = self._counts[:1].clone()
+            dist.all_reduce(losses)
+            self._counts[0] = losses[0] / dist.get_world_size()
+        loss, norm, good, longest = self._counts.tolist()
+        values = {"loss": loss / good, "grad_norm": norm / good} if good else {}
+        values["skipped"] = self._steps - good
+        self._counts, self._steps = torch.zeros_like(self._counts), 0
+        return values, int(longest)
+
+
+class Meter:
+    """How fast a run is, and how much of its time it waits for data."""
+
+    def __init__(self):
+        self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+        self._shares: list[float] = []
+        self._advised = False
+
+    @contextmanager
+    def waiting(self):
+        """For the time in which the next batch is awaited."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    @contextmanager
+    def paused(self):
+        """For what is no training: it does not count as slow training."""
+        started = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started
+
+    def read(self, samples: int) -> dict[str, float]:
+        """Returns `images_per_second` and `data_wait`, a share in [0, 1], since the last call.
+
+        Args:
+            samples (`int`): How many were trained on since then, in all processes.
+        """
+        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        values = {"images_per_second": samples / seconds, "data_wait": self._waited / seconds}
+        self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+        self._shares.append(values["data_wait"])
+        return values
+
+    def advice(self, num_workers: int, views_per_image: int) -> str | None:
+        """Returns, once, what to change if more than a tenth of the time goes into waiting, else `None`.
+
+        Args:
+            num_workers (`int`): Loader workers of this process.
+            views_per_image (`int`): Crops of one decode.
+        """
+        shares = self._shares[1:]  # the first includes the start of the workers
+        if self._advised or not shares or sum(shares) / len(shares) <= 0.1:
+            return None
+        self._advised = True
+        ways = [f"--dataloader_num_workers above {num_workers}, if there are free cores"]
+        if decoder_name() == "PIL":
+            ways.append("pip install simplejpeg, if the images are JPEGs")
+        ways.append(f"--views_per_image {2 * views_per_image}, which decodes half as often")
+        return (
+            f"{sum(shares) / len(shares):.0%} of the time goes into waiting for data. What helps: {'; '.join(ways)}; "
+            "images on a local disk, not much larger than the crops."
+        )
+
+
+class StopSignals:
+    """Takes SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as wishes to save and end; a second one of a kind ends at once.
+
+    Attributes:
+        number (`int`): The first that came, 0 as long as none did.
+    """
+
+    def __init__(self):
+        self.number, self._seen = 0, set()
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame):
+        if number in self._seen:
+            raise KeyboardInterrupt("Stopped at once; the last checkpoint stays.")
+        self._seen.add(number)
+        self.number = self.number or number
+
+    @staticmethod
+    def ignore(worker_id: int = 0):
+        """Makes a process deaf to them: loader workers, since the step that is on its way still needs them."""
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+            signal.signal(number, signal.SIG_IGN)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Record and log
 
 
@@ -172,6 +455,7 @@ def run_record(recipe: dict) -> dict:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        "decoder": decoder_name(),
     }
 
 
@@ -220,11 +504,20 @@ def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) 
 
 
 def delete_run(output_dir: str | os.PathLike):
-    """Removes checkpoints, log and record of the run in a folder; other files stay."""
-    for checkpoint in _checkpoints(output_dir):
+    """Removes checkpoints, logs, sheets and record of the run in a folder; other files stay."""
+    output_dir = Path(output_dir)
+    for checkpoint in (*_checkpoints(output_dir), *output_dir.glob(".checkpoint-*")):
         shutil.rmtree(checkpoint)
-    for name in ("config.json", "metrics.jsonl", "run.json"):
-        (Path(output_dir) / name).unlink(missing_ok=True)
+    for pattern in (
+        "config.json",
+        "metrics.jsonl",
+        "run.json",
+        "unreadable.txt",
+        "samples-*.jsonl",
+        "sheets/step-*.png",
+    ):
+        for path in output_dir.glob(pattern):
+            path.unlink()
 
 
 def save_record(output_dir: str | os.PathLike, record: dict):
@@ -243,32 +536,131 @@ class MetricsLog:
                 that a resumed run takes again.
         """
         self.path = Path(output_dir) / "metrics.jsonl"
-        self.lines = []
-        if self.path.exists():
-            lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-            self.lines = [line for line in lines if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        self.lines = [line for line in _json_lines(self.path) if line.get("step", step + 1) <= step]
+        beside = self.path.with_suffix(".partial")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        beside.replace(self.path)
 
     def write(self, step: int, **values: float):
-        """Appends a line. Floats are rounded to six digits."""
-        line = {"step": step, **{name: float(f"{value:.6g}") for name, value in values.items()}}
+        """Appends a line. Floats are rounded to six digits; those that are not finite are left out."""
+        finite = {name: float(f"{value:.6g}") for name, value in values.items() if math.isfinite(value)}
+        line = {"step": step, **finite}
         self.lines.append(line)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        _append(self.path, [json.dumps(line)])
 
     def last(self) -> dict[str, float]:
         """Returns the newest value of everything that was logged."""
         return {name: value for line in self.lines for name, value in line.items()}
 
 
+def _json_lines(path: Path) -> list[dict]:
+    """Lines that are JSON objects; the last one of a killed process may not be."""
+    lines = []
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def _append(path: Path, lines: list[str]):
+    """Appends to a log. One that can't be written is no reason to end a run."""
+    try:
+        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        logger.warning(f"{path} could not be written to: {error}.")
+
+
+class SampleLog:
+    """What every step was made of, one JSON object a sample: `samples-<process>.jsonl` in the folder of a run.
+
+    The lines of all processes, sorted and each taken once (`sort -u`), are the same however the run was split and
+    interrupted.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, process_index: int = 0):
+        """
+        Args:
+            output_dir (`str` or `os.PathLike`): Folder of the run, which exists.
+            process_index (`int`, *optional*, defaults to 0): Which process writes.
+        """
+        self.path = Path(output_dir) / f"samples-{process_index}.jsonl"
+
+    def write(self, step: int, batch: dict[str, torch.Tensor], num_kept: int):
+        """Appends the samples of a batch of [`hf_mae.data.collate`].
+
+        Args:
+            step (`int`): Global step, from 0.
+            batch (`dict`): With `sample`, `crop_box`, `flipped` and `noise`.
+            num_kept (`int`): Patches of an image that stay visible.
+        """
+        kept = batch["noise"].argsort(dim=1)[:, :num_kept].sort(dim=1).values.tolist()
+        rows = zip(batch["sample"].tolist(), batch["crop_box"].tolist(), batch["flipped"].tolist(), kept, strict=True)
+        lines = []
+        for (epoch, index, view), box, flipped, visible in rows:
+            line = {"step": step, "epoch": epoch, "index": index, "view": view, "box": box, "flipped": flipped}
+            lines.append(json.dumps({**line, "visible": visible}))
+        _append(self.path, lines)
+
+
+class UnreadableImages:
+    """The pictures of a run that can't be read, counted and named in `unreadable.txt` in its folder."""
+
+    def __init__(self, output_dir: str | os.PathLike, num_images: int, max_share: float):
+        """
+        Args:
+            output_dir (`str` or `os.PathLike`): Folder of the run.
+            num_images (`int`): Images of the source.
+            max_share (`float`): Share of them that may be unreadable, in [0, 1].
+        """
+        self.path, self.num_images, self.max_share = Path(output_dir) / "unreadable.txt", num_images, max_share
+        text = self.path.read_text(encoding="utf-8", errors="surrogateescape") if self.path.exists() else ""
+        self.names = {line.split("\t")[0] for line in text.splitlines()}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def add(self, found: dict[str, str], write: bool = True) -> list[str]:
+        """Takes up pictures and reasons, and returns those that are new, as lines for the log.
+
+        Args:
+            found (`dict[str, str]`): Reasons by names.
+            write (`bool`, *optional*, defaults to `True`): Whether to write the file: one process does.
+        """
+        new = [f"{name}\t{reason}" for name, reason in found.items() if name not in self.names]
+        self.names.update(found)
+        if new and write:
+            _append(self.path, new)
+        return new
+
+    def problem(self) -> str | None:
+        """Returns why the run should end, or `None`."""
+        if len(self.names) <= self.max_share * self.num_images:
+            return None
+        return (
+            f"{len(self.names):,} of {self.num_images:,} images can't be read, more than --max_unreadable "
+            f"{self.max_share:g} allows. They are named in {self.path}. Repair or remove them, or raise "
+            "--max_unreadable; the same command goes on."
+        )
+
+
 __all__ = [
+    "Meter",
     "MetricsLog",
+    "SampleLog",
+    "StepGuard",
+    "StopSignals",
+    "UnreadableImages",
     "check_output_dir",
     "delete_run",
     "latest_checkpoint",
     "load_optimizer",
     "load_training_state",
+    "load_weights",
     "run_record",
     "save_checkpoint",
     "save_record",
+    "whole_model",
 ]

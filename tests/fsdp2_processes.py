@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""What each process of `test_training.py`'s FSDP2 test does; started by torchrun with a folder as argument."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from conftest import TINY
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+from hf_mae.evaluation import Evaluation
+from hf_mae.modeling_mae import MAELayer
+from hf_mae.optimization import parameter_groups
+from hf_mae.sources import open_images
+from hf_mae.training import StepGuard, load_optimizer, load_weights, save_checkpoint
+
+
+def build(checkpoint=None):
+    torch.manual_seed(0)
+    config = MAEConfig(**{**TINY, "num_channels": 1, "image_size": 28, "patch_size": 7})
+    model = MAEForPreTraining.from_pretrained(checkpoint) if checkpoint else MAEForPreTraining(config)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for part in (*(layer for layer in model.modules() if isinstance(layer, MAELayer)), model.mae, model.decoder):
+        fully_shard(part, mesh=mesh)
+    fully_shard(model.train(), mesh=mesh)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+    if checkpoint:
+        load_optimizer(checkpoint, model, optimizer)
+    return model, optimizer
+
+
+def train(model, optimizer, steps, infinite=()):
+    """Losses and norms of the steps; in some the loss of the last process is infinite."""
+    rank, world_size, results = dist.get_rank(), dist.get_world_size(), []
+    guard = StepGuard(optimizer, max_grad_norm=1.0)
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        pixel_values, noise = torch.randn(6, 1, 28, 28, generator=generator), torch.rand(6, 16, generator=generator)
+        share = slice(rank * 6 // world_size, (rank + 1) * 6 // world_size)
+        loss = model(pixel_values[share], noise=noise[share]).loss
+        loss = loss * float("inf") if step in infinite and rank == world_size - 1 else loss
+        loss.backward()
+        guard.check(loss.detach())
+        optimizer.step()
+        optimizer.zero_grad()
+        results.append(guard.read()[0])
+    return results
+
+
+def whole(model):
+    return {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+
+
+def main(folder: Path):
+    dist.init_process_group("gloo")
+    model, optimizer = build()
+    results = train(model, optimizer, range(4), infinite=(1,))
+    saved = whole(model)
+    checkpoint = save_checkpoint(
+        folder, 4, model, MAEImageProcessor(num_channels=1), optimizer, {"recipe": {"seed": 0}}
+    )
+    dist.barrier()
+    processor = MAEImageProcessor.for_image_size(28, num_channels=1)
+    share = {"process_index": dist.get_rank(), "num_processes": dist.get_world_size()}
+    evaluated = Evaluation(open_images(), open_images(split="test"), processor, 100, 7, **share)(model)
+    results += train(model, optimizer, range(4, 6))
+
+    resumed, its_optimizer = build(checkpoint)
+    again = train(resumed, its_optimizer, range(4, 6))
+    assert again == results[4:]
+    assert all(torch.equal(tensor, whole(resumed)[name]) for name, tensor in whole(model).items())
+    load_weights(checkpoint, resumed)  # as a run does that goes back
+    stored = load_file(checkpoint / "model.safetensors")
+    for name, tensor in whole(resumed).items():
+        assert torch.equal(tensor, stored[name])
+        assert torch.equal(tensor, saved[name])
+    evaluations = [None] * dist.get_world_size()
+    dist.all_gather_object(evaluations, evaluated)
+    assert all(evaluation == evaluated for evaluation in evaluations)
+    if dist.get_rank() == 0:
+        (folder / "results.json").write_text(json.dumps([results, evaluated]))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
