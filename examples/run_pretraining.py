@@ -501,7 +501,8 @@ def main():
                     with suppress(OSError):  # a full disk is told where it matters, when saving
                         picture.save(output_dir / "sheets" / f"step-{step:07}.png")
             saved = True
-            if step % args.save_steps == 0 or last or stop_signal or problem:
+            # Not within a row of bad steps: going back should lead to before it.
+            if last or stop_signal or problem or (step % args.save_steps == 0 and guard.streak == 0):
                 saved = save(step)
         if stop_signal or problem or not saved and (last or args.on_save_error == "stop"):
             bar.close()

@@ -339,6 +339,11 @@ class StepGuard:
         """
         return int(self._stop_signals[0 if self._distributed else 1])
 
+    @property
+    def streak(self) -> int:
+        """Bad steps in a row up to now. Waits for the device."""
+        return int(self._streak)
+
     def read(self) -> tuple[dict[str, float], int]:
         """Returns means over the good steps since the last call and how many were skipped, and the longest row of bad
         steps. The same in all processes.
