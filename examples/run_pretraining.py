@@ -235,7 +235,7 @@ def start_accelerator(args: PretrainingArguments) -> Accelerator:
         log_with=name,
         project_dir=args.output_dir,
         # The main process may be busy for long: listing a million files, hashing a large checkpoint.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=30))],
     )
 
 
@@ -245,6 +245,14 @@ def peak_memory(device: torch.device) -> str:
         return f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of GPU memory"
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory"
+
+
+def end(accelerator: Accelerator):
+    """Closes trackers and processes."""
+    accelerator.wait_for_everyone()
+    # gloo's thread drops its last tensors only with Python's lock, which the exit holds while it joins that thread.
+    time.sleep(0.2)
+    accelerator.end_training()
 
 
 def show_sheet(accelerator: Accelerator, sheet, step: int):
@@ -506,7 +514,7 @@ def main():
                 saved = save(step)
         if stop_signal or problem or not saved and (last or args.on_save_error == "stop"):
             bar.close()
-            accelerator.end_training()
+            end(accelerator)
             if not saved:
                 sys.exit("The run ends without having saved its last steps.")
             accelerator.print(f"Stopped and saved at step {step}. The same command goes on from there.")
@@ -519,7 +527,7 @@ def main():
             f"data, {peak_memory(device)} per process; the run would take "
             f"{samples_of_run / speed['images_per_second'] / 3600:,.1f} hours, without evaluations"
         )
-        accelerator.end_training()
+        end(accelerator)
         if is_main:
             shutil.rmtree(output_dir)
         return
@@ -537,7 +545,7 @@ def main():
         write_model_card(output_dir, whole, record)
         save_record(output_dir, record)
         print(f"Done: model, card, log and reconstructions.png are in {output_dir}.")
-    accelerator.end_training()
+    end(accelerator)
 
 
 if __name__ == "__main__":

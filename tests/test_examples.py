@@ -299,3 +299,54 @@ def test_pretraining__mistakes_are_told(tmp_path, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     printed = run(SCRIPT, *arguments, "--output_dir", tmp_path / "run", code=1)
     assert message in printed
+
+
+SRUN = """#!/bin/bash
+# Stands in for srun: two tasks, the highest exit status.
+shift
+for task in 0 1; do
+  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 "$@" & pids[task]=$!
+done
+echo "${pids[@]}" > "$STUBS/pids"
+highest=0
+for pid in "${pids[@]}"; do wait "$pid"; status=$?; [ "$status" -gt "$highest" ] && highest=$status; done
+exit "$highest"
+"""
+SCONTROL = """#!/bin/bash
+[ "$1" = show ] && echo localhost || echo "$@" >> "$STUBS/requeued"
+"""
+
+
+def test_slurm_script__requeues_itself_before_the_time_limit_and_goes_on(tmp_path):
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost", "STUBS": str(tmp_path)}
+    command = ["bash", "examples/slurm/pretrain.sbatch", *STEPS, "--output_dir", str(tmp_path / "run")]
+    command += ["--max_steps", "400", "--eval_steps", "1000"]
+    options = {"cwd": EXAMPLES.parent, "env": {**ENVIRONMENT, **slurm, "PATH": path}, "text": True}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    wait_for_steps(tmp_path / "run", 3)
+    for pid in (tmp_path / "pids").read_text().split():
+        os.kill(int(pid), signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1, printed[-3000:]
+    assert "back into the queue" in printed
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+    done = subprocess.run(command, capture_output=True, timeout=120, **options)  # what Slurm does then
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on from checkpoint-" in done.stdout
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+
+
+@pytest.mark.parametrize("config", sorted((EXAMPLES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_configs__are_valid_and_name_our_classes(config):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    from hf_mae import modeling_mae
+
+    loaded = load_config_from_file(str(config))
+    assert loaded.num_processes == {"eight_gpus": 8, "fsdp2": 8, "two_nodes": 16}.get(config.stem, 1)
+    wrapped = (getattr(loaded, "fsdp_config", None) or {}).get("fsdp_transformer_layer_cls_to_wrap", "MAELayer")
+    assert all(hasattr(modeling_mae, name) for name in wrapped.split(","))
