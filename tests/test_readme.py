@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""What the README says is so."""
+"""What the README and the pages of docs/ say is so."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,11 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+from hf_mae.data import PretrainingDataset, SampleOrder, StepBatchSampler, collate
+from hf_mae.sources import open_images
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,6 +60,51 @@ def test_preset_table__is_right(name):
     decoder = (config.decoder_num_hidden_layers, config.decoder_hidden_size, config.decoder_num_attention_heads)
     assert "{} x {}, {}".format(*decoder) in row
     assert f"{millions[0]:.1f} M + {millions[1]:.1f} M |" in row
+
+
+def step_table(layout):
+    """The table of docs/training.md, made of what the processes of a layout are given."""
+    processes, per_device, workers, pieces = layout
+    dataset = PretrainingDataset(open_images(), (28, 28), 16, num_channels=1)
+    lines = set()
+    for steps in pieces:
+        for process in range(processes):
+            sampler = StepBatchSampler(SampleOrder(3000, 0), 4, per_device, steps, process, processes)
+            loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
+            for number, batch in enumerate(loader):
+                step = steps.start + number // sampler.accumulation
+                visible = batch["noise"].argsort(dim=1)[:, :4].sort(dim=1).values
+                names = ("sample", "crop_box", "flipped")
+                for sample, box, flipped, kept in zip(
+                    *(batch[n].tolist() for n in names), visible.tolist(), strict=True
+                ):
+                    flip = "yes" if flipped else "no"
+                    cells = (step, sample[1], *(", ".join(map(str, part)) for part in (box, kept)), flip)
+                    lines.add("| {0} | {1} | {2} | {4} | {3} |".format(*cells))
+    head = "| step | image | crop box (top, left, height, width) | flipped | visible patches |"
+    return "\n".join([head, "|---|---|---|---|---|", *sorted(lines)])
+
+
+LAYOUTS = {
+    "as it is": (1, 4, 0, [range(0, 3)]),
+    "2 processes, 4 workers": (2, 2, 4, [range(0, 3)]),
+    "3 processes": (3, 2, 0, [range(0, 3)]),
+    "accumulated": (1, 1, 0, [range(0, 3)]),
+    "interrupted": (2, 1, 1, [range(0, 1), range(1, 3)]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_docs__table_of_steps_is_that_of_every_layout(layout):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert page.split("<!-- steps -->\n")[1].split("\n<!-- /steps -->")[0] == step_table(LAYOUTS[layout])
+
+
+def test_docs__name_flags_that_exist():
+    script = (ROOT / "examples" / "run_pretraining.py").read_text(encoding="utf-8")
+    for page in (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))):
+        for flag in set(re.findall(r"`--(\w+)", page)) - {"help"}:
+            assert re.search(rf"^    {flag}: ", script, re.MULTILINE), flag
 
 
 def test_recipes__have_known_settings():

@@ -452,7 +452,11 @@ def open_images(data: str | None = None, split: str = "train", streaming: bool =
 
 def _from_folder(folder: str, split: str | None = None) -> ImageSource | None:
     """The images of a folder, or else its shards: those of a split, or all."""
-    listing = list(_walk(folder))
+    listing = []
+    for directory, names in _walk(folder):
+        listing.append((directory, names))
+        if split == "test" and any(_is_image(name) for name in names):
+            return None  # no need to list the rest once more
     shards = [
         os.path.join(folder, directory, name)
         for directory, names in listing
@@ -460,7 +464,7 @@ def _from_folder(folder: str, split: str | None = None) -> ImageSource | None:
         if _extension(name) in SHARD_EXTENSIONS
     ]
     if not shards or any(_is_image(name) for _, names in listing for name in names):
-        return None if split == "test" else FolderImages(folder, listing)
+        return FolderImages(folder, listing) if split != "test" else None
     if split is not None:
         shards = _of_split(shards, split, folder)
     return _from_shards(shards, folder if split is None else f"{folder} ({split})") if shards else None
