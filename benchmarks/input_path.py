@@ -73,8 +73,6 @@ def main():
     first = statistics.median(speeds["usual (PIL, float32)"])
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, PIL {PIL.__version__}"
     print(f"{machine}; {count} images")
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, PIL {PIL.__version__}; {count} images"
-    )
     print("| way | images/s of a core | ratio |\n|---|---|---|")
     for name, values in speeds.items():
         print(f"| {name} | {statistics.median(values):.0f} | {statistics.median(values) / first:.2f} |")
