@@ -46,6 +46,7 @@ from hf_mae.data import (
     SampleOrder,
     StepBatchSampler,
     channel_statistics,
+    check_readers,
     collate,
     decoder_name,
     default_num_workers,
@@ -307,13 +308,10 @@ def main():
     if workers is None:  # on a CPU the model has better use for the cores
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         workers = 0 if device.type == "cpu" else default_num_workers(local_processes)
-    readers = accelerator.num_processes * max(workers, 1)
-    if args.streaming and train_images.blocks is not None and len(train_images.blocks) < readers:
-        raise ValueError(
-            f"{train_images.name} has {len(train_images.blocks)} row groups for {readers} readers "
-            f"({accelerator.num_processes} process(es) x {max(workers, 1)} worker(s)), which would fetch the same ones "
-            "over and over. Lower --dataloader_num_workers, leave --streaming out, or write smaller row groups."
-        )
+        if args.streaming and train_images.blocks is not None:
+            workers = min(workers, len(train_images.blocks) // accelerator.num_processes)
+    if args.streaming:
+        check_readers(train_images, accelerator.num_processes, workers)
     torch.manual_seed(args.seed)
     if checkpoint:
         plain_model = MAEForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)
@@ -528,8 +526,7 @@ def main():
             f"{samples_of_run / speed['images_per_second'] / 3600:,.1f} hours, without evaluations"
         )
         end(accelerator)
-        if is_main:
-            shutil.rmtree(output_dir)
+        shutil.rmtree(output_dir, ignore_errors=True)
         return
 
     # ------------------------------------------------------------------------------------------------------------------

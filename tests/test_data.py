@@ -21,6 +21,7 @@ from hf_mae.data import (
     SampleOrder,
     StepBatchSampler,
     channel_statistics,
+    check_readers,
     collate,
     crop_and_resize,
     image_size,
@@ -278,7 +279,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("decoder", ["installed", "PIL"])
-def test_broken_pictures__are_named_and_replaced_by_the_next(tmp_path, monkeypatch, name, decoder):
+def test_broken_pictures__are_named_and_replaced_by_another(tmp_path, monkeypatch, name, decoder):
     if decoder == "PIL":
         monkeypatch.setattr(hf_mae.data, "simplejpeg", None)
     (tmp_path / name).write_bytes(BROKEN[name])
@@ -314,10 +315,19 @@ def test_broken_pictures__that_were_damaged_at_random_never_end_a_run(tmp_path):
     assert collate(samples)["unreadable"]
 
 
-def test_broken_pictures__in_a_row_are_an_error_with_the_reason(tmp_path):
+def test_broken_pictures__beside_each_other_do_not_end_a_run(tmp_path):
+    for number in range(100):
+        path = tmp_path / f"{number:03}.png"
+        picture(1).save(path) if not 20 <= number < 40 else path.write_bytes(b"")
+    _, index, unreadable = read_image(FolderImages(tmp_path), 20, lambda image: image)
+    assert not 20 <= index < 40
+    assert len(unreadable) == 1
+
+
+def test_broken_pictures__everywhere_are_an_error_with_the_reason(tmp_path):
     for number in range(12):
         (tmp_path / f"{number:02}.png").write_bytes(b"")
-    with pytest.raises(OSError, match="None of 10 images in a row could be read. .*09.png: Unidentified"):
+    with pytest.raises(OSError, match="None of 10 images tried could be read. .*03.png: Unidentified"):
         read_image(FolderImages(tmp_path), 0, lambda image: image)
     np.save(tmp_path / "bands.npy", np.zeros((5, 30, 40), np.uint8))
     with pytest.raises(OSError, match="channels"):  # all would fail: the model is set to another number
@@ -472,3 +482,11 @@ def test_order__masks_differ_between_the_images_of_all_processes():
 def test_order__fewer_samples_than_processes_are_refused():
     with pytest.raises(ValueError, match="An effective batch of 2 can't be shared by 3 processes. Start fewer"):
         StepBatchSampler(SampleOrder(10, 0), 2, 16, range(1), 0, 3)
+
+
+def test_order__fewer_blocks_than_readers_are_refused_for_streams():
+    check_readers(InBlocks([5] * 8), 2, 4)
+    check_readers(InBlocks([5]), 1, 0)
+    check_readers(open_images(), 8, 16)  # no blocks: any image is read by itself
+    with pytest.raises(ValueError, match=r"has 7 row groups for 8 readers \(2 process\(es\) x 4 worker\(s\)\).*Lower"):
+        check_readers(InBlocks([5] * 7), 2, 4)

@@ -50,7 +50,7 @@ def decoder_name() -> str:
 
 
 def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object, int, dict[str, str]]:
-    """Reads an image, or the next one that can be read.
+    """Reads an image, or in its place another one that can be read, always the same.
 
     Args:
         images ([`ImageSource`]): The images.
@@ -58,15 +58,16 @@ def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object,
         load (`Callable`): Makes of an opened image what is wanted.
 
     Returns:
-        `(result, index, unreadable)`: What `load` gave, of which image, and the names of the images before it that
+        `(result, index, unreadable)`: What `load` gave, of which image, and the names of the images tried before that
         could not be read, with the reasons.
 
     Raises:
-        OSError: If ten images in a row can't be read.
+        OSError: If none of ten images, from all over the source, can be read.
     """
-    unreadable = {}
-    for attempt in range(_ATTEMPTS):
-        candidate = (index + attempt) % len(images)
+    unreadable, attempts = {}, min(_ATTEMPTS, len(images))
+    stride = max(int(len(images) * 0.618), 1)  # far away: broken files often lie beside each other
+    for attempt in range(attempts):
+        candidate = (index + attempt * stride) % len(images)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PIL about what it mends, in every epoch anew
@@ -75,7 +76,7 @@ def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object,
             unreadable[images.describe(candidate)] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     name, reason = list(unreadable.items())[-1]
     raise OSError(
-        f"None of {_ATTEMPTS} images in a row could be read. The last one is {name}: {reason}. Remove or repair the "
+        f"None of {attempts} images tried could be read. The last one is {name}: {reason}. Remove or repair the "
         "files; if they are fine, their number of channels or their type may not be what the model is set to."
     )
 
@@ -257,7 +258,7 @@ class PretrainingDataset(Dataset):
 
         Each has `pixel_values` (channels, height, width), uint8; `noise` (num_patches,), float32 in [0, 1); `sample`
         (epoch, index, view), `crop_box` (top, left, height, width) and `flipped`, int64; and `unreadable`, a dictionary
-        of pictures that can't be read and the reasons. Such a picture is replaced by the next one that can be.
+        of pictures that can't be read and the reasons. Such a picture is replaced by another one that can be.
         """
         results = []
         for (epoch, index), group in itertools.groupby(samples, key=lambda sample: sample[:2]):
@@ -307,7 +308,7 @@ class EvaluationDataset(Dataset):
     def __getitem__(self, position: int) -> dict:
         """Returns `pixel_values` (channels, height, width), float32, `label`, -1 if there is none, and `position`.
 
-        A picture that can't be read is replaced by the next one that can be, and named in the log.
+        A picture that can't be read is replaced by another one that can be, and named in the log.
         """
 
         def load(image):
@@ -494,6 +495,24 @@ class StepBatchSampler(Sampler):
                 yield self.order[first + start : first + stop]
 
 
+def check_readers(images: ImageSource, num_processes: int, num_workers: int):
+    """Raises `ValueError` if a source has fewer blocks than readers, which would then fetch the same ones.
+
+    Every sample is seen once an epoch all the same; it is the network that would carry blocks over and over.
+
+    Args:
+        images ([`ImageSource`]): The source.
+        num_processes, num_workers (`int`): Processes, and loader workers of each (0: the process reads itself).
+    """
+    readers = num_processes * max(num_workers, 1)
+    if images.blocks is not None and len(images.blocks) < readers:
+        raise ValueError(
+            f"{images.name} has {len(images.blocks)} row groups for {readers} readers ({num_processes} process(es) x "
+            f"{max(num_workers, 1)} worker(s)), which would fetch the same ones over and over. Lower "
+            "--dataloader_num_workers, leave --streaming out, or write smaller row groups."
+        )
+
+
 def default_num_workers(num_local_processes: int = 1) -> int:
     """Returns how many loader workers suit a process: its share of the usable cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -506,6 +525,7 @@ __all__ = [
     "SampleOrder",
     "StepBatchSampler",
     "channel_statistics",
+    "check_readers",
     "collate",
     "crop_and_resize",
     "decoder_name",
