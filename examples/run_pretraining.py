@@ -19,7 +19,6 @@ import argparse
 import math
 import os
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -269,7 +268,8 @@ def main():
     args = parse_arguments(sys.argv[1:])
     logging.disable_progress_bar()  # of loading and saving weights; the run has one of its own
     if args.dry_run:  # the run is the same, in a folder that is thrown away
-        args.output_dir = tempfile.mkdtemp(prefix="hf_mae-dry-run-")
+        scratch = tempfile.TemporaryDirectory(prefix="hf_mae-dry-run-")
+        args.output_dir = scratch.name
     stop_signals = StopSignals()
     accelerator = start_accelerator(args)
     device, is_main, output_dir = accelerator.device, accelerator.is_main_process, Path(args.output_dir)
@@ -408,6 +408,10 @@ def main():
             metrics.write(step, **values)
         accelerator.log(values, step=step)
 
+    def say(text: str):
+        if is_main:
+            bar.write(text)
+
     def save(step: int) -> bool:
         standing = {**record, "seconds": state["seconds"] + time.perf_counter() - started}
         problem = None
@@ -416,7 +420,7 @@ def main():
             save_checkpoint(output_dir, step, plain_model, image_processor, optimizer.optimizer, standing, limit)
         except OSError as error:
             problem = error
-            bar.write(f"{error}")
+            say(str(error))
         return not any(gather_object([problem is not None]))
 
     interval = 0.1 if sys.stderr.isatty() else 30  # seconds: in a log file every update is a line
@@ -453,12 +457,13 @@ def main():
         step += 1
         bar.update()
 
+        last, stop_signal, problem = step == max_steps, guard.stop_signal, None
         if args.dry_run:
+            if stop_signal:
+                sys.exit(128 + stop_signal)
             if step == warm_up:
                 meter.read(0)
             continue
-
-        last, stop_signal, problem = step == max_steps, guard.stop_signal, None
         if step % args.logging_steps == 0 or last or stop_signal:
             values, streak = guard.read()
             skipped += values["skipped"]
@@ -471,7 +476,7 @@ def main():
             bar.set_postfix(short, refresh=False)
             for line in unreadable.add({k: v for part in gather_object([found]) for k, v in part.items()}, is_main):
                 line = line.replace("\t", ": ").encode(errors="backslashreplace").decode()  # names of any bytes
-                bar.write(f"Skipped, can't be read: {line}")
+                say(f"Skipped, can't be read: {line}")
             found, problem = {}, unreadable.problem()
             if streak >= args.max_bad_steps:
                 checkpoint = from_main(accelerator, lambda: latest_checkpoint(output_dir))
@@ -486,7 +491,7 @@ def main():
                 load_weights(checkpoint, plain_model)
                 load_optimizer(checkpoint, plain_model, optimizer.optimizer)
                 step = logged_step = load_training_state(checkpoint)["step"]
-                bar.write(f"Loss or gradient was not finite in {streak} steps in a row: back to {checkpoint.name}.")
+                say(f"Loss or gradient was not finite in {streak} steps in a row: back to {checkpoint.name}.")
                 bar.n = step
                 if is_main:
                     metrics = MetricsLog(output_dir, step)
@@ -499,9 +504,9 @@ def main():
                     results = evaluation(plain_model)
                 picture = sheet()
                 log(step, **results)
-                bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
+                say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
                 if advice := meter.advice(workers, args.views_per_image):
-                    bar.write(advice)
+                    say(advice)
                 if is_main:
                     show_sheet(accelerator, picture, step)
                     with suppress(OSError):  # a full disk is told where it matters, when saving
@@ -526,7 +531,6 @@ def main():
             f"{samples_of_run / speed['images_per_second'] / 3600:,.1f} hours, without evaluations"
         )
         end(accelerator)
-        shutil.rmtree(output_dir, ignore_errors=True)
         return
 
     # ------------------------------------------------------------------------------------------------------------------
