@@ -277,6 +277,17 @@ def test_checkpoint__total_limit_keeps_the_newest(tiny_model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
 
 
+def test_checkpoint__total_limit_does_not_take_a_broken_later_one_for_the_newest(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    for step in (5, 10):
+        save(tmp_path, step, model, optimizer, save_total_limit=2)
+    (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoint-99").write_text("no folder")
+    good = save(tmp_path, 7, model, optimizer, save_total_limit=1)
+    assert latest_checkpoint(tmp_path) == good
+    assert not (tmp_path / "checkpoint-5").exists()
+
+
 def test_checkpoint__holds_no_pickle(tiny_model, tmp_path):
     model, optimizer = make(tiny_model)
     train(model, optimizer, range(1))

@@ -97,7 +97,9 @@ def save_checkpoint(
             f"({before}). Make room, or lower --save_total_limit."
         ) from error
     if is_main:
-        for old in _checkpoints(output_dir)[max(save_total_limit, 1) :]:
+        # Later ones are broken, or the run would have gone on from there: no reason to remove good ones.
+        done = [path for path in _checkpoints(output_dir) if _step_of(path) <= step]
+        for old in done[max(save_total_limit, 1) :]:
             _remove(old)
     return final
 
@@ -234,7 +236,11 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def _checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """Newest first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name[len("checkpoint-") :].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[len("checkpoint-") :]), reverse=True)
+    return sorted((path for path in found if path.is_dir()), key=_step_of, reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[len("checkpoint-") :])
 
 
 def _problem_of(checkpoint: Path) -> str | None:
