@@ -108,6 +108,12 @@ MAY_CHANGE = {
 }
 
 
+AT_LEAST_1 = (
+    *("views_per_image", "per_device_train_batch_size", "effective_batch_size", "max_bad_steps"),
+    *("logging_steps", "save_steps", "save_total_limit", "eval_steps", "eval_images"),
+)
+
+
 def setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
@@ -163,6 +169,13 @@ class PretrainingArguments:
         "auto", "auto: continue a run that is in --output_dir; never: refuse to."
     )
     overwrite_output_dir: bool = setting(False, "Delete a run that is in --output_dir.")
+
+    def __post_init__(self):
+        for name in AT_LEAST_1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"--max_unreadable is a share in [0, 1], got {self.max_unreadable}.")
 
 
 def parse_arguments(argv: list[str]) -> PretrainingArguments:

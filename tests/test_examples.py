@@ -291,6 +291,7 @@ def test_pretraining__on_a_folder_from_a_checkpoint_with_a_recipe(finished, tmp_
         (["--max_stepps", "3"], "Some specified arguments are not used by the HfArgumentParser: ['--max_stepps', '3']"),
         (["{tmp}/recipe.yaml"], "has settings that do not exist: epochs. See --help."),
         (["--config_overrides", "hiden_size=3"], "MAEConfig has no field hiden_size"),
+        (["--logging_steps", "0"], "ValueError: --logging_steps must be at least 1, got 0."),
         (["--report_to", "paper"], "--report_to paper: Accelerate knows no such tracker"),
     ],
 )
