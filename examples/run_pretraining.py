@@ -58,7 +58,7 @@ from hf_mae.optimization import (
     parameter_groups,
     scaled_learning_rate,
 )
-from hf_mae.sources import open_images
+from hf_mae.sources import ImageSource, open_images
 from hf_mae.training import (
     Meter,
     MetricsLog,
@@ -252,6 +252,19 @@ def start_accelerator(args: PretrainingArguments) -> Accelerator:
     )
 
 
+def loader_workers(args: PretrainingArguments, accelerator: Accelerator, images: ImageSource) -> int:
+    """As many as are asked for or suit the machine, and the source if it is read over the network."""
+    workers = args.dataloader_num_workers
+    if workers is None:  # on a CPU the model has better use for the cores
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        workers = 0 if accelerator.device.type == "cpu" else default_num_workers(local_processes)
+        if args.streaming and images.blocks is not None:
+            workers = min(workers, len(images.blocks) // accelerator.num_processes)
+    if args.streaming:
+        check_readers(images, accelerator.num_processes, workers)
+    return workers
+
+
 def peak_memory(device: torch.device) -> str:
     """Of this process."""
     if device.type == "cuda":
@@ -317,14 +330,7 @@ def main():
 
     # ------------------------------------------------------------------------------------------------------------------
     # Model, optimizer, loaders. The order of samples is a function of seed and step: nothing of it was saved.
-    workers = args.dataloader_num_workers
-    if workers is None:  # on a CPU the model has better use for the cores
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        workers = 0 if device.type == "cpu" else default_num_workers(local_processes)
-        if args.streaming and train_images.blocks is not None:
-            workers = min(workers, len(train_images.blocks) // accelerator.num_processes)
-    if args.streaming:
-        check_readers(train_images, accelerator.num_processes, workers)
+    workers = loader_workers(args, accelerator, train_images)
     torch.manual_seed(args.seed)
     if checkpoint:
         plain_model = MAEForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)
