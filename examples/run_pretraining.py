@@ -336,13 +336,12 @@ def main():
         plain_model = MAEForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)
         image_processor = MAEImageProcessor.from_pretrained(checkpoint)
     else:
+        plain_model, image_processor = build_model(args)
         if args.compute_statistics:
-            channels = build_model(args)[0].config.num_channels
-            args.image_mean, args.image_std = from_main(
+            channels = plain_model.config.num_channels
+            image_processor.image_mean, image_processor.image_std = from_main(
                 accelerator, lambda: channel_statistics(train_images, channels, num_workers=workers)
             )
-            torch.manual_seed(args.seed)
-        plain_model, image_processor = build_model(args)
     config = plain_model.config
     if args.gradient_checkpointing:
         plain_model.gradient_checkpointing_enable({"use_reentrant": False})

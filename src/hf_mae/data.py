@@ -441,6 +441,11 @@ class SampleOrder:
         return order
 
 
+def equal_piece(size: int, number: int, pieces: int) -> range:
+    """Returns piece `number` of `range(size)`, cut into so many pieces that are equal to one item."""
+    return range(size * number // pieces, size * (number + 1) // pieces)
+
+
 class StepBatchSampler(Sampler):
     """Batches of one process, from any global step on.
 
@@ -489,10 +494,9 @@ class StepBatchSampler(Sampler):
         pieces = self.num_processes * self.accumulation
         mine = range(self.process_index * self.accumulation, (self.process_index + 1) * self.accumulation)
         for step in self.steps:
-            for piece in mine:
-                start, stop = (number * self.effective_batch_size // pieces for number in (piece, piece + 1))
-                first = step * self.effective_batch_size
-                yield self.order[first + start : first + stop]
+            for number in mine:
+                piece, first = equal_piece(self.effective_batch_size, number, pieces), step * self.effective_batch_size
+                yield self.order[first + piece.start : first + piece.stop]
 
 
 def check_readers(images: ImageSource, num_processes: int, num_workers: int):
@@ -530,6 +534,7 @@ __all__ = [
     "crop_and_resize",
     "decoder_name",
     "default_num_workers",
+    "equal_piece",
     "image_size",
     "random_crop_box",
     "read_image",

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from .data import EvaluationDataset
+from .data import EvaluationDataset, equal_piece
 from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import MAEForPreTraining
 from .sources import ImageSource
@@ -65,8 +65,9 @@ class Evaluation:
     @torch.no_grad()
     def _pass(self, model, images: EvaluationDataset, with_loss: bool, with_features: bool):
         """Returns the mean loss, the pooled features (images, D) and the labels (images,), on the CPU."""
-        rows, columns = model.config.grid_size
-        noise = np.random.default_rng(self.seed).random((len(images), rows * columns), dtype=np.float32)
+        if with_loss:
+            rows, columns = model.config.grid_size
+            noise = np.random.default_rng(self.seed).random((len(images), rows * columns), dtype=np.float32)
         shares = self._shares(len(images))
         # Every process takes every turn, if only for show: a sharded model's forward needs them all.
         loader = DataLoader(images, batch_sampler=[share or [0] for share in shares], **self.loader_options)
@@ -93,10 +94,8 @@ class Evaluation:
         shares = []
         for start in range(0, num_images, together):
             size = min(together, num_images - start)
-            first, stop = (
-                size * number // self.num_processes for number in (self.process_index, self.process_index + 1)
-            )
-            shares.append(list(range(start + first, start + stop)))
+            piece = equal_piece(size, self.process_index, self.num_processes)
+            shares.append([start + place for place in piece])
         return shares
 
 

@@ -33,6 +33,7 @@ from .modeling_mae import MAEForPreTraining
 
 logger = logging.get_logger(__name__)
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 _STATE, _MANIFEST = "training_state.json", "manifest.json"
 
 
@@ -74,7 +75,7 @@ def save_checkpoint(
     output_dir = Path(output_dir)
     final, partial = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"
     is_main = not dist.is_initialized() or dist.get_rank() == 0
-    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    sharded = _is_sharded(model)
     if not is_main and not sharded:
         return final
     try:
@@ -127,16 +128,19 @@ def _write_parts(partial, model, image_processor, optimizer, state: dict, sharde
         raise OSError(problem)
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def whole_model(model: MAEForPreTraining) -> MAEForPreTraining | None:
     """Returns the model itself, or, if it is sharded, a whole copy on the CPU of the main process and `None` elsewhere.
 
     Of a sharded model it must be called by every process.
     """
-    state_dict = model.state_dict()
-    if not any(isinstance(tensor, DTensor) for tensor in state_dict.values()):
+    if not _is_sharded(model):
         return model
     is_main, weights = dist.get_rank() == 0, {}
-    for name, tensor in state_dict.items():  # one by one: the whole need not fit on a device
+    for name, tensor in model.state_dict().items():  # one by one: the whole need not fit on a device
         tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if is_main:
             weights[name] = tensor.cpu()
@@ -429,7 +433,7 @@ class StopSignals:
 
     def __init__(self):
         self.number, self._seen = 0, set()
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        for number in _STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame):
@@ -441,7 +445,7 @@ class StopSignals:
     @staticmethod
     def ignore(worker_id: int = 0):
         """Makes a process deaf to them: loader workers, since the step that is on its way still needs them."""
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
