@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
 from hf_mae import MAEForPreTraining, MAEModel
-from hf_mae.modeling_mae import patchify, resample_position_table, sincos_position_table, unpatchify
+from hf_mae.patches_mae import patchify, resample_position_table, sincos_position_table, unpatchify
 
 
 def images(*shape):

@@ -8,8 +8,8 @@ from conftest import OFFICIAL_HEADS
 
 import hf_mae
 from hf_mae.checkpoints import _OFFICIAL, _rename
-from hf_mae.modeling_mae import resample_position_table, sincos_position_table
 from hf_mae.optimization import learning_rate_at, parameter_groups
+from hf_mae.patches_mae import resample_position_table, sincos_position_table
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 ROUNDED = {"rtol": 1e-6, "atol": 1e-8}  # for references stored in float32

@@ -12,8 +12,17 @@ import torch
 
 from hf_mae import MAEImageProcessor, MAEModel
 
-CODE = {"configuration_mae.py", "image_processing_mae.py", "modeling_mae.py"}
-ALL = {"AutoConfig", "AutoModel", "AutoModelForPreTraining", "AutoImageProcessor"}
+CODE = {
+    "configuration_mae.py",
+    "image_processing_mae.py",
+    "modeling_mae.py",
+    "modeling_mae_downstream.py",
+    "patches_mae.py",
+}
+ALL = {
+    *("AutoConfig", "AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification", "AutoBackbone"),
+    "AutoImageProcessor",
+}
 BLOCK = """
 import importlib.abc, sys
 class Block(importlib.abc.MetaPathFinder):
@@ -26,7 +35,7 @@ LOAD = (
     BLOCK
     + """
 import sys, torch
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 source, target, noise, expected = sys.argv[1], sys.argv[2], torch.load(sys.argv[3]), torch.load(sys.argv[4])
 trust = {"trust_remote_code": True}
@@ -53,6 +62,18 @@ processor.save_pretrained(target)
 again = AutoModelForPreTraining.from_pretrained(target, **trust)
 assert torch.equal(again.eval()(pixels, noise=noise).loss, model.eval()(pixels, noise=noise).loss)
 assert not torch.equal(again(pixels, noise=noise).loss, loss)
+
+classifier = AutoModelForImageClassification.from_pretrained(source, num_labels=3, **trust)
+assert torch.equal(classifier.mae.layers[0].mlp.fc1.weight, encoder.layers[0].mlp.fc1.weight)
+classifier.train()(pixels, labels=torch.tensor([0, 2])).loss.backward()
+classifier.eval().save_pretrained(target + "-classifier")
+again = AutoModelForImageClassification.from_pretrained(target + "-classifier", **trust).eval()
+assert torch.equal(again(pixels).logits, classifier(pixels).logits)
+processor.save_pretrained(target + "-classifier")
+assert pipeline("image-classification", model=target + "-classifier", device="cpu", **trust) is not None
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+backbone = get_class_from_dynamic_module("modeling_mae_downstream.MAEBackbone", source).from_pretrained(source)
+assert backbone(pixels).feature_maps[0].shape == (2, 32, 4, 4)
 print("fine")
 """
 )
@@ -79,7 +100,7 @@ def test_folder__loads_trains_and_saves_without_the_package(tiny_model, tmp_path
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.endswith("fine\n"), done.stderr
 
-    for folder in (source, target):
+    for folder in (source, target, tmp_path / "target-classifier"):
         assert {path.name for path in folder.glob("*.py")} == CODE
         assert set(json.loads((folder / "config.json").read_text())["auto_map"]) == ALL
     assert type(MAEModel.from_pretrained(target)) is MAEModel  # and back here

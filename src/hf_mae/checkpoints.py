@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .configuration_mae import _PRESETS, MAEConfig
 from .modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from .modeling_mae_downstream import MAEForImageClassification
 
 logger = logging.get_logger(__name__)
 
@@ -39,12 +40,14 @@ _OFFICIAL = {
     **{f"decoder_blocks.{{}}.{theirs}": f"decoder.layers.{{}}.{ours}" for theirs, ours in _OFFICIAL_BLOCK.items()},
     "decoder_norm": "decoder.layernorm",
     "decoder_pred": "decoder.head",
+    "fc_norm": "fc_norm",
+    "head": "classifier",
 }
 
 
 def load_checkpoint(
     checkpoint: str | os.PathLike | Mapping[str, torch.Tensor], **config
-) -> MAEModel | MAEForPreTraining:
+) -> MAEModel | MAEForPreTraining | MAEForImageClassification:
     """Builds a model from weights in the layout of the official MAE code.
 
     Sizes are read off the tensors. What they cannot tell (heads, `norm_pix_loss`, a grid that is not square) comes from
@@ -56,14 +59,16 @@ def load_checkpoint(
         **config: Fields of [`MAEConfig`] that the tensors do not tell or that shall differ.
 
     Returns:
-        [`MAEForPreTraining`] if there is a decoder in the checkpoint, else [`MAEModel`]; float32, in evaluation mode.
+        [`MAEForPreTraining`] if there is a decoder in the checkpoint, [`MAEForImageClassification`] if there is a
+        classifier (fine-tuned, or of a linear probe, whose batch norm goes into the classifier's weights), with
+        `pooling="mean"` if there is a `fc_norm`; else [`MAEModel`]. float32, in evaluation mode.
 
     Raises:
         OSError: If the file can't be read, or holds anything but tensors and training arguments.
         ValueError: If it is of another architecture, tensors are missing or do not fit, or heads can't be told.
     """
     state_dict, arguments = _read(checkpoint)
-    converted, left_over = _rename(state_dict, _OFFICIAL)
+    converted, left_over = _rename(_without_batch_norm(state_dict), _OFFICIAL)
     missing = [name for name in ("cls_token", "pos_embed", "patch_embed.proj.weight") if name not in state_dict]
     if missing or "mae.layers.0.attention.qkv.weight" not in converted:
         raise ValueError(
@@ -77,10 +82,13 @@ def load_checkpoint(
     for name in ("num_attention_heads", "decoder_num_attention_heads"):
         if name not in fields and ("decoder" not in name or "decoder.embed.weight" in converted):
             raise ValueError(f"The tensors do not tell {name}, and no preset has these widths: pass {name}=...")
-    model_class = MAEForPreTraining if "decoder.embed.weight" in converted else MAEModel
+    if "decoder.embed.weight" in converted:
+        model_class = MAEForPreTraining
+    else:
+        model_class = MAEForImageClassification if "classifier.weight" in converted else MAEModel
     if model_class is MAEModel:
         converted = {name.removeprefix("mae."): tensor for name, tensor in converted.items()}
-    elif "norm_pix_loss" not in fields:
+    elif model_class is MAEForPreTraining and "norm_pix_loss" not in fields:
         logger.warning(
             "The checkpoint does not say whether its decoder predicts pixels or normalised patches; pixels "
             "(norm_pix_loss=False) are assumed. Pass norm_pix_loss=True for weights that were trained with it."
@@ -113,6 +121,16 @@ def _read(checkpoint) -> tuple[dict[str, torch.Tensor], dict]:
     return dict(state_dict), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
 
 
+def _without_batch_norm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the weights of a linear probe with its batch norm, which has no weights of its own, inside the linear."""
+    if "head.1.weight" not in state_dict:
+        return state_dict
+    weight, bias = state_dict["head.1.weight"], state_dict["head.1.bias"]
+    classifier = fold_batch_norm(weight, bias, state_dict["head.0.running_mean"], state_dict["head.0.running_var"])
+    rest = {name: tensor for name, tensor in state_dict.items() if not name.startswith("head.")}
+    return {**rest, "head.weight": classifier[0], "head.bias": classifier[1]}
+
+
 def _rename(state_dict: dict[str, torch.Tensor], table: dict[str, str]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Returns the tensors under our names, and the names that the table does not know."""
     renamed, unknown = {}, []
@@ -138,6 +156,9 @@ def _fields_of(tensors: dict[str, torch.Tensor], arguments: dict) -> dict:
         "intermediate_size": tensors["mae.layers.0.mlp.fc1.weight"].shape[0],
         "qkv_bias": "mae.layers.0.attention.qkv.bias" in tensors,
     }
+    if "classifier.weight" in tensors:
+        fields["num_labels"] = tensors["classifier.weight"].shape[0]
+        fields["pooling"] = "mean" if "fc_norm.weight" in tensors else "class"
     side = math.isqrt(tensors["mae.embeddings.position_embeddings"].shape[1] - 1)
     image_size = (side * patch_height, side * patch_width)
     fields["image_size"] = image_size[0] if image_size[0] == image_size[1] else image_size

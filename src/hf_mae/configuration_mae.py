@@ -4,6 +4,7 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
 # Note for maintainers: `from __future__ import annotations` would silently switch off the type
 # checks of `@strict`, which skip annotations that are strings.
@@ -34,8 +35,8 @@ _PRESET_FIELDS = (
 
 
 @strict
-class MAEConfig(PreTrainedConfig):
-    r"""Configuration of [`MAEModel`] and [`MAEForPreTraining`]. The defaults are ViT-B/16 at 224 px.
+class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""Configuration of all MAE models. The defaults are ViT-B/16 at 224 px.
 
     Args:
         image_size (`int` or `(height, width)`, *optional*, defaults to 224): Pixels of the images that the position
@@ -56,7 +57,13 @@ class MAEConfig(PreTrainedConfig):
         layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of all layer norms.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
         pooling (`"mean"` or `"class"`, *optional*, defaults to `"mean"`): What `pooler_output` is: the mean of the
-            visible patch tokens or the class token, both after the final norm.
+            visible patch tokens or the class token, both after the final norm. In [`MAEForImageClassification`] a norm
+            of its own follows the mean, in place of the final one.
+        drop_path_rate (`float`, *optional*, defaults to 0.0): Probability in [0, 1) with which the last block of the
+            encoder is skipped for an image in training; it rises linearly from 0 at the first block. Fine-tuning uses
+            0.1 to 0.3 (Table 9; stochastic depth: Huang et al. 2016, arXiv 1603.09382).
+        label_smoothing (`float`, *optional*, defaults to 0.0): Share in [0, 1) of the target of classification that is
+            spread evenly over all classes in training. Fine-tuning uses 0.1 (Table 9).
         decoder_hidden_size (`int`, *optional*, defaults to 512): Width of the decoder (Table 1b). Same divisibility as
             `hidden_size`.
         decoder_num_hidden_layers (`int`, *optional*, defaults to 8): Blocks of the decoder, at least 1 (Table 1a).
@@ -72,6 +79,15 @@ class MAEConfig(PreTrainedConfig):
             predicted in training mode, in (0, 1]. 1 is the paper; less is faster. Evaluation predicts all.
         norm_pix_loss (`bool`, *optional*, defaults to `False`): Predict each patch normalised by its own mean and
             variance (Table 1d: better features) instead of pixels.
+        out_features, out_indices (`list[str]`, `list[int]`, *optional*): The stages whose maps [`MAEBackbone`] gives,
+            by name or number: `"stem"` (the embedded patches), `"stage1"`, `"stage2"`, ... after each block, or with
+            `feature_pyramid_size` the levels `"p2"` to `"p5"`. Default to the last stage, or to all levels.
+        apply_layernorm (`bool`, *optional*, defaults to `True`): Whether the maps of a backbone pass the final norm.
+        reshape_hidden_states (`bool`, *optional*, defaults to `True`): Whether a backbone gives maps `(batch, channels,
+            rows, columns)`. Otherwise it gives tokens with the class token, as the heads of the DPT family want them.
+        feature_pyramid_size (`int`, *optional*): Channels of the simple feature pyramid that a backbone makes of its
+            last map; its levels p2 to p5 have 1/4, 1/2, 1 and 2 times the stride of the patches: 4, 8, 16, 32 for
+            patches of 16. 256 in the paper (Li et al. 2022, arXiv 2203.16527, section 3). Default: no pyramid.
 
     Example:
 
@@ -110,13 +126,22 @@ class MAEConfig(PreTrainedConfig):
     mask_tokens_in_encoder: bool = False
     prediction_ratio: float | int = 1.0
     norm_pix_loss: bool = False
+    drop_path_rate: float | int = 0.0
+    label_smoothing: float | int = 0.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    feature_pyramid_size: int | None = None
 
     def __post_init__(self, **kwargs):
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         for name in ("image_size", "patch_size"):  # JSON knows no tuples; lists come back equal
             value = getattr(self, name)
             setattr(self, name, list(value) if isinstance(value, tuple) else value)
         self.check()
         super().__post_init__(**kwargs)
+        if self.id2label is not None and self.label2id is None:
+            self.label2id = {label: index for index, label in self.id2label.items()}
+        self.set_output_features_output_indices(out_features, out_indices)
 
     @classmethod
     def from_preset(cls, name: str, **kwargs) -> "MAEConfig":
@@ -138,6 +163,34 @@ class MAEConfig(PreTrainedConfig):
         """Patches of an image of `image_size`, (rows, columns)."""
         (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
         return height // patch_height, width // patch_width
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of what [`MAEBackbone`] can give. A property, since fields may be overridden after construction."""
+        if self.feature_pyramid_size is not None:
+            return ["p2", "p3", "p4", "p5"]
+        return ["stem", *(f"stage{block}" for block in range(1, self.num_hidden_layers + 1))]
+
+    def set_output_features_output_indices(self, out_features: list[str] | None, out_indices: list[int] | None):
+        """Chooses the stages of a backbone, by name or by number; by default the last, or all levels of the pyramid."""
+        stages = self.stage_names
+        if any(not -len(stages) <= index < len(stages) for index in out_indices or ()):
+            raise ValueError(f"out_indices must be in [0, {len(stages) - 1}], the stages {stages}; got {out_indices}.")
+        self._default_stages = out_features is None and out_indices is None
+        if self._default_stages and self.feature_pyramid_size is not None:
+            out_features = stages
+        super().set_output_features_output_indices(out_features, out_indices)
+
+    def update_default_stages(self):
+        """Chooses the default again if nothing else was chosen: depth or pyramid may have been overridden since."""
+        if self._default_stages:
+            self.set_output_features_output_indices(None, None)
+
+    def to_dict(self) -> dict:
+        fields = super().to_dict()
+        if fields.pop("_default_stages"):
+            del fields["out_features"], fields["out_indices"]
+        return fields
 
     def check(self):
         """Raises `ValueError` for values that cannot work. Called on construction and by every model.
@@ -172,6 +225,14 @@ class MAEConfig(PreTrainedConfig):
             raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}. The paper uses 0.75.")
         if not 0 < self.prediction_ratio <= 1:
             raise ValueError(f"prediction_ratio must be in (0, 1], got {self.prediction_ratio}. The paper uses 1.")
+        for name in ("drop_path_rate", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+        if self.feature_pyramid_size is not None and (self.feature_pyramid_size < 1 or not self.reshape_hidden_states):
+            raise ValueError(
+                "feature_pyramid_size must be positive and needs reshape_hidden_states=True, got "
+                f"{self.feature_pyramid_size} and {self.reshape_hidden_states}."
+            )
         for name, choices in (("mask_sampling", ("random", "block", "grid")), ("pooling", ("mean", "class"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")

@@ -322,6 +322,108 @@ class EvaluationDataset(Dataset):
         return {"pixel_values": pixel_values, "label": label, "position": position}
 
 
+class ClassificationDataset(Dataset):
+    """Random crops with their labels, for fine-tuning and probing. The randomness is torch's, of the loader's worker."""
+
+    def __init__(
+        self,
+        images: ImageSource,
+        image_size: tuple[int, int],
+        num_labels: int,
+        num_channels: int = 3,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        horizontal_flip: bool = True,
+        transform: Callable | None = None,
+    ):
+        """
+        Args:
+            images ([`ImageSource`]): Labelled images.
+            image_size (`(height, width)`): Pixels of the crops.
+            num_labels (`int`): Classes; the labels must be below.
+            num_channels (`int`, *optional*, defaults to 3): Channels of the crops.
+            crop_scale (`(low, high)`, *optional*, defaults to `(0.08, 1.0)`): Share of the area that a crop may have.
+                Source: He et al. 2021, Tables 9 and 10 (RandomResizedCrop's defaults).
+            horizontal_flip (`bool`, *optional*, defaults to `True`): Whether half of the crops are mirrored.
+            transform (`Callable`, *optional*): Takes and returns a crop (channels, height, width), values in [0, 255].
+
+        Raises:
+            ValueError: If images have no label, or one that is not in [0, num_labels).
+        """
+        check_labels(images, num_labels)
+        self.images, self.image_size, self.num_channels = images, image_size, num_channels
+        self.crop_scale, self.horizontal_flip, self.transform = crop_scale, horizontal_flip, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        """Returns `pixel_values` (channels, height, width), values in [0, 255], and `label`.
+
+        A picture that can't be read is replaced by another one that can be, and named in the log.
+        """
+        rng = np.random.default_rng(torch.randint(2**62, ()).item())
+
+        def load(image):
+            image = upright(image)
+            box = random_crop_box(image_size(image, self.num_channels), self.image_size, self.crop_scale, rng)
+            return crop_and_resize(image, [box], self.image_size, self.num_channels)[0]
+
+        crop, index, unreadable = read_image(self.images, index, load)
+        for name, reason in unreadable.items():
+            logger.warning_once(f"Skipped {name}, which can't be read: {reason}")
+        if self.horizontal_flip and rng.random() < 0.5:
+            crop = crop.flip(-1)
+        if self.transform is not None:
+            crop = self.transform(crop)
+        return {"pixel_values": crop, "label": int(self.images.labels[index])}
+
+
+def check_labels(images: ImageSource, num_labels: int):
+    """Raises `ValueError` if images have no label, or one that is not in [0, num_labels)."""
+    if images.labels is None:
+        raise ValueError(
+            f"{images.name} has no labels. Put the images of a folder into sub-folders named by class; give tar shards "
+            ".cls files, parquet files and data sets a column of class labels."
+        )
+    wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_labels))
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong)} of {len(images)} labels are not in [0, {num_labels}): the first is {images.labels[wrong[0]]} "
+            f"of {images.describe(wrong[0])}. Leave these images out, or mend the labels: they count from 0."
+        )
+
+
+def align_labels(images: ImageSource, label_names: list[str]):
+    """Numbers the classes of a source as others do, by their names: a split may lack a class.
+
+    Args:
+        images ([`ImageSource`]): Its `labels` and `label_names` are changed. Without names they are left as they are.
+        label_names (`list[str]`): Names by the numbers wanted.
+
+    Raises:
+        ValueError: If it has images of a class that is not among them.
+    """
+    if images.label_names is None or images.label_names == label_names:
+        return
+    present = {images.label_names[label] for label in np.unique(images.labels)}
+    if unknown := sorted(present.difference(label_names)):
+        raise ValueError(
+            f"{images.name} has the classes {', '.join(unknown)}, which are not among the {len(label_names)} of the "
+            f"model or the training images: {', '.join(label_names[:20])}{' ...' if len(label_names) > 20 else ''}."
+        )
+    numbers = np.array([label_names.index(name) if name in label_names else -1 for name in images.label_names])
+    images.labels, images.label_names = numbers[images.labels], list(label_names)
+
+
+def collate_labelled(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Stacks samples of a [`ClassificationDataset`] or [`EvaluationDataset`] to `pixel_values` and `labels`."""
+    pixel_values = [sample["pixel_values"] for sample in samples]
+    if len({pixels.dtype for pixels in pixel_values}) > 1:  # some have more than 8 bits
+        pixel_values = [pixels.float() for pixels in pixel_values]
+    labels = torch.tensor([sample["label"] for sample in samples])
+    return {"pixel_values": torch.stack(pixel_values), "labels": labels}
+
+
 def collate(samples: list[dict]) -> dict:
     """Stacks samples of a [`PretrainingDataset`]; float32 pixel values if some image has more than 8 bits."""
     pixel_values = [sample["pixel_values"] for sample in samples]

@@ -26,21 +26,35 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_mae import MAEConfig, _pair
+from .patches_mae import (
+    at_least_float32,
+    grid_of,
+    masking_order,
+    patchify,
+    resample_position_table,
+    sincos_position_table,
+    unpatchify,
+)
 
 if TYPE_CHECKING:
-    # Ships the processor's file with every saved model: the copier follows relative imports by their text.
+    # Ships these files with every saved model: the copier follows relative imports by their text.
     from .image_processing_mae import MAEImageProcessor  # noqa: F401
+    from .modeling_mae_downstream import MAEBackbone, MAEForImageClassification  # noqa: F401
+
+logger = logging.get_logger(__name__)
 
 # What a saved folder offers to `trust_remote_code=True`, whichever class was saved.
 _AUTO_MAP = {
     "AutoConfig": "configuration_mae.MAEConfig",
     "AutoModel": "modeling_mae.MAEModel",
     "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_mae_downstream.MAEForImageClassification",
+    "AutoBackbone": "modeling_mae_downstream.MAEBackbone",
     "AutoImageProcessor": "image_processing_mae.MAEImageProcessor",
 }
 
@@ -126,141 +140,6 @@ class MAEReconstructionOutput(ModelOutput):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Patches and positions
-
-
-def patchify(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids: torch.Tensor | None = None) -> torch.Tensor:
-    """Cuts patches out of images, in raster order or those asked for; pixels of other patches are not touched.
-
-    Args:
-        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Height and width are multiples of
-            the patch's.
-        patch_size (`(height, width)`): Pixels of a patch.
-        ids (`torch.LongTensor` of shape `(batch, num_ids)`, *optional*): Patch indices in [0, num_patches).
-
-    Returns:
-        `torch.Tensor` of shape `(batch, num_patches or num_ids, patch_height * patch_width * channels)`: elements of a
-        patch in the order row, column, channel (the layout of the official prediction head).
-    """
-    batch_size, channels = pixel_values.shape[:2]
-    rows, columns = _grid_of(pixel_values, patch_size)
-    patches = pixel_values.reshape(batch_size, channels, rows, patch_size[0], columns, patch_size[1])
-    patches = patches.permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, P height, P width, C), a view
-    if ids is None:
-        return patches.reshape(batch_size, rows * columns, -1)  # (B, N, P * C)
-    batch = torch.arange(batch_size, device=ids.device)[:, None]
-    return patches[batch, ids // columns, ids % columns].flatten(2)  # (B, K, P * C)
-
-
-def unpatchify(patches: torch.Tensor, patch_size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
-    """Puts images together from all their patches; the inverse of [`patchify`].
-
-    Args:
-        patches (`torch.Tensor` of shape `(batch, num_patches, patch_height * patch_width * channels)`): As cut.
-        patch_size (`(height, width)`): Pixels of a patch.
-        grid_size (`(rows, columns)`): Patches of an image.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, channels, height, width)`.
-    """
-    rows, columns = grid_size
-    images = patches.reshape(patches.shape[0], rows, columns, *patch_size, -1)
-    images = images.permute(0, 5, 1, 3, 2, 4)  # (B, C, rows, P height, columns, P width)
-    return images.reshape(images.shape[0], images.shape[1], rows * patch_size[0], columns * patch_size[1])
-
-
-def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Returns the fixed two-dimensional sine-cosine table in the layout of the official checkpoints.
-
-    The first half of the channels tells the column, the second the row; each half holds the sines, then the cosines of
-    `position / 10000**(i / (width / 4))`. Source: Vaswani et al. 2017, section 3.5, per coordinate; the order of
-    coordinates is that of the official code, whose weights depend on it.
-
-    Args:
-        width (`int`): Channels, divisible by 4.
-        grid_size (`(rows, columns)`): Patches of an image.
-
-    Returns:
-        `torch.DoubleTensor` of shape `(1, 1 + rows * columns, width)`: a row of zeros for the class token, then the
-        patches in raster order.
-    """
-    # On the CPU whatever the default device: models are constructed on "meta", where nothing can be computed.
-    double = {"dtype": torch.float64, "device": "cpu"}
-    frequencies = 10000 ** -(torch.arange(width // 4, **double) / (width // 4))
-    rows, columns = (torch.arange(size, **double) for size in grid_size)
-    y, x = (coordinate.reshape(-1, 1) * frequencies for coordinate in torch.meshgrid(rows, columns, indexing="ij"))
-    table = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)  # (N, D)
-    return torch.cat([table.new_zeros(1, width), table])[None]  # (1, 1 + N, D)
-
-
-def resample_position_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
-    """Resamples a position table to another grid in two dimensions (bicubic, corners not aligned).
-
-    Args:
-        table (`torch.Tensor` of shape `(1, 1 + rows * columns, width)`): Row of the class token first; it is kept.
-        old (`(rows, columns)`): Grid of the table.
-        new (`(rows, columns)`): Grid wanted. The same grid returns the table itself.
-
-    Returns:
-        `torch.Tensor` of shape `(1, 1 + new_rows * new_columns, width)`, dtype as given.
-    """
-    if old == new:
-        return table
-    patches = table[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-    patches = nn.functional.interpolate(_at_least_float32(patches), size=new, mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
-
-
-def _grid_of(pixel_values: torch.Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Patches of the images (B, C, height, width), (rows, columns)."""
-    return pixel_values.shape[2] // patch_size[0], pixel_values.shape[3] // patch_size[1]
-
-
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Masking
-
-
-def masking_order(noise: torch.Tensor, grid_size: tuple[int, int], sampling: str) -> torch.Tensor:
-    """Turns noise into scores whose ascending order tells which patches stay visible: the first ones.
-
-    Args:
-        noise (`torch.Tensor` of shape `(batch, num_patches)`): Any values; those of an image should differ.
-        grid_size (`(rows, columns)`): Patches of an image.
-        sampling (`"random"`, `"block"` or `"grid"`): `"random"` returns the noise, which the official code sorts.
-            `"grid"` orders the four positions of a 2 x 2 cell by noise and keeps whole positions first: at a ratio of
-            0.75 one patch of every four stays, on a regular grid. `"block"` hides rectangles of a quarter of the image
-            one after the other (centre and aspect from the noise, aspect between 0.3 and 1 / 0.3 as in BEiT, Bao et
-            al. 2021, Algorithm 1) until enough is hidden. Source: He et al. 2021, Fig. 6 and Table 1f.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, num_patches)`.
-    """
-    if sampling == "random":
-        return noise
-    (rows, columns), num_patches = grid_size, noise.shape[1]
-    order = noise.argsort(dim=1)
-    rank = order.argsort(dim=1)  # (B, N), 0 to N - 1: the noise as integers, with which ties can be broken exactly
-    patch = torch.arange(num_patches, device=noise.device)
-    row, column = patch // columns, patch % columns
-    if sampling == "grid":
-        position_in_cell = row % 2 * columns + column % 2  # the patch of the first cell that stands there
-        return rank[:, position_in_cell] * num_patches + rank
-    blocks = min(16, num_patches)
-    centre = order[:, :blocks, None]  # (B, blocks, 1): distinct patches, each equally likely
-    aspect = 0.3 ** (2 * rank[:, :blocks, None] / num_patches - 1)  # log-uniform
-    height = (rows * columns / 4 * aspect).sqrt()
-    covered = ((row - centre // columns).abs() <= height / 2) & (
-        (column - centre % columns).abs() <= height / aspect / 2
-    )  # (B, blocks, N)
-    first = torch.where(covered, torch.arange(blocks, device=noise.device)[:, None], blocks).amin(dim=1)  # (B, N)
-    return (blocks - first) * num_patches + rank
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Blocks
 
 
@@ -278,7 +157,7 @@ def eager_attention_forward(
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = _at_least_float32(weights).softmax(dim=-1).to(query.dtype)
+    weights = at_least_float32(weights).softmax(dim=-1).to(query.dtype)
     output = torch.matmul(nn.functional.dropout(weights, p=dropout, training=module.training), value)
     return output.transpose(1, 2).contiguous(), weights
 
@@ -327,24 +206,49 @@ class MAEMLP(nn.Module):
         return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
+class MAEDropPath(nn.Module):
+    """Skips a branch of a block for an image at random, in training. Source: Huang et al. 2016 (arXiv 1603.09382)."""
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.probability == 0:
+            return hidden_states
+        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.probability)
+        return hidden_states * (kept / (1 - self.probability))
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability:.3g}"
+
+
 class MAELayer(GradientCheckpointingLayer):
     """A pre-norm transformer block, of the encoder or the decoder."""
 
-    def __init__(self, config: MAEConfig, hidden_size: int, num_attention_heads: int, intermediate_size: int):
+    def __init__(
+        self,
+        config: MAEConfig,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = MAEAttention(config, hidden_size, num_attention_heads)
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = MAEMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = MAEDropPath(drop_path)
 
     def forward(
         self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         """Returns the block's output for the tokens from `first_query` on; the others are only attended to."""
         attention_output, _ = self.attention(self.layernorm_before(hidden_states), first_query, **kwargs)
-        hidden_states = hidden_states[:, first_query:] + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        hidden_states = hidden_states[:, first_query:] + self.drop_path(self.dropout(attention_output))
+        return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
 
 
 class MAEEmbeddings(nn.Module):
@@ -411,10 +315,20 @@ class MAEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MAELayer, "attentions": MAEAttention}
     _input_embed_layer = "patch_embeddings"
+    # Fixed in pre-training; fine-tuning trains the tables, as the official code does.
+    _trains_positions = False
 
     def __init__(self, config: MAEConfig, *inputs, **kwargs):
         config.check()
         super().__init__(config, *inputs, **kwargs)
+
+    def post_init(self):
+        super().post_init()
+        self._set_positions_trainable()
+
+    def _set_positions_trainable(self):
+        for module in self._modules_with_positions():
+            module.position_embeddings.requires_grad_(self._trains_positions)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -423,7 +337,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         Only through `init`, which leaves loaded tensors alone. Position tables are set here so that they are right on
         every road into a model: constructor, meta device, and checkpoints that lack them.
         """
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -451,21 +365,95 @@ class MAEPreTrainedModel(PreTrainedModel):
             module.position_embeddings = nn.Parameter(resampled, requires_grad=table.requires_grad)
             module.grid_size = self.config.grid_size
 
+    @torch.no_grad()
+    def resize_channels(self, num_channels: int, channel_init: str = "repeat"):
+        """Makes a pre-trained model one for another number of channels, in place: patch embedding and decoder head.
+
+        Args:
+            num_channels (`int`): Channels wanted. Becomes `config.num_channels`.
+            channel_init (`"repeat"`, `"mean"` or `"zero"`): What the channels beyond the old ones start from: the old
+                ones, over and over; their mean; or zero. With `"repeat"` and `"mean"` the patch embedding is scaled by
+                old / new, so that its output keeps its scale (as timm does); with `"zero"` the model computes from the
+                old channels what it did. Fewer channels than before all get the scaled mean: one grey channel gives
+                what its copies in all the old ones gave.
+
+        Raises:
+            ValueError: If `channel_init` or `num_channels` is none of these.
+        """
+        if channel_init not in ("repeat", "mean", "zero"):
+            raise ValueError(f"channel_init must be 'repeat', 'mean' or 'zero', got {channel_init!r}.")
+        old, self.config.num_channels = self.config.num_channels, num_channels
+        self.config.check()
+
+        def resized(weights: torch.Tensor) -> torch.Tensor:
+            """Of weights (..., P * C), each patch element's channels beside each other."""
+            weights = weights.unflatten(-1, (-1, old))
+            mean = weights.mean(dim=-1, keepdim=True)
+            if num_channels < old:
+                weights = mean.expand(*mean.shape[:-1], num_channels)
+            elif channel_init == "repeat":
+                weights = weights[..., torch.arange(num_channels) % old]
+            else:
+                new = mean if channel_init == "mean" else torch.zeros_like(mean)
+                weights = torch.cat([weights, new.expand(*mean.shape[:-1], num_channels - old)], dim=-1)
+            return weights.flatten(-2)
+
+        for module in self.modules():
+            if isinstance(module, MAEEmbeddings):
+                layer = module.patch_embeddings
+                scale = 1 if channel_init == "zero" and num_channels > old else old / num_channels
+                layer.weight = nn.Parameter(resized(layer.weight) * scale, layer.weight.requires_grad)
+                layer.in_features = layer.weight.shape[1]
+            elif isinstance(module, MAEDecoder):
+                layer = module.head
+                layer.weight = nn.Parameter(resized(layer.weight.T).T.contiguous(), layer.weight.requires_grad)
+                layer.bias = nn.Parameter(resized(layer.bias), layer.bias.requires_grad)
+                layer.out_features = len(layer.bias)
+
+    def freeze_encoder(self, num_trainable_layers: float = 0):
+        """Freezes the encoder but for its last blocks: partial fine-tuning, or with 0 a probe.
+
+        Args:
+            num_trainable_layers (`float`, *optional*, defaults to 0): Blocks that stay trainable, with the final norm.
+                A half is the MLP of a block, with its norm. Source: He et al. 2021, Fig. 9.
+
+        Raises:
+            ValueError: If it is no multiple of a half or more than there are.
+        """
+        encoder = next(module for module in self.modules() if isinstance(module, MAEModel))
+        depth = len(encoder.layers)
+        if not 0 <= num_trainable_layers <= depth or num_trainable_layers * 2 % 1:
+            raise ValueError(
+                f"num_trainable_layers must be a multiple of 0.5 in [0, {depth}], got {num_trainable_layers}."
+            )
+        encoder.requires_grad_(False)
+        whole = int(num_trainable_layers)
+        trainable = list(encoder.layers[depth - whole :])
+        if num_trainable_layers % 1:
+            layer = encoder.layers[depth - whole - 1]
+            trainable += [layer.layernorm_after, layer.mlp]
+        for module in [*trainable, *([encoder.layernorm] if trainable else [])]:
+            module.requires_grad_(True)
+
     def _modules_with_positions(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, MAEEmbeddings | MAEDecoder)]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Loads a model as [`~transformers.PreTrainedModel.from_pretrained`] does, at any `image_size`.
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, channel_init="repeat", **kwargs):
+        """Loads a model as [`~transformers.PreTrainedModel.from_pretrained`] does, from the checkpoint of any of ours.
+
+        One line of the log tells what is new and what was left out.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or name on the Hub.
             config (`MAEConfig`, *optional*): Defaults to the one of the checkpoint.
+            channel_init (`"repeat"`, `"mean"` or `"zero"`): How weights for another `num_channels` are made, see
+                [`MAEPreTrainedModel.resize_channels`].
             **kwargs: Of `from_pretrained`, or fields of the configuration that shall differ. With another `image_size`
                 the position tables are resampled (see [`resample_position_table`]).
 
         Raises:
-            ValueError: If the checkpoint is of another architecture.
+            ValueError: If the checkpoint is of another architecture or has no encoder.
         """
         load = super().from_pretrained
         if pretrained_model_name_or_path is None:
@@ -478,20 +466,58 @@ class MAEPreTrainedModel(PreTrainedModel):
                 f"{cls.__name__} loads {cls.config_class.model_type!r}. Weights of the official MAE code are read by "
                 "`hf_mae.load_checkpoint`."
             )
-        # The tables are loaded at the size they were saved with, then resampled.
-        image_size = stored.get("image_size", cls.config_class.image_size)
-        if isinstance(config, PreTrainedConfig):
-            config = copy.deepcopy(config)
-            wanted, config.image_size = config.image_size, image_size
-        else:
-            wanted = kwargs.pop("image_size", image_size)
-        loaded = load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        for module in model._modules_with_positions():  # the loader makes every parameter trainable
-            module.position_embeddings.requires_grad_(False)
-        if _pair(wanted) != _pair(image_size):
-            model.resize_position_embeddings(wanted)
-        return loaded
+        # Tables and weights are loaded at the sizes they were saved with, then made to fit.
+        saved, wanted = {}, {}
+        config = copy.deepcopy(config) if isinstance(config, PreTrainedConfig) else config
+        for name in ("image_size", "num_channels"):
+            saved[name] = stored.get(name, getattr(cls.config_class, name))
+            if isinstance(config, PreTrainedConfig):
+                wanted[name] = getattr(config, name)
+                setattr(config, name, saved[name])
+            else:
+                wanted[name] = kwargs.pop(name, saved[name])
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = load(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        info["missing_keys"] |= model.__dict__.pop("_new_tensors", set())
+        if not any(".attention.qkv." in name for name in set(model.state_dict()) - set(info["missing_keys"])):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds no encoder: it has none of the tensors of {cls.__name__}. Save "
+                "whole models with save_pretrained."
+            )
+        model._set_positions_trainable()  # the loader makes every parameter trainable
+        if _pair(wanted["image_size"]) != _pair(saved["image_size"]):
+            model.resize_position_embeddings(wanted["image_size"])
+        if wanted["num_channels"] != saved["num_channels"]:
+            logger.warning(
+                f"{cls.__name__}: from {saved['num_channels']} to {wanted['num_channels']} channels, by "
+                f"channel_init={channel_init!r}. Give the image processor a mean and deviation for each."
+            )
+            model.resize_channels(wanted["num_channels"], channel_init)
+        return (model, info) if with_info else model
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        """Tells in one line of parts that are new or left out as a whole; the rest stays for the library's table."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+
+        def part(name: str) -> str:
+            return name.removeprefix("mae.").split(".")[0]
+
+        missing, unexpected = loading_info.missing_keys, loading_info.unexpected_keys
+        parts = {part(name) for name in self.state_dict()}
+        partly = {part(name) for name in self.state_dict() if name not in missing} | {"embeddings", "layers"}
+        self._new_tensors = {name for name in missing if part(name) not in partly}
+        left_out = {part(name) for name in unexpected if part(name) not in parts}
+        missing -= self._new_tensors
+        unexpected -= {name for name in unexpected if part(name) in left_out}
+        new = {part(name) for name in self._new_tensors}
+        if (
+            new or left_out and self.base_model is not self
+        ):  # an encoder without a decoder is what one asks AutoModel for
+            parts = (("new, to be trained", new), ("left out of the checkpoint", left_out))
+            told = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)
+            logger.warning(f"{type(self).__name__}: {told}.")
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves as [`~transformers.PreTrainedModel.save_pretrained`] does, with the code and a full `auto_map`.
@@ -509,19 +535,19 @@ _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "re
 class MAEModel(MAEPreTrainedModel):
     """The encoder. Sees every patch and is deterministic, unless a mask is asked for."""
 
-    # A pre-training checkpoint is loaded without a word about the decoder that is left out.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
-
-    def __init__(self, config: MAEConfig):
+    def __init__(self, config: MAEConfig, final_norm: bool = True):
         """
         Args:
             config ([`MAEConfig`]): Sizes and options.
+            final_norm (`bool`, *optional*, defaults to `True`): Whether the last block is followed by a norm. Not where
+                a head has one of its own.
         """
         super().__init__(config)
         self.embeddings = MAEEmbeddings(config)
         sizes = (config.hidden_size, config.num_attention_heads, config.intermediate_size)
-        self.layers = nn.ModuleList([MAELayer(config, *sizes) for _ in range(config.num_hidden_layers)])
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        drop_paths = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList([MAELayer(config, *sizes, drop_path) for drop_path in drop_paths])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if final_norm else nn.Identity()
         self.post_init()
         maybe_install_capturing_hooks(self)  # now, since doing so later would break the graph of torch.compile
 
@@ -593,7 +619,7 @@ class MAEModel(MAEPreTrainedModel):
                 f"Images of {size} pixels, but the model is made for {_pair(self.config.image_size)} and "
                 "interpolate_pos_encoding=False forbids resampling its positions. Resize the images or allow it."
             )
-        return _grid_of(pixel_values, patch_size)
+        return grid_of(pixel_values, patch_size)
 
     def _choose_mask(
         self, pixel_values, grid_size, mask_ratio, noise, bool_masked_pos, ids_keep
@@ -719,8 +745,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self.mae = MAEModel(config)
         self.decoder = MAEDecoder(config)
         self.post_init()
-        # Inherited from the encoder alone, where it hides that a decoder was left out; here there is one to be filled.
-        self._keys_to_ignore_on_load_unexpected = set()
 
     @can_return_tuple
     def forward(
@@ -772,17 +796,17 @@ class MAEForPreTraining(MAEPreTrainedModel):
             ids_predict = ids_hidden[:, : max(round(ids_hidden.shape[1] * prediction_ratio), 1)]
 
         patch_size = self.mae.embeddings.patch_size
-        grid_size = _grid_of(pixel_values, patch_size)
+        grid_size = grid_of(pixel_values, patch_size)
         decoded = self.decoder(encoded.last_hidden_state, ids_keep, ids_predict, grid_size, **kwargs)
         predictions = decoded.last_hidden_state
         loss = None
         if return_loss:
             ids_predict = ids_keep if ids_predict is None else ids_predict
-            target = _at_least_float32(patchify(pixel_values, patch_size, ids_predict))  # (B, M, P * C)
+            target = at_least_float32(patchify(pixel_values, patch_size, ids_predict))  # (B, M, P * C)
             if self.config.norm_pix_loss:
                 mean, std = _patch_statistics(target)
                 target = (target - mean) / std
-            loss = (_at_least_float32(predictions) - target).square().mean()
+            loss = (at_least_float32(predictions) - target).square().mean()
         states = None
         if decoded.hidden_states is not None or decoded.attentions is not None:
             states = BaseModelOutput(hidden_states=decoded.hidden_states, attentions=decoded.attentions)
@@ -812,14 +836,14 @@ class MAEForPreTraining(MAEPreTrainedModel):
         """
         output = self(pixel_values, **{"prediction_ratio": 1.0, **kwargs, "return_loss": False, "return_dict": True})
         patch_size = self.mae.embeddings.patch_size
-        patches = _at_least_float32(patchify(pixel_values, patch_size))  # (B, N, P * C)
+        patches = at_least_float32(patchify(pixel_values, patch_size))  # (B, N, P * C)
         predictions = output.logits.to(patches.dtype)
         ids_predict = output.ids_hidden if output.ids_hidden.shape[1] > 0 else output.ids_keep
         index = ids_predict[:, : predictions.shape[1], None].expand_as(predictions)
         if self.config.norm_pix_loss:
             mean, std = _patch_statistics(patches.gather(1, index))
             predictions = predictions * std + mean
-        grid_size = _grid_of(pixel_values, patch_size)
+        grid_size = grid_of(pixel_values, patch_size)
         reconstruction = unpatchify(patches.scatter(1, index, predictions), patch_size, grid_size)
         masked = unpatchify(patches.masked_fill(output.mask[..., None], 0), patch_size, grid_size)
         return MAEReconstructionOutput(reconstruction, masked, output.mask)
@@ -838,9 +862,4 @@ __all__ = [
     "MAEModelOutput",
     "MAEPreTrainedModel",
     "MAEReconstructionOutput",
-    "masking_order",
-    "patchify",
-    "resample_position_table",
-    "sincos_position_table",
-    "unpatchify",
 ]

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The batch, the learning rate as a function of the step, and which parameters are decayed."""
+"""The batch, the learning rate as a function of the step, which parameters are decayed and how fast they learn; LARS."""
 
 import math
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import nn
+
+from .modeling_mae import MAEModel
 
 
 def scaled_learning_rate(base_learning_rate: float, effective_batch_size: int) -> float:
@@ -65,4 +69,109 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-__all__ = ["default_effective_batch_size", "learning_rate_at", "parameter_groups", "scaled_learning_rate"]
+def layer_decay_parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float
+) -> list[dict]:
+    """Returns groups for fine-tuning: the rate falls by a factor from each block of the encoder to the one before.
+
+    What follows the encoder's blocks (its final norm, heads) learns at the full rate, the last block at `layer_decay`
+    times that, and the embeddings, before the first of L blocks, at `layer_decay ** (L + 1)`. One-dimensional
+    parameters, the class token and the position table are not decayed. Source: He et al. 2021, Table 9 (layer-wise
+    decay: Clark et al. 2020, arXiv 2003.10555; Bao et al. 2021); which layer has which rate: the official code.
+
+    Args:
+        model (`nn.Module`): Holds one [`MAEModel`], at any depth; the rest is taken for heads. Frozen parameters are
+            left out.
+        learning_rate (`float`): Full rate.
+        weight_decay (`float`): Of the decayed groups. The paper uses 0.05.
+        layer_decay (`float`): Factor in (0, 1]; the paper uses 0.75, the official base recipe 0.65.
+
+    Raises:
+        ValueError: If there is no encoder, or the factor is out of range.
+    """
+    encoder = next((module for module in model.modules() if isinstance(module, MAEModel)), None)
+    if encoder is None or not 0 < layer_decay <= 1:
+        raise ValueError(
+            f"layer_decay must be in (0, 1], got {layer_decay}, and {type(model).__name__} must hold an MAEModel."
+        )
+    depths = {parameter: 0 for parameter in encoder.embeddings.parameters()}
+    for depth, layer in enumerate(encoder.layers, start=1):
+        depths.update((parameter, depth) for parameter in layer.parameters())
+    no_decay = {encoder.embeddings.cls_token, encoder.embeddings.position_embeddings}
+    groups = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            depth = depths.get(parameter, len(encoder.layers) + 1)
+            decayed = parameter.ndim > 1 and parameter not in no_decay
+            groups.setdefault((depth, decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * layer_decay ** (len(encoder.layers) + 1 - depth),
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (depth, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose steps are scaled, for each matrix, to its norm: for linear probing with large batches.
+
+    `d = g + weight_decay * w`, `v = momentum * v + trust_coefficient * |w| / |d| * d`, `w = w - lr * v`. One-dimensional
+    parameters are neither decayed nor scaled. Source: You et al. 2017 (arXiv 1708.03888), Algorithm 1; used by He et
+    al. 2021, Table 10.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+    ):
+        """
+        Args:
+            params (`Iterable`): Parameters or groups of them.
+            lr (`float`): Learning rate.
+            momentum (`float`, *optional*, defaults to 0.9): Of the scaled updates.
+            weight_decay (`float`, *optional*, defaults to 0.0): Added to the gradients of matrices.
+            trust_coefficient (`float`, *optional*, defaults to 0.001): Size of a step beside the norm of the weights, at
+                a rate of 1.
+        """
+        settings = {"momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
+        super().__init__(params, {"lr": lr, **settings})
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        """Makes one step; `closure` may compute the loss anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad
+                if parameter.ndim > 1:
+                    update = update.add(parameter, alpha=group["weight_decay"])
+                    ratio = group["trust_coefficient"] * parameter.norm() / update.norm()
+                    # Zero weights or gradients have no direction to scale.
+                    update = update * torch.where(ratio.isfinite() & (ratio > 0), ratio, torch.ones_like(ratio))
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                parameter.sub_(buffer, alpha=group["lr"])
+        return loss
+
+
+__all__ = [
+    "LARS",
+    "default_effective_batch_size",
+    "layer_decay_parameter_groups",
+    "learning_rate_at",
+    "parameter_groups",
+    "scaled_learning_rate",
+]

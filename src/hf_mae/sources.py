@@ -33,6 +33,7 @@ class ImageSource(Sequence):
     Attributes:
         name (`str`): Where they come from, for logs and model cards.
         labels (`np.ndarray` of int64 or `None`): The class of each image, from 0.
+        label_names (`list[str]` or `None`): What the classes are called, by their numbers, where that is known.
         blocks (`np.ndarray` of int64 or `None`): Lengths of the runs of consecutive images that are read together, such
             as the row groups of parquet files. `None` if any image can be read by itself.
         fingerprint (`str`): Another one if the images, their number or their order are others.
@@ -40,6 +41,7 @@ class ImageSource(Sequence):
 
     name: str
     labels: np.ndarray | None = None
+    label_names: list[str] | None = None
     blocks: np.ndarray | None = None
     fingerprint: str
 
@@ -65,6 +67,7 @@ class FashionMNISTImages(ImageSource):
         rows, columns = (side // 28 for side in mosaic.shape)
         self.pixels = mosaic.reshape(rows, 28, columns, 28).swapaxes(1, 2).reshape(-1, 28, 28)
         self.labels = np.arange(len(self.pixels)) * 10 // len(self.pixels)  # stored class by class
+        self.label_names = "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")
         self.fingerprint = _digest(self.pixels)
 
     def __len__(self) -> int:
@@ -114,6 +117,7 @@ class FolderImages(ImageSource):
         self.fingerprint = self._paths.digest()
         if len(parents) > 1 and all(directory and os.sep not in directory for directory, _ in parents):
             self.labels = np.repeat(np.arange(len(parents)), [count for _, count in parents])
+            self.label_names = [directory for directory, _ in parents]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -283,7 +287,7 @@ class ParquetImages(ImageSource):
             except (pyarrow.lib.ArrowInvalid, OSError) as error:
                 raise ValueError(f"{file} can't be read as parquet: {error}. Remove or repair it.") from error
             if self._column is None:
-                self._column, self._label = _columns(parquet.schema_arrow, name)
+                self._column, self._label, label_names = _columns(parquet.schema_arrow, name)
             groups.extend((number, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups))
             if filesystem is None and self._label:
                 labels.append(parquet.read([self._label], use_threads=False)[self._label].to_numpy().astype(np.int64))
@@ -293,7 +297,8 @@ class ParquetImages(ImageSource):
         self._groups = np.array(groups, dtype=np.int64)
         self.blocks = self._groups[:, 2]
         self._ends = np.cumsum(self.blocks)
-        self.labels = np.concatenate(labels) if labels else None
+        if labels:
+            self.labels, self.label_names = np.concatenate(labels), label_names
         self.fingerprint = _digest(json.dumps([os.path.basename(file) for file in files]), self._groups)
 
     def __len__(self) -> int:
@@ -340,8 +345,8 @@ class ParquetImages(ImageSource):
         return {**self.__dict__, "_open": {}, "_cache": OrderedDict()}
 
 
-def _columns(schema, name: str) -> tuple[str, str | None]:
-    """Names of the columns of images and of labels in a parquet file."""
+def _columns(schema, name: str) -> tuple[str, str | None, list[str] | None]:
+    """Names of the columns of images and of labels in a parquet file, and names of the classes."""
     import pyarrow as pa
 
     stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -359,7 +364,9 @@ def _columns(schema, name: str) -> tuple[str, str | None]:
     labels = [column for column in schema.names if kinds.get(column) == "ClassLabel"]
     if not labels and "label" in schema.names and pa.types.is_integer(schema.field("label").type):
         labels = ["label"]
-    return images[0], labels[0] if labels else None
+    if not labels:
+        return images[0], None, None
+    return images[0], labels[0], (features.get(labels[0]) or {}).get("names")
 
 
 class DatasetImages(ImageSource):
@@ -386,6 +393,7 @@ class DatasetImages(ImageSource):
         for column, feature in dataset.features.items():
             if isinstance(feature, datasets.ClassLabel) or (column == "label" and str(feature.dtype).startswith("int")):
                 self.labels = np.array(dataset[column], dtype=np.int64)
+                self.label_names = getattr(feature, "names", None)
                 break
         self.fingerprint = _digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels)
 

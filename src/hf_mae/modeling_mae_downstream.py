@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""What a pre-trained encoder is used for: classification, and feature maps for the heads of other tasks."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_mae import MAEConfig
+from .modeling_mae import MAEModel, MAEPreTrainedModel
+from .patches_mae import at_least_float32, grid_of
+
+
+class MAEForImageClassification(MAEPreTrainedModel):
+    """The encoder with a linear classifier, as the paper's end-to-end fine-tuning (He et al. 2021, appendix A.1).
+
+    With `config.pooling="mean"` the patch tokens of the last block are averaged and then normalised by `fc_norm`; the
+    encoder has no final norm. With `"class"` the classifier gets the class token after the final norm.
+    """
+
+    _trains_positions = True
+
+    def __init__(self, config: MAEConfig):
+        """
+        Args:
+            config ([`MAEConfig`]): Sizes and options; `num_labels` (or `id2label`) classes.
+
+        Raises:
+            ValueError: If `id2label` and `label2id` disagree.
+        """
+        super().__init__(config)
+        for label, index in (config.label2id or {}).items():
+            if config.id2label.get(int(index)) != label:
+                raise ValueError(
+                    f"label2id and id2label disagree: {label!r} has index {index}, which is "
+                    f"{config.id2label.get(int(index))!r} of {config.num_labels} labels. Pass both, or id2label alone."
+                )
+        mean = config.pooling == "mean"
+        self.mae = MAEModel(config, final_norm=not mean)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if mean else nn.Identity()
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self.classifier:  # near zero, as in the official fine-tuning
+            init.trunc_normal_(module.weight, std=2e-5)
+
+    def pool(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Returns what the classifier sees, `(batch, hidden_size)`. Arguments as in [`MAEModel.forward`]."""
+        return self.fc_norm(self.mae(pixel_values, **kwargs).pooler_output)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Classifies images.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images, see
+                [`MAEModel.forward`].
+            labels (*optional*): Without `config.problem_type`: class indices `(batch,)` in [0, num_labels), or class
+                probabilities `(batch, num_labels)`, as mixup makes them. With `"multi_label_classification"`: 0 or 1
+                `(batch, num_labels)`; with `"regression"` (the default for one label): values `(batch,)` or `(batch,
+                num_labels)`.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `True`): As in [`MAEModel.forward`].
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
+
+        Returns:
+            [`~transformers.modeling_outputs.ImageClassifierOutput`]: `logits` `(batch, num_labels)`; `loss` in float32
+            or better, smoothed by `config.label_smoothing` in training.
+
+        Raises:
+            ValueError: If the labels do not fit.
+        """
+        outputs = self.mae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(self.fc_norm(outputs.pooler_output))
+        return ImageClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # Not `self.loss_function`, which knows neither soft targets nor label smoothing.
+        logits = at_least_float32(logits)
+        labels = labels.to(logits.device)
+        num_labels = self.config.num_labels
+        problem_type = self.config.problem_type or ("regression" if num_labels == 1 else "single_label_classification")
+        if problem_type == "single_label_classification":
+            if not labels.is_floating_point():
+                labels = labels.reshape(-1)
+            self._check_labels(labels, len(logits))
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            labels = labels.to(logits.dtype) if labels.is_floating_point() else labels.long()
+            return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if labels.numel() != logits.numel():
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} do not fit problem_type={problem_type!r} with {len(logits)} "
+                f"images and {num_labels} labels: {tuple(logits.shape)} is expected."
+            )
+        labels = labels.reshape(logits.shape).to(logits.dtype)
+        if problem_type == "regression":
+            return nn.functional.mse_loss(logits, labels)
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+
+    def _check_labels(self, labels: torch.Tensor, num_images: int):
+        num_labels, soft = self.config.num_labels, labels.is_floating_point()
+        if labels.shape != ((num_images, num_labels) if soft else (num_images,)):
+            raise ValueError(
+                f"labels must be {num_images} class indices or probabilities of shape ({num_images}, {num_labels}), "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}."
+            )
+        if torch.compiler.is_compiling():  # values are not known there
+            return
+        if soft and not torch.allclose(labels.sum(dim=1), labels.new_ones(()), atol=1e-2):
+            raise ValueError(
+                "Labels of a float type are taken for class probabilities, but those of an image do not add up to 1. "
+                "For images of several classes set problem_type='multi_label_classification' in the configuration."
+            )
+        if not soft and not bool(((labels >= 0) & (labels < num_labels)).all()):  # else a GPU aborts without a reason
+            raise ValueError(
+                f"Labels must be in [0, {num_labels}), got {labels.min().item()} to {labels.max().item()}. Images "
+                "without a label (-1) have to be left out; more classes need num_labels= when the model is loaded."
+            )
+
+
+class MAELayerNorm2d(nn.LayerNorm):
+    """Normalises the channels at each place of maps (B, C, rows, columns)."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class MAEFeaturePyramid(nn.Module):
+    """Maps of four scales from one: the simple feature pyramid of Li et al. 2022 (arXiv 2203.16527, section 3)."""
+
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        width, size, eps = config.hidden_size, config.feature_pyramid_size, config.layer_norm_eps
+
+        def level(channels: int, *scale: nn.Module) -> nn.Sequential:
+            return nn.Sequential(
+                *scale,
+                nn.Conv2d(channels, size, 1, bias=False),
+                MAELayerNorm2d(size, eps=eps),
+                nn.Conv2d(size, size, 3, padding=1, bias=False),
+                MAELayerNorm2d(size, eps=eps),
+            )
+
+        def upsample(channels: int) -> nn.Module:
+            return nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+
+        quadruple = (upsample(width), MAELayerNorm2d(width // 2, eps=eps), ACT2FN["gelu"], upsample(width // 2))
+        self.levels = nn.ModuleList(
+            [
+                level(width // 4, *quadruple),
+                level(width // 2, upsample(width)),
+                level(width),
+                level(width, nn.MaxPool2d(2, ceil_mode=True)),
+            ]
+        )
+
+    def forward(self, maps: torch.Tensor) -> list[torch.Tensor]:
+        """Returns maps of 4, 2, 1 and 1/2 times the rows and columns of `maps` (B, D, rows, columns)."""
+        return [level(maps) for level in self.levels]
+
+
+class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
+    """The encoder as a backbone: maps of chosen blocks, or a pyramid of four scales, of images of any size.
+
+    Example:
+
+    ```python
+    >>> backbone = MAEBackbone.from_pretrained(folder, out_indices=[3, 6, 9, 12])
+    >>> backbone(pixel_values).feature_maps  # four of (batch, hidden_size, height / patch, width / patch)
+    >>> backbone = MAEBackbone.from_pretrained(folder, feature_pyramid_size=256)
+    >>> backbone(pixel_values).feature_maps  # strides 4, 8, 16 and 32 for patches of 16
+    ```
+    """
+
+    _trains_positions = True
+
+    def __init__(self, config: MAEConfig):
+        """
+        Args:
+            config ([`MAEConfig`]): Sizes; `out_features` or `out_indices`, `apply_layernorm`, `reshape_hidden_states`,
+                `feature_pyramid_size`.
+        """
+        config.update_default_stages()
+        super().__init__(config)
+        pyramid = config.feature_pyramid_size is not None
+        self.mae = MAEModel(config, final_norm=config.apply_layernorm)
+        self.feature_pyramid = MAEFeaturePyramid(config) if pyramid else None
+        self.num_features = [config.feature_pyramid_size if pyramid else config.hidden_size] * len(self.stage_names)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Returns feature maps.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images. Any size that
+                the patch divides.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
+
+        Returns:
+            [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, one for each of `out_features`, of shape
+            `(batch, channels, height / patch_height, width / patch_width)`, or at the scales of the pyramid. With
+            `reshape_hidden_states=False` tokens `(batch, 1 + patches, hidden_size)`.
+
+        Raises:
+            ValueError: If the patch does not divide the images.
+        """
+        outputs = self.mae(pixel_values, **kwargs)
+        grid_size = grid_of(pixel_values, self.mae.embeddings.patch_size)
+
+        def maps(tokens: torch.Tensor) -> torch.Tensor:
+            if not self.config.reshape_hidden_states:
+                return tokens
+            return tokens[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
+
+        if self.feature_pyramid is not None:
+            levels = self.feature_pyramid(maps(outputs.last_hidden_state))
+            feature_maps = [levels[index] for index in self.out_indices]
+        else:
+            stages = [outputs.hidden_states[index] for index in self.out_indices]
+            feature_maps = [maps(self.mae.layernorm(tokens)) for tokens in stages]
+        return BackboneOutput(tuple(feature_maps), outputs.hidden_states, outputs.attentions)
+
+
+__all__ = ["MAEBackbone", "MAEForImageClassification"]
