@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .configuration_mae import _PRESETS, MAEConfig
 from .modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from .modeling_mae_downstream import MAEForImageClassification
+from .probing import fold_batch_norm
 
 logger = logging.get_logger(__name__)
 
@@ -126,9 +127,9 @@ def _without_batch_norm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.
     if "head.1.weight" not in state_dict:
         return state_dict
     weight, bias = state_dict["head.1.weight"], state_dict["head.1.bias"]
-    classifier = fold_batch_norm(weight, bias, state_dict["head.0.running_mean"], state_dict["head.0.running_var"])
+    weight, bias = fold_batch_norm(weight, bias, state_dict["head.0.running_mean"], state_dict["head.0.running_var"])
     rest = {name: tensor for name, tensor in state_dict.items() if not name.startswith("head.")}
-    return {**rest, "head.weight": classifier[0], "head.bias": classifier[1]}
+    return {**rest, "head.weight": weight, "head.bias": bias}
 
 
 def _rename(state_dict: dict[str, torch.Tensor], table: dict[str, str]) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -323,7 +323,7 @@ class EvaluationDataset(Dataset):
 
 
 class ClassificationDataset(Dataset):
-    """Random crops with their labels, for fine-tuning and probing. The randomness is torch's, of the loader's worker."""
+    """Random crops with their labels, for fine-tuning and probing. Their randomness is torch's, as Trainer seeds it."""
 
     def __init__(
         self,
@@ -388,8 +388,8 @@ def check_labels(images: ImageSource, num_labels: int):
     wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_labels))
     if len(wrong):
         raise ValueError(
-            f"{len(wrong)} of {len(images)} labels are not in [0, {num_labels}): the first is {images.labels[wrong[0]]} "
-            f"of {images.describe(wrong[0])}. Leave these images out, or mend the labels: they count from 0."
+            f"{len(wrong)} of {len(images)} labels are not in [0, {num_labels}), first {images.labels[wrong[0]]} of "
+            f"{images.describe(wrong[0])}. Leave these images out, or mend the labels: they count from 0."
         )
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The batch, the learning rate as a function of the step, which parameters are decayed and how fast they learn; LARS."""
+"""The batch, the learning rate by step and by layer, which parameters are decayed, and LARS."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -94,7 +94,7 @@ def layer_decay_parameter_groups(
         raise ValueError(
             f"layer_decay must be in (0, 1], got {layer_decay}, and {type(model).__name__} must hold an MAEModel."
         )
-    depths = {parameter: 0 for parameter in encoder.embeddings.parameters()}
+    depths = dict.fromkeys(encoder.embeddings.parameters(), 0)
     for depth, layer in enumerate(encoder.layers, start=1):
         depths.update((parameter, depth) for parameter in layer.parameters())
     no_decay = {encoder.embeddings.cls_token, encoder.embeddings.position_embeddings}
@@ -117,9 +117,9 @@ def layer_decay_parameter_groups(
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose steps are scaled, for each matrix, to its norm: for linear probing with large batches.
 
-    `d = g + weight_decay * w`, `v = momentum * v + trust_coefficient * |w| / |d| * d`, `w = w - lr * v`. One-dimensional
-    parameters are neither decayed nor scaled. Source: You et al. 2017 (arXiv 1708.03888), Algorithm 1; used by He et
-    al. 2021, Table 10.
+    `d = g + weight_decay * w`, `v = momentum * v + trust_coefficient * |w| / |d| * d`, `w = w - lr * v`. Parameters of
+    one dimension are neither decayed nor scaled. Source: You et al. 2017 (arXiv 1708.03888), Algorithm 1; used by He
+    et al. 2021, Table 10.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class LARS(torch.optim.Optimizer):
             lr (`float`): Learning rate.
             momentum (`float`, *optional*, defaults to 0.9): Of the scaled updates.
             weight_decay (`float`, *optional*, defaults to 0.0): Added to the gradients of matrices.
-            trust_coefficient (`float`, *optional*, defaults to 0.001): Size of a step beside the norm of the weights, at
-                a rate of 1.
+            trust_coefficient (`float`, *optional*, defaults to 0.001): Size of a step beside the norm of the weights,
+                at a rate of 1.
         """
         settings = {"momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
         super().__init__(params, {"lr": lr, **settings})

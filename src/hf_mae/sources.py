@@ -67,7 +67,18 @@ class FashionMNISTImages(ImageSource):
         rows, columns = (side // 28 for side in mosaic.shape)
         self.pixels = mosaic.reshape(rows, 28, columns, 28).swapaxes(1, 2).reshape(-1, 28, 28)
         self.labels = np.arange(len(self.pixels)) * 10 // len(self.pixels)  # stored class by class
-        self.label_names = "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot".split(",")
+        self.label_names = [
+            "T-shirt",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ]
         self.fingerprint = _digest(self.pixels)
 
     def __len__(self) -> int:
