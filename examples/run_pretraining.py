@@ -15,7 +15,6 @@ sheet of reconstructions. SIGINT (Ctrl-C), SIGTERM and SIGUSR1 save and end the 
 docs/training.md tells the rest.
 """
 
-import argparse
 import math
 import os
 import resource
@@ -36,7 +35,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
@@ -58,6 +56,7 @@ from hf_mae.optimization import (
     parameter_groups,
     scaled_learning_rate,
 )
+from hf_mae.recipes import parse_arguments
 from hf_mae.sources import ImageSource, open_images
 from hf_mae.training import (
     Meter,
@@ -178,24 +177,6 @@ class PretrainingArguments:
             raise ValueError(f"--max_unreadable is a share in [0, 1], got {self.max_unreadable}.")
 
 
-def parse_arguments(argv: list[str]) -> PretrainingArguments:
-    """Defaults, overridden by a recipe (the first argument), overridden by flags. Without data: the sample's recipe."""
-    parser = HfArgumentParser(
-        PretrainingArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    recipe = argv.pop(0) if argv and argv[0].endswith((".yaml", ".yml")) else None
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
-    if recipe is None and arguments.data is None:
-        recipe = SAMPLE_RECIPE
-    if recipe is None:
-        return arguments
-    settings = yaml.safe_load(Path(recipe).read_text())
-    if unknown := sorted(set(settings) - set(asdict(arguments))):
-        raise ValueError(f"{recipe} has settings that do not exist: {', '.join(unknown)}. See --help.")
-    parser.set_defaults(**settings)
-    return parser.parse_args_into_dataclasses(argv)[0]
-
-
 def build_model(args: PretrainingArguments) -> tuple[MAEForPreTraining, MAEImageProcessor]:
     """A fresh model or one to continue from, and its image processor."""
     names = ("image_size", "patch_size", "num_channels", "mask_ratio", "norm_pix_loss")
@@ -291,7 +272,8 @@ def show_sheet(accelerator: Accelerator, sheet, step: int):
 
 
 def main():
-    args = parse_arguments(sys.argv[1:])
+    given = [argument.split("=")[0] for argument in sys.argv[1:]]
+    args = parse_arguments(PretrainingArguments, __doc__, None if "--data" in given else SAMPLE_RECIPE)
     logging.disable_progress_bar()  # of loading and saving weights; the run has one of its own
     if args.dry_run:  # the run is the same, in a folder that is thrown away
         scratch = tempfile.TemporaryDirectory(prefix="hf_mae-dry-run-")

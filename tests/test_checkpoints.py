@@ -97,11 +97,15 @@ def test_left_over_tensors__are_named(official_weights, caplog, monkeypatch):
 
     monkeypatch.setattr(logging.get_logger("hf_mae.checkpoints"), "propagate", True)
     logging.enable_propagation()
-    weights = {**encoder_only(official_weights), "head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)}
+    weights = {
+        **encoder_only(official_weights),
+        "dist_head.weight": torch.zeros(10, 64),
+        "dist_head.bias": torch.zeros(10),
+    }
     model = hf_mae.load_checkpoint(weights, num_attention_heads=4)
     logging.disable_propagation()
     assert type(model) is MAEModel
-    assert "no place for these tensors and left them out: head.weight, head.bias" in caplog.text
+    assert "no place for these tensors and left them out: dist_head.weight, dist_head.bias" in caplog.text
 
 
 @pytest.mark.parametrize(

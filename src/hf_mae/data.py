@@ -378,13 +378,23 @@ class ClassificationDataset(Dataset):
         return {"pixel_values": crop, "label": int(self.images.labels[index])}
 
 
-def check_labels(images: ImageSource, num_labels: int):
-    """Raises `ValueError` if images have no label, or one that is not in [0, num_labels)."""
+def class_names(images: ImageSource) -> list[str]:
+    """Returns what the classes of a source are called: their numbers if they have no names.
+
+    Raises:
+        ValueError: If images have no labels.
+    """
     if images.labels is None:
         raise ValueError(
             f"{images.name} has no labels. Put the images of a folder into sub-folders named by class; give tar shards "
             ".cls files, parquet files and data sets a column of class labels."
         )
+    return images.label_names or [str(label) for label in range(int(images.labels.max()) + 1)]
+
+
+def check_labels(images: ImageSource, num_labels: int):
+    """Raises `ValueError` if images have no labels, or some that are not in [0, num_labels)."""
+    class_names(images)
     wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_labels))
     if len(wrong):
         raise ValueError(

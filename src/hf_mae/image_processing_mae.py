@@ -172,6 +172,15 @@ class MAEImageProcessor(BaseImageProcessor):
         size = {"shortest_edge": round(min(height, width) * 256 / 224)}
         return cls(size=size, crop_size={"height": height, "width": width}, **kwargs)
 
+    def with_image_size(self, image_size: int | tuple[int, int]) -> "MAEImageProcessor":
+        """Returns the processor for another size, with the channels and statistics of this one.
+
+        Args:
+            image_size (`int` or `(height, width)`): Pixels of the crop.
+        """
+        statistics = {"image_mean": self.image_mean, "image_std": self.image_std}
+        return self.for_image_size(image_size, num_channels=self.num_channels, **statistics)
+
     @property
     def backend(self) -> str:
         return "torch"

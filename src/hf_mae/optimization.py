@@ -21,7 +21,7 @@ def scaled_learning_rate(base_learning_rate: float, effective_batch_size: int) -
     return base_learning_rate * effective_batch_size / 256
 
 
-def default_effective_batch_size(num_images: int) -> int:
+def default_effective_batch_size(num_images: int, largest: int = 4096) -> int:
     """Returns the paper's 4096, or less for few images: the power of two, at least 32, that makes 16 steps an epoch.
 
     Source: He et al. 2021, Table 8, for 1.28 million images; the rest is ours. It depends on the images alone, so that
@@ -29,8 +29,9 @@ def default_effective_batch_size(num_images: int) -> int:
 
     Args:
         num_images (`int`): Images of the source.
+        largest (`int`, *optional*, defaults to 4096): Of pre-training; 16384 in linear probing (Table 10).
     """
-    return min(max(2 ** int(math.log2(max(num_images // 16, 1))), 32), 4096)
+    return min(max(2 ** int(math.log2(max(num_images // 16, 1))), 32), largest)
 
 
 def learning_rate_at(

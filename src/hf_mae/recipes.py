@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""The settings of a script: a dataclass, a recipe (a YAML file of its fields), and flags."""
+
+import argparse
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+Arguments = TypeVar("Arguments")
+
+
+def parse_arguments(
+    arguments_class: type[Arguments], description: str, recipe: str | os.PathLike | None = None
+) -> Arguments:
+    """Returns the arguments of a script: defaults, overridden by a recipe, overridden by flags.
+
+    Args:
+        arguments_class (`type`): A dataclass; its fields are the flags.
+        description (`str`): What `--help` says before the flags.
+        recipe (`str` or `os.PathLike`, *optional*): A YAML file of fields, unless the first argument is one.
+
+    Raises:
+        ValueError: If the recipe has fields that do not exist.
+    """
+    argv = sys.argv[1:]
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        recipe = argv.pop(0)
+    parser = HfArgumentParser(
+        arguments_class, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if recipe is not None:
+        settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+        if unknown := sorted(set(settings) - {field.name for field in fields(arguments_class)}):
+            raise ValueError(f"{recipe} has settings that do not exist: {', '.join(unknown)}. See --help.")
+        parser.set_defaults(**settings)
+    return parser.parse_args_into_dataclasses(argv)[0]
+
+
+__all__ = ["parse_arguments"]
