@@ -75,7 +75,7 @@ class ProbingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.base_learning_rates is None:
-            self.base_learning_rates = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0] if self.fast else [0.1]
+            self.base_learning_rates = [0.1, 0.3, 1, 3, 10, 30, 100, 300] if self.fast else [0.1]
         if len(self.base_learning_rates) > 1 and not self.fast:
             raise ValueError("Without --fast give one of --base_learning_rates: each takes a run of its own.")
 

@@ -481,7 +481,8 @@ class MAEPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
         info["missing_keys"] |= model.__dict__.pop("_new_tensors", set())
-        if not any(".attention.qkv." in name for name in set(model.state_dict()) - set(info["missing_keys"])):
+        loaded = set(model.state_dict()) - set(info["missing_keys"])
+        if not any(".attention." in name and not name.startswith("decoder.") for name in loaded):
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds no encoder: it has none of the tensors of {cls.__name__}. Save "
                 "whole models with save_pretrained."

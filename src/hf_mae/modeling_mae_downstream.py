@@ -192,6 +192,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     """
 
     _trains_positions = True
+    # By the encoder; BackboneMixin would install them a second time and record each block twice.
+    _output_capturing_hooks_installed = True
 
     def __init__(self, config: MAEConfig):
         """

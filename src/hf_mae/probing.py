@@ -5,6 +5,7 @@
 Source: He et al. 2021, appendix A.1, Linear probing, and Table 10.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -124,8 +125,9 @@ def train_linear_probes(
     max_steps, warmup_steps = num_epochs * steps_per_epoch, min(warmup_epochs, num_epochs // 5) * steps_per_epoch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifiers = nn.ModuleList([_probe(features.shape[1], num_labels) for _ in base_learning_rates])
+        classifier = _probe(features.shape[1], num_labels)
         orders = [torch.randperm(len(features)) for _ in range(num_epochs)]
+    classifiers = nn.ModuleList([copy.deepcopy(classifier) for _ in base_learning_rates])
     classifiers.to(features.device)
     batch_norm = nn.BatchNorm1d(features.shape[1], eps=_BATCH_NORM_EPS, affine=False).to(features.device)
     rates = [scaled_learning_rate(rate, batch_size) for rate in base_learning_rates]
