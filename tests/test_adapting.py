@@ -177,6 +177,18 @@ def test_bfloat16__inference(pretrained):
     assert cosine.min() > 0.999
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_int8__inference(tiny_config):
+    quantization = pytest.importorskip("torchao.quantization")
+    model = MAEForImageClassification(tiny_config(hidden_size=64, intermediate_size=256)).eval()
+    expected = model.pool(PIXELS)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    weight = model.mae.layers[0].mlp.fc1.weight
+    assert type(weight) is not nn.Parameter
+    assert not torch.equal(model.pool(PIXELS), expected)  # it is quantised indeed
+    assert nn.functional.cosine_similarity(model.pool(PIXELS), expected).min() > 0.999
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Trainer and compilation
 

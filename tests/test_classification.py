@@ -173,10 +173,19 @@ def test_wrong_labels__of_other_problem_types(classifier):
 
 
 def test_label_maps__that_disagree_are_refused(tiny_config):
-    with pytest.raises(ValueError, match="'dog' has index 0, which is 'cat' of 2 labels"):
+    with pytest.raises(ValueError, match="id2label and label2id disagree"):
         MAEForImageClassification(tiny_config(id2label={0: "cat", 1: "dog"}, label2id={"dog": 0, "cat": 1}))
-    config = tiny_config(id2label={0: "cat", 1: "dog"})
-    assert MAEForImageClassification(config).config.label2id == {"cat": 0, "dog": 1}
+
+
+@pytest.mark.parametrize("given", [{"id2label": {0: "cat", 1: "dog"}}, {"label2id": {"cat": 0, "dog": 1}}])
+def test_label_maps__one_tells_the_other(tiny_config, tiny_model, tmp_path, given):
+    tiny_model().save_pretrained(tmp_path)
+    models = (
+        MAEForImageClassification(tiny_config(**given)),
+        MAEForImageClassification.from_pretrained(tmp_path, **given),
+    )
+    for model in models:
+        assert (model.config.id2label, model.config.label2id) == ({0: "cat", 1: "dog"}, {"cat": 0, "dog": 1})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

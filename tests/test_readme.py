@@ -38,6 +38,21 @@ def test_python_blocks__run(tiny_model, tmp_path, monkeypatch):
     assert Path("reconstruction.png").exists()
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+@pytest.mark.filterwarnings("ignore")
+def test_docs__python_blocks_run(page, tiny_model, tmp_path, monkeypatch):
+    """In a folder with a pre-trained model and a picture, as after `make pretrain`."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks or page == "training.md"
+    monkeypatch.chdir(tmp_path)
+    tiny_model(image_size=28, patch_size=4, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
+    MAEImageProcessor.for_image_size(28, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
+    PIL.Image.new("RGB", (50, 40), "red").save("picture.jpg")
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
 AUTO = "from transformers.models.auto.image_processing_auto import AutoImageProcessor"
 
 
@@ -101,7 +116,7 @@ def test_docs__table_of_steps_is_that_of_every_layout(layout):
 
 
 def test_docs__name_flags_that_exist():
-    script = (ROOT / "examples" / "run_pretraining.py").read_text(encoding="utf-8")
+    script = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py"))
     for page in (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))):
         for flag in set(re.findall(r"`--(\w+)", page)) - {"help"}:
             assert re.search(rf"^    {flag}: ", script, re.MULTILINE), flag
@@ -113,10 +128,11 @@ def test_recipes__have_known_settings():
     import yaml
 
     sys.path.insert(0, str(ROOT / "examples"))
+    from run_image_classification import FineTuningArguments
     from run_pretraining import PretrainingArguments
 
-    known = set(PretrainingArguments.__dataclass_fields__)
     recipes = list((ROOT / "examples" / "recipes").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
-        assert set(yaml.safe_load(recipe.read_text())) <= known
+        arguments = FineTuningArguments if recipe.name.startswith("finetune") else PretrainingArguments
+        assert set(yaml.safe_load(recipe.read_text())) <= set(arguments.__dataclass_fields__)

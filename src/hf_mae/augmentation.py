@@ -79,13 +79,14 @@ class BatchAugmentation(nn.Module):
             shares = torch.distributions.Beta(self.mixup, self.mixup).sample((len(labels),))
             parameters["mixup_lambdas"] = shares.to(parameters["mixup_lambdas"])
             pixel_values, mixed = self.mix(pixel_values, labels, params=parameters)
+            share_of_second = mixed[:, 2:]
         elif self.cutmix is not None:
-            pixel_values, mixed = self.cutmix(pixel_values, labels)
-            mixed = mixed[0]
+            pixel_values, (mixed,) = self.cutmix(pixel_values, labels)
+            share_of_second = 1 - mixed[:, 2:]  # here kornia's number is the share that stays
         else:
             return {"pixel_values": pixel_values, "labels": labels}
-        first, second = (nn.functional.one_hot(mixed[:, i].long(), self.num_labels) for i in (0, 1))
-        return {"pixel_values": pixel_values, "labels": torch.lerp(first.float(), second.float(), mixed[:, 2:].float())}
+        first, second = (nn.functional.one_hot(mixed[:, place].long(), self.num_labels).float() for place in (0, 1))
+        return {"pixel_values": pixel_values, "labels": torch.lerp(first, second, share_of_second.float())}
 
 
 __all__ = ["BatchAugmentation", "RandomAugmentation"]

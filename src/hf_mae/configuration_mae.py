@@ -137,10 +137,10 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("image_size", "patch_size"):  # JSON knows no tuples; lists come back equal
             value = getattr(self, name)
             setattr(self, name, list(value) if isinstance(value, tuple) else value)
+        if self.id2label is None and self.label2id is not None:  # which would be overwritten
+            self.id2label = {index: label for label, index in self.label2id.items()}
         self.check()
         super().__post_init__(**kwargs)
-        if self.id2label is not None and self.label2id is None:
-            self.label2id = {label: index for index, label in self.id2label.items()}
         self.set_output_features_output_indices(out_features, out_indices)
 
     @classmethod
@@ -191,6 +191,25 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if fields.pop("_default_stages"):
             del fields["out_features"], fields["out_indices"]
         return fields
+
+    def check_labels(self):
+        """Makes `id2label` and `label2id` agree where only one of them was given. Called by the classifier.
+
+        Raises:
+            ValueError: If both were given and disagree.
+        """
+        id2label = {int(index): label for index, label in self.id2label.items()}
+        label2id = {label: int(index) for label, index in (self.label2id or {}).items()}
+        inverse = {index: label for label, index in label2id.items()}
+        if all(label == f"LABEL_{index}" for label, index in label2id.items()):  # transformers' default
+            label2id = {label: index for index, label in id2label.items()}
+        elif all(label == f"LABEL_{index}" for index, label in id2label.items()) and len(inverse) == len(id2label):
+            id2label = inverse
+        elif inverse != id2label:
+            raise ValueError(
+                f"id2label and label2id disagree: {id2label} and {label2id}. Pass one of them, or both alike."
+            )
+        self.id2label, self.label2id = id2label, label2id
 
     def check(self):
         """Raises `ValueError` for values that cannot work. Called on construction and by every model.

@@ -272,7 +272,8 @@ class MAEEmbeddings(nn.Module):
         ids_keep: torch.Tensor | None,
         ids_hidden: torch.Tensor | None,
     ) -> torch.Tensor:
-        patches = patchify(pixel_values, self.patch_size, ids_keep).to(self.patch_embeddings.weight.dtype)
+        # Not the dtype of the weight, which is another when quantised.
+        patches = patchify(pixel_values, self.patch_size, ids_keep).to(self.cls_token.dtype)
         tokens = self.patch_embeddings(patches)  # (B, N or K, D)
         positions = resample_position_table(self.position_embeddings, self.grid_size, grid_size)
         class_token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)

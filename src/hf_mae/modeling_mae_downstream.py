@@ -35,12 +35,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
             ValueError: If `id2label` and `label2id` disagree.
         """
         super().__init__(config)
-        for label, index in (config.label2id or {}).items():
-            if config.id2label.get(int(index)) != label:
-                raise ValueError(
-                    f"label2id and id2label disagree: {label!r} has index {index}, which is "
-                    f"{config.id2label.get(int(index))!r} of {config.num_labels} labels. Pass both, or id2label alone."
-                )
+        config.check_labels()
         mean = config.pooling == "mean"
         self.mae = MAEModel(config, final_norm=not mean)
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if mean else nn.Identity()

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""The scripts of fine-tuning and linear probing, run as a user runs them but in this process; augmentation; labels."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from PIL import Image
+
+from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor
+from hf_mae.augmentation import BatchAugmentation, RandomAugmentation
+from hf_mae.data import ClassificationDataset, align_labels, check_labels, collate_labelled
+from hf_mae.sources import open_images
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import run_image_classification
+import run_linear_probing
+
+PLAIN = ["--rand_augment", "0", "--random_erasing", "0", "--mixup", "0", "--cutmix", "0", "--label_smoothing", "0"]
+PLAIN += ["--drop_path_rate", "0", "--crop_scale_min", "0.9", "--layer_decay", "1"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a script with arguments; returns what it printed."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(
+            sys, "argv", ["script", *map(str, arguments), "--disable_tqdm", "true", "--use_cpu", "true"]
+        )
+        script.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def pretrained(tiny_model, tmp_path):
+    """A folder with a pre-trained model for pictures of 32 pixels."""
+    tiny_model().save_pretrained(tmp_path / "pretrained")
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of three colours in sub-folders named by them."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for name, colour in (("blue", (40, 40, 200)), ("green", (40, 200, 40)), ("red", (200, 40, 40))):
+            place = tmp_path / "data" / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(np.array(picture(number)) * 0.2 + colour + rng.integers(-20, 20), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
+    return tmp_path / "data"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Fine-tuning
+
+
+def test_fine_tuning__learns_saves_goes_on_and_evaluates(call, pretrained, folder, tmp_path):
+    common = ["--data", folder, "--output_dir", tmp_path / "out", "--per_device_train_batch_size", "8"]
+    arguments = ["--model_name_or_path", pretrained, *common, *PLAIN, "--learning_rate", "1e-2", "--warmup_steps", "0"]
+    printed = call(run_image_classification, *arguments, "--num_train_epochs", "6")
+    assert "24 images" in printed
+    assert "3 classes" in printed
+    metrics = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert metrics["eval_accuracy"] == 1.0
+    assert metrics["eval_top5_accuracy"] == 1.0
+    model = MAEForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    assert MAEImageProcessor.from_pretrained(tmp_path / "out").crop_height_width == (32, 32)
+
+    printed = call(run_image_classification, *arguments, "--num_train_epochs", "7")
+    assert f"Continues from {tmp_path / 'out' / 'checkpoint-18'}" in printed
+
+    # A split without the first class still has the right numbers.
+    shutil.rmtree(folder / "val" / "blue")
+    printed = call(run_image_classification, "--model_name_or_path", tmp_path / "out", *common, "--eval_only")
+    assert float(re.findall(r"eval_accuracy += +([0-9.]+)", printed)[0]) == 1.0
+
+
+def test_fine_tuning__with_every_augmentation_and_partly_frozen(call, pretrained, folder, tmp_path):
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "out"]
+    arguments += ["--per_device_train_batch_size", "6", "--num_train_epochs", "2", "--num_trainable_layers", "1"]
+    call(run_image_classification, *arguments, "--image_size", "48", "--pooling", "class", "--learning_rate", "1e-3")
+    before = MAEForPreTraining.from_pretrained(pretrained).mae.layers
+    after = MAEForImageClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(after.mae.layers[0].mlp.fc1.weight, before[0].mlp.fc1.weight)
+    assert not torch.equal(after.mae.layers[1].mlp.fc1.weight, before[1].mlp.fc1.weight)
+    assert (after.config.image_size, after.config.pooling) == (48, "class")
+
+
+def test_fine_tuning__another_set_of_classes_starts_anew(call, pretrained, folder, tmp_path):
+    arguments = ["--data", folder, "--per_device_train_batch_size", "8", *PLAIN, "--max_steps", "1"]
+    first = ["--model_name_or_path", pretrained, "--output_dir", tmp_path / "first"]
+    call(run_image_classification, *arguments, *first, "--learning_rate", "1e-2")
+    for split in ("train", "val"):
+        (folder / split / "red").rename(folder / split / "crimson")
+    second = ["--model_name_or_path", tmp_path / "first", "--output_dir", tmp_path / "second"]
+    printed = call(run_image_classification, *arguments, *second, "--learning_rate", "1e-9")
+    assert "it starts anew" in printed
+    model = MAEForImageClassification.from_pretrained(tmp_path / "second")
+    assert model.config.label2id == {"blue": 0, "crimson": 1, "green": 2}
+    assert model.classifier.weight.abs().max() < 1e-4
+
+
+def test_fine_tuning__mistakes(call, pretrained, folder, tmp_path):
+    with pytest.raises(ValueError, match="--model_name_or_path is missing"):
+        call(run_image_classification, "--data", folder)
+    with pytest.raises(ValueError, match="has no classifier to evaluate"):
+        call(run_image_classification, "--model_name_or_path", pretrained, "--data", folder, "--eval_only")
+    for file in list((folder / "train").rglob("*.png")):
+        file.rename(folder / "train" / f"{file.parent.name}-{file.name}")
+    with pytest.raises(ValueError, match="has no labels. Put the images of a folder into sub-folders"):
+        call(run_image_classification, "--model_name_or_path", pretrained, "--data", folder)
+
+
+def test_labels__of_an_unknown_class_are_refused(folder):
+    images = open_images(str(folder), "test")
+    with pytest.raises(ValueError, match="has the classes green, red, which are not among the 1 of the model"):
+        align_labels(images, ["blue"])
+    align_labels(images, ["red", "brown", "green", "blue"])
+    assert images.labels.tolist() == [3] * 4 + [2] * 4 + [0] * 4
+    with pytest.raises(ValueError, match=r"8 of 12 labels are not in \[0, 2\), first 3 of .*blue/0.png"):
+        check_labels(images, 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data and augmentation
+
+
+def test_classification_dataset__crops_with_their_labels(folder):
+    images = open_images(str(folder), "train")
+    dataset = ClassificationDataset(images, (16, 24), 3)
+    samples = [dataset[index] for index in (0, 16)]
+    batch = collate_labelled(samples)
+    assert batch["pixel_values"].shape == (2, 3, 16, 24)
+    assert batch["labels"].tolist() == [0, 2]
+    red, blue = (
+        batch["pixel_values"][:, 0].float().mean(dim=(1, 2)),
+        batch["pixel_values"][:, 2].float().mean(dim=(1, 2)),
+    )
+    assert (red > blue).tolist() == [False, True]
+    torch.manual_seed(1)
+    again = dataset[0]["pixel_values"]
+    torch.manual_seed(1)
+    assert torch.equal(dataset[0]["pixel_values"], again)
+    assert not torch.equal(dataset[0]["pixel_values"], again)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_random_augmentation__changes_the_picture_keeps_its_kind(num_channels):
+    augment = RandomAugmentation(num_channels)
+    image = (torch.rand(num_channels, 24, 24) * 255).byte()
+    results = [augment(image) for _ in range(20)]
+    assert {result.dtype for result in results} == {torch.uint8}
+    assert {result.shape for result in results} == {image.shape}
+    assert sum(torch.equal(result, image) for result in results) < 5
+    for magnitude in (0, 10):
+        with pytest.raises(ValueError, match=r"must be in \(0, 10\)"):
+            RandomAugmentation(magnitude=magnitude)
+
+
+def test_batch_augmentation__mixes_labels_as_it_mixes_images():
+    """Images are constant and tell their class, so the mean of a mixed image is its mixed label."""
+    processor = MAEImageProcessor.for_image_size(16, num_channels=1)
+    levels = torch.linspace(0, 255, 5).byte()
+    labels = torch.arange(60) % 5
+    pixels = levels[labels].view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    values = processor.rescale_and_normalize(levels.view(-1, 1, 1, 1)).flatten()
+    for settings in ({"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}):
+        output = BatchAugmentation(processor, 5, **settings)(pixels, labels)
+        torch.testing.assert_close(output["labels"].sum(dim=1), torch.ones(60))
+        assert ((output["labels"] > 0).sum(dim=1) == 2).float().mean() > 0.5
+        mean = output["pixel_values"].mean(dim=(1, 2, 3))
+        torch.testing.assert_close(mean, output["labels"] @ values, rtol=1e-4, atol=1e-4)
+    plain = BatchAugmentation(processor, 5)(pixels, labels)
+    assert torch.equal(plain["labels"], labels)
+    torch.testing.assert_close(plain["pixel_values"], processor.rescale_and_normalize(pixels))
+
+
+def test_batch_augmentation__erases_that_share_of_the_images():
+    processor = MAEImageProcessor.for_image_size(32)
+    output = BatchAugmentation(processor, 2, erasing=0.25)(
+        torch.full((400, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(400)
+    )
+    erased = (output["pixel_values"] == 0).any(dim=1).flatten(1)
+    assert erased.any(dim=1).float().mean().item() == pytest.approx(0.25, abs=0.08)
+    shares = erased.float().mean(dim=1)[erased.any(dim=1)]
+    assert 0.01 < shares.min() < shares.max() < 0.36
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Linear probing
+
+
+def test_linear_probing__fast_prints_the_grid_and_saves_the_best(call, pretrained, folder, tmp_path):
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "probe"]
+    grid = ["--base_learning_rates", "1e-6", "30"]
+    printed = call(run_linear_probing, *arguments, "--fast", *grid, "--num_train_epochs", "30", "--num_neighbors", "3")
+    accuracies = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("linear probe")]
+    assert len(accuracies) == 2
+    assert accuracies[1] == 1.0
+    assert "k-NN, k 3    accuracy 1.0000" in printed
+    model = MAEForImageClassification.from_pretrained(tmp_path / "probe").eval()
+    before = MAEForPreTraining.from_pretrained(pretrained).mae
+    assert torch.equal(model.mae.layers[1].mlp.fc2.weight, before.layers[1].mlp.fc2.weight)
+    images, processor = open_images(str(folder), "test"), MAEImageProcessor.from_pretrained(tmp_path / "probe")
+    with torch.no_grad():
+        logits = model(**processor([images[index] for index in range(len(images))], return_tensors="pt")).logits
+    assert logits.argmax(dim=1).tolist() == images.labels.tolist()
+
+
+def test_linear_probing__with_crops(call, pretrained, folder, tmp_path):
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "probe"]
+    arguments += ["--pooling", "mean", "--base_learning_rates", "30", "--per_device_train_batch_size", "8"]
+    printed = call(run_linear_probing, *arguments, "--num_train_epochs", "16")
+    assert float(printed.split("eval_accuracy")[-1].split()[1]) > 0.9
+    model = MAEForImageClassification.from_pretrained(tmp_path / "probe")
+    assert model.config.pooling == "mean"
+    with pytest.raises(ValueError, match="Without --fast give one of --base_learning_rates"):
+        call(run_linear_probing, *arguments, "--base_learning_rates", "1", "2")
