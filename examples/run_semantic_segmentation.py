@@ -129,8 +129,8 @@ def read_pair(pair: tuple, reduce_labels: bool) -> tuple[PIL.Image.Image | np.nd
         raise OSError(f"{pair[0]} or its mask can't be read: {error}. Mend both or take both out.") from error
     if mask.mode not in ("1", "L", "P") or mask.format == "JPEG":
         raise ValueError(
-            f"The mask {pair[1]} has format {mask.format} and mode {mask.mode}. Expected a PNG of one channel of 8 bits "
-            "(L or P) that holds the numbers of the classes, not their colours."
+            f"The mask {pair[1]} has format {mask.format} and mode {mask.mode}. Expected a PNG of one channel and 8 "
+            "bits (L or P) that holds the numbers of the classes, not their colours."
         )
     size = image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape
     if classes.shape not in (size[:2], size[-2:]):  # arrays have their channels first or last
@@ -140,7 +140,7 @@ def read_pair(pair: tuple, reduce_labels: bool) -> tuple[PIL.Image.Image | np.nd
 
 def open_data(args: SegmentationArguments) -> tuple[list[tuple], list[tuple], list[str]]:
     """Pairs to train on, pairs to evaluate on, and the names of the classes. Reads everything once, to check it."""
-    names, pairs = args.class_names, {}
+    names, say = args.class_names, print if args.process_index == 0 else lambda text: None
     if names is not None and len(names) == 1 and Path(names[0]).is_file():
         names = [line.strip() for line in Path(names[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
     if args.data is None:
@@ -148,7 +148,7 @@ def open_data(args: SegmentationArguments) -> tuple[list[tuple], list[tuple], li
     else:
         pairs = {split: folder_pairs(args.data, split) for split in SPLITS}
     if not pairs["val"]:
-        print(f"No folder val in {args.data}: every tenth image is kept from training and evaluated on.")
+        say(f"No folder val in {args.data}: every tenth image is kept from training and evaluated on.")
         pairs = {"train": [p for n, p in enumerate(pairs["train"]) if n % 10], "val": pairs["train"][::10]}
 
     def count(pair: tuple) -> np.ndarray:
@@ -168,7 +168,7 @@ def open_data(args: SegmentationArguments) -> tuple[list[tuple], list[tuple], li
         num_labels = max(num_labels, int(counts.any(axis=0).nonzero()[0].max(initial=-1)) + 1)
         pairs[split] = [pair for pair, some in zip(all_pairs, counts.any(axis=1), strict=True) if some]
         if len(pairs[split]) < len(all_pairs):
-            print(f"{len(all_pairs) - len(pairs[split])} masks of {split} have no pixel that counts: left out.")
+            say(f"{len(all_pairs) - len(pairs[split])} masks of {split} have no pixel that counts: left out.")
     if num_labels < 2 or not all(pairs.values()):
         raise ValueError(
             f"{args.data} has {num_labels} class(es), {len(pairs['train'])} images to train on and "
@@ -187,7 +187,8 @@ class SegmentationDataset(Dataset):
 
     def __init__(self, pairs: list[tuple], image_processor: MAEImageProcessor, reduce_labels=False, scale=None, flip=0):
         self.pairs, self.image_processor, self.reduce_labels = pairs, image_processor, reduce_labels
-        self.scale, self.flip, self.size = scale or (1.0, 1.0), flip, tuple(image_processor.size.values())
+        self.scale, self.flip = scale or (1.0, 1.0), flip
+        self.size = image_processor.size.height, image_processor.size.width
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -341,9 +342,7 @@ def build_model(args: SegmentationArguments, names: list[str]) -> UperNetForSema
     if path and not args.from_scratch:
         pretrained = MAEBackbone.from_pretrained(path, config=config, dtype=torch.float32)
         model.backbone.load_state_dict(pretrained.state_dict())
-    if args.gradient_checkpointing:  # UperNet itself refuses
-        model.backbone.gradient_checkpointing_enable()
-        args.gradient_checkpointing = False
+    model.supports_gradient_checkpointing = True  # UperNet says no, but the blocks of the encoder do
     return model
 
 
@@ -392,7 +391,7 @@ def main():
         fresh = args.from_scratch or not args.model_name_or_path
         effective_batch_size = batch_size * args.gradient_accumulation_steps * args.world_size
         print(
-            f"Images   {len(train_pairs):,} of {args.data or 'the generated sample'}, {len(val_pairs):,} to evaluate on\n"
+            f"Images   {len(train_pairs):,} and {len(val_pairs):,} to evaluate on, {args.data or 'generated'}\n"
             f"Classes  {len(names)}: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}\n"
             f"Model    {model.num_parameters() / 1e6:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} "
             f"patches; pyramid of {config.feature_pyramid_size} channels, UperNet of {model.config.hidden_size}\n"
@@ -402,7 +401,7 @@ def main():
             f"Output   {args.output_dir}"
         )
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if last is not None:
+    if last is not None and is_main:
         print(f"Continues from {last}. Delete {args.output_dir} to start anew.")
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()

@@ -223,8 +223,8 @@ def test_linear_probing__fast_prints_the_grid_and_saves_the_best(call, pretraine
 
 def test_linear_probing__with_crops(call, pretrained, folder, tmp_path):
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "probe"]
-    arguments += ["--pooling", "mean", "--base_learning_rates", "30", "--per_device_train_batch_size", "8"]
-    printed = call(run_linear_probing, *arguments, "--num_train_epochs", "16")
+    arguments += ["--pooling", "mean", "--base_learning_rates", "100", "--per_device_train_batch_size", "24"]
+    printed = call(run_linear_probing, *arguments, "--num_train_epochs", "40", "--eval_strategy", "no")
     assert float(printed.split("eval_accuracy")[-1].split()[1]) > 0.9
     model = MAEForImageClassification.from_pretrained(tmp_path / "probe")
     assert model.config.pooling == "mean"
