@@ -20,11 +20,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_python_blocks__run(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tiny_model(image_size=28, patch_size=4, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
+    model = tiny_model(image_size=28, patch_size=4, num_channels=1, num_hidden_layers=4)
+    model.save_pretrained("runs/fashion_mnist_sample")
     MAEImageProcessor.for_image_size(28, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
     PIL.Image.new("RGB", (50, 40), "red").save("picture.jpg")
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         # Up to 5.17 the name in transformers itself is a dummy where torchvision is missing, as the README says.
         names = {}

@@ -9,10 +9,14 @@ operations, distributions of mixup and cutmix.
 """
 
 import torch
-from kornia.augmentation import RandomCutMixV2, RandomErasing, RandomMixUpV2
-from kornia.augmentation.auto import RandAugment
-from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
 from torch import nn
+
+try:
+    from kornia.augmentation import RandomCutMixV2, RandomErasing, RandomMixUpV2
+    from kornia.augmentation.auto import RandAugment
+    from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
+except ImportError as error:
+    raise ImportError('Augmentation needs kornia: pip install "hf-mae[finetune]"') from error
 
 
 class RandomAugmentation:

@@ -316,8 +316,8 @@ class MAEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MAELayer, "attentions": MAEAttention}
     _input_embed_layer = "patch_embeddings"
-    # Fixed in pre-training; fine-tuning trains the tables, as the official code does.
-    _trains_positions = False
+    # Fine-tuning trains the position tables, as the official code does, and has no use for a mask token.
+    _is_fine_tuned = False
 
     def __init__(self, config: MAEConfig, *inputs, **kwargs):
         config.check()
@@ -325,11 +325,13 @@ class MAEPreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
-        self._set_positions_trainable()
+        self._set_trainable()
 
-    def _set_positions_trainable(self):
+    def _set_trainable(self):
         for module in self._modules_with_positions():
-            module.position_embeddings.requires_grad_(self._trains_positions)
+            module.position_embeddings.requires_grad_(self._is_fine_tuned)
+            if module.mask_token is not None:
+                module.mask_token.requires_grad_(not self._is_fine_tuned)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -488,7 +490,7 @@ class MAEPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} holds no encoder: it has none of the tensors of {cls.__name__}. Save "
                 "whole models with save_pretrained."
             )
-        model._set_positions_trainable()  # the loader makes every parameter trainable
+        model._set_trainable()  # the loader makes every parameter trainable
         if _pair(wanted["image_size"]) != _pair(saved["image_size"]):
             model.resize_position_embeddings(wanted["image_size"])
         if wanted["num_channels"] != saved["num_channels"]:

@@ -24,7 +24,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
     encoder has no final norm. With `"class"` the classifier gets the class token after the final norm.
     """
 
-    _trains_positions = True
+    _is_fine_tuned = True
 
     def __init__(self, config: MAEConfig):
         """
@@ -186,7 +186,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     ```
     """
 
-    _trains_positions = True
+    _is_fine_tuned = True
     # By the encoder; BackboneMixin would install them a second time and record each block twice.
     _output_capturing_hooks_installed = True
 
