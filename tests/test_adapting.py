@@ -79,6 +79,15 @@ def test_channels__with_another_size_in_every_class_and_saved(pretrained, tmp_pa
     again(torch.randn(1, 5, 48, 32))
 
 
+def test_offloaded_model__is_not_resized_by_halves(pretrained, tmp_path):
+    device_map = {"embeddings": "disk", "layers": "cpu", "layernorm": "cpu"}
+    options = {"device_map": device_map, "offload_folder": tmp_path / "offload"}
+    assert MAEModel.from_pretrained(pretrained[0], **options)(PIXELS).pooler_output.shape == (4, 32)
+    for change in ({"image_size": 64}, {"num_channels": 4}):
+        with pytest.raises(ValueError, match="offloaded and can't be resized. Load it into memory"):
+            MAEModel.from_pretrained(pretrained[0], **options, **change)
+
+
 def test_channels__unknown_way(pretrained):
     with pytest.raises(ValueError, match="channel_init must be 'repeat', 'mean' or 'zero'"):
         MAEModel.from_pretrained(pretrained[0], num_channels=4, channel_init="average")

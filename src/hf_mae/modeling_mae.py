@@ -359,7 +359,11 @@ class MAEPreTrainedModel(PreTrainedModel):
 
         Args:
             image_size (`int` or `(height, width)`): Pixels, multiples of the patch. Becomes `config.image_size`.
+
+        Raises:
+            ValueError: If the patch does not divide it, or parts of the model are offloaded.
         """
+        self._check_in_memory()
         self.config.image_size = image_size if isinstance(image_size, int) else list(image_size)
         self.config.check()
         for module in self._modules_with_positions():
@@ -381,10 +385,11 @@ class MAEPreTrainedModel(PreTrainedModel):
                 what its copies in all the old ones gave.
 
         Raises:
-            ValueError: If `channel_init` or `num_channels` is none of these.
+            ValueError: If `channel_init` or `num_channels` is none of these, or parts of the model are offloaded.
         """
         if channel_init not in ("repeat", "mean", "zero"):
             raise ValueError(f"channel_init must be 'repeat', 'mean' or 'zero', got {channel_init!r}.")
+        self._check_in_memory()
         old, self.config.num_channels = self.config.num_channels, num_channels
         self.config.check()
 
@@ -438,6 +443,13 @@ class MAEPreTrainedModel(PreTrainedModel):
         for module in [*trainable, *([encoder.layernorm] if trainable else [])]:
             module.requires_grad_(True)
 
+    def _check_in_memory(self):
+        if getattr(self, "hf_device_map", None) and any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError(
+                "Parts of the model are offloaded and can't be resized. Load it into memory at the new image_size or "
+                "num_channels, save it, and load that with device_map."
+            )
+
     def _modules_with_positions(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, MAEEmbeddings | MAEDecoder)]
 
@@ -483,12 +495,15 @@ class MAEPreTrainedModel(PreTrainedModel):
         model, info = load(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
-        info["missing_keys"] |= model.__dict__.pop("_new_tensors", set())
+        new_tensors, left_out = (model.__dict__.pop(name, set()) for name in ("_new_tensors", "_left_out"))
+        info["missing_keys"] |= new_tensors
         loaded = set(model.state_dict()) - set(info["missing_keys"])
-        if not any(".attention." in name and not name.startswith("decoder.") for name in loaded):
+        has_encoder = any(".attention." in name and not name.startswith("decoder.") for name in loaded)
+        # What is no model of ours at all is left to the library, which names every tensor.
+        if not has_encoder and (loaded or left_out & _PARTS):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds no encoder: it has none of the tensors of {cls.__name__}. Save "
-                "whole models with save_pretrained."
+                f"{pretrained_model_name_or_path} holds no encoder, only other parts of a model: {cls.__name__} can't "
+                "start from it. Save whole models with save_pretrained."
             )
         model._set_trainable()  # the loader makes every parameter trainable
         if _pair(wanted["image_size"]) != _pair(saved["image_size"]):
@@ -514,6 +529,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         self._new_tensors = {name for name in missing if part(name) not in partly}
         left_out = {part(name) for name in unexpected if part(name) not in parts}
         missing -= self._new_tensors
+        self._left_out = left_out
         unexpected -= {name for name in unexpected if part(name) in left_out}
         new = {part(name) for name in self._new_tensors}
         if (
@@ -533,6 +549,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
+_PARTS = {"decoder", "classifier", "fc_norm", "feature_pyramid"}  # of our models, beside the encoder
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
