@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Features into a file, through pipelines, and attention maps."""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import picture
+from safetensors import safe_open
+from transformers import AutoModel, pipeline
+
+from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.sources import open_images
+from hf_mae.visualization import attention_rollout, attention_sheet
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script of examples/ here, as `python script arguments` would, and returns what it printed."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+    def run_script(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        importlib.import_module(name).main()
+        return "".join(capsys.readouterr())
+
+    return run_script
+
+
+@pytest.fixture
+def checkpoint(tiny_config, tmp_path):
+    """Saves a model of 32 pixels and its processor, whose mean and deviation are its own; returns the folder."""
+
+    def save(model_class=MAEForPreTraining, **fields):
+        model_class(tiny_config(**fields)).save_pretrained(tmp_path / "model")
+        statistics = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.25]}
+        MAEImageProcessor.for_image_size(32, **statistics).save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    return save
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of two classes with pictures of several sizes and modes, one turned, and two that can't be read."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    for number in range(4):
+        mode = "L" if number == 1 else "RGB"
+        picture(number, (40 + 9 * number, 30), mode).save(tmp_path / "photos" / "cat" / f"{number}.png")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture(9, (64, 48)).save(tmp_path / "photos" / "dog" / "0.jpg", exif=exif)
+    for broken in ("cat/2b.png", "dog/1.png"):
+        (tmp_path / "photos" / broken).write_bytes((tmp_path / "photos" / "cat" / "0.png").read_bytes()[:900])
+    return tmp_path / "photos"
+
+
+def read(path):
+    """Columns of a file as tensors, names as a list, and the names of the classes."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            label_names = json.loads(file.metadata()["label_names"])
+        return {**columns, "names": json.loads(columns["names"].numpy().tobytes())}, label_names
+    table = pq.read_table(path)
+    columns = {"names": table["name"].to_pylist()}
+    for column in table.schema.names[1:]:
+        array = table[column].combine_chunks()
+        shape = json.loads(table.schema.field(column).metadata[b"shape"])
+        values = array.flatten() if shape else array
+        columns[column] = torch.tensor(values.to_numpy()).reshape(len(table), *shape)
+    return columns, json.loads(table.schema.metadata[b"label_names"])
+
+
+def expected_features(folder, paths, layers, image_size=32):
+    """What AutoModel gives for each picture alone."""
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = MAEImageProcessor.from_pretrained(folder)
+    statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+    processor = MAEImageProcessor.for_image_size(image_size, **statistics)
+    rows = []
+    for path in paths:
+        image = PIL.ImageOps.exif_transpose(PIL.Image.open(path))
+        with torch.no_grad():
+            outputs = model(processor(image, return_tensors="pt").pixel_values, output_hidden_states=True)
+        row = {"pooler": outputs.pooler_output[0]}
+        for layer in layers:
+            tokens = (outputs.last_hidden_state if layer == 2 else outputs.hidden_states[layer])[0]
+            row[f"class_token_{layer}"], row[f"mean_{layer}"] = tokens[0], tokens[1:].mean(dim=0)
+            row[f"patches_{layer}"] = tokens[1:].T.reshape(32, image_size // 8, image_size // 8)
+        rows.append(row)
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+@pytest.mark.parametrize(("image_size", "workers"), [(None, 0), (48, 2)])
+def test_extraction__stores_what_the_model_gives_for_each_image(
+    run, checkpoint, photos, tmp_path, kind, image_size, workers
+):
+    folder, output = checkpoint(), tmp_path / "new" / f"features.{kind}"
+    arguments = ["--features", "class_token", "mean", "patches", "pooler", "--layers", 0, 1, "-1", "--batch_size", 3]
+    arguments += [] if image_size is None else ["--image_size", image_size]
+    arguments += ["--dataloader_num_workers", workers]
+    printed = run("extract_features", "--model_name_or_path", folder, "--data", photos, "--output", output, *arguments)
+    columns, label_names = read(output)
+    kept = [str(photos / name) for name in ("cat/0.png", "cat/1.png", "cat/2.png", "cat/3.png", "dog/0.jpg")]
+    assert columns.pop("names") == kept
+    assert columns.pop("index").tolist() == [0, 1, 2, 4, 5]
+    assert columns.pop("label").tolist() == [0, 0, 0, 0, 1]
+    assert label_names == ["cat", "dog"]
+    expected = expected_features(folder, kept, (0, 1, 2), image_size or 32)
+    assert columns.keys() == expected.keys()
+    for name, values in columns.items():
+        torch.testing.assert_close(values, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+    assert f"Skipped {photos}/cat/2b.png, which can't be read: " in printed
+    assert f"Skipped {photos}/dog/1.png, which can't be read: " in printed
+    assert "5 rows in" in printed
+    assert "2 unreadable picture(s) left out" in printed
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("parquet", "float16"), ("safetensors", "bfloat16")])
+def test_extraction__in_half_precision_of_images_without_labels(run, checkpoint, photos, tmp_path, kind, dtype):
+    folder, output = checkpoint(MAEModel, pooling="class"), tmp_path / f"features.{kind}"
+    common = ["--model_name_or_path", folder, "--data", photos / "cat", "--output", output, "--dtype", dtype]
+    run("extract_features", *common)
+    columns, label_names = read(output)
+    assert label_names is None
+    expected = expected_features(folder, columns.pop("names"), ())["pooler"].to(getattr(torch, dtype))
+    assert columns.pop("index").tolist() == [0, 1, 2, 4]
+    assert list(columns) == ["pooler"]  # the default, under its plain name
+    torch.testing.assert_close(columns["pooler"], expected)
+
+
+def test_extraction__writes_parquet_piece_by_piece(run, checkpoint, tmp_path, monkeypatch):
+    output = tmp_path / "features.parquet"
+    arguments = ["--model_name_or_path", checkpoint(), "--split", "test", "--output", output, "--batch_size", 100]
+    run("extract_features", *arguments)
+    whole, _ = read(output)
+    assert pq.ParquetFile(output).num_row_groups == 1
+    assert whole["label"].tolist() == open_images(split="test").labels.tolist()
+    monkeypatch.setattr(sys.modules["extract_features"], "ROW_GROUP_BYTES", 30_000)
+    run("extract_features", *arguments, "--overwrite")
+    pieces, _ = read(output)
+    assert pq.ParquetFile(output).num_row_groups == 4  # a batch takes 100 x (32 floats, index and label)
+    assert pieces.pop("names") == whole.pop("names")
+    assert all(torch.equal(pieces[name], whole[name]) for name in whole)
+    run("extract_features", *arguments[:-2], "--overwrite", "--features", "mean", "class_token")
+    assert list(read(output)[0]) == ["names", "index", "label", "class_token", "mean"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_extraction__of_a_classifier_gives_what_it_sees(run, checkpoint, photos, tmp_path, pooling):
+    folder, output = checkpoint(MAEForImageClassification, pooling=pooling), tmp_path / "features.safetensors"
+    model = MAEForImageClassification.from_pretrained(folder).eval()
+    with torch.no_grad():  # as if it had been trained
+        (model.fc_norm if pooling == "mean" else model.mae.layernorm).weight.uniform_(0.5, 2)
+    model.save_pretrained(folder)
+    arguments = ["--data", photos, "--output", output, "--features", "pooler", "mean"]
+    run("extract_features", "--model_name_or_path", folder, *arguments)
+    columns, _ = read(output)
+    images = [PIL.ImageOps.exif_transpose(PIL.Image.open(path)) for path in columns["names"]]
+    pixel_values = MAEImageProcessor.from_pretrained(folder)(images, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        torch.testing.assert_close(columns["pooler"], model.pool(pixel_values))
+        torch.testing.assert_close(columns["mean"], model.mae(pixel_values).last_hidden_state[:, 1:].mean(dim=1))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+def test_extraction__interrupted_leaves_no_half_file(run, checkpoint, photos, tmp_path, monkeypatch, kind):
+    output = tmp_path / "out" / f"features.{kind}"
+    arguments = ["--model_name_or_path", checkpoint(), "--data", photos, "--output", output, "--batch_size", 2]
+    run("extract_features", *arguments)
+    before = output.read_bytes()
+    script = sys.modules["extract_features"]
+    monkeypatch.setattr(script, "ROW_GROUP_BYTES", 0)
+    extract, calls = script.extract, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return extract(*given)
+
+    monkeypatch.setattr(script, "extract", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("extract_features", *arguments, "--overwrite")
+    assert os.listdir(output.parent) == [output.name]
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "features.csv"], r"features\.csv: the name must end in \.parquet or \.safetensors"),
+        (["--output", "{photos}.parquet"], "is there already. Name another file, or add --overwrite"),
+        (["--dtype", "bfloat16"], "Parquet has no bfloat16"),
+        (["--layers", "3"], "--layers 3: the model has 2 blocks: 0 to 2, or -1 to -3"),
+        (["--layers", "0", "-4"], "--layers -4: the model has 2 blocks"),
+        (["--image_size", "44"], r"\(44, 44\) is not a multiple of patch_size \(8, 8\)"),
+        (["--split", "test"], "has no images for --split test"),
+        (["--data", "{photos}/broken"], "None of the images of .* could be read. Skipped .*1.png"),
+    ],
+)
+def test_extraction__mistakes_are_told(run, checkpoint, photos, tmp_path, arguments, message):
+    (tmp_path / "photos.parquet").touch()
+    (photos / "broken").mkdir()
+    (photos / "dog" / "1.png").rename(photos / "broken" / "1.png")
+    arguments = [argument.format(photos=photos) for argument in arguments]
+    output = tmp_path / "out" / "features.parquet"
+    with pytest.raises(ValueError, match=message):
+        run("extract_features", "--model_name_or_path", checkpoint(), "--data", photos, "--output", output, *arguments)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_extraction__names_the_features_there_are(run, checkpoint, capsys):
+    with pytest.raises(SystemExit):
+        run("extract_features", "--model_name_or_path", checkpoint(), "--features", "pooled")
+    assert "invalid choice: 'pooled' (choose from" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pipelines
+
+
+def test_pipeline__gives_pooled_features(checkpoint, photos):
+    folder, paths = checkpoint(), [str(photos / "cat" / f"{number}.png") for number in range(4)]
+    extract = pipeline("image-feature-extraction", model=str(folder), pool=True, device="cpu")
+    features = torch.tensor([row[0] for row in extract(paths, batch_size=2)])
+    torch.testing.assert_close(features, expected_features(folder, paths, ())["pooler"])
+
+
+def test_pipeline__classifies(checkpoint, photos):
+    labels = {"id2label": {0: "cat", 1: "dog", 2: "fox"}, "label2id": {"cat": 0, "dog": 1, "fox": 2}}
+    folder, path = checkpoint(MAEForImageClassification, **labels), photos / "cat" / "0.png"
+    classify = pipeline("image-classification", model=str(folder), device="cpu")
+    scores = {result["label"]: result["score"] for result in classify(str(path))}
+    model, processor = MAEForImageClassification.from_pretrained(folder), MAEImageProcessor.from_pretrained(folder)
+    logits = model.eval()(**processor(PIL.Image.open(path), return_tensors="pt")).logits
+    assert [scores[name] for name in ("cat", "dog", "fox")] == pytest.approx(logits.softmax(dim=1)[0].tolist())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def test_attentions__are_the_same_whatever_the_implementation(tiny_config):
+    config, attentions, pixel_values = tiny_config(), {}, torch.randn(2, 3, 32, 32)
+    weights = MAEModel(config).state_dict()
+    for implementation in ("eager", "sdpa"):
+        model = MAEModel._from_config(config, attn_implementation=implementation).eval()
+        model.load_state_dict(weights)
+        assert model.config._attn_implementation == implementation
+        attentions[implementation] = model(pixel_values, output_attentions=True).attentions
+    assert len(attentions["eager"]) == len(attentions["sdpa"]) == 2
+    for eager, sdpa in zip(attentions["eager"], attentions["sdpa"], strict=True):
+        assert eager.shape == (2, 4, 17, 17)
+        torch.testing.assert_close(sdpa, eager)
+        torch.testing.assert_close(sdpa.sum(dim=-1), torch.ones(2, 4, 17))
+
+
+def test_rollout__is_the_product_computed_by_hand():
+    first = torch.tensor([[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]])
+    last = torch.tensor([[0.5, 0, 0.5], [1, 0, 0], [0, 0, 1]])
+    apart = torch.tensor([[-0.1, 0.1, 0], [0, 0, 0], [0.2, 0, -0.2]])  # two heads around their mean
+    attentions = [torch.stack([weights + apart, weights - apart])[None] for weights in (first, last)]
+    # With half of each token kept the first rows are (3/4, 1/4, 0) and (3/4, 0, 1/4). Their product is
+    # 3/4 (3/4, 1/4, 0) + 1/4 (0, 0, 1) = (9, 3, 4) / 16, of which the patches have 3 : 4.
+    torch.testing.assert_close(attention_rollout(attentions), torch.tensor([[3 / 7, 4 / 7]]))
+    torch.testing.assert_close(attention_rollout(attentions[1:]), torch.tensor([[0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rollout__is_a_distribution(tiny_config, dtype):
+    model = MAEModel(tiny_config(num_hidden_layers=5)).eval().to(dtype)
+    rollout = attention_rollout(model(torch.randn(2, 3, 32, 64), output_attentions=True).attentions)
+    assert rollout.shape == (2, 32)
+    assert rollout.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    assert (rollout > 0).all()
+    torch.testing.assert_close(rollout.sum(dim=1), torch.ones(2, dtype=rollout.dtype))
+
+
+def test_rollout__without_whole_attentions_is_refused(tiny_model):
+    model, pixel_values = tiny_model(), torch.randn(1, 3, 32, 32)
+    for missing in ((), model.mae(pixel_values).attentions):
+        with pytest.raises(ValueError, match="call the model with output_attentions=True"):
+            attention_rollout(missing)
+    decoder = model(pixel_values, output_attentions=True).decoder_output.attentions
+    with pytest.raises(ValueError, match=r"got \(1, 2, 12, 17\).*last block of the decoder has not"):
+        attention_rollout(decoder)
+
+
+def test_attention_sheet__is_bright_where_the_class_token_looks(tiny_model):
+    model = tiny_model(image_size=(32, 64), num_hidden_layers=1)
+    processor, pixel_values = MAEImageProcessor.for_image_size((32, 64)), torch.randn(3, 3, 32, 64)
+    sheet = attention_sheet(model, processor, pixel_values, columns=2, min_side=64)
+    assert sheet.size == (2 * (3 * (128 + 4) + 12) - 12, 16 + 2 * (64 + 4))
+    attention = model.mae(pixel_values, output_attentions=True).attentions[0][0].mean(dim=0)[0, 1:]
+    for place in (1, 2):  # one block: its attention and the rollout have their maxima in the same patch
+        left = place * (128 + 4)
+        for patch, bright in ((int(attention.argmax()), True), (int(attention.argmin()), False)):
+            row, column = divmod(patch, 8)
+            red, green, _ = sheet.getpixel((left + 16 * column + 8, 16 + 16 * row + 8))
+            assert (red > 240 and green > 200) if bright else red < 60
+
+
+def test_draw_attention__writes_a_picture(run, checkpoint, photos, tmp_path):
+    folder, output = checkpoint(), tmp_path / "attention.png"
+    printed = run("draw_attention", folder, "--output", output, "--num_images", 5)
+    assert f"5 picture(s) and their maps are in {output}" in printed
+    assert PIL.Image.open(output).size == (2 * (3 * (192 + 4) + 12) - 12, 16 + 3 * (192 + 4))
+    pictures = (photos / "cat" / "0.png", photos / "dog" / "0.jpg")
+    run("draw_attention", folder, *pictures, "--output", output, "--image_size", 176, "--columns", 1)
+    assert PIL.Image.open(output).size == (3 * (176 + 4), 16 + 2 * (176 + 4))
+    with pytest.raises(ValueError, match=r"Images of \(30, 30\) pixels can't be cut into patches of \(8, 8\)"):
+        run("draw_attention", folder, "--output", output, "--image_size", 30)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_docs__blocks_run_from_top_to_bottom(run, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_model(image_size=28, patch_size=4, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
+    MAEImageProcessor.for_image_size(28, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
+    picture(0, (50, 40)).save("picture.jpg")
+    names, page = {}, (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    for language, block in re.findall(r"```(python|py|bash)\n(.*?)```", page, re.DOTALL):
+        if language != "bash":
+            exec(compile(block, "docs/features.md", "exec"), names)
+            continue
+        for command in block.replace("\\\n", " ").splitlines():
+            python, script, *arguments = shlex.split(command)
+            assert python == "python"
+            run(Path(script).stem, *arguments)
+    assert names["features"].shape == (1000, 32)
+    assert names["pooler"].shape == (3000, 32)
+    assert names["maps"].shape == (1000, 32, 7, 7)
+    assert names["names"][0].startswith("image 0 of Fashion-MNIST")
+    assert names["label_names"][9] == "ankle boot"
+    assert Path("attention.png").exists()
