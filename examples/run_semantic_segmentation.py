@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Trains UperNet on a pre-trained encoder for semantic segmentation, with Trainer, and reports the mean IoU.
+r"""Trains UperNet on a pre-trained encoder for semantic segmentation, with Trainer, and reports the mean IoU.
 
-    python examples/run_semantic_segmentation.py --model_name_or_path runs/fashion_mnist_sample   # a generated sample
+    python examples/run_semantic_segmentation.py --model_name_or_path runs/fashion_mnist_sample --num_train_epochs 10 \
+        --learning_rate 1e-3                                                     # a generated sample
     python examples/run_semantic_segmentation.py --model_name_or_path out --data path/to/folder --image_size 512
     python examples/run_semantic_segmentation.py --model_name_or_path out --data ... --class_names names.txt
     python examples/run_semantic_segmentation.py ... --from_scratch              # the same without pre-training
@@ -47,11 +48,12 @@ class SegmentationArguments(TrainingArguments):
     output_dir: str = setting("runs/segmenter", "Folder for checkpoints and the final model.")
     model_name_or_path: str | None = setting(None, "Checkpoint of any MAE model, ours.")
     data: str | None = setting(None, "Folder with images/ and masks/. Nothing: a sample made of the embedded images.")
+    sample_side: int = setting(1, "Pictures beside and below each other in an image of the sample, 28 pixels each.")
     class_names: list[str] | None = setting(None, "Names of the classes 0, 1, ..., or a file with one in each line.")
     reduce_labels: bool = setting(False, "0 means ignored and classes count from 1, as in the masks of ADE20K.")
     from_scratch: bool = setting(False, "Take the configuration of the checkpoint but fresh weights, to compare.")
     preset: str | None = setting(None, "Without a checkpoint: tiny, small, base, large or huge, with fresh weights.")
-    image_size: list[int] | None = setting(None, "Side, or height and width, if not the model's; the sample: 56.")
+    image_size: list[int] | None = setting(None, "Side, or height and width, if not the model's or the sample's.")
     feature_pyramid_size: int | None = setting(None, "Channels of the pyramid. Nothing: the encoder's, at most 256.")
     head_size: int | None = setting(None, "Channels of UperNet. Nothing: the encoder's, at most 512.")
     drop_path_rate: float = setting(0.1, "Of the last block; it rises from 0 at the first.")
@@ -75,6 +77,7 @@ class SegmentationArguments(TrainingArguments):
     save_total_limit: int | None = setting(1, "Checkpoints to keep.")
     logging_steps: float = setting(20, "Steps between lines of the log.")
     batch_eval_metrics: bool = setting(True, "Must be true here: predictions are counted and not kept.")
+    ddp_find_unused_parameters: bool = setting(False, "Look for parameters without gradient; here all have one.")
     dataloader_pin_memory: bool = setting(torch.cuda.is_available(), "Faster copies to a GPU.")
     remove_unused_columns: bool = setting(False, "Must be false here.")
     report_to: str = setting("none", "tensorboard, trackio, wandb, ...")
@@ -84,14 +87,17 @@ class SegmentationArguments(TrainingArguments):
 # Images with masks
 
 
-def sample_pairs(split: str) -> list[tuple[PIL.Image.Image, PIL.Image.Image]]:
-    """Canvases of 2 x 2 embedded pictures; their masks are 0 for background, else the class of the garment, from 1."""
+def sample_pairs(split: str, side: int = 2) -> list[tuple[PIL.Image.Image, PIL.Image.Image]]:
+    """Squares of `side` x `side` embedded pictures; masks are 0 for background, else the class of the garment + 1."""
     source = open_images(None, "train" if split == "train" else "test")
-    fours = np.random.default_rng(0).permutation(len(source)).reshape(-1, 4)
-    pixels = np.stack([np.stack([np.array(source[index]) for index in four]) for four in fours])  # (N, 4, 28, 28)
-    masks = np.where(pixels > 20, source.labels[fours][:, :, None, None] + 1, 0).astype(np.uint8)
-    canvases = [array.reshape(-1, 2, 2, 28, 28).swapaxes(2, 3).reshape(-1, 56, 56) for array in (pixels, masks)]
-    return [(PIL.Image.fromarray(image), PIL.Image.fromarray(mask)) for image, mask in zip(*canvases, strict=True)]
+    order = np.random.default_rng(0).permutation(len(source))[: len(source) // side**2 * side**2]
+    pixels = np.stack([np.array(source[index]) for index in order])  # (N, 28, 28)
+    masks = np.where(pixels > 20, source.labels[order][:, None, None] + 1, 0).astype(np.uint8)
+    squares = [
+        array.reshape(-1, side, side, 28, 28).swapaxes(2, 3).reshape(-1, 28 * side, 28 * side)
+        for array in (pixels, masks)
+    ]
+    return [(PIL.Image.fromarray(image), PIL.Image.fromarray(mask)) for image, mask in zip(*squares, strict=True)]
 
 
 def folder_pairs(data: str, split: str) -> list[tuple[Path, Path]]:
@@ -144,7 +150,8 @@ def open_data(args: SegmentationArguments) -> tuple[list[tuple], list[tuple], li
     if names is not None and len(names) == 1 and Path(names[0]).is_file():
         names = [line.strip() for line in Path(names[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
     if args.data is None:
-        pairs, names = {split: sample_pairs(split) for split in SPLITS}, ["background", *open_images().label_names]
+        pairs = {split: sample_pairs(split, args.sample_side) for split in SPLITS}
+        names = ["background", *open_images().label_names]
     else:
         pairs = {split: folder_pairs(args.data, split) for split in SPLITS}
     if not pairs["val"]:
@@ -289,7 +296,7 @@ def segmentation_sheet(model, dataset: SegmentationDataset, names: list[str], co
 
 
 class SegmentationTrainer(Trainer):
-    """Trainer with layer-wise learning rates, and without batches of one image in training."""
+    """Trainer with layer-wise learning rates, and with care for the batch norms of UperNet."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -310,11 +317,17 @@ class SegmentationTrainer(Trainer):
         self.args.dataloader_drop_last = False  # while evaluation takes every image
         return loader
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        if self.args.world_size > 1:  # each process has gathered statistics of its own; those of the first are saved
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return super().evaluate(*args, **kwargs)
+
 
 def build_model(args: SegmentationArguments, names: list[str]) -> UperNetForSemanticSegmentation:
     """UperNet on the feature pyramid of the encoder."""
     path, fields = args.model_name_or_path, {"drop_path_rate": args.drop_path_rate}
-    if size := args.image_size or ([56] if args.data is None else None):
+    if size := args.image_size or ([28 * args.sample_side] if args.data is None else None):
         fields["image_size"] = size[0] if len(size) == 1 else size
     if path:
         config = MAEConfig.from_pretrained(path, **fields)

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""examples/run_semantic_segmentation.py: pairs of images and masks, views, the mean IoU, runs, and what errors say."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import pytest
+import torch
+from transformers import EvalPrediction, UperNetForSemanticSegmentation
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_mae import MAEImageProcessor, MAEModel
+from hf_mae.sources import open_images
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Models as small as these are faster so, many times where other work shares the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("segmentation", ROOT / "examples" / "run_semantic_segmentation.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["segmentation"] = module  # Trainer pickles the arguments
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkpoint(tiny_model, tmp_path):
+    """Saves a small pre-trained model; fields of its configuration by keyword."""
+
+    def save(**fields):
+        model, folder = tiny_model(**fields), tmp_path / "checkpoint"
+        model.save_pretrained(folder)
+        MAEImageProcessor.for_image_size(
+            model.config.image_size, num_channels=model.config.num_channels
+        ).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def run(script, monkeypatch):
+    """Runs the script as a command line would."""
+
+    def main(*arguments):
+        monkeypatch.setattr("sys.argv", ["run_semantic_segmentation.py", *map(str, arguments), *SMALL])
+        script.main()
+
+    return main
+
+
+def shapes(folder, count, seed=0, size=(48, 40)):
+    """Pictures of a red square and a green disc on grey, their masks 1 and 2 on 0, a strip at the left ignored."""
+    rng = np.random.default_rng(seed)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        image, mask = PIL.Image.new("RGB", size, (90, 90, 90)), PIL.Image.new("L", size)
+        for value, colour, shape in ((1, "red", "rectangle"), (2, "lime", "ellipse")):
+            x, y = (int(rng.integers(side - 20)) for side in size)
+            for picture, fill in ((image, colour), (mask, value)):
+                getattr(PIL.ImageDraw.Draw(picture), shape)((x, y, x + 19, y + 19), fill=fill)
+        mask.paste(255, (0, 0, 3, size[1]))
+        image.save(folder / "images" / f"{number}.png")
+        mask.save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The figures
+
+
+def test_mean_iou__of_a_case_worked_out_by_hand(script):
+    figures = script.ConfusionMatrix(4)
+    first = EvalPrediction(torch.tensor([[[0, 1], [1, 3]]]), torch.tensor([[[0, 0], [1, 255]]]))
+    assert figures(first, compute_result=False) == {}
+    second = EvalPrediction(torch.tensor([[[2, 0]]]), torch.tensor([[[2, 2]]]))
+    result = figures(second, compute_result=True)
+    # Class 0: 1 in both, 2 true, 2 predicted. 1: 1, 1, 2. 2: 1, 2, 1. Class 3 is only predicted where nothing counts.
+    assert figures.iou.tolist()[:3] == pytest.approx([1 / 3, 1 / 2, 1 / 2])
+    assert figures.iou[3].isnan()
+    assert result == pytest.approx({"mean_iou": 4 / 9, "pixel_accuracy": 3 / 5})
+    assert figures(first, compute_result=True)["pixel_accuracy"] == pytest.approx(2 / 3)  # starts anew
+
+
+def test_mean_iou__a_class_that_is_only_predicted_counts_as_missed(script):
+    result = script.ConfusionMatrix(2)(EvalPrediction(torch.tensor([0, 1]), torch.tensor([0, 0])), compute_result=True)
+    assert result == pytest.approx({"mean_iou": 1 / 4, "pixel_accuracy": 1 / 2})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images and masks
+
+
+def test_views__move_image_and_mask_alike(script, tmp_path):
+    """The picture is its mask, so each view must be its labels: the same scale, place, padding and mirror."""
+    mask = PIL.Image.new("L", (60, 44))
+    PIL.ImageDraw.Draw(mask).polygon([(5, 3), (40, 10), (12, 40)], fill=1)
+    pair = (mask.point([20, 220, *[0] * 254]), mask)
+    processor = MAEImageProcessor(size={"height": 24, "width": 32}, num_channels=1, image_mean=[0.0], image_std=[1.0])
+    dataset = script.SegmentationDataset([pair], processor, scale=(0.5, 2.0), flip=True)
+    padded, centres = 0, set()
+    for _ in range(60):
+        sample = dataset[0]
+        pixels, labels = sample["pixel_values"][0], sample["labels"]
+        assert pixels.shape == labels.shape == (24, 32)
+        assert bool((pixels[labels == 255] == 0).all())
+        agree = (pixels > 0.47)[labels != 255] == (labels == 1)[labels != 255]
+        assert agree.float().mean() > 0.93  # filters of image and mask differ at the edge
+        padded += bool((labels == 255).any())
+        centres.add(round((labels == 1).nonzero().float().mean(dim=0)[1].item()))
+    assert 5 < padded < 55
+    assert len(centres) > 10
+
+
+def test_evaluation__shows_the_whole_image_each_time(script):
+    pair = (PIL.Image.radial_gradient("L"), PIL.Image.radial_gradient("L").point(lambda value: value > 128))
+    processor = MAEImageProcessor(size={"height": 32, "width": 64}, num_channels=1, do_center_crop=False)
+    first, second = (script.SegmentationDataset([pair], processor)[0] for _ in range(2))
+    assert torch.equal(first["pixel_values"], processor(pair[0], return_tensors="pt").pixel_values[0])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["labels"].float().mean() == pytest.approx(np.array(pair[1]).mean(), abs=0.01)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_sample__labels_each_part_with_its_garment(script, side):
+    for split, source in (("train", open_images(None, "train")), ("val", open_images(None, "test"))):
+        pairs = script.sample_pairs(split, side)
+        assert len(pairs) == len(source) // side**2
+        known = {source[index].tobytes(): source.labels[index] for index in range(len(source))}
+        for image, mask in pairs[:20]:
+            for part in range(side**2):
+                x, y = 28 * (part % side), 28 * (part // side)
+                garment, classes = (picture.crop((x, y, x + 28, y + 28)) for picture in (image, mask))
+                expected = np.where(np.array(garment) > 20, known[garment.tobytes()] + 1, 0)
+                assert np.array_equal(np.array(classes), expected)
+
+
+def test_masks__turned_pictures_palettes_and_reduced_labels(script, tmp_path):
+    image, exif = PIL.Image.new("RGB", (8, 6)), PIL.Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    image.save(tmp_path / "image.jpg", exif=exif)
+    mask = PIL.Image.fromarray(np.tile(np.array([0, 1, 2, 255, 7, 0], dtype=np.uint8), (8, 1)))
+    mask.putpalette(list(range(255, -1, -1)) * 3)
+    mask.save(tmp_path / "mask.png")
+    read, classes = script.read_pair((tmp_path / "image.jpg", tmp_path / "mask.png"), False)
+    assert read.size == (6, 8)
+    assert classes[0].tolist() == [0, 1, 2, 255, 7, 0]
+    _, classes = script.read_pair((tmp_path / "image.jpg", tmp_path / "mask.png"), True)
+    assert classes[0].tolist() == [255, 0, 1, 255, 6, 255]
+
+
+def test_data__splits_names_and_masks_without_labels(script, tmp_path, capsys):
+    def opened(**fields):
+        return script.open_data(script.SegmentationArguments(data=str(tmp_path), **fields))
+
+    shapes(tmp_path, 21)
+    PIL.Image.new("L", (48, 40), 255).save(tmp_path / "masks" / "3.png")
+    train, val, names = opened()
+    assert (len(train), len(val), names) == (17, 3, ["0", "1", "2"])
+    assert not {pair[0] for pair in train} & {pair[0] for pair in val}
+    printed = capsys.readouterr().out
+    assert "every tenth image is kept from training" in printed
+    assert "1 masks of train have no pixel that counts: left out" in printed
+    (tmp_path / "names.txt").write_text("wall\nsquare\ndisc\nsky\n")
+    assert opened(class_names=[str(tmp_path / "names.txt")])[2] == ["wall", "square", "disc", "sky"]
+    (tmp_path / "train").mkdir()
+    for name in ("images", "masks"):
+        (tmp_path / name).rename(tmp_path / "train" / name)
+    shapes(tmp_path / "validation", 2)
+    train, val, _ = opened()
+    assert (len(train), len(val)) == (20, 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models and runs
+
+
+def test_model__starts_from_the_encoder_and_its_resampled_positions(script, checkpoint):
+    folder = checkpoint()
+    for scratch in (False, True):
+        options = {"model_name_or_path": str(folder), "image_size": [64, 32], "from_scratch": scratch}
+        model = script.build_model(script.SegmentationArguments(data="somewhere", **options), ["a", "b"])
+        ours = model.backbone.mae.state_dict()
+        theirs = MAEModel.from_pretrained(folder, image_size=(64, 32)).state_dict()
+        assert ours.keys() == theirs.keys()
+        same = [
+            torch.equal(ours[name], theirs[name]) for name in ours if name.endswith("weight") and "norm" not in name
+        ]
+        assert all(same) is not scratch
+        assert ours["embeddings.position_embeddings"].std() > 0.1
+    maps = model.backbone(torch.zeros(1, 3, 64, 32)).feature_maps
+    assert [tuple(each.shape[2:]) for each in maps] == [(32, 16), (16, 8), (8, 4), (4, 2)]  # strides 2 to 16, patch 8
+
+
+def test_run__learns_and_reports_what_the_saved_model_does(run, script, checkpoint, tmp_path, capsys):
+    data = tmp_path / "data"
+    shapes(data / "train", 9)
+    shapes(data / "val", 7)  # of the same seed: can be learned by heart
+    arguments = ["--model_name_or_path", checkpoint(), "--data", data, "--class_names", "wall", "square", "disc"]
+    arguments += ["--max_steps", 50, "--learning_rate", "1e-2", "--per_device_train_batch_size", 4, "--min_scale", 1]
+    arguments += ["--max_scale", 1.2, "--gradient_accumulation_steps", 2, "--logging_steps", 1, "--drop_path_rate", 0]
+    arguments += ["--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 50]
+    run(*arguments, "--output_dir", tmp_path / "out", "--per_device_eval_batch_size", 3, "--gradient_checkpointing")
+    printed = capsys.readouterr().out
+    assert "3: wall, square, disc" in printed
+    assert "Batch    8 over 1 process(es)" in printed
+    assert "32 x 32 pixels, 4 x 4 patches" in printed
+
+    state = json.loads((tmp_path / "out" / "checkpoint-50" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert losses[0] == pytest.approx(1.4 * np.log(3), rel=0.2)  # of guesses, twice with the auxiliary head's 0.4
+    assert losses[-1] < losses[0] / 2
+
+    model = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "wall", 1: "square", 2: "disc"}
+    both, either, right, counted = np.zeros(3), np.zeros(3), 0, 0
+    for number in range(7):
+        pixel_values = processor(PIL.Image.open(data / f"val/images/{number}.png"), return_tensors="pt").pixel_values
+        mask = PIL.Image.open(data / f"val/masks/{number}.png")
+        mask = script.resize(torch.from_numpy(np.array(mask))[None], (32, 32), "nearest-exact")[0].numpy()
+        with torch.no_grad():
+            predicted = model(pixel_values).logits.argmax(dim=1)[0].numpy()
+        for index in range(3):
+            both[index] += ((predicted == index) & (mask == index)).sum()
+            either[index] += (((predicted == index) | (mask == index)) & (mask != 255)).sum()
+        right, counted = right + (predicted == mask).sum(), counted + (mask != 255).sum()
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    expected = {f"eval_iou_{name}": iou for name, iou in zip(("wall", "square", "disc"), both / either, strict=True)}
+    expected |= {"eval_mean_iou": (both / either).mean(), "eval_pixel_accuracy": right / counted}
+    assert {name: results[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+    assert results["eval_mean_iou"] > 0.6  # background alone gives 0.2
+    assert PIL.Image.open(tmp_path / "out" / "segmentation.png").size == (6 * 128 + 40, 4 * 132 + 40)
+
+    again = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()
+    again.save_pretrained(tmp_path / "copy")
+    copy = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "copy").eval()
+    assert torch.equal(copy(pixel_values).logits, model(pixel_values).logits)
+
+    run(*arguments, "--output_dir", tmp_path / "out")
+    assert "Continues from" in capsys.readouterr().out
+
+
+def test_run__of_the_sample_with_one_channel(run, checkpoint, tmp_path, capsys):
+    folder = checkpoint(image_size=28, patch_size=4, num_channels=1)
+    arguments = ["--model_name_or_path", folder, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no"]
+    run(*arguments, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "750 and 250 to evaluate on, generated" in printed
+    assert "11: background, T-shirt, trouser" in printed
+    assert "56 x 56 pixels, 14 x 14 patches" in printed
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert 0 <= results["eval_mean_iou"] <= 1
+    assert 0 <= results["eval_pixel_accuracy"] <= 1
+
+
+def test_documentation__python_block_runs(checkpoint, tmp_path, monkeypatch):
+    checkpoint(image_size=28, patch_size=4, num_channels=1).rename(tmp_path / "fashion_mnist_sample")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "fashion_mnist_sample").rename(tmp_path / "runs" / "fashion_mnist_sample")
+    PIL.Image.radial_gradient("L").resize((90, 70)).save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "segmentation.md").read_text(), re.DOTALL)
+    names = {}
+    exec(compile(block, "segmentation.md", "exec"), names)
+    assert names["classes"].shape == (70, 90)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+def broken(folder, how):
+    image, mask = (folder / name / "1.png" for name in ("images", "masks"))
+    if how == "cut":
+        image.write_bytes(image.read_bytes()[:60])
+    elif how == "no mask":
+        mask.unlink()
+    elif how == "no images":
+        for path in (folder / "images").iterdir():
+            path.unlink()
+    elif how == "no masks":
+        (folder / "masks").rename(folder / "labels")
+    elif how == "other size":
+        PIL.Image.open(mask).resize((40, 48)).save(mask)
+    elif how == "colours":
+        PIL.Image.open(mask).convert("RGB").save(mask)
+    elif how == "binary":
+        for path in (folder / "masks").iterdir():
+            PIL.Image.fromarray(np.where(np.array(PIL.Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
+    elif how == "one image":
+        for path in [*folder.glob("images/[1-9].png"), *folder.glob("masks/[1-9].png")]:
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments", "error", "message"),
+    [
+        ("cut", [], OSError, r"images/1.png or its mask can't be read: .*Mend both or take both out"),
+        ("no mask", [], ValueError, r"1 of 4 images have no mask, first .*1.png: expected .*masks/1.png"),
+        ("no images", [], ValueError, r"Found no images in .*images'"),
+        ("no masks", [], OSError, r"has no folder 'masks'. Expected images/ and masks/"),
+        (
+            "other size",
+            [],
+            ValueError,
+            r"masks/1.png has shape \(48, 40\), its image \(40, 48\). Make both of one size",
+        ),
+        ("colours", [], ValueError, r"has format PNG and mode RGB. Expected a PNG of one channel"),
+        ("binary", [], ValueError, r"has 1 class\(es\).*masks of two classes hold 0 and 1"),
+        ("one image", [], ValueError, r"has 3 class\(es\), 0 images to train on and 1 to evaluate on"),
+        ("", ["--class_names", "a", "b"], ValueError, r"has the class 2, but there are 2 --class_names: .*\[0, 2\)"),
+        ("", ["--class_names", "a", "b", "a"], ValueError, r"--class_names has a more than once"),
+        (
+            "",
+            ["--image_size", "30"],
+            ValueError,
+            r"not a multiple of patch_size \(8, 8\). The nearest size .*\(32, 32\)",
+        ),
+        ("", ["--per_device_train_batch_size", "1"], ValueError, r"needs 2 images on each of 1 device"),
+        ("", ["--model_name_or_path", ""], ValueError, r"--model_name_or_path is missing: .*--preset tiny"),
+    ],
+)
+def test_mistakes__are_told(run, checkpoint, tmp_path, how, arguments, error, message):
+    broken(shapes(tmp_path / "data", 4), how)
+    given = ["--model_name_or_path", checkpoint(), "--data", tmp_path / "data", "--output_dir", tmp_path / "out"]
+    with pytest.raises(error, match=message):
+        run(*given, *arguments)
