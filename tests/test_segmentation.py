@@ -263,6 +263,7 @@ def test_run__learns_and_reports_what_the_saved_model_does(run, script, checkpoi
 def test_run__of_the_sample_with_one_channel(run, checkpoint, tmp_path, capsys):
     folder = checkpoint(image_size=28, patch_size=4, num_channels=1)
     arguments = ["--model_name_or_path", folder, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no"]
+    arguments += ["--sample_side", 2]
     run(*arguments, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "750 and 250 to evaluate on, generated" in printed
