@@ -14,6 +14,8 @@ import torch
 from conftest import picture
 from PIL import Image
 
+pytest.importorskip("kornia")
+
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor
 from hf_mae.augmentation import BatchAugmentation, RandomAugmentation
 from hf_mae.data import ClassificationDataset, align_labels, check_labels, collate_labelled

@@ -61,7 +61,7 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             of its own follows the mean, in place of the final one.
         drop_path_rate (`float`, *optional*, defaults to 0.0): Probability in [0, 1) with which the last block of the
             encoder is skipped for an image in training; it rises linearly from 0 at the first block. Fine-tuning uses
-            0.1 to 0.3 (Table 9; stochastic depth: Huang et al. 2016, arXiv 1603.09382).
+            0.1 to 0.3 (Table 9, official notes; stochastic depth: Huang et al. 2016, arXiv 1603.09382).
         label_smoothing (`float`, *optional*, defaults to 0.0): Share in [0, 1) of the target of classification that is
             spread evenly over all classes in training. Fine-tuning uses 0.1 (Table 9).
         decoder_hidden_size (`int`, *optional*, defaults to 512): Width of the decoder (Table 1b). Same divisibility as
