@@ -72,7 +72,8 @@ def test_pretraining__says_what_it_chose_and_leaves_a_model(finished):
     assert left == {
         *("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "reconstructions.png"),
         *("metrics.jsonl", "run.json", "checkpoint-10", "checkpoint-12", "samples-0.jsonl", "sheets"),
-        *("configuration_mae.py", "image_processing_mae.py", "modeling_mae.py"),
+        *("configuration_mae.py", "image_processing_mae.py", "modeling_mae.py", "modeling_mae_downstream.py"),
+        "patches_mae.py",
     }
     losses = metrics(output_dir, "loss")
     assert list(losses) == list(range(1, 13))
