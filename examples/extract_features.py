@@ -38,15 +38,11 @@ from transformers.utils import logging
 from hf_mae import MAEConfig, MAEForImageClassification, MAEImageProcessor, MAEModel
 from hf_mae.data import default_num_workers
 from hf_mae.patches_mae import grid_of
-from hf_mae.recipes import parse_arguments
+from hf_mae.recipes import parse_arguments, setting
 from hf_mae.sources import ImageSource, open_images
 
 KINDS = ("class_token", "mean", "patches", "pooler")
 ROW_GROUP_BYTES = 2**26  # small row groups are slow to read, large ones take memory
-
-
-def setting(default, text: str):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass

@@ -16,13 +16,13 @@ has any. The same command continues an interrupted run from its last checkpoint.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_mae import MAEConfig, MAEForImageClassification, MAEImageProcessor
@@ -35,19 +35,16 @@ from hf_mae.data import (
     class_names,
     collate_labelled,
 )
-from hf_mae.optimization import layer_decay_parameter_groups, scaled_learning_rate
-from hf_mae.recipes import parse_arguments
+from hf_mae.finetuning import FineTuningArguments, FineTuningTrainer
+from hf_mae.optimization import scaled_learning_rate
+from hf_mae.recipes import parse_arguments, setting
 from hf_mae.sources import ImageSource, open_images
 
 SAMPLE_RECIPE = Path(__file__).parent / "recipes" / "finetune_sample.yaml"
 
 
-def setting(default, text: str):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
-class FineTuningArguments(TrainingArguments):
+class ClassificationArguments(FineTuningArguments):
     output_dir: str = setting("runs/classifier", "Folder for checkpoints and the final model.")
     model_name_or_path: str | None = setting(None, "Checkpoint of any MAE model, ours.")
     data: str | None = setting(None, "Folder, .tar or .parquet file, Hub name. Nothing: the embedded images.")
@@ -57,7 +54,6 @@ class FineTuningArguments(TrainingArguments):
     pooling: str = setting("mean", "mean: of the patches, or class: the class token.")
     drop_path_rate: float = setting(0.1, "Of the last block; it rises from 0 at the first.")
     label_smoothing: float = setting(0.1, "Share of the target that is spread over all classes.")
-    layer_decay: float = setting(0.75, "Factor of the learning rate from each block to the one before.")
     num_trainable_layers: float | None = setting(None, "Train only so many last blocks; a half is an MLP.")
     base_learning_rate: float = setting(1e-3, "Rate per 256 images of a step over all devices; --learning_rate wins.")
     crop_scale_min: float = setting(0.08, "Least share of an image that a random crop keeps.")
@@ -71,35 +67,21 @@ class FineTuningArguments(TrainingArguments):
     num_train_epochs: float = setting(100, "Passes over the images.")
     per_device_train_batch_size: int = setting(64, "Images of one forward pass on one device.")
     per_device_eval_batch_size: int = setting(64, "The same in evaluation.")
-    weight_decay: float = setting(0.05, "Of matrices.")
-    adam_beta2: float = setting(0.999, "AdamW's second beta.")
-    max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0, as in the paper: do not.")
     lr_scheduler_type: str = setting("cosine", "Schedule of the learning rate.")
     warmup_steps: float = setting(0.05, "Steps with a rising rate, below 1: their share.")
-    bf16: bool = setting(torch.cuda.is_available(), "Mixed precision.")
-    eval_strategy: str = setting("epoch", "When to evaluate.")
-    save_strategy: str = setting("epoch", "When to save.")
-    save_total_limit: int | None = setting(2, "Checkpoints to keep.")
-    logging_steps: float = setting(20, "Steps between lines of the log.")
-    dataloader_pin_memory: bool = setting(torch.cuda.is_available(), "Faster copies to a GPU.")
-    remove_unused_columns: bool = setting(False, "Must be false here.")
-    report_to: str = setting("none", "tensorboard, trackio, wandb, ...")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError("--label_smoothing_factor knows no mixed labels: use --label_smoothing.")
 
 
-class FineTuningTrainer(Trainer):
-    """Trainer with layer-wise learning rates, and augmentation of whole batches on their device."""
+class ClassificationTrainer(FineTuningTrainer):
+    """Trainer with augmentation of whole batches on their device."""
 
     def __init__(self, *args, augmentation: BatchAugmentation, **kwargs):
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            args = self.args
-            groups = layer_decay_parameter_groups(self.model, args.learning_rate, args.weight_decay, args.layer_decay)
-            betas = (args.adam_beta1, args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
-        return self.optimizer
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
@@ -117,7 +99,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": correct[:, 0].mean().item(), "top5_accuracy": correct.any(axis=1).mean().item()}
 
 
-def build_model(args: FineTuningArguments, train_images: ImageSource) -> MAEForImageClassification:
+def build_model(args: ClassificationArguments, train_images: ImageSource) -> MAEForImageClassification:
     """The classifier to train or to evaluate; the images' labels are numbered as its classes are."""
     if args.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing: a folder or a name on the Hub with a model of hf_mae.")
@@ -159,7 +141,7 @@ def build_model(args: FineTuningArguments, train_images: ImageSource) -> MAEForI
 
 def main():
     given = [argument.split("=")[0] for argument in sys.argv[1:]]
-    args = parse_arguments(FineTuningArguments, __doc__, None if "--data" in given else SAMPLE_RECIPE)
+    args = parse_arguments(ClassificationArguments, __doc__, None if "--data" in given else SAMPLE_RECIPE)
     train_images, test_images = (open_images(args.data, split) for split in ("train", "test"))
     model = build_model(args, train_images)
     config = model.config
@@ -188,7 +170,7 @@ def main():
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if args.learning_rate is None:
         args.learning_rate = scaled_learning_rate(args.base_learning_rate, batch_size)
-    trainer = FineTuningTrainer(
+    trainer = ClassificationTrainer(
         model=model,
         args=args,
         train_dataset=train_dataset,

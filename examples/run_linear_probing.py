@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer
 
 from hf_mae import MAEForImageClassification, MAEImageProcessor
 from hf_mae.data import (
@@ -32,18 +32,15 @@ from hf_mae.data import (
     collate_labelled,
 )
 from hf_mae.evaluation import knn_accuracy
+from hf_mae.finetuning import FineTuningArguments
 from hf_mae.optimization import LARS, default_effective_batch_size, scaled_learning_rate
 from hf_mae.probing import LinearProbe, train_linear_probes, with_classifier
-from hf_mae.recipes import parse_arguments
+from hf_mae.recipes import parse_arguments, setting
 from hf_mae.sources import open_images
 
 
-def setting(default, text: str):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
-class ProbingArguments(TrainingArguments):
+class ProbingArguments(FineTuningArguments):
     output_dir: str = setting("runs/probe", "Folder for the final classifier.")
     model_name_or_path: str | None = setting(None, "Checkpoint of any MAE model, ours.")
     data: str | None = setting(None, "Folder, .tar or .parquet file, Hub name. Nothing: the embedded images.")
@@ -61,16 +58,9 @@ class ProbingArguments(TrainingArguments):
     per_device_train_batch_size: int = setting(512, "Images of one forward pass on one device.")
     per_device_eval_batch_size: int = setting(64, "The same in evaluation and, with --fast, for features.")
     weight_decay: float = setting(0.0, "Of the linear layer.")
-    max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0: do not.")
     lr_scheduler_type: str = setting("cosine", "Schedule of the learning rate.")
     warmup_steps: float = setting(1 / 9, "Steps with a rising rate, below 1: their share.")
-    bf16: bool = setting(torch.cuda.is_available(), "Mixed precision.")
-    eval_strategy: str = setting("epoch", "When to evaluate.")
     save_strategy: str = setting("no", "When to save.")
-    logging_steps: float = setting(20, "Steps between lines of the log.")
-    dataloader_pin_memory: bool = setting(torch.cuda.is_available(), "Faster copies to a GPU.")
-    remove_unused_columns: bool = setting(False, "Must be false here.")
-    report_to: str = setting("none", "tensorboard, trackio, wandb, ...")
 
     def __post_init__(self):
         super().__post_init__()

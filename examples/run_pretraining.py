@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -56,7 +56,7 @@ from hf_mae.optimization import (
     parameter_groups,
     scaled_learning_rate,
 )
-from hf_mae.recipes import parse_arguments
+from hf_mae.recipes import parse_arguments, setting
 from hf_mae.sources import ImageSource, open_images
 from hf_mae.training import (
     Meter,
@@ -111,10 +111,6 @@ AT_LEAST_1 = (
     *("views_per_image", "per_device_train_batch_size", "effective_batch_size", "max_bad_steps"),
     *("logging_steps", "save_steps", "save_total_limit", "eval_steps", "eval_images"),
 )
-
-
-def setting(default, text: str):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass

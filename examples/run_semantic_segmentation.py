@@ -17,7 +17,7 @@ The same command continues an interrupted run from its last checkpoint. docs/seg
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +26,21 @@ import PIL.ImageDraw
 import PIL.ImageOps
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, Trainer, TrainingArguments, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import EvalPrediction, UperNetConfig, UperNetForSemanticSegmentation
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_mae import MAEBackbone, MAEConfig, MAEImageProcessor
+from hf_mae.finetuning import FineTuningArguments, FineTuningTrainer
 from hf_mae.image_processing_mae import image_to_tensor, resize, to_byte_range
-from hf_mae.optimization import layer_decay_parameter_groups
-from hf_mae.recipes import parse_arguments
+from hf_mae.recipes import parse_arguments, setting
 from hf_mae.sources import FolderImages, open_images
 
 IGNORED = 255  # UperNetConfig's loss_ignore_index
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 
 
-def setting(default, text: str):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
-class SegmentationArguments(TrainingArguments):
+class SegmentationArguments(FineTuningArguments):
     output_dir: str = setting("runs/segmenter", "Folder for checkpoints and the final model.")
     model_name_or_path: str | None = setting(None, "Checkpoint of any MAE model, ours.")
     data: str | None = setting(None, "Folder with images/ and masks/. Nothing: a sample made of the embedded images.")
@@ -66,21 +62,10 @@ class SegmentationArguments(TrainingArguments):
     num_train_epochs: float = setting(100, "Passes over the images.")
     per_device_train_batch_size: int = setting(16, "Images of one forward pass on one device, at least 2.")
     per_device_eval_batch_size: int = setting(16, "The same in evaluation.")
-    weight_decay: float = setting(0.05, "Of matrices.")
-    adam_beta2: float = setting(0.999, "AdamW's second beta.")
-    max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0: do not.")
     lr_scheduler_type: str = setting("linear", "Schedule of the learning rate.")
     warmup_steps: float = setting(0.01, "Steps with a rising rate, below 1: their share.")
-    bf16: bool = setting(torch.cuda.is_available(), "Mixed precision.")
-    eval_strategy: str = setting("epoch", "When to evaluate.")
-    save_strategy: str = setting("epoch", "When to save.")
     save_total_limit: int | None = setting(1, "Checkpoints to keep.")
-    logging_steps: float = setting(20, "Steps between lines of the log.")
     batch_eval_metrics: bool = setting(True, "Must be true here: predictions are counted and not kept.")
-    ddp_find_unused_parameters: bool = setting(False, "Look for parameters without gradient; here all have one.")
-    dataloader_pin_memory: bool = setting(torch.cuda.is_available(), "Faster copies to a GPU.")
-    remove_unused_columns: bool = setting(False, "Must be false here.")
-    report_to: str = setting("none", "tensorboard, trackio, wandb, ...")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -295,21 +280,13 @@ def segmentation_sheet(model, dataset: SegmentationDataset, names: list[str], co
 # Model and run
 
 
-class SegmentationTrainer(Trainer):
-    """Trainer with layer-wise learning rates, and with care for the batch norms of UperNet."""
+class SegmentationTrainer(FineTuningTrainer):
+    """Trainer with care for the batch norms of UperNet."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # UperNet's loss is the mean of a batch: when gradients are accumulated Trainer has to divide it.
         self.model_accepts_loss_kwargs = False
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            args = self.args
-            groups = layer_decay_parameter_groups(self.model, args.learning_rate, args.weight_decay, args.layer_decay)
-            betas = (args.adam_beta1, args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
-        return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader:
         self.args.dataloader_drop_last = True  # one image has no statistics for UperNet's norms

@@ -119,7 +119,8 @@ def test_docs__table_of_steps_is_that_of_every_layout(layout):
 
 
 def test_docs__name_flags_that_exist():
-    script = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py"))
+    files = [*(ROOT / "examples").glob("*.py"), ROOT / "src/hf_mae/finetuning.py"]
+    script = "".join(path.read_text(encoding="utf-8") for path in files)
     for page in (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))):
         for flag in set(re.findall(r"`--(\w+)", page)) - {"help"}:
             assert re.search(rf"^    {flag}: ", script, re.MULTILINE), flag
@@ -132,11 +133,11 @@ def test_recipes__have_known_settings():
 
     pytest.importorskip("kornia")
     sys.path.insert(0, str(ROOT / "examples"))
-    from run_image_classification import FineTuningArguments
+    from run_image_classification import ClassificationArguments
     from run_pretraining import PretrainingArguments
 
     recipes = list((ROOT / "examples" / "recipes").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
-        arguments = FineTuningArguments if recipe.name.startswith("finetune") else PretrainingArguments
+        arguments = ClassificationArguments if recipe.name.startswith("finetune") else PretrainingArguments
         assert set(yaml.safe_load(recipe.read_text())) <= set(arguments.__dataclass_fields__)

@@ -5,7 +5,7 @@
 import argparse
 import os
 import sys
-from dataclasses import fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,11 @@ import yaml
 from transformers import HfArgumentParser
 
 Arguments = TypeVar("Arguments")
+
+
+def setting(default, text: str):
+    """Returns a field of a dataclass of arguments: its default and what `--help` says of it."""
+    return field(default=default, metadata={"help": text})
 
 
 def parse_arguments(
@@ -36,10 +41,10 @@ def parse_arguments(
     )
     if recipe is not None:
         settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
-        if unknown := sorted(set(settings) - {field.name for field in fields(arguments_class)}):
+        if unknown := sorted(set(settings) - {argument.name for argument in fields(arguments_class)}):
             raise ValueError(f"{recipe} has settings that do not exist: {', '.join(unknown)}. See --help.")
         parser.set_defaults(**settings)
     return parser.parse_args_into_dataclasses(argv)[0]
 
 
-__all__ = ["parse_arguments"]
+__all__ = ["parse_arguments", "setting"]
