@@ -301,6 +301,11 @@ def test_loading__a_checkpoint_without_its_encoder_is_refused(tiny_model, classi
             model_class.from_pretrained(tmp_path)
 
 
+def test_loading__no_folder(tmp_path):
+    with pytest.raises(OSError, match="There is no folder '.*nowhere'"):
+        MAEForImageClassification.from_pretrained(tmp_path / "nowhere")
+
+
 def test_loading__half_an_encoder_is_reported_by_name(tiny_model, tmp_path, log):
     model = tiny_model()
     first = {name: tensor for name, tensor in model.state_dict().items() if "mae.layers.1" not in name}

@@ -134,10 +134,12 @@ def test_recipes__have_known_settings():
     pytest.importorskip("kornia")
     sys.path.insert(0, str(ROOT / "examples"))
     from run_image_classification import ClassificationArguments
+    from run_linear_probing import ProbingArguments
     from run_pretraining import PretrainingArguments
 
     recipes = list((ROOT / "examples" / "recipes").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
-        arguments = ClassificationArguments if recipe.name.startswith("finetune") else PretrainingArguments
+        kind = recipe.name.split("_")[0]
+        arguments = {"finetune": ClassificationArguments, "linear": ProbingArguments}.get(kind, PretrainingArguments)
         assert set(yaml.safe_load(recipe.read_text())) <= set(arguments.__dataclass_fields__)

@@ -2,6 +2,8 @@
 # Copyright 2026 The hf_mae authors
 """The configuration of a masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
+import os
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
@@ -157,6 +159,12 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         if name not in _PRESETS:
             raise ValueError(f"There is no preset {name!r}; choose one of {', '.join(_PRESETS)}.")
         return cls(**{**dict(zip(_PRESET_FIELDS, _PRESETS[name], strict=True)), **kwargs})
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        if os.path.isabs(pretrained_model_name_or_path) and not os.path.exists(pretrained_model_name_or_path):
+            raise OSError(f"There is no folder {os.fspath(pretrained_model_name_or_path)!r}.")  # nor a name on the Hub
+        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -474,7 +474,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is None:
             return load(None, *model_args, config=config, **kwargs)
         hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
-        stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
+        stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
         if stored.get("model_type") != cls.config_class.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds a checkpoint of model type {stored.get('model_type')!r}, but "
