@@ -155,10 +155,9 @@ def main():
         args.eval_strategy = "no"
         print(f"{train_images.name} has no images to evaluate on: put some below a folder `val`.", file=sys.stderr)
 
-    size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
     train_dataset = ClassificationDataset(
         train_images,
-        size,
+        image_processor.crop_height_width,
         config.num_labels,
         config.num_channels,
         crop_scale=(args.crop_scale_min, 1.0),

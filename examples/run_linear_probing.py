@@ -172,7 +172,6 @@ def main():
     if args.fast:
         classifier = probe_fast(model.eval(), EvaluationDataset(train_images, image_processor), test_dataset, args)
     else:
-        size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
         scale = (args.crop_scale_min, 1.0)
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         args.learning_rate = scaled_learning_rate(args.base_learning_rates[0], batch_size)
@@ -180,7 +179,9 @@ def main():
         trainer = ProbingTrainer(
             model=probe,
             args=args,
-            train_dataset=ClassificationDataset(train_images, size, len(names), config.num_channels, scale),
+            train_dataset=ClassificationDataset(
+                train_images, image_processor.crop_height_width, len(names), config.num_channels, scale
+            ),
             eval_dataset=test_dataset,
             data_collator=collate_labelled,
             compute_metrics=accuracy,

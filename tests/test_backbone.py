@@ -48,6 +48,13 @@ def test_stages__default_to_the_last_and_follow_the_depth(backbone, tiny_model, 
     assert MAEBackbone.from_pretrained(tmp_path, num_hidden_layers=1).out_features == ["stage1"]
 
 
+def test_stages__are_chosen_after_depth_and_pyramid_whatever_the_order(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model = MAEBackbone.from_pretrained(tmp_path, out_indices=[1, 3], feature_pyramid_size=8)
+    assert model.out_features == ["p3", "p5"]
+    assert MAEConfig.from_pretrained(tmp_path, out_features=["stage4"], num_hidden_layers=4).out_indices == [4]
+
+
 def test_stages__are_saved_when_chosen(backbone, tmp_path):
     backbone(out_indices=[1, 2]).save_pretrained(tmp_path)
     assert MAEBackbone.from_pretrained(tmp_path).out_features == ["stage1", "stage2"]

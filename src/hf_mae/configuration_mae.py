@@ -172,6 +172,12 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
         return height // patch_height, width // patch_width
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "MAEConfig":
+        # Overrides are set one by one: stages are chosen when depth and pyramid are known.
+        stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
+        return super().from_dict(config_dict, **kwargs, **stages)
+
     @property
     def stage_names(self) -> list[str]:
         """Names of what [`MAEBackbone`] can give. A property, since fields may be overridden after construction."""
