@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+from types import SimpleNamespace
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -191,3 +193,17 @@ def test_pipeline__gives_features_of_a_file(tiny_model, tmp_path):
     pixels = processor(PIL.Image.fromarray(photograph()), return_tensors="pt").pixel_values
     torch.testing.assert_close(features, model.mae(pixels).last_hidden_state)
     assert len(extract(str(tmp_path / "picture.png"), pool=True)[0]) == 32
+
+
+def test_post_process_semantic_segmentation__classes_at_the_size_of_the_picture():
+    processor = MAEImageProcessor()
+    logits = torch.zeros(2, 3, 4, 4)
+    logits[0, 0, :, :2] = logits[0, 1, :, 2:] = 9  # class 1 on the right
+    logits[1, 2, :2] = logits[1, 0, 2:] = 9  # class 2 above
+    outputs = SimpleNamespace(logits=logits)
+    right, above = processor.post_process_semantic_segmentation(outputs, [(8, 12), (6, 4)])
+    assert torch.equal(right, torch.tensor([0] * 6 + [1] * 6).expand(8, 12))
+    assert torch.equal(above, torch.tensor([2] * 3 + [0] * 3)[:, None].expand(6, 4))
+    assert torch.equal(processor.post_process_semantic_segmentation(outputs)[1], logits[1].argmax(dim=0))
+    with pytest.raises(ValueError, match="Got 1 target_sizes for 2 images"):
+        processor.post_process_semantic_segmentation(outputs, [(8, 12)])

@@ -298,6 +298,32 @@ class MAEImageProcessor(BaseImageProcessor):
         images = images[:, :channels].permute(0, 2, 3, 1).numpy()
         return [PIL.Image.fromarray(image[..., 0] if channels == 1 else image) for image in images]
 
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Returns the class of each pixel, as transformers' segmentation pipeline asks for it.
+
+        Args:
+            outputs (`ModelOutput`): Of a head such as UperNet; `logits` `(batch, num_labels, height, width)`.
+            target_sizes (`list` of `(height, width)`, *optional*): Pixels of each map, such as those of the picture;
+                the logits are resized (bilinear). Without it maps have the size of the logits.
+
+        Returns:
+            `list[torch.LongTensor]`: A map `(height, width)` for each image.
+
+        Raises:
+            ValueError: If there are not as many sizes as images.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"Got {len(target_sizes)} target_sizes for {len(logits)} images; give one for each.")
+        return [
+            nn.functional.interpolate(image[None].float(), size=tuple(map(int, size)), mode="bilinear")[0].argmax(dim=0)
+            for image, size in zip(logits, target_sizes, strict=True)
+        ]
+
 
 def _per_channel(value: float | tuple[float, ...], images: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(value, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
