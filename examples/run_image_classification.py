@@ -132,16 +132,15 @@ def build_model(args: ClassificationArguments, train_images: ImageSource) -> MAE
         changes["ignore_mismatched_sizes"] = True
     model = MAEForImageClassification.from_pretrained(args.model_name_or_path, **changes)
     if is_classifier and names != known:
-        torch.nn.init.trunc_normal_(model.classifier.weight, std=2e-5)
-        torch.nn.init.zeros_(model.classifier.bias)
+        model.classifier = torch.nn.Linear(model.config.hidden_size, model.config.num_labels)
+        model._init_weights(model.classifier)
     if args.num_trainable_layers is not None:
         model.freeze_encoder(args.num_trainable_layers)
     return model
 
 
 def main():
-    given = [argument.split("=")[0] for argument in sys.argv[1:]]
-    args = parse_arguments(ClassificationArguments, __doc__, None if "--data" in given else SAMPLE_RECIPE)
+    args = parse_arguments(ClassificationArguments, __doc__, SAMPLE_RECIPE)
     train_images, test_images = (open_images(args.data, split) for split in ("train", "test"))
     model = build_model(args, train_images)
     config = model.config

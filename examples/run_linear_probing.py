@@ -140,8 +140,9 @@ def probe_fast(
             if share > best_accuracy:
                 best, best_accuracy = classifier, share
     print(f"The best of {len(classifiers)}, chosen by these images: {best_accuracy:.4f}")
+    on_cpu = [tensor.cpu() for tensor in (features, labels, test_features, test_labels)]
     for neighbors in args.num_neighbors:
-        share = knn_accuracy(features.cpu(), labels.cpu(), test_features.cpu(), test_labels.cpu(), neighbors)
+        share = knn_accuracy(*on_cpu, neighbors)
         print(f"k-NN, k {neighbors:<4} accuracy {share:.4f}")
     return with_classifier(model, best, batch_norm)
 

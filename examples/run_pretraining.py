@@ -268,8 +268,7 @@ def show_sheet(accelerator: Accelerator, sheet, step: int):
 
 
 def main():
-    given = [argument.split("=")[0] for argument in sys.argv[1:]]
-    args = parse_arguments(PretrainingArguments, __doc__, None if "--data" in given else SAMPLE_RECIPE)
+    args = parse_arguments(PretrainingArguments, __doc__, SAMPLE_RECIPE)
     logging.disable_progress_bar()  # of loading and saving weights; the run has one of its own
     if args.dry_run:  # the run is the same, in a folder that is thrown away
         scratch = tempfile.TemporaryDirectory(prefix="hf_mae-dry-run-")

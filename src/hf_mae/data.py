@@ -394,7 +394,7 @@ def class_names(images: ImageSource) -> list[str]:
 
 def check_labels(images: ImageSource, num_labels: int):
     """Raises `ValueError` if images have no labels, or some that are not in [0, num_labels)."""
-    class_names(images)
+    class_names(images)  # raises if there are no labels at all
     wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_labels))
     if len(wrong):
         raise ValueError(

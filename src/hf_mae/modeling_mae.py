@@ -428,7 +428,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If it is no multiple of a half or more than there are.
         """
-        encoder = next(module for module in self.modules() if isinstance(module, MAEModel))
+        encoder = self.base_model
         depth = len(encoder.layers)
         if not 0 <= num_trainable_layers <= depth or num_trainable_layers * 2 % 1:
             raise ValueError(
@@ -527,17 +527,15 @@ class MAEPreTrainedModel(PreTrainedModel):
         parts = {part(name) for name in self.state_dict()}
         partly = {part(name) for name in self.state_dict() if name not in missing} | {"embeddings", "layers"}
         self._new_tensors = {name for name in missing if part(name) not in partly}
-        left_out = {part(name) for name in unexpected if part(name) not in parts}
+        self._left_out = {part(name) for name in unexpected if part(name) not in parts}
         missing -= self._new_tensors
-        self._left_out = left_out
-        unexpected -= {name for name in unexpected if part(name) in left_out}
+        unexpected -= {name for name in unexpected if part(name) in self._left_out}
         new = {part(name) for name in self._new_tensors}
-        if (
-            new or left_out and self.base_model is not self
-        ):  # an encoder without a decoder is what one asks AutoModel for
-            parts = (("new, to be trained", new), ("left out of the checkpoint", left_out))
-            told = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)
-            logger.warning(f"{type(self).__name__}: {told}.")
+        is_head = self.base_model is not self  # that an encoder leaves out the decoder needs no word
+        if new or (is_head and self._left_out):
+            told = (("new, to be trained", new), ("left out of the checkpoint", self._left_out))
+            line = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in told if names)
+            logger.warning(f"{type(self).__name__}: {line}.")
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves as [`~transformers.PreTrainedModel.save_pretrained`] does, with the code and a full `auto_map`.

@@ -168,9 +168,9 @@ class MAEFeaturePyramid(nn.Module):
             ]
         )
 
-    def forward(self, maps: torch.Tensor) -> list[torch.Tensor]:
-        """Returns maps of 4, 2, 1 and 1/2 times the rows and columns of `maps` (B, D, rows, columns)."""
-        return [level(maps) for level in self.levels]
+    def forward(self, maps: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
+        """Returns maps of 4, 2, 1 or 1/2 times (index 0 to 3) the rows and columns of `maps` (B, D, rows, columns)."""
+        return [self.levels[index](maps) for index in indices]
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
@@ -231,8 +231,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
             return tokens[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
 
         if self.feature_pyramid is not None:
-            levels = self.feature_pyramid(maps(outputs.last_hidden_state))
-            feature_maps = [levels[index] for index in self.out_indices]
+            feature_maps = self.feature_pyramid(maps(outputs.last_hidden_state), self.out_indices)
         else:
             stages = [outputs.hidden_states[index] for index in self.out_indices]
             feature_maps = [maps(self.mae.layernorm(tokens)) for tokens in stages]

@@ -82,13 +82,10 @@ def with_classifier(
         classifier (`nn.Linear`): The linear layer.
         batch_norm (`nn.BatchNorm1d`): The norm before it, without weights.
     """
-    statistics = batch_norm.running_mean, batch_norm.running_var
-    for ours, folded in zip(
-        (model.classifier.weight, model.classifier.bias),
-        fold_batch_norm(classifier.weight, classifier.bias, *statistics),
-        strict=True,
-    ):
-        ours.copy_(folded)
+    mean, variance = batch_norm.running_mean, batch_norm.running_var
+    weight, bias = fold_batch_norm(classifier.weight, classifier.bias, mean, variance)
+    model.classifier.weight.copy_(weight)
+    model.classifier.bias.copy_(bias)
     return model
 
 

@@ -21,14 +21,15 @@ def setting(default, text: str):
 
 
 def parse_arguments(
-    arguments_class: type[Arguments], description: str, recipe: str | os.PathLike | None = None
+    arguments_class: type[Arguments], description: str, sample_recipe: str | os.PathLike | None = None
 ) -> Arguments:
     """Returns the arguments of a script: defaults, overridden by a recipe, overridden by flags.
 
     Args:
         arguments_class (`type`): A dataclass; its fields are the flags.
         description (`str`): What `--help` says before the flags.
-        recipe (`str` or `os.PathLike`, *optional*): A YAML file of fields, unless the first argument is one.
+        sample_recipe (`str` or `os.PathLike`, *optional*): A recipe, that is a YAML file of fields, for the embedded
+            images: taken if the first argument of the command is no recipe and `--data` is not given.
 
     Raises:
         ValueError: If the recipe has fields that do not exist.
@@ -36,6 +37,9 @@ def parse_arguments(
     argv = sys.argv[1:]
     if argv and argv[0].endswith((".yaml", ".yml")):
         recipe = argv.pop(0)
+    else:
+        has_data = any(argument.split("=")[0] == "--data" for argument in argv)
+        recipe = None if has_data else sample_recipe
     parser = HfArgumentParser(
         arguments_class, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
