@@ -185,12 +185,6 @@ def build_model(args: PretrainingArguments) -> tuple[MAEForPreTraining, MAEImage
     statistics = {"image_mean": args.image_mean, "image_std": args.image_std}
     if args.model_name_or_path:
         model = MAEForPreTraining.from_pretrained(args.model_name_or_path, dtype=torch.float32, **changes)
-        before = MAEConfig.from_pretrained(args.model_name_or_path).norm_pix_loss
-        if model.config.norm_pix_loss != before:
-            logging.get_logger("hf_mae").warning(
-                f"{args.model_name_or_path} was trained with norm_pix_loss={before}, this run uses {not before}: its "
-                "decoder has to learn another target. Leave --norm_pix_loss out to keep it."
-            )
         processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
         statistics = {name: value or getattr(processor, name) for name, value in statistics.items()}
     else:

@@ -43,6 +43,15 @@ def _quiet_and_seeded():
 
 
 @pytest.fixture
+def log(monkeypatch, caplog):
+    """Returns the log of the package so far."""
+    monkeypatch.setattr(logging.get_logger("hf_mae"), "propagate", True)
+    logging.enable_propagation()
+    yield lambda: caplog.text
+    logging.disable_propagation()
+
+
+@pytest.fixture
 def tiny_config():
     """Makes a configuration of a model that is fast; fields by keyword."""
     return lambda **fields: MAEConfig(**{**TINY, **fields})

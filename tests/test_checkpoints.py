@@ -1,23 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
 import argparse
-import re
+import json
+import os
+import pickle
 
 import pytest
 import torch
-from conftest import OFFICIAL_HEADS
-from safetensors.torch import save_file
+from conftest import OFFICIAL_HEADS, TINY
+from safetensors.torch import load_file, save_file
+from transformers import (
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTMAEModel,
+    ViTModel,
+)
 
 import hf_mae
-from hf_mae import MAEForPreTraining, MAEModel
-from hf_mae.checkpoints import _OFFICIAL
+from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+
+PIXELS, NOISE = torch.linspace(-2, 2, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32), torch.rand(2, 16)
+EXACT = {"rtol": 0, "atol": 1e-5}
+VIT = {name: value for name, value in TINY.items() if not name.startswith("decoder_")}
+STOCK = {
+    "ViTModel": lambda: ViTModel(ViTConfig(**VIT)),
+    "ViTForImageClassification": lambda: ViTForImageClassification(ViTConfig(**VIT, id2label={0: "cat", 1: "dog"})),
+    "ViTMAEModel": lambda: ViTMAEModel(ViTMAEConfig(**VIT, mask_ratio=0.0)),
+    "ViTMAEForPreTraining": lambda: ViTMAEForPreTraining(ViTMAEConfig(**TINY, norm_pix_loss=True, mask_ratio=0.5)),
+}
+OUR_CLASS = dict(zip(STOCK, (MAEModel, MAEForImageClassification, MAEModel, MAEForPreTraining), strict=True))
+
+
+def perturbed(model):
+    """With every parameter at random, so that a wrong name shows; in evaluation mode."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def stock_folder(name, path):
+    model = perturbed(STOCK[name]())
+    model.save_pretrained(path)
+    return model
+
+
+@torch.no_grad()
+def computed(model):
+    """What a model, ours or another, makes of PIXELS: of all patches, or with NOISE what it predicts of them."""
+    if isinstance(model, ViTMAEForPreTraining | MAEForPreTraining):
+        return model(pixel_values=PIXELS, noise=NOISE).loss
+    if isinstance(model, ViTMAEModel):  # mask_ratio 0, and a noise that does not shuffle
+        return model(PIXELS, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
+    outputs = model(PIXELS)
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+
+
+def same_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def encoder_only(weights):
     return {name: tensor for name, tensor in weights.items() if "decoder" not in name and name != "mask_token"}
 
 
-def test_class_and_sizes__follow_from_the_content(official_weights):
+# ----------------------------------------------------------------------------------------------------------------------
+# Official files
+
+
+def test_class_and_sizes__follow_from_the_content(official_weights, log):
     model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS)
     assert type(model) is MAEForPreTraining
     assert not model.training
@@ -25,19 +79,24 @@ def test_class_and_sizes__follow_from_the_content(official_weights):
     assert (config.image_size, config.patch_size, config.num_channels) == (32, 4, 3)
     assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size) == (64, 3, 256)
     assert (config.decoder_hidden_size, config.decoder_num_hidden_layers) == (32, 2)
+    assert "the official MAE code: encoder and decoder, 74 tensors" in log()
+    assert "does not say whether its decoder predicts pixels or normalised patches" in log()
     encoder = hf_mae.load_checkpoint(encoder_only(official_weights), num_attention_heads=4)
     assert type(encoder) is MAEModel
-    pixels = torch.randn(2, 3, 32, 32)
-    assert torch.equal(encoder(pixels).last_hidden_state, model.mae(pixels).last_hidden_state)
+    assert "the official MAE code or timm: encoder" in log()
+    assert torch.equal(encoder(PIXELS).last_hidden_state, model.mae(PIXELS).last_hidden_state)
 
 
-@pytest.mark.parametrize("layout", ["bare.pth", "with arguments.pth", "weights.safetensors"])
+@pytest.mark.parametrize("layout", ["bare.pth", "with arguments.pth", "of lightning.ckpt", "weights.safetensors"])
 def test_files__of_every_layout(official, official_weights, tmp_path, layout):
     path, config = tmp_path / layout, {"norm_pix_loss": True, **OFFICIAL_HEADS}
     if layout == "bare.pth":
         torch.save(official_weights, path)
     elif layout == "weights.safetensors":
         save_file(official_weights, path)
+    elif layout == "of lightning.ckpt":
+        wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in official_weights.items()}
+        torch.save({"state_dict": wrapped, "global_step": 3}, path)
     else:  # as the official training script saves; the target is told by its arguments
         del config["norm_pix_loss"]
         arguments = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.75, batch_size=64)
@@ -47,20 +106,13 @@ def test_files__of_every_layout(official, official_weights, tmp_path, layout):
     torch.testing.assert_close(loss, official["norm_pix_1.ratio_0.75.loss"].squeeze())
 
 
-def test_heads__of_published_sizes_are_known():
-    """A state dict with the widths of ViT-Tiny (and of the small decoder) needs no keyword."""
-    with torch.device("meta"):
-        model = MAEForPreTraining(hf_mae.MAEConfig.from_preset("tiny", decoder_hidden_size=256))
-    ours = {name: torch.zeros(tensor.shape) for name, tensor in model.state_dict().items()}
-    official = {}
-    for theirs, name in _OFFICIAL.items():
-        pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)") + r"(\.weight|\.bias)?")
-        for match in filter(None, map(pattern.fullmatch, ours)):
-            *number, suffix = match.groups()
-            official[theirs.format(*number) + (suffix or "")] = ours[match[0]]
-    official["patch_embed.proj.weight"] = official["patch_embed.proj.weight"].view(192, 3, 16, 16)
-    assert len(official) == len(ours)
-    config = hf_mae.load_checkpoint(official).config
+def test_heads__of_published_sizes_are_known(tmp_path):
+    """Files with the widths of ViT-Tiny (and of the small decoder) need no keyword."""
+    model = MAEForPreTraining(MAEConfig.from_preset("tiny", decoder_hidden_size=256, decoder_num_attention_heads=8))
+    hf_mae.export_checkpoint(model, tmp_path / "tiny.pth", "official")
+    weights = torch.load(tmp_path / "tiny.pth")["model"]
+    assert weights["patch_embed.proj.weight"].shape == (192, 3, 16, 16)
+    config = hf_mae.load_checkpoint(weights).config
     assert (config.num_attention_heads, config.decoder_num_attention_heads) == (3, 8)
     assert config.image_size == 224
 
@@ -72,10 +124,14 @@ def test_heads__that_cannot_be_told_are_asked_for(official_weights):
         hf_mae.load_checkpoint(official_weights, num_attention_heads=4)
 
 
-def test_rectangles__take_the_grid_from_the_keyword(official_weights):
+def test_image_size__tells_the_grid_or_resamples_the_table(official_weights):
     model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(16, 64))
     assert model.config.grid_size == (4, 16)
-    assert model(torch.randn(1, 3, 16, 64)).loss.isfinite()
+    assert torch.equal(model.mae.embeddings.position_embeddings, official_weights["pos_embed"])
+    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(64, 48), num_channels=1)
+    assert model.config.grid_size == (16, 12)
+    assert model.mae.embeddings.position_embeddings.shape == (1, 193, 64)
+    assert model(torch.randn(1, 1, 64, 48)).loss.isfinite()
 
 
 def test_missing_tensors__are_named(official_weights):
@@ -84,6 +140,9 @@ def test_missing_tensors__are_named(official_weights):
         ours = {"blocks.1.attn.proj.bias": "mae.layers.1.attention.proj.bias"}.get(name, "decoder.position_embeddings")
         with pytest.raises(ValueError, match=f"missing: {ours}"):
             hf_mae.load_checkpoint(weights, **OFFICIAL_HEADS)
+    weights = {name: tensor for name, tensor in official_weights.items() if name != "patch_embed.proj.weight"}
+    with pytest.raises(ValueError, match="the official MAE code, but there is no patch_embed.proj.weight"):
+        hf_mae.load_checkpoint(weights, **OFFICIAL_HEADS)
 
 
 def test_tensors_of_another_shape__are_named(official_weights):
@@ -92,50 +151,289 @@ def test_tensors_of_another_shape__are_named(official_weights):
         hf_mae.load_checkpoint(weights, **OFFICIAL_HEADS)
 
 
-def test_left_over_tensors__are_named(official_weights, caplog, monkeypatch):
-    from transformers.utils import logging
+def test_left_over_tensors__are_named(official_weights, log):
+    weights = {**encoder_only(official_weights), "extra_head.weight": torch.zeros(10, 64), "centre": torch.zeros(10)}
+    assert type(hf_mae.load_checkpoint(weights, num_attention_heads=4)) is MAEModel
+    assert "Left out, as there is no place for them: extra_head.weight, centre" in log()
+    hf_mae.load_checkpoint({**official_weights, "head.weight": torch.zeros(10, 64)}, **OFFICIAL_HEADS)
+    assert "no place for them: classifier.weight" in log()
 
-    monkeypatch.setattr(logging.get_logger("hf_mae.checkpoints"), "propagate", True)
-    logging.enable_propagation()
-    weights = {
-        **encoder_only(official_weights),
-        "dist_head.weight": torch.zeros(10, 64),
-        "dist_head.bias": torch.zeros(10),
+
+@pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEForImageClassification, MAEBackbone])
+def test_encoder_alone__into_a_larger_model_says_what_is_new(official_weights, log, model_class):
+    encoder = hf_mae.load_checkpoint(encoder_only(official_weights), num_attention_heads=4)
+    model = hf_mae.load_checkpoint(encoder_only(official_weights), model_class, num_attention_heads=4)
+    assert type(model) is model_class
+    assert torch.equal(model.mae.layers[2].mlp.fc2.weight, encoder.layers[2].mlp.fc2.weight)
+    new = {
+        MAEForPreTraining: "new, to be trained: decoder",
+        MAEForImageClassification: "new, to be trained: classifier",
     }
-    model = hf_mae.load_checkpoint(weights, num_attention_heads=4)
-    logging.disable_propagation()
-    assert type(model) is MAEModel
-    assert "no place for these tensors and left them out: dist_head.weight, dist_head.bias" in caplog.text
+    assert new.get(model_class, "encoder") in log()
 
 
-@pytest.mark.parametrize(
-    "content", [{"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"mae.layernorm.weight": torch.zeros(3)}]
-)
+@pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"patch_embed.x": torch.zeros(3)}])
 def test_another_architecture__is_refused(content):
-    with pytest.raises(ValueError, match="not a checkpoint of the official MAE code: it lacks cls_token"):
+    with pytest.raises(ValueError, match="Not a layout that is known here.*official MAE code; timm; .*conv1|patch_emb"):
         hf_mae.load_checkpoint(content)
 
 
+@pytest.mark.parametrize("name", ["blocks.0.ls1.gamma", "reg_token", "norm_pre.weight", "blocks.1.attn.q_norm.weight"])
+def test_another_encoder__under_the_same_names_is_refused(official_weights, name):
+    """It would load, and compute something else."""
+    with pytest.raises(ValueError, match=f"another architecture: it has {name}"):
+        hf_mae.load_checkpoint({**encoder_only(official_weights), name: torch.zeros(64)}, num_attention_heads=4)
+
+
+def test_own_weights__want_their_folder(tiny_model, tmp_path):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="weights of hf_mae itself: load the folder"):
+        hf_mae.load_checkpoint(model.state_dict())
+    model.save_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        again = hf_mae.load_checkpoint(path)
+        assert type(again) is MAEForPreTraining
+        assert same_weights(again, model)
+    assert type(hf_mae.load_checkpoint(tmp_path, MAEModel)) is MAEModel
+
+
 class Payload:
-    ran = False
+    """What a pickle can do to whoever loads it: run a command."""
+
+    def __init__(self, command):
+        self.command = command
 
     def __reduce__(self):
-        return (setattr, (Payload, "ran", True))
+        return (os.system, (self.command,))
 
 
-def test_pickles__are_refused_and_do_not_run(official_weights, tmp_path):
-    path = tmp_path / "evil.pth"
-    torch.save({"model": official_weights, "args": Payload()}, path)
-    with pytest.raises(OSError, match="not a checkpoint of tensors and was not loaded"):
-        hf_mae.load_checkpoint(path)
-    assert not Payload.ran
+@pytest.mark.parametrize("name", ["evil.pth", "pytorch_model.bin", "old.pth"])
+def test_pickles__are_refused_and_do_not_run(official_weights, tmp_path, name):
+    witness, path = tmp_path / "ran", tmp_path / name
+    content = {"model": official_weights, "args": Payload(f"touch {witness}")}
+    if name == "old.pth":  # a bare pickle, without torch's container
+        path.write_bytes(pickle.dumps({"args": content["args"]}))
+    else:
+        torch.save(content, path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
+    for checkpoint in {path, tmp_path} if name == "pytorch_model.bin" else {path}:
+        with pytest.raises(OSError, match="not a checkpoint of tensors and was not loaded"):
+            hf_mae.load_checkpoint(checkpoint)
+    if name == "pytorch_model.bin":
+        with pytest.raises(OSError, match="was not loaded"):
+            MAEForPreTraining.from_pretrained(tmp_path)
+    assert not witness.exists()
+    if name != "old.pth":
+        torch.load(path, weights_only=False)
+        assert witness.exists()  # the payload is a real one
 
 
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(OSError, match="no checkpoint file"):
+    with pytest.raises(OSError, match="There is no checkpoint"):
         hf_mae.load_checkpoint(tmp_path / "missing.pth")
+    with pytest.raises(OSError, match="There is no checkpoint 'missing.pth'"):
+        hf_mae.load_checkpoint("missing.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(OSError, match="was not loaded"):
         hf_mae.load_checkpoint(tmp_path / "text.pth")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match="holds no weights: none of model.safetensors"):
+        hf_mae.load_checkpoint(tmp_path / "empty")
     with pytest.raises(ValueError, match="mapping from names to tensors"):
         hf_mae.load_checkpoint({"epoch": 3})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# transformers
+
+
+@pytest.mark.parametrize("names", ["as saved", "as published", "in memory", "sharded", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_models__compute_the_same_here(tmp_path, name, names):
+    model, checkpoint, config = stock_folder(name, tmp_path), tmp_path, {}
+    saved = load_file(tmp_path / "model.safetensors")
+    if names == "as published":  # before 5.10 the decoder's blocks kept their name
+        if name == "ViTMAEForPreTraining":
+            assert any("decoder_encoder" in name for name in saved)
+        published = {name.replace("decoder_encoder.layer", "decoder_layers"): t for name, t in saved.items()}
+        save_file(published, tmp_path / "model.safetensors")
+    elif names == "in memory":
+        heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 2}
+        checkpoint, config = model.state_dict(), {**heads, "norm_pix_loss": True, "mask_ratio": 0.5}
+    elif names == "sharded":
+        model.save_pretrained(tmp_path, max_shard_size="20KB")
+        (tmp_path / "model.safetensors").unlink()
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    elif names == "pytorch_model.bin":
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(saved, tmp_path / "pytorch_model.bin")
+    ours = hf_mae.load_checkpoint(checkpoint, **config)
+    assert type(ours) is OUR_CLASS[name]
+    torch.testing.assert_close(computed(ours), computed(model), **EXACT)
+    if names != "in memory" and "Classification" in name:
+        assert ours.config.id2label == {0: "cat", 1: "dog"}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_from_pretrained__takes_stock_repositories(tmp_path, log, name):
+    model = stock_folder(name, tmp_path / "stock")
+    encoder = hf_mae.load_checkpoint(tmp_path / "stock", MAEModel)
+    for ours in (MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone):
+        loaded = ours.from_pretrained(tmp_path / "stock")
+        assert torch.equal(loaded.base_model.layers[1].attention.qkv.weight, encoder.layers[1].attention.qkv.weight)
+    loaded = OUR_CLASS[name].from_pretrained(tmp_path / "stock").eval()
+    torch.testing.assert_close(computed(loaded), computed(model), **EXACT)
+    loaded.save_pretrained(tmp_path / "ours")  # under our names, whatever it came from
+    assert "embeddings.patch_embeddings.weight" in "".join(load_file(tmp_path / "ours" / "model.safetensors"))
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "mae"
+    assert same_weights(OUR_CLASS[name].from_pretrained(tmp_path / "ours"), loaded)
+    loaded = MAEForPreTraining.from_pretrained(tmp_path / "stock", image_size=64, num_channels=1, mask_ratio=0.25)
+    assert (loaded.config.grid_size, loaded.config.num_channels, loaded.config.mask_ratio) == ((8, 8), 1, 0.25)
+    assert not loaded.mae.embeddings.position_embeddings.requires_grad
+
+
+def test_target__comes_with_the_checkpoint(tmp_path, log):
+    stock_folder("ViTMAEForPreTraining", tmp_path)
+    assert MAEForPreTraining.from_pretrained(tmp_path).config.norm_pix_loss
+    assert "another target" not in log()
+    assert not MAEForPreTraining.from_pretrained(tmp_path, norm_pix_loss=False).config.norm_pix_loss
+    assert "was trained with norm_pix_loss=True, and it is False now" in log()
+
+
+def test_pooler__is_left_out_by_name(tmp_path, log):
+    stock_folder("ViTModel", tmp_path)
+    hf_mae.load_checkpoint(tmp_path)
+    assert "Left out, as there is no place for them: pooler.dense.bias, pooler.dense.weight" in log()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Out
+
+
+def models():
+    return {
+        "encoder": MAEModel(MAEConfig(**TINY)),
+        "encoder, class token": MAEModel(MAEConfig(**TINY, pooling="class", qkv_bias=False)),
+        "rectangular encoder": MAEModel(MAEConfig(**{**TINY, "image_size": (16, 64), "patch_size": (4, 16)})),
+        "pre-training": MAEForPreTraining(MAEConfig(**TINY, norm_pix_loss=True, mask_ratio=0.5)),
+        "classifier": MAEForImageClassification(MAEConfig(**TINY, id2label={0: "cat", 1: "dog", 2: "cow"})),
+        "classifier, class token": MAEForImageClassification(MAEConfig(**TINY, num_labels=2, pooling="class")),
+    }
+
+
+IMPOSSIBLE = {
+    ("rectangular encoder", "vit_mae"): "takes square images and patches only",
+    ("classifier", "vit"): "classifies by the class token, this model by the mean",
+    **{(name, "vit_mae"): "has no classifier" for name in ("classifier", "classifier, class token")},
+}
+
+
+@pytest.mark.parametrize("flavour", ["official", "timm", "vit", "vit_mae"])
+@pytest.mark.parametrize("name", models())
+def test_export__round_trip_is_exact(tmp_path, log, name, flavour):
+    model, path = perturbed(models()[name]), tmp_path / ("out.pth" if flavour == "official" else "out")
+    if (name, flavour) in IMPOSSIBLE:
+        with pytest.raises(ValueError, match=IMPOSSIBLE[name, flavour]):
+            hf_mae.export_checkpoint(model, path, flavour)
+        assert not path.exists()
+        return
+    hf_mae.export_checkpoint(model, path, flavour)
+    again = hf_mae.load_checkpoint(path)
+    if name == "pre-training" and flavour in ("timm", "vit"):
+        assert "has no place for it: decoder." in log()
+        model = model.mae
+    assert type(again) is type(model)
+    assert same_weights(again, model)
+    fields = set(again.config.to_dict()) - {"_name_or_path", "dtype", "transformers_version", "architectures"}
+    if flavour == "timm":
+        fields -= {each for each in fields if each.startswith("decoder_")} | {"mask_ratio", "norm_pix_loss"}
+    assert {each: getattr(again.config, each) for each in fields} == {
+        each: getattr(model.config, each) for each in fields
+    }
+    with pytest.raises(OSError, match="exists already"):
+        hf_mae.export_checkpoint(model, path, flavour)
+
+
+@pytest.mark.parametrize(
+    ("name", "stock_class"),
+    [
+        ("encoder", ViTModel),
+        ("pre-training", ViTModel),
+        ("classifier, class token", ViTForImageClassification),
+        ("encoder", ViTMAEModel),
+        ("pre-training", ViTMAEForPreTraining),
+    ],
+)
+def test_export__stock_classes_compute_the_same(tmp_path, name, stock_class):
+    model, flavour = perturbed(models()[name]), "vit_mae" if "MAE" in stock_class.__name__ else "vit"
+    hf_mae.export_checkpoint(model, tmp_path / "out", flavour)
+    options = {"add_pooling_layer": False} if stock_class is ViTModel else {}
+    if stock_class is ViTMAEModel:
+        options["mask_ratio"] = 0.0
+    stock, info = stock_class.from_pretrained(tmp_path / "out", output_loading_info=True, **options)
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = model.mae if stock_class is ViTModel and name == "pre-training" else model
+    torch.testing.assert_close(computed(stock.eval()), computed(expected), **EXACT)
+
+
+@pytest.mark.parametrize("name", ["encoder", "encoder, class token", "classifier", "classifier, class token"])
+def test_export__timm_computes_the_same(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    model = perturbed(models()[name])
+    hf_mae.export_checkpoint(model, tmp_path / "out", "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    with torch.no_grad():
+        outputs = model(PIXELS)
+        expected = outputs.logits if "logits" in outputs else outputs.pooler_output
+        torch.testing.assert_close(theirs(PIXELS), expected, **EXACT)
+
+
+def test_export__official_names_come_back(official_weights, tmp_path):
+    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS, norm_pix_loss=True)
+    hf_mae.export_checkpoint(model, tmp_path / "out.pth", "official")
+    content = torch.load(tmp_path / "out.pth")  # by default tensors and plain values only
+    assert content["model"].keys() == official_weights.keys()
+    assert all(torch.equal(content["model"][name], official_weights[name]) for name in official_weights)
+    assert content["args"]["norm_pix_loss"] is True
+
+
+def test_export__lightly_names(official_weights, tmp_path):
+    """The names of its example: a timm encoder as `backbone.vit`, the decoder as `decoder`."""
+    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS)
+    hf_mae.export_checkpoint(model, tmp_path / "out.pth", "lightly")
+    names = torch.load(tmp_path / "out.pth")
+    assert {"backbone.vit.blocks.2.attn.qkv.weight", "decoder.mask_token", "decoder.decoder_blocks.1.norm1.bias"} < set(
+        names
+    )
+    assert same_weights(hf_mae.load_checkpoint(names, **OFFICIAL_HEADS), model)
+
+
+def test_export__image_processor_of_stock_transformers(tmp_path, tiny_model):
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    processor = MAEImageProcessor.for_image_size(224, image_mean=(0.1, 0.2, 0.3), image_std=(0.4, 0.5, 0.6))
+    hf_mae.export_checkpoint(tiny_model(), tmp_path / "out", "vit", processor)
+    stock = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert type(stock).__name__.startswith("ViTImageProcessor")
+    picture = torch.randint(0, 256, (3, 300, 300), dtype=torch.uint8)
+    ours, theirs = (each(picture, return_tensors="pt").pixel_values for each in (processor, stock))
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 2 / 255 / 0.4  # two grey levels
+
+
+def test_export__what_cannot_be_is_refused(tmp_path, tiny_model, tiny_config, log):
+    with pytest.raises(ValueError, match="no flavour 'tensorflow'; choose one of official, timm"):
+        hf_mae.export_checkpoint(tiny_model(), tmp_path / "out", "tensorflow")
+    with pytest.raises(ValueError, match="path must be a .pth file"):
+        hf_mae.export_checkpoint(tiny_model(), tmp_path / "out", "official")
+    with pytest.raises(ValueError, match="path must be a folder"):
+        hf_mae.export_checkpoint(tiny_model(), tmp_path / "out.pth", "vit")
+    with pytest.raises(ValueError, match="no mask tokens in the encoder"):
+        hf_mae.export_checkpoint(tiny_model(mask_tokens_in_encoder=True), tmp_path / "out", "vit_mae")
+    with pytest.raises(ValueError, match="'gelu' as its activation, this model 'relu'"):
+        hf_mae.export_checkpoint(tiny_model(hidden_act="relu"), tmp_path / "out", "timm")
+    with pytest.raises(ValueError, match="MAEBackbone can't be exported"):
+        hf_mae.export_checkpoint(MAEBackbone(tiny_config()), tmp_path / "out", "vit")
+    assert not list(tmp_path.iterdir())
+    hf_mae.export_checkpoint(tiny_model(layer_norm_eps=1e-5), tmp_path / "out", "timm")
+    assert "this model was made with layer_norm_eps=1e-05" in log()

@@ -10,26 +10,16 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForImageClassification
-from transformers.utils import logging
 
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
-from hf_mae.checkpoints import _OFFICIAL, _rename
+from hf_mae.checkpoints import _FLAVOURS, _rename
 from hf_mae.modeling_mae import MAEDropPath
 from hf_mae.optimization import LARS, layer_decay_parameter_groups
 from hf_mae.probing import LinearProbe, fold_batch_norm, train_linear_probes
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 PIXELS = torch.linspace(-2, 2, 4 * 3 * 32 * 32).sin().view(4, 3, 32, 32)
-
-
-@pytest.fixture
-def log(monkeypatch, caplog):
-    """Returns the log of the package so far."""
-    monkeypatch.setattr(logging.get_logger("hf_mae"), "propagate", True)
-    logging.enable_propagation()
-    yield lambda: caplog.text
-    logging.disable_propagation()
 
 
 @pytest.fixture
@@ -86,7 +76,7 @@ def test_layer_decay__official_groups(official, official_weights, drop_path_rate
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = layer_decay_parameter_groups(model, 2.0, stored["weight_decay"], stored["layer_decay"])
     ours = {names[p]: (g["lr"] / 2.0, g["weight_decay"]) for g in groups for p in g["params"]}
-    theirs, unknown = _rename(stored["groups"], _OFFICIAL)
+    theirs, unknown = _rename(stored["groups"], _FLAVOURS["official"].names)
     assert not unknown
     assert ours == {name: pytest.approx(tuple(values), rel=1e-12) for name, values in theirs.items()}
 

@@ -278,7 +278,7 @@ def test_pretraining__on_a_folder_from_a_checkpoint_with_a_recipe(finished, tmp_
     assert "8 from" in printed
     assert "no labels" in printed
     assert "56 x 56 pixels, 14 x 14 patches" in printed
-    assert "was trained with norm_pix_loss=False, this run uses True" in printed
+    assert "was trained with norm_pix_loss=False, and it is True now" in printed
     assert "Steps    3" in printed
     processor = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == [0.286]  # of the checkpoint

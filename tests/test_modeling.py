@@ -310,11 +310,11 @@ def test_bad_images__say_what_is_wrong(tiny_config, model_class, shape, argument
 
 
 def test_from_pretrained__another_architecture_is_refused(tmp_path):
-    from transformers import ViTConfig, ViTModel
+    from transformers import Dinov2Config, Dinov2Model
 
-    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    ViTModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model type 'vit', but MAEModel loads 'mae'.*load_checkpoint"):
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model type 'dinov2', but MAEModel loads 'mae'.*load_checkpoint"):
         MAEModel.from_pretrained(tmp_path)
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import OFFICIAL_HEADS
 
 import hf_mae
-from hf_mae.checkpoints import _OFFICIAL, _rename
+from hf_mae.checkpoints import _FLAVOURS, _rename
 from hf_mae.optimization import learning_rate_at, parameter_groups
 from hf_mae.patches_mae import resample_position_table, sincos_position_table
 
@@ -21,7 +21,7 @@ def load(weights, **config):
 
 def under_our_names(tensors):
     """Tensors in the official layout by our names, patch embedding flattened."""
-    renamed, unknown = _rename(tensors, _OFFICIAL)
+    renamed, unknown = _rename(tensors, _FLAVOURS["official"].names)
     assert not unknown
     patches = "mae.embeddings.patch_embeddings.weight"
     return {**renamed, patches: renamed[patches].permute(0, 2, 3, 1).flatten(1)}

@@ -13,7 +13,7 @@ from transformers import (
 # Not from `transformers` itself: up to 5.17 that name is a dummy where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from .checkpoints import load_checkpoint
+from .checkpoints import export_checkpoint, load_checkpoint
 from .configuration_mae import MAEConfig
 from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import MAEForPreTraining, MAEModel
@@ -45,5 +45,6 @@ __all__ = [
     "MAEForPreTraining",
     "MAEImageProcessor",
     "MAEModel",
+    "export_checkpoint",
     "load_checkpoint",
 ]

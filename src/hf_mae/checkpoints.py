@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Weights of other implementations: tables of names, and what the tensors tell about the model."""
+"""Weights of other implementations, in and out: one table of names for each, and what the tensors tell of the model."""
 
 import argparse
+import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
-from transformers.utils import logging
+from safetensors.torch import load_file, save_file
+from transformers.utils import cached_file, logging
 
-from .configuration_mae import _PRESETS, MAEConfig
+from .configuration_mae import _PRESETS, MAEConfig, _pair
+from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from .modeling_mae_downstream import MAEForImageClassification
 from .probing import fold_batch_norm
 
 logger = logging.get_logger(__name__)
 
-# Official names (facebookresearch/mae; timm's for the encoder) and ours. `{}` is the number of a block.
-_OFFICIAL_BLOCK = {
+# ----------------------------------------------------------------------------------------------------------------------
+# Names: theirs -> ours. `{}` is the number of a block; of several names for one of ours the first is the one written.
+
+
+def _blocks(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:
+    return {f"{theirs}.{{}}.{name}": f"{ours}.{{}}.{our_name}" for name, our_name in names.items()}
+
+
+_TIMM_BLOCK = {
     "norm1": "layernorm_before",
     "attn.qkv": "attention.qkv",
     "attn.proj": "attention.proj",
@@ -29,102 +39,353 @@ _OFFICIAL_BLOCK = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_OFFICIAL = {
+_TIMM = {
     "cls_token": "mae.embeddings.cls_token",
     "pos_embed": "mae.embeddings.position_embeddings",
     "patch_embed.proj": "mae.embeddings.patch_embeddings",
-    **{f"blocks.{{}}.{theirs}": f"mae.layers.{{}}.{ours}" for theirs, ours in _OFFICIAL_BLOCK.items()},
+    **_blocks("blocks", "mae.layers", _TIMM_BLOCK),
     "norm": "mae.layernorm",
-    "decoder_embed": "decoder.embed",
-    "mask_token": "decoder.mask_token",
-    "decoder_pos_embed": "decoder.position_embeddings",
-    **{f"decoder_blocks.{{}}.{theirs}": f"decoder.layers.{{}}.{ours}" for theirs, ours in _OFFICIAL_BLOCK.items()},
-    "decoder_norm": "decoder.layernorm",
-    "decoder_pred": "decoder.head",
     "fc_norm": "fc_norm",
     "head": "classifier",
 }
+_OFFICIAL_DECODER = {
+    "decoder_embed": "decoder.embed",
+    "mask_token": "decoder.mask_token",
+    "decoder_pos_embed": "decoder.position_embeddings",
+    **_blocks("decoder_blocks", "decoder.layers", _TIMM_BLOCK),
+    "decoder_norm": "decoder.layernorm",
+    "decoder_pred": "decoder.head",
+}
+_LIGHTLY = {
+    **{f"backbone.vit.{theirs}": ours for theirs, ours in _TIMM.items() if ours.startswith("mae.")},
+    **{f"decoder.{theirs}": ours for theirs, ours in _OFFICIAL_DECODER.items()},
+}
+# transformers' files, then the names that `state_dict()` has since version 5.
+_VIT_BLOCK = {
+    "layernorm_before": "layernorm_before",
+    "attention.attention.query": "attention.query",
+    "attention.attention.key": "attention.key",
+    "attention.attention.value": "attention.value",
+    "attention.output.dense": "attention.proj",
+    "layernorm_after": "layernorm_after",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+_VIT_BLOCK_IN_MEMORY = {
+    "layernorm_before": "layernorm_before",
+    "attention.q_proj": "attention.query",
+    "attention.k_proj": "attention.key",
+    "attention.v_proj": "attention.value",
+    "attention.o_proj": "attention.proj",
+    "layernorm_after": "layernorm_after",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_VIT_ENCODER = {
+    "vit.embeddings.cls_token": "mae.embeddings.cls_token",
+    "vit.embeddings.position_embeddings": "mae.embeddings.position_embeddings",
+    "vit.embeddings.patch_embeddings.projection": "mae.embeddings.patch_embeddings",
+    **_blocks("vit.encoder.layer", "mae.layers", _VIT_BLOCK),
+    **_blocks("vit.layers", "mae.layers", _VIT_BLOCK_IN_MEMORY),
+    "vit.layernorm": "mae.layernorm",
+}
+_VIT_MAE_DECODER = {
+    "decoder.decoder_embed": "decoder.embed",
+    "decoder.mask_token": "decoder.mask_token",
+    "decoder.decoder_pos_embed": "decoder.position_embeddings",
+    **_blocks("decoder.decoder_layers", "decoder.layers", _VIT_BLOCK),
+    **_blocks("decoder.decoder_encoder.layer", "decoder.layers", _VIT_BLOCK),  # written by 5.10 and later, by mistake
+    **_blocks("decoder.decoder_layers", "decoder.layers", _VIT_BLOCK_IN_MEMORY),
+    "decoder.decoder_norm": "decoder.layernorm",
+    "decoder.decoder_pred": "decoder.head",
+}
+
+
+class _Flavour(NamedTuple):
+    title: str
+    names: dict[str, str]
+    has_decoder: bool
+    is_folder: bool  # config.json and model.safetensors, or one .pth
+    layer_norm_eps: float  # where nothing else tells it
+
+
+_FLAVOURS = {
+    "official": _Flavour("the official MAE code", {**_TIMM, **_OFFICIAL_DECODER}, True, False, 1e-6),
+    "timm": _Flavour("timm", _TIMM, False, True, 1e-6),
+    "vit_mae": _Flavour("transformers' ViTMAE", {**_VIT_ENCODER, **_VIT_MAE_DECODER}, True, True, 1e-12),
+    "vit": _Flavour("transformers' ViT", {**_VIT_ENCODER, "classifier": "classifier"}, False, True, 1e-12),
+    "lightly": _Flavour("lightly", _LIGHTLY, True, False, 1e-6),
+}
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# In a config.json, but not fields of the model.
+_NOT_FIELDS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version"}
+# Tensors that say: the encoder computes something else.
+_OTHER_ARCHITECTURE = r"(blocks|layers?)\.\d+\.|(reg|register|dist|distillation)_tokens?$|norm_pre"
+
+
+def _split_number(name: str) -> tuple[str, str, str]:
+    """Splits a name into its pattern, with `{}` for the block, the block's number, and `.weight` or `.bias`."""
+    stem, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name).groups(default="")
+    number = re.search(r"(?<=\.)\d+(?=\.)", stem)
+    return (stem, "", suffix) if number is None else (re.sub(r"\.\d+\.", ".{}.", stem, count=1), number[0], suffix)
+
+
+def _to_ours(name: str, names: dict[str, str]) -> str | None:
+    """Returns our name of a tensor, or `None`."""
+    pattern, number, suffix = _split_number(name)
+    ours = names.get(pattern) or names.get(f"vit.{pattern}")  # an encoder by itself has no prefix
+    return None if ours is None else ours.format(number) + suffix
+
+
+def _rename(state_dict: dict[str, torch.Tensor], names: dict[str, str]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Returns the tensors under our names, and the names that are not known."""
+    renamed, unknown = {}, []
+    for name, tensor in state_dict.items():
+        our_name = _to_ours(name, names)
+        if our_name is None:
+            unknown.append(name)
+        else:
+            renamed[our_name] = tensor
+    return renamed, unknown
+
+
+def names_in(flavour: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """Tells what tensors of ours are called elsewhere.
+
+    Args:
+        flavour (`str`): `"official"`, `"timm"`, `"vit"`, `"vit_mae"` or `"lightly"`.
+        names (`Iterable[str]`): Names of tensors of [`MAEForPreTraining`] or [`MAEForImageClassification`].
+
+    Returns:
+        `dict[str, list[str]]`: For each name theirs: none if they have no such tensor, three if queries, keys and
+        values are apart there.
+    """
+    theirs = {}
+    for their_name, our_name in _FLAVOURS[flavour].names.items():
+        theirs.setdefault(our_name, their_name)
+    found = {}
+    for name in names:
+        pattern, number, suffix = _split_number(name)
+        parts = [pattern]
+        if pattern.endswith(".qkv") and pattern not in theirs:
+            parts = [pattern.replace(".qkv", f".{part}") for part in ("query", "key", "value")]
+        found[name] = [theirs[part].format(number) + suffix for part in parts if part in theirs]
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# In
 
 
 def load_checkpoint(
-    checkpoint: str | os.PathLike | Mapping[str, torch.Tensor], **config
-) -> MAEModel | MAEForPreTraining | MAEForImageClassification:
-    """Builds a model from weights in the layout of the official MAE code.
+    checkpoint: str | os.PathLike | Mapping[str, torch.Tensor],
+    model_class: type[MAEPreTrainedModel] | None = None,
+    **config,
+) -> MAEPreTrainedModel:
+    """Builds a model from weights of the official MAE code, timm, transformers (ViTMAE, ViT), lightly, or hf_mae.
 
-    Sizes are read off the tensors. What they cannot tell (heads, `norm_pix_loss`, a grid that is not square) comes from
-    `config`, from the training arguments in the file, or from the preset of the same widths.
+    Whose they are is told by the names of the tensors; the log says it. Sizes are read off the tensors. What these
+    cannot tell (heads, `norm_pix_loss`, a grid that is not square) comes from `config`, from what is beside the weights
+    (`config.json`, training arguments), or from the preset of the same widths.
 
     Args:
-        checkpoint (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`): A `.pth` file (bare or under `"model"`), a
-            `.safetensors` file, or a state dict. Files are never unpickled beyond tensors and plain containers.
-        **config: Fields of [`MAEConfig`] that the tensors do not tell or that shall differ.
+        checkpoint (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`): A `.pth` file (bare or under `"model"` or
+            `"state_dict"`), a `.safetensors` file, a folder, a name on the Hub, or a state dict. Files are never
+            unpickled beyond tensors and plain containers.
+        model_class (`type`, *optional*): A class of ours. Parts that the checkpoint lacks start anew, the log says
+            which. Defaults to the class of the content.
+        **config: Fields of [`MAEConfig`] that the tensors do not tell or that shall differ. Another `image_size`
+            resamples the position tables.
 
     Returns:
-        [`MAEForPreTraining`] if there is a decoder in the checkpoint, [`MAEForImageClassification`] if there is a
-        classifier (fine-tuned, or of a linear probe, whose batch norm goes into the classifier's weights), with
+        By default [`MAEForPreTraining`] if there is a decoder in the checkpoint, [`MAEForImageClassification`] if there
+        is a classifier (fine-tuned, or of a linear probe, whose batch norm goes into the classifier's weights), with
         `pooling="mean"` if there is a `fc_norm`; else [`MAEModel`]. float32, in evaluation mode.
 
     Raises:
-        OSError: If the file can't be read, or holds anything but tensors and training arguments.
+        OSError: If the checkpoint can't be read, or holds anything but tensors and training arguments.
         ValueError: If it is of another architecture, tensors are missing or do not fit, or heads can't be told.
     """
-    state_dict, arguments = _read(checkpoint)
-    converted, left_over = _rename(_without_batch_norm(state_dict), _OFFICIAL)
-    missing = [name for name in ("cls_token", "pos_embed", "patch_embed.proj.weight") if name not in state_dict]
-    if missing or "mae.layers.0.attention.qkv.weight" not in converted:
-        raise ValueError(
-            "This is not a checkpoint of the official MAE code: it lacks "
-            f"{', '.join(missing or ['blocks.0.attn.qkv.weight'])}. It has, among others: "
-            f"{', '.join(list(state_dict)[:5])}."
-        )
-    if converted["mae.embeddings.patch_embeddings.weight"].ndim != 4:
-        raise ValueError("patch_embed.proj.weight must have four dimensions: width, channels, patch height and width.")
-    fields = {**_fields_of(converted, arguments), **config}
-    for name in ("num_attention_heads", "decoder_num_attention_heads"):
-        if name not in fields and ("decoder" not in name or "decoder.embed.weight" in converted):
-            raise ValueError(f"The tensors do not tell {name}, and no preset has these widths: pass {name}=...")
-    if "decoder.embed.weight" in converted:
-        model_class = MAEForPreTraining
-    else:
-        model_class = MAEForImageClassification if "classifier.weight" in converted else MAEModel
-    if model_class is MAEModel:
-        converted = {name.removeprefix("mae."): tensor for name, tensor in converted.items()}
-    elif model_class is MAEForPreTraining and "norm_pix_loss" not in fields:
-        logger.warning(
-            "The checkpoint does not say whether its decoder predicts pixels or normalised patches; pixels "
-            "(norm_pix_loss=False) are assumed. Pass norm_pix_loss=True for weights that were trained with it."
-        )
-    return _build(model_class, MAEConfig(**fields), converted, left_over)
+    checkpoint = _folder_of(checkpoint)
+    state_dict, beside = _read(checkpoint)
+    if beside.get("model_type") == MAEConfig.model_type:
+        classes = {each.__name__: each for each in (MAEModel, MAEForPreTraining, MAEForImageClassification)}
+        model_class = model_class or classes.get((beside.get("architectures") or [""])[0], MAEModel)
+        return model_class.from_pretrained(checkpoint, dtype=torch.float32, **config).eval()
+    wanted = {name: config.pop(name) for name in ("image_size", "num_channels") if name in config}
+    content_class, fields, tensors = _convert(state_dict, beside, config, wanted.get("image_size"))
+    load = (model_class or content_class).from_pretrained
+    model = load(None, config=MAEConfig(**fields), state_dict=tensors, dtype=torch.float32)
+    if _pair(wanted.get("image_size", model.config.image_size)) != _pair(model.config.image_size):
+        model.resize_position_embeddings(wanted["image_size"])
+    if wanted.get("num_channels", model.config.num_channels) != model.config.num_channels:
+        model.resize_channels(wanted["num_channels"])
+    return model.eval()
 
 
-def _read(checkpoint) -> tuple[dict[str, torch.Tensor], dict]:
-    """Returns the state dict and the training arguments beside it, if any."""
+def _folder_of(checkpoint):
+    """Returns the folder of weights beside which there is a configuration; anything else as it is."""
+    if isinstance(checkpoint, str | os.PathLike):
+        path = Path(checkpoint)
+        if path.name in _WEIGHT_FILES and path.is_file() and (path.parent / "config.json").is_file():
+            return path.parent
+    return checkpoint
+
+
+def _from_repository(name: str | os.PathLike, **hub_kwargs) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Reads a repository of transformers' ViTMAE or ViT for [`MAEPreTrainedModel.from_pretrained`]."""
+    _, fields, tensors = _convert(*_read(name, **hub_kwargs), {})
+    return fields, tensors
+
+
+MAEPreTrainedModel._from_repository = staticmethod(_from_repository)
+
+
+def _read(checkpoint, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict]:
+    """Returns the tensors, and what stands beside them: the content of `config.json`, or arguments of training."""
     if isinstance(checkpoint, Mapping):
-        content = checkpoint
-    elif not Path(checkpoint).is_file():
-        raise OSError(f"There is no checkpoint file {os.fspath(checkpoint)!r}.")
-    elif Path(checkpoint).suffix == ".safetensors":
-        content = load_file(checkpoint)
-    else:
-        try:
-            # The official code saves its parsed arguments beside the weights; nothing else is let in.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise OSError(
-                f"{os.fspath(checkpoint)!r} is not a checkpoint of tensors and was not loaded: {str(error)[:300]}"
-            ) from error
-    arguments = content.get("args") if isinstance(content, Mapping) else None
-    state_dict = content.get("model", content) if isinstance(content, Mapping) else content
+        return _tensors_and_arguments(checkpoint)
+    path = Path(checkpoint)
+    if path.is_file():
+        return _tensors_and_arguments(_load_file(path))
+    if not path.exists() and (path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".safetensors") or path.is_absolute()):
+        raise OSError(f"There is no checkpoint {os.fspath(checkpoint)!r}.")
+    name = os.fspath(checkpoint)
+    config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    beside = {} if config is None else json.loads(Path(config).read_text(encoding="utf-8"))
+    if beside.get("model_type") == MAEConfig.model_type:
+        return {}, beside
+    for file in _WEIGHT_FILES:
+        weights = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        if weights is None:
+            continue
+        if not file.endswith(".json"):
+            return _tensors_and_arguments(_load_file(Path(weights)))[0], beside
+        shards = sorted(set(json.loads(Path(weights).read_text(encoding="utf-8"))["weight_map"].values()))
+        content = {}
+        for shard in shards:
+            content.update(_load_file(Path(cached_file(name, shard, **hub_kwargs))))
+        return _tensors_and_arguments(content)[0], beside
+    raise OSError(f"{name} holds no weights: none of {', '.join(_WEIGHT_FILES)}.")
+
+
+def _load_file(path: Path):
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        # The official code saves its parsed arguments beside the weights; nothing else is let in.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise OSError(
+            f"{os.fspath(path)!r} is not a checkpoint of tensors and was not loaded: {str(error)[:300]}"
+        ) from error
+
+
+def _tensors_and_arguments(content) -> tuple[dict[str, torch.Tensor], dict]:
+    state_dict, arguments = content, {}
+    if isinstance(content, Mapping):
+        state_dict = content.get("model", content.get("state_dict", content))
+        arguments = content.get("args") or {}
     is_mapping = isinstance(state_dict, Mapping)
     if not is_mapping or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
         raise ValueError("A checkpoint must be a mapping from names to tensors, bare or under the key 'model'.")
-    return dict(state_dict), vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    wrappers = r"^(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
+    return {re.sub(wrappers, "", name): tensor for name, tensor in state_dict.items()}, dict(arguments)
+
+
+def _convert(
+    state_dict: dict[str, torch.Tensor], beside: dict, config: dict, image_size=None
+) -> tuple[type[MAEPreTrainedModel], dict, dict[str, torch.Tensor]]:
+    """Returns the class of the content, the fields of its configuration, and all tensors under our names and shapes."""
+    state_dict = _without_batch_norm(state_dict)
+    flavour, title = _recognise(state_dict, beside)
+    tensors, left_over = _rename(state_dict, flavour.names)
+    if others := [name for name in left_over if re.search(_OTHER_ARCHITECTURE, name)]:
+        raise ValueError(
+            f"The names are those of {title}, but the encoder is of another architecture: it has "
+            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}."
+        )
+    for name in [name for name in tensors if ".attention.query." in name]:
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in tensors for part in parts):  # else the fused one is named as missing
+            tensors[name.replace(".query.", ".qkv.")] = torch.cat([tensors.pop(part) for part in parts])
+    needed = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.weight")
+    needed = [f"mae.{name}" for name in (*needed, "layers.0.attention.qkv.weight", "layers.0.mlp.fc1.weight")]
+    if missing := [name for name in needed if name not in tensors]:
+        theirs = names_in(next(n for n, each in _FLAVOURS.items() if each is flavour), missing)
+        raise ValueError(
+            f"The names are those of {title}, but there is no "
+            f"{', '.join(name for names in theirs.values() for name in names)}."
+        )
+    weight = tensors["mae.embeddings.patch_embeddings.weight"]
+    if weight.ndim != 4:
+        raise ValueError(
+            "The weight of the patch embedding must have four dimensions: width, channels, patch height and width; "
+            f"got the shape {tuple(weight.shape)}."
+        )
+    fields = {
+        "layer_norm_eps": flavour.layer_norm_eps,
+        **_sizes(tensors, image_size),
+        **_told(beside, has_fc_norm="fc_norm.weight" in tensors, has_classifier="classifier.weight" in tensors),
+        **config,
+    }
+    content_class = MAEModel
+    if "decoder.embed.weight" in tensors:
+        content_class = MAEForPreTraining
+        if "norm_pix_loss" not in fields:
+            logger.warning(
+                "The checkpoint does not say whether its decoder predicts pixels or normalised patches; pixels "
+                "(norm_pix_loss=False) are assumed, as in the official files mae_visualize_*. Pass norm_pix_loss=True "
+                "for weights that were trained with it, as the official mae_pretrain_*_full."
+            )
+    elif "classifier.weight" in tensors:
+        content_class = MAEForImageClassification
+    for name in ("num_attention_heads", "decoder_num_attention_heads"):
+        if name not in fields and ("decoder" not in name or content_class is MAEForPreTraining):
+            raise ValueError(f"The tensors do not tell {name}, and no preset has these widths: pass {name}=...")
+    # A convolution's (D, C, height, width) to (D, height * width * C), the order of `patchify`.
+    tensors["mae.embeddings.patch_embeddings.weight"] = weight.permute(0, 2, 3, 1).flatten(1)
+    left_over += _check_complete(content_class, fields, tensors)
+    parts = {"MAEForPreTraining": "encoder and decoder", "MAEForImageClassification": "encoder and classifier"}
+    logger.warning(
+        f"Weights in the layout of {title}: {parts.get(content_class.__name__, 'encoder')}, {len(state_dict)} tensors"
+        + (f". Left out, as there is no place for them: {', '.join(left_over)}." if left_over else ".")
+    )
+    return content_class, fields, {name: tensor for name, tensor in tensors.items() if name not in left_over}
+
+
+def _recognise(state_dict: dict[str, torch.Tensor], beside: dict) -> tuple[_Flavour, str]:
+    """Returns the flavour that knows most of the names, and what to call it: several may know all."""
+    told = "timm" if "architecture" in beside else beside.get("model_type")
+    known = {
+        flavour: sum(_to_ours(name, each.names) is not None for name in state_dict)
+        for flavour, each in _FLAVOURS.items()
+    }
+    most = max(known.values())
+    if most < 2:
+        ours = any(re.search(r"(^|\.)layers\.\d+\.attention\.qkv\.", name) for name in state_dict)
+        raise ValueError(
+            "These are weights of hf_mae itself: load the folder that they were saved in."
+            if ours
+            else "Not a layout that is known here ("
+            + "; ".join(each.title for each in _FLAVOURS.values())
+            + f"). Among the names are: {', '.join(list(state_dict)[:5])}."
+        )
+    best = [flavour for flavour in _FLAVOURS if known[flavour] == most]
+    best = [_FLAVOURS[flavour] for flavour in ([told] if told in best else best)]
+    return best[0], " or ".join(each.title for each in best)
 
 
 def _without_batch_norm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns the weights of a linear probe with its batch norm, which has no weights of its own, inside the linear."""
-    if "head.1.weight" not in state_dict:
+    if "head.1.weight" not in state_dict or "head.0.running_mean" not in state_dict:
         return state_dict
     weight, bias = state_dict["head.1.weight"], state_dict["head.1.bias"]
     weight, bias = fold_batch_norm(weight, bias, state_dict["head.0.running_mean"], state_dict["head.0.running_var"])
@@ -132,50 +393,65 @@ def _without_batch_norm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.
     return {**rest, "head.weight": weight, "head.bias": bias}
 
 
-def _rename(state_dict: dict[str, torch.Tensor], table: dict[str, str]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Returns the tensors under our names, and the names that the table does not know."""
-    renamed, unknown = {}, []
-    for name, tensor in state_dict.items():
-        parts = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name)
-        number = re.search(r"\.(\d+)\.", parts[1] + ".")
-        key = parts[1].replace(number[0], ".{}.", 1) if number else parts[1]
-        if key in table:
-            renamed[table[key].format(number[1] if number else "") + (parts[2] or "")] = tensor
-        else:
-            unknown.append(name)
-    return renamed, unknown
-
-
-def _fields_of(tensors: dict[str, torch.Tensor], arguments: dict) -> dict:
-    """Returns the configuration that tensors under our names and the official training arguments tell."""
+def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
+    """Returns the configuration that tensors under our names tell. `image_size` is taken if it fits their number."""
     width, channels, patch_height, patch_width = tensors["mae.embeddings.patch_embeddings.weight"].shape
+    depth = _num_layers(tensors, "mae.layers")
     fields = {
         "num_channels": channels,
         "patch_size": patch_height if patch_height == patch_width else (patch_height, patch_width),
         "hidden_size": width,
-        "num_hidden_layers": _num_layers(tensors, "mae.layers"),
+        "num_hidden_layers": depth,
         "intermediate_size": tensors["mae.layers.0.mlp.fc1.weight"].shape[0],
         "qkv_bias": "mae.layers.0.attention.qkv.bias" in tensors,
     }
     if "classifier.weight" in tensors:
         fields["num_labels"] = tensors["classifier.weight"].shape[0]
         fields["pooling"] = "mean" if "fc_norm.weight" in tensors else "class"
-    side = math.isqrt(tensors["mae.embeddings.position_embeddings"].shape[1] - 1)
-    image_size = (side * patch_height, side * patch_width)
-    fields["image_size"] = image_size[0] if image_size[0] == image_size[1] else image_size
+    num_patches = tensors["mae.embeddings.position_embeddings"].shape[1] - 1
+    size = (math.isqrt(num_patches) * patch_height, math.isqrt(num_patches) * patch_width)
+    if image_size is not None:
+        height, width_ = _pair(image_size)
+        if height // patch_height * (width_ // patch_width) == num_patches:
+            size = (height, width_)
+    fields["image_size"] = size[0] if size[0] == size[1] else size
     presets = [MAEConfig.from_preset(name) for name in _PRESETS]
     heads = {(preset.hidden_size, preset.num_hidden_layers): preset.num_attention_heads for preset in presets}
-    if (width, fields["num_hidden_layers"]) in heads:
-        fields["num_attention_heads"] = heads[width, fields["num_hidden_layers"]]
+    if (width, depth) in heads:
+        fields["num_attention_heads"] = heads[width, depth]
     if "decoder.embed.weight" in tensors:
         decoder_width = tensors["decoder.embed.weight"].shape[0]
         fields["decoder_hidden_size"] = decoder_width
         fields["decoder_num_hidden_layers"] = _num_layers(tensors, "decoder.layers")
-        fields["decoder_intermediate_size"] = tensors["decoder.layers.0.mlp.fc1.weight"].shape[0]
+        if "decoder.layers.0.mlp.fc1.weight" in tensors:
+            fields["decoder_intermediate_size"] = tensors["decoder.layers.0.mlp.fc1.weight"].shape[0]
         heads = {preset.decoder_hidden_size: preset.decoder_num_attention_heads for preset in presets}
         if decoder_width in heads:
             fields["decoder_num_attention_heads"] = heads[decoder_width]
-        fields.update({name: arguments[name] for name in ("norm_pix_loss", "mask_ratio") if name in arguments})
+    return fields
+
+
+def _told(beside: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
+    """Returns the fields that a `config.json`, training arguments, or the user's keywords tell."""
+    names = set(MAEConfig().to_dict()) - _NOT_FIELDS
+    names |= {"id2label", "label2id", "num_labels", "problem_type", "out_features", "out_indices"}
+    fields = {name: value for name, value in beside.items() if name in names}
+    if "architecture" in beside:  # timm's config.json
+        model_args = beside.get("model_args") or {}
+        for theirs, ours in (("num_heads", "num_attention_heads"), ("img_size", "image_size")):
+            if theirs in model_args:
+                fields.setdefault(ours, model_args[theirs])
+        if beside.get("label_names"):
+            fields.setdefault("id2label", dict(enumerate(beside["label_names"])))
+        pooling = model_args.get("global_pool", beside.get("global_pool", "token"))
+        fields.setdefault("pooling", {"avg": "mean", "token": "class"}.get(pooling))
+        if fields["pooling"] is None or has_classifier and has_fc_norm != (fields["pooling"] == "mean"):
+            raise ValueError(
+                f"The timm model pools by {pooling!r} {'before' if has_fc_norm else 'after'} the last norm, which "
+                "MAEForImageClassification can't."
+            )
+    if "id2label" in fields:
+        fields.pop("num_labels", None)
     return fields
 
 
@@ -184,14 +460,12 @@ def _num_layers(tensors: dict[str, torch.Tensor], prefix: str) -> int:
     return max(map(int, numbers), default=-1) + 1
 
 
-def _build(
-    model_class: type[MAEPreTrainedModel], config: MAEConfig, tensors: dict[str, torch.Tensor], left_over: list[str]
-) -> MAEPreTrainedModel:
-    for name, weight in tensors.items():
-        if name.endswith("patch_embeddings.weight"):  # a convolution's (D, C, height, width) to (D, height * width * C)
-            tensors[name] = weight.permute(0, 2, 3, 1).flatten(1)
-    model = model_class(config)
-    expected = model.state_dict()
+def _check_complete(model_class: type[MAEPreTrainedModel], fields: dict, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Returns the names that the model has no place for; raises if one of its own is missing or of another shape."""
+    with torch.device("meta"):
+        expected = model_class(MAEConfig(**fields)).state_dict()
+    if model_class is MAEModel:
+        expected = {f"mae.{name}": tensor for name, tensor in expected.items()}
     problems = [f"missing: {name}" for name in expected if name not in tensors]
     problems += [
         f"{name}: expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
@@ -200,13 +474,166 @@ def _build(
     ]
     if problems:
         raise ValueError("The checkpoint does not fit (names as in hf_mae):\n  " + "\n  ".join(problems))
-    left_over = left_over + [name for name in tensors if name not in expected]
-    if left_over:
-        logger.warning(
-            f"{model_class.__name__} has no place for these tensors and left them out: {', '.join(left_over)}"
+    return [name for name in tensors if name not in expected]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Out
+
+
+def export_checkpoint(
+    model: MAEModel | MAEForPreTraining | MAEForImageClassification,
+    path: str | os.PathLike,
+    flavour: str,
+    image_processor: MAEImageProcessor | None = None,
+):
+    """Writes a model for another library, which then loads it without any code of ours.
+
+    | flavour | `path` becomes | read there by |
+    |---|---|---|
+    | `"official"` | a `.pth` file, weights under `"model"` | the official MAE code |
+    | `"vit_mae"` | a folder | `transformers.ViTMAEForPreTraining`, `ViTMAEModel` |
+    | `"vit"` | a folder | `transformers.ViTModel`, `ViTForImageClassification` |
+    | `"timm"` | a folder | `timm.create_model("local-dir:<path>", pretrained=True)` |
+    | `"lightly"` | a `.pth` file | `load_state_dict` of lightly's MAE with a timm backbone |
+
+    The configuration is written too, so that [`load_checkpoint`] gives the same model back. `"vit"` and `"timm"` have
+    no decoder: it is left out, and the log says so. Everything else that the other library can't do is refused.
+
+    Args:
+        model ([`MAEModel`], [`MAEForPreTraining`] or [`MAEForImageClassification`]): The model; any dtype.
+        path (`str` or `os.PathLike`): File or folder to make.
+        flavour (`str`): See the table.
+        image_processor ([`MAEImageProcessor`], *optional*): Written as the other library's, where it has one.
+
+    Raises:
+        ValueError: If there is no such flavour, the other library can't do what the model does, or `path` does not fit.
+        OSError: If there is something at `path` already.
+    """
+    if flavour not in _FLAVOURS:
+        raise ValueError(f"There is no flavour {flavour!r}; choose one of {', '.join(_FLAVOURS)}.")
+    target, config, path = _FLAVOURS[flavour], model.config, Path(path)
+    if target.is_folder == (path.suffix == ".pth"):
+        raise ValueError(
+            f"For {target.title} the path must be a {'folder' if target.is_folder else '.pth file'}: {path}"
         )
-    model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in expected})
-    return model.eval()
+    if (path / "config.json" if target.is_folder else path).exists():
+        raise OSError(f"{path} exists already. Choose another path, or remove it.")
+    if not isinstance(model, MAEModel | MAEForPreTraining | MAEForImageClassification):
+        raise ValueError(f"{type(model).__name__} can't be exported, only encoders, pre-training models, classifiers.")
+    if problem := _what_is_impossible(flavour, model):
+        raise ValueError(f"{target.title[0].upper()}{target.title[1:]} {problem}")
+    if config.layer_norm_eps != target.layer_norm_eps and flavour not in ("vit", "vit_mae"):
+        logger.warning(
+            f"The norms of {target.title} add {target.layer_norm_eps} and can't be told otherwise; this model was made "
+            f"with layer_norm_eps={config.layer_norm_eps}."
+        )
+    tensors = {name if not isinstance(model, MAEModel) else f"mae.{name}": t for name, t in model.state_dict().items()}
+    theirs, left_out = {}, []
+    for name, their_names in names_in(flavour, tensors).items():
+        tensor = tensors[name]
+        if name == "mae.embeddings.patch_embeddings.weight":  # back to a convolution's (D, C, height, width)
+            tensor = tensor.unflatten(1, (*_pair(config.patch_size), config.num_channels)).permute(0, 3, 1, 2)
+        if not their_names:
+            left_out.append(name)
+            continue
+        for their_name, part in zip(their_names, tensor.chunk(len(their_names)), strict=True):
+            theirs[their_name] = part.detach().cpu().clone(memory_format=torch.contiguous_format)
+    whole = any(name.startswith("decoder.") for name in theirs) or "classifier.weight" in theirs
+    if not whole:
+        theirs = {name.removeprefix("vit."): tensor for name, tensor in theirs.items()}
+    fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_FIELDS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not target.is_folder:
+        torch.save({"model": theirs, "args": fields} if flavour == "official" else theirs, path)
+    else:
+        path.mkdir(exist_ok=True)
+        save_file(theirs, path / "model.safetensors", metadata={"format": "pt"})
+        if flavour == "timm":
+            fields = _timm_config(model, image_processor)
+        else:
+            parts = {MAEModel: "Model", MAEForPreTraining: "ForPreTraining"}
+            part = parts.get(type(model), "ForImageClassification") if whole else "Model"
+            fields.update(model_type=flavour, architectures=[("ViTMAE" if flavour == "vit_mae" else "ViT") + part])
+            if image_processor is not None:
+                _write_json(path / "preprocessor_config.json", _vit_image_processor(image_processor))
+        _write_json(path / "config.json", fields)
+    if left_out:
+        logger.warning(f"Left out, as {target.title} has no place for it: {', '.join(_parts_of(left_out))}.")
 
 
-__all__ = ["load_checkpoint"]
+def _what_is_impossible(flavour: str, model: MAEPreTrainedModel) -> str | None:
+    config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
+    (height, width), (patch_height, patch_width) = _pair(config.image_size), _pair(config.patch_size)
+    if has_classifier and flavour in ("vit_mae", "lightly"):
+        return "has no classifier. Export to 'vit' or 'timm'."
+    if has_classifier and flavour == "vit" and config.pooling == "mean":
+        return "classifies by the class token, this model by the mean of the patches. Export to 'timm' or 'official'."
+    if isinstance(model, MAEForPreTraining) and config.mask_tokens_in_encoder and _FLAVOURS[flavour].has_decoder:
+        return "has no mask tokens in the encoder. Export to 'vit' or 'timm', which take the encoder alone."
+    if flavour == "vit_mae" and (height != width or patch_height != patch_width):
+        return "takes square images and patches only. Export to 'vit'."
+    if flavour in ("official", "timm", "lightly") and config.hidden_act != "gelu":
+        return f"has 'gelu' as its activation, this model {config.hidden_act!r}."
+    return None
+
+
+def _parts_of(names: list[str]) -> list[str]:
+    return sorted({"decoder" if name.startswith("decoder.") else name for name in names})
+
+
+def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor | None) -> dict:
+    """Returns a `config.json` of timm: the class by one of its sizes, everything that differs as `model_args`."""
+    config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
+    num_classes = config.num_labels if has_classifier else 0
+    pooling = "avg" if config.pooling == "mean" else "token"
+    ratio = config.intermediate_size / config.hidden_size
+    arguments = {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": ratio if int(config.hidden_size * ratio) == config.intermediate_size else ratio + 1e-9,
+        "qkv_bias": config.qkv_bias,
+        "global_pool": pooling,
+        "fc_norm": has_classifier and pooling == "avg",
+    }
+    weights = {
+        "input_size": [config.num_channels, *_pair(config.image_size)],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "num_classes": num_classes,
+    }
+    if image_processor is not None:
+        weights.update(mean=image_processor.image_mean, std=image_processor.image_std)
+        if edge := image_processor.size.shortest_edge:
+            weights["crop_pct"] = min(_pair(config.image_size)) / edge
+    labels = {"label_names": [config.id2label[index] for index in range(num_classes)]} if has_classifier else {}
+    return {
+        "architecture": "vit_base_patch16_224",
+        "num_classes": num_classes,
+        "num_features": config.hidden_size,
+        "global_pool": pooling,
+        "model_args": arguments,
+        "pretrained_cfg": weights,
+        **labels,
+    }
+
+
+def _vit_image_processor(image_processor: MAEImageProcessor) -> dict:
+    """Returns a `preprocessor_config.json` of transformers' `ViTImageProcessor`, which has our steps."""
+    ours = image_processor.to_dict()
+    for name in ("auto_map", "num_channels"):
+        ours.pop(name, None)
+    return {**ours, "image_processor_type": "ViTImageProcessor"}
+
+
+def _write_json(path: Path, content: dict):
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+__all__ = ["export_checkpoint", "load_checkpoint", "names_in"]

@@ -318,6 +318,8 @@ class MAEPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embeddings"
     # Fine-tuning trains the position tables, as the official code does, and has no use for a mask token.
     _is_fine_tuned = False
+    # Reads repositories of transformers' ViTMAE and ViT: set by checkpoints.py, which does not ship with the weights.
+    _from_repository = None
 
     def __init__(self, config: MAEConfig, *inputs, **kwargs):
         config.check()
@@ -470,16 +472,23 @@ class MAEPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If the checkpoint is of another architecture or has no encoder.
         """
-        load = super().from_pretrained
-        if pretrained_model_name_or_path is None:
-            return load(None, *model_args, config=config, **kwargs)
+        load, source = super().from_pretrained, pretrained_model_name_or_path
         hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
-        stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-        if stored.get("model_type") != cls.config_class.model_type:
+        if source is None:  # weights come as `state_dict`
+            stored = config.to_dict()
+        else:
+            stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)
+        if stored.get("model_type") in ("vit_mae", "vit") and cls._from_repository is not None:
+            # Not by a registered mapping of names, with which new models would be saved under the foreign ones.
+            stored, tensors = cls._from_repository(source, **hub_kwargs)
+            if not isinstance(config, PreTrainedConfig):
+                config, kwargs = cls.config_class.from_dict(dict(stored), return_unused_kwargs=True, **kwargs)
+            source, kwargs["state_dict"] = None, tensors
+        elif stored.get("model_type") != cls.config_class.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a checkpoint of model type {stored.get('model_type')!r}, but "
-                f"{cls.__name__} loads {cls.config_class.model_type!r}. Weights of the official MAE code are read by "
-                "`hf_mae.load_checkpoint`."
+                f"{source} holds a checkpoint of model type {stored.get('model_type')!r}, but {cls.__name__} loads "
+                f"{cls.config_class.model_type!r}. Weights of the official MAE code, timm and transformers' ViTMAE are "
+                "read by `hf_mae.load_checkpoint`."
             )
         # Tables and weights are loaded at the sizes they were saved with, then made to fit.
         saved, wanted = {}, {}
@@ -492,9 +501,7 @@ class MAEPreTrainedModel(PreTrainedModel):
             else:
                 wanted[name] = kwargs.pop(name, saved[name])
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = load(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-        )
+        model, info = load(source, *model_args, config=config, output_loading_info=True, **kwargs)
         new_tensors, left_out = (model.__dict__.pop(name, set()) for name in ("_new_tensors", "_left_out"))
         info["missing_keys"] |= new_tensors
         loaded = set(model.state_dict()) - set(info["missing_keys"])
@@ -506,6 +513,12 @@ class MAEPreTrainedModel(PreTrainedModel):
                 "start from it. Save whole models with save_pretrained."
             )
         model._set_trainable()  # the loader makes every parameter trainable
+        target = bool(stored.get("norm_pix_loss", False))
+        if model.config.norm_pix_loss != target and any(name.startswith("decoder.") for name in loaded):
+            logger.warning(
+                f"{pretrained_model_name_or_path} was trained with norm_pix_loss={target}, and it is {not target} now: "
+                "its decoder has to learn another target. Leave norm_pix_loss out to keep that of the checkpoint."
+            )
         if _pair(wanted["image_size"]) != _pair(saved["image_size"]):
             model.resize_position_embeddings(wanted["image_size"])
         if wanted["num_channels"] != saved["num_channels"]:
