@@ -37,8 +37,9 @@ from hf_mae.data import (
 )
 from hf_mae.finetuning import FineTuningArguments, FineTuningTrainer
 from hf_mae.optimization import scaled_learning_rate
-from hf_mae.recipes import parse_arguments, setting
+from hf_mae.recipes import parse_arguments, recipe_of, setting
 from hf_mae.sources import ImageSource, open_images
+from hf_mae.training import run_record
 
 SAMPLE_RECIPE = Path(__file__).parent / "recipes" / "finetune_sample.yaml"
 
@@ -192,13 +193,16 @@ def main():
         last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
         if last is not None:
             print(f"Continues from {last}. Delete {args.output_dir} to start anew.")
-        trainer.train(resume_from_checkpoint=last)
-        trainer.save_model()
+        record = run_record(recipe_of(args, {"output_dir", "data"}), train_images)
+        record["hours"] = trainer.train(resume_from_checkpoint=last).metrics["train_runtime"] / 3600
+        trainer.save_model(_internal_call=True)  # what is pushed is pushed with its card, below
+    metrics = {}
     if test_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
-        if not args.eval_only:
-            trainer.save_metrics("eval", metrics)
+    if not args.eval_only:
+        trainer.save_metrics("eval", metrics)
+        trainer.publish({**record, "metrics": metrics})
 
 
 if __name__ == "__main__":

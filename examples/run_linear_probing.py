@@ -33,10 +33,12 @@ from hf_mae.data import (
 )
 from hf_mae.evaluation import knn_accuracy
 from hf_mae.finetuning import FineTuningArguments
+from hf_mae.hub import write_model_card
 from hf_mae.optimization import LARS, default_effective_batch_size, scaled_learning_rate
 from hf_mae.probing import LinearProbe, train_linear_probes, with_classifier
-from hf_mae.recipes import parse_arguments, setting
+from hf_mae.recipes import parse_arguments, recipe_of, setting
 from hf_mae.sources import open_images
+from hf_mae.training import run_record, save_record
 
 
 @dataclass
@@ -114,8 +116,8 @@ def pooled_features(
 
 def probe_fast(
     model: MAEForImageClassification, train: EvaluationDataset, test: EvaluationDataset, args: ProbingArguments
-) -> MAEForImageClassification:
-    """Trains on stored features, prints the accuracy for each rate, and returns the model with the best classifier."""
+) -> tuple[MAEForImageClassification, dict[str, float]]:
+    """Trains on stored features, prints the accuracy for each rate, and returns the best classifier and its metrics."""
     model.to(args.device)
     features, labels = pooled_features(model, train, args, "train")
     test_features, test_labels = pooled_features(model, test, args, "test")
@@ -140,11 +142,14 @@ def probe_fast(
             if share > best_accuracy:
                 best, best_accuracy = classifier, share
     print(f"The best of {len(classifiers)}, chosen by these images: {best_accuracy:.4f}")
+    metrics = {"linear_accuracy": best_accuracy}
     on_cpu = [tensor.cpu() for tensor in (features, labels, test_features, test_labels)]
     for neighbors in args.num_neighbors:
         share = knn_accuracy(*on_cpu, neighbors)
         print(f"k-NN, k {neighbors:<4} accuracy {share:.4f}")
-    return with_classifier(model, best, batch_norm)
+        if neighbors == 20:
+            metrics["knn_accuracy"] = share
+    return with_classifier(model, best, batch_norm), metrics
 
 
 def main():
@@ -171,7 +176,8 @@ def main():
     image_processor = MAEImageProcessor.from_pretrained(args.model_name_or_path).with_image_size(config.image_size)
     test_dataset = EvaluationDataset(test_images, image_processor)
     if args.fast:
-        classifier = probe_fast(model.eval(), EvaluationDataset(train_images, image_processor), test_dataset, args)
+        train_dataset = EvaluationDataset(train_images, image_processor)
+        classifier, metrics = probe_fast(model.eval(), train_dataset, test_dataset, args)
     else:
         scale = (args.crop_scale_min, 1.0)
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -191,11 +197,15 @@ def main():
         )
         print(f"{batch_size} images a step, rate {args.learning_rate:.3g}", file=sys.stderr)
         trainer.train()
-        trainer.log_metrics("eval", trainer.evaluate())
-        classifier = probe.to_classifier()
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        classifier, metrics = probe.to_classifier(), {"linear_accuracy": metrics["eval_accuracy"]}
     if args.process_index == 0:
         classifier.save_pretrained(args.output_dir)
         image_processor.save_pretrained(args.output_dir)
+        record = run_record(recipe_of(args, {"output_dir", "data"}), train_images)
+        save_record(args.output_dir, {**record, "metrics": metrics})
+        write_model_card(args.output_dir)
         print(f"The classifier is in {Path(args.output_dir)}.")
 
 

@@ -18,6 +18,7 @@ docs/training.md tells the rest.
 import math
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -49,14 +50,14 @@ from hf_mae.data import (
     default_num_workers,
 )
 from hf_mae.evaluation import Evaluation
-from hf_mae.hub import write_model_card
+from hf_mae.hub import HubPush, link_files, write_model_card
 from hf_mae.optimization import (
     default_effective_batch_size,
     learning_rate_at,
     parameter_groups,
     scaled_learning_rate,
 )
-from hf_mae.recipes import parse_arguments, setting
+from hf_mae.recipes import parse_arguments, recipe_of, setting
 from hf_mae.sources import ImageSource, open_images
 from hf_mae.training import (
     Meter,
@@ -101,11 +102,17 @@ MAY_CHANGE = {
     "max_bad_steps",
     "log_samples",
     "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_strategy",
     "dry_run",
     "resume",
     "overwrite_output_dir",
 }
 
+# Settings that tell of a machine and its folders, not of a run: not part of the recipe that is left with the model.
+MACHINE = {"output_dir", "data", "model_name_or_path", "resume", "overwrite_output_dir", "dry_run", "log_samples"}
 
 AT_LEAST_1 = (
     *("views_per_image", "per_device_train_batch_size", "effective_batch_size", "max_bad_steps"),
@@ -159,6 +166,10 @@ class PretrainingArguments:
     eval_images: int = setting(5000, "At most so many images for the evaluation, and as neighbours.")
     report_to: str | None = setting(None, "tensorboard, trackio or wandb, beside metrics.jsonl.")
     log_samples: bool = setting(False, "Write index, crop box and mask of every sample to samples-<process>.jsonl.")
+    push_to_hub: bool = setting(False, "Push model, card and log to the Hub; needs `hf auth login` or HF_TOKEN.")
+    hub_model_id: str | None = setting(None, "Name there. Nothing: that of --output_dir.")
+    hub_private_repo: bool | None = setting(None, "Whether a new repository is private.")
+    hub_strategy: Literal["end", "every_save"] = setting("end", "When to push; every_save: in the background.")
     dry_run: bool = setting(False, "Take a few steps, tell images/s, memory and hours, leave nothing.")
     resume: Literal["auto", "never"] = setting(
         "auto", "auto: continue a run that is in --output_dir; never: refuse to."
@@ -297,7 +308,9 @@ def main():
     if state["step"] == max_steps and (output_dir / "run.json").exists():
         accelerator.print(f"The run in {output_dir} is finished: {max_steps} steps. Nothing to do.")
         return
-    record = run_record(recipe)
+    record = run_record(recipe, train_images)
+    pushing = is_main and args.push_to_hub and not args.dry_run
+    hub = HubPush(output_dir, args.hub_model_id, args.hub_private_repo) if pushing else None
 
     # ------------------------------------------------------------------------------------------------------------------
     # Model, optimizer, loaders. The order of samples is a function of seed and step: nothing of it was saved.
@@ -412,6 +425,22 @@ def main():
             say(str(error))
         return not any(gather_object([problem is not None]))
 
+    def describe(folder: Path):
+        """Writes what others want to know of the run so far: record, recipe, card."""
+        hours = (state["seconds"] + time.perf_counter() - started) / 3600
+        standing = {"held_out": evaluation.held_out, "metrics": metrics.last(), "hours": hours}
+        save_record(folder, {**record, **standing})
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe_of(args, MACHINE), sort_keys=False))
+        write_model_card(folder, args.hub_model_id)
+
+    def stage(folder: Path):
+        """Puts together what to push of the last checkpoint."""
+        link_files(output_dir / f"checkpoint-{step}", folder)
+        shutil.copy2(metrics.path, folder)
+        for picture in sorted((output_dir / "sheets").glob("step-*.png"))[-1:]:
+            shutil.copy2(picture, folder / "reconstructions.png")
+        describe(folder)
+
     interval = 0.1 if sys.stderr.isatty() else 30  # seconds: in a log file every update is a line
     options = {"unit": "step", "dynamic_ncols": True, "mininterval": interval, "maxinterval": max(interval, 10)}
     bar = tqdm(total=max_steps, initial=state["step"], disable=not is_main, **options)
@@ -504,6 +533,10 @@ def main():
             # Not within a row of bad steps: going back should lead to before it.
             if last or stop_signal or problem or (step % args.save_steps == 0 and guard.streak == 0):
                 saved = save(step)
+                if hub and saved and args.hub_strategy == "every_save" and not last:
+                    hub.start(stage, f"Step {step} of {max_steps}")
+            for line in hub.news() if hub else ():
+                say(line)
         if stop_signal or problem or not saved and (last or args.on_save_error == "stop"):
             bar.close()
             end(accelerator)
@@ -530,11 +563,13 @@ def main():
         whole.eval().save_pretrained(output_dir)
         image_processor.save_pretrained(output_dir)
         picture.save(output_dir / "reconstructions.png")
-        record.update(data=train_images.name, num_images=len(train_images), held_out=evaluation.held_out)
-        record.update(hours=(state["seconds"] + time.perf_counter() - started) / 3600, metrics=metrics.last())
-        write_model_card(output_dir, whole, record)
-        save_record(output_dir, record)
+        describe(output_dir)
         print(f"Done: model, card, log and reconstructions.png are in {output_dir}.")
+        if hub:
+            hub.finish()
+            hub.start(lambda folder: link_files(output_dir, folder), f"{max_steps} steps of pre-training")
+            hub.finish()
+            print("\n".join(hub.news()))
     end(accelerator)
 
 

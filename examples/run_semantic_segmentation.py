@@ -32,8 +32,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_mae import MAEBackbone, MAEConfig, MAEImageProcessor
 from hf_mae.finetuning import FineTuningArguments, FineTuningTrainer
 from hf_mae.image_processing_mae import image_to_tensor, resize, to_byte_range
-from hf_mae.recipes import parse_arguments, setting
+from hf_mae.recipes import parse_arguments, recipe_of, setting
 from hf_mae.sources import FolderImages, open_images
+from hf_mae.training import run_record
 
 IGNORED = 255  # UperNetConfig's loss_ignore_index
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
@@ -393,8 +394,9 @@ def main():
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     if last is not None and is_main:
         print(f"Continues from {last}. Delete {args.output_dir} to start anew.")
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_model()
+    record = {**run_record(recipe_of(args, {"output_dir", "data"})), "num_images": len(train_pairs)}
+    record["hours"] = trainer.train(resume_from_checkpoint=last).metrics["train_runtime"] / 3600
+    trainer.save_model(_internal_call=True)  # what is pushed is pushed with its card, below
     metrics = trainer.evaluate()
     if is_main:
         trainer.log_metrics("eval", metrics)
@@ -403,6 +405,7 @@ def main():
             print(f"  {name:30} {'does not occur' if iou != iou else format(iou, '.4f')}")
         trainer.save_metrics("eval", metrics)
         segmentation_sheet(model, val_dataset, names).save(Path(args.output_dir) / "segmentation.png")
+        trainer.publish({**record, "metrics": metrics})
         print(f"Done: model, eval_results.json and segmentation.png are in {args.output_dir}.")
 
 

@@ -168,18 +168,37 @@ def names_in(flavour: str, names: Iterable[str]) -> dict[str, list[str]]:
     theirs = {}
     for their_name, our_name in _FLAVOURS[flavour].names.items():
         theirs.setdefault(our_name, their_name)
-    found = {}
+    found, whole = {}, False
     for name in names:
         pattern, number, suffix = _split_number(name)
         parts = [pattern]
         if pattern.endswith(".qkv") and pattern not in theirs:
             parts = [pattern.replace(".qkv", f".{part}") for part in ("query", "key", "value")]
         found[name] = [theirs[part].format(number) + suffix for part in parts if part in theirs]
+        whole = whole or bool(found[name]) and not name.startswith("mae.")
+    if not whole:  # an encoder by itself
+        found = {name: [each.removeprefix("vit.") for each in their_names] for name, their_names in found.items()}
     return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # In
+
+
+def flavour_of(checkpoint: str | os.PathLike | Mapping[str, torch.Tensor]) -> str:
+    """Tells whose layout a checkpoint has: a key of the flavours, or `"mae"` for a folder of hf_mae.
+
+    Args:
+        checkpoint (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`): As in [`load_checkpoint`].
+
+    Raises:
+        OSError: If it can't be read, or holds anything but tensors and training arguments.
+        ValueError: If it is none of them.
+    """
+    state_dict, beside = _read(_folder_of(checkpoint))
+    if beside.get("model_type") == MAEConfig.model_type:
+        return MAEConfig.model_type
+    return _recognise(state_dict, beside)[0]
 
 
 def load_checkpoint(
@@ -306,7 +325,7 @@ def _convert(
     """Returns the class of the content, the fields of its configuration, and all tensors under our names and shapes."""
     state_dict = _without_batch_norm(state_dict)
     flavour, title = _recognise(state_dict, beside)
-    tensors, left_over = _rename(state_dict, flavour.names)
+    tensors, left_over = _rename(state_dict, _FLAVOURS[flavour].names)
     if others := [name for name in left_over if re.search(_OTHER_ARCHITECTURE, name)]:
         raise ValueError(
             f"The names are those of {title}, but the encoder is of another architecture: it has "
@@ -319,7 +338,7 @@ def _convert(
     needed = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.weight")
     needed = [f"mae.{name}" for name in (*needed, "layers.0.attention.qkv.weight", "layers.0.mlp.fc1.weight")]
     if missing := [name for name in needed if name not in tensors]:
-        theirs = names_in(next(n for n, each in _FLAVOURS.items() if each is flavour), missing)
+        theirs = names_in(flavour, missing)
         raise ValueError(
             f"The names are those of {title}, but there is no "
             f"{', '.join(name for names in theirs.values() for name in names)}."
@@ -331,7 +350,7 @@ def _convert(
             f"got the shape {tuple(weight.shape)}."
         )
     fields = {
-        "layer_norm_eps": flavour.layer_norm_eps,
+        "layer_norm_eps": _FLAVOURS[flavour].layer_norm_eps,
         **_sizes(tensors, image_size),
         **_told(beside, has_fc_norm="fc_norm.weight" in tensors, has_classifier="classifier.weight" in tensors),
         **config,
@@ -361,7 +380,7 @@ def _convert(
     return content_class, fields, {name: tensor for name, tensor in tensors.items() if name not in left_over}
 
 
-def _recognise(state_dict: dict[str, torch.Tensor], beside: dict) -> tuple[_Flavour, str]:
+def _recognise(state_dict: dict[str, torch.Tensor], beside: dict) -> tuple[str, str]:
     """Returns the flavour that knows most of the names, and what to call it: several may know all."""
     told = "timm" if "architecture" in beside else beside.get("model_type")
     known = {
@@ -379,8 +398,8 @@ def _recognise(state_dict: dict[str, torch.Tensor], beside: dict) -> tuple[_Flav
             + f"). Among the names are: {', '.join(list(state_dict)[:5])}."
         )
     best = [flavour for flavour in _FLAVOURS if known[flavour] == most]
-    best = [_FLAVOURS[flavour] for flavour in ([told] if told in best else best)]
-    return best[0], " or ".join(each.title for each in best)
+    best = [told] if told in best else best
+    return best[0], " or ".join(_FLAVOURS[flavour].title for flavour in best)
 
 
 def _without_batch_norm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -539,9 +558,7 @@ def export_checkpoint(
             continue
         for their_name, part in zip(their_names, tensor.chunk(len(their_names)), strict=True):
             theirs[their_name] = part.detach().cpu().clone(memory_format=torch.contiguous_format)
-    whole = any(name.startswith("decoder.") for name in theirs) or "classifier.weight" in theirs
-    if not whole:
-        theirs = {name.removeprefix("vit."): tensor for name, tensor in theirs.items()}
+    whole = any(not name.startswith("mae.") for name in tensors if name not in left_out)
     fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_FIELDS}
     path.parent.mkdir(parents=True, exist_ok=True)
     if not target.is_folder:
@@ -636,4 +653,4 @@ def _write_json(path: Path, content: dict):
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-__all__ = ["export_checkpoint", "load_checkpoint", "names_in"]
+__all__ = ["export_checkpoint", "flavour_of", "load_checkpoint", "names_in"]

@@ -2,13 +2,18 @@
 # Copyright 2026 The hf_mae authors
 """Trainer for pre-trained encoders: defaults of the paper's fine-tuning and layer-wise learning rates."""
 
+import os
 from dataclasses import dataclass
 
 import torch
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
+from .hub import HubPush, link_files, write_model_card
+from .modeling_mae import MAEPreTrainedModel
 from .optimization import layer_decay_parameter_groups
 from .recipes import setting
+from .training import save_record
 
 
 @dataclass
@@ -35,9 +40,14 @@ class FineTuningArguments(TrainingArguments):
     remove_unused_columns: bool = setting(False, "Must be false: our data sets have the columns that are used.")
     report_to: str = setting("none", "tensorboard, trackio, wandb, ...")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hub_token:  # else it would be pickled with the arguments, beside the model
+            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
+
 
 class FineTuningTrainer(Trainer):
-    """Trainer with layer-wise learning rates; its `args` are [`FineTuningArguments`]."""
+    """Trainer with layer-wise learning rates, whose pushes never end a run; its `args` are [`FineTuningArguments`]."""
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -46,6 +56,42 @@ class FineTuningTrainer(Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def init_hf_repo(self, *args, **kwargs):
+        """Called at the start with `--push_to_hub`. The first push makes the repository: a run starts offline, too."""
+        self._hub = HubPush(self.args.output_dir, self.args.hub_model_id, self.args.hub_private_repo)
+        self.hub_model_id = self._hub.repo_id
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            self._push(checkpoint_folder, f"Step {self.state.global_step} of {self.state.max_steps}")
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs):
+        """Pushes the output folder, and waits for it. A failure is told, and how to try again."""
+        if self.is_world_process_zero():
+            self._hub.finish()
+            self._push(self.args.output_dir, commit_message)
+            self._hub.finish()
+            print(*self._hub.news(), sep="\n")
+
+    def _push(self, folder: str, message: str):
+        self._hub.start(lambda staging: link_files(folder, staging), message)
+
+    def publish(self, record: dict):
+        """Leaves record and model card beside the model, and with `--push_to_hub` pushes them.
+
+        Args:
+            record (`dict`): Of [`hf_mae.training.run_record`], with what else the card is to tell, see
+                [`write_model_card`].
+        """
+        if not self.is_world_process_zero():
+            return
+        save_record(self.args.output_dir, record)
+        write_model_card(self.args.output_dir, self.args.hub_model_id)
+        if self.args.push_to_hub:
+            if not isinstance(self.model, MAEPreTrainedModel):
+                self.create_model_card()
+            self.push_to_hub()
 
 
 __all__ = ["FineTuningArguments", "FineTuningTrainer"]

@@ -1,143 +1,298 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The model card of a run, written from its record."""
+"""Publishing: model cards from the record of a run, and pushes to the Hub that never end a run."""
 
+import json
 import os
+import queue
+import re
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
-from .modeling_mae import MAEForPreTraining
+import torch
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
 
-_CARD = """\
----
-library_name: transformers
-pipeline_tag: image-feature-extraction
-tags:
-- masked-autoencoder
-- mae
-- vit
-- self-supervised-learning
----
+from .configuration_mae import MAEConfig
+from .modeling_mae import MAEForPreTraining, MAEModel
+from .modeling_mae_downstream import MAEForImageClassification
+from .visualization import loss_curve
 
-# {title}
-
-A masked autoencoder ([He et al. 2021](https://arxiv.org/abs/2111.06377)), pre-trained with
-hf_mae on {data} ({num_images:,} images).
-
-![original | masked | reconstruction](reconstructions.png)
-
-Original, what the encoder saw, and what the decoder made of it, for images that {held_out}.{normalised}
-
-## Load it
-
-With `pip install hf-mae`, or without it by `trust_remote_code=True` (the code is in this folder):
-
-```python
-from transformers import AutoImageProcessor, AutoModel
-
-image_processor = AutoImageProcessor.from_pretrained("{folder}", trust_remote_code=True)
-model = AutoModel.from_pretrained("{folder}", trust_remote_code=True).eval()
-outputs = model(**image_processor(image, return_tensors="pt"))
-outputs.last_hidden_state  # (1, {tokens}, {width}): 1 class token + {patches} patch tokens in raster order
-outputs.pooler_output      # (1, {width}): {pooling}
-```
-
-`AutoModelForPreTraining` loads the decoder as well. Images of other sizes work; positions are resampled.
-
-## Model
-
-| | encoder | decoder |
-|---|---|---|
-| blocks x width, heads | {layers} x {width}, {heads} | {decoder_layers} x {decoder_width}, {decoder_heads} |
-| parameters | {encoder_parameters:.2f} M | {decoder_parameters:.2f} M |
-
-Images of {image_size} pixels, {channels} channel(s), patches of {patch_size}; {mask_ratio:.0%} hidden ({sampling}
-sampling); target: {target}.
-
-## Training
-
-{metrics}
-
-- Command: `{command}`
-- Commit of hf_mae: {commit}
-- Machine: {machine}; {hours:.2f} hours; {versions}
-- Log: `metrics.jsonl`; every setting: `run.json`
-
-## Limits
-
-The features carry what the training images show, with their gaps and biases, and were not tested for any decision about
-people. No licence is stated above; whoever publishes this folder should state one that the data allow.
-
-## Citation
-
-```bibtex
-@article{{he2021masked,
-  title   = {{Masked Autoencoders Are Scalable Vision Learners}},
-  author  = {{He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{{\\'a}}r, Piotr and
-             Girshick, Ross}},
-  journal = {{arXiv:2111.06377}},
-  year    = {{2021}}
-}}
-```
-"""
+_TEMPLATE = Path(__file__).parent / "model_card.md"
+_MARK = "<!-- Written by hf_mae"  # on cards that no one has changed
+# What a folder may hold that is for others: no optimizer, no samples, no pickles, nothing of folders in it.
+_PUBLISHED = ["*.safetensors", "*.json", "*.py", "*.png", "README.md", "recipe.yaml", "metrics.jsonl"]
+_NOT_PUBLISHED = ["*/*", "optimizer*.safetensors", "manifest.json", "training_state.json", "trainer_state.json"]
+_RESULTS = {
+    "step": "steps",
+    "loss": "training loss",
+    "eval_loss": "loss on the evaluation images, fixed masks",
+    "knn_accuracy": "k-NN accuracy of the features (k = 20)",
+    "linear_accuracy": "accuracy of a linear probe",
+    "eval_accuracy": "accuracy",
+    "eval_top5_accuracy": "accuracy, among the first five",
+}
+_ACCURACIES = {"knn_accuracy", "linear_accuracy", "eval_accuracy"}
+META_LICENSE = "cc-by-nc-4.0"
 
 
-def write_model_card(output_dir: str | os.PathLike, model: MAEForPreTraining, record: dict):
-    """Writes `README.md` from the model and the record of its run.
+def redact(text: str) -> str:
+    """Returns a text without access tokens: what follows `--hub_token`, what looks like one, and the one in use."""
+    text = re.sub(r"(--\w*token[= ])\S+", r"\1***", text)
+    text = re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)
+    token = get_token()
+    return text.replace(token, "***") if token else text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model cards
+
+
+def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
+    """Writes `README.md` of a saved model, and `loss.png` if there is a log, from the files in its folder.
+
+    A card that someone has changed (its last line is gone) is left as it is; so is the folder of another model.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Folder of the model.
-        model ([`MAEForPreTraining`]): The model.
-        record (`dict`): Of [`hf_mae.training.run_record`], with `data`, `num_images`, `held_out`, `hours` and the last
-            `metrics`.
+        folder (`str` or `os.PathLike`): Has `config.json`; `run.json` (see [`hf_mae.training.run_record`]) and
+            `metrics.jsonl` are used as far as they are there. Of the record: `data`, `num_images`, `held_out`, `hours`,
+            `metrics`, the recipe and machine; `license` (of the weights, an identifier of the Hub), `dataset` (its name
+            on the Hub), `data_license`; `converted_from` and `flavour`.
+        repo_id (`str`, *optional*): Name on the Hub. Defaults to that of the folder.
     """
-    config, metrics = model.config, record["metrics"]
+    folder = Path(folder)
+    card = folder / "README.md"
+    if card.exists() and _MARK not in card.read_text(encoding="utf-8"):
+        return
+    if _json(folder / "config.json").get("model_type") != MAEConfig.model_type:
+        return  # a model with our encoder as its backbone
+    record = _json(folder / "run.json")
+    config = MAEConfig.from_pretrained(folder)
+    architecture = (config.architectures or ["MAEModel"])[0]
+    classes = {each.__name__: each for each in (MAEModel, MAEForPreTraining, MAEForImageClassification)}
+    with torch.device("meta"):
+        model = classes.get(architecture, MAEModel)(config)
+    has_decoder, has_classifier = isinstance(model, MAEForPreTraining), isinstance(model, MAEForImageClassification)
+    dataset, license_ = record.get("dataset"), record.get("license")
+    metrics = record.get("metrics") or {}
+    title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
+    tags = ["masked-autoencoder", "mae", "vit", "self-supervised-learning"]
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=record.get("data", dataset),
+            metric_type="accuracy",
+            metric_name=_RESULTS[name],
+            metric_value=value,
+        )
+        for name, value in metrics.items()
+        if name in _ACCURACIES and dataset
+    ]
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification" if has_classifier else "image-feature-extraction",
+        tags=tags,
+        license=license_,
+        datasets=[dataset] if dataset else None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    log = folder / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    points = [(line["step"], line["loss"]) for line in map(json.loads, lines) if "loss" in line]
+    if len(points) > 1:
+        loss_curve(points).save(folder / "loss.png")
+    sizes = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
     rows, columns = config.grid_size
-    encoder_parameters = sum(parameter.numel() for parameter in model.mae.parameters()) / 1e6
-    decoder_parameters = sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6
-    names = {
-        "step": "steps",
-        "loss": "training loss",
-        "eval_loss": "loss on the evaluation images, fixed masks",
-        "knn_accuracy": "k-NN accuracy of the features",
-    }
-    table = "".join(f"| {names[name]} | {value:g} |\n" for name, value in metrics.items() if name in names)
-    folder = Path(output_dir).name
-    card = _CARD.format(
-        title=folder,
-        folder=folder,
-        data=record["data"],
-        num_images=record["num_images"],
-        held_out="were held out" if record["held_out"] else "are part of the training set",
-        normalised=(
-            " Predictions are brought back to pixels with each hidden patch's own mean and deviation."
-            if config.norm_pix_loss
-            else ""
+    text = ModelCard.from_template(
+        card_data,
+        template_path=_TEMPLATE,
+        title=title,
+        repo_id=repo_id or title,
+        summary=_summary(record, has_classifier, has_decoder),
+        config=config,
+        has_decoder=has_decoder,
+        auto_class="AutoModelForImageClassification" if has_classifier else "AutoModel",
+        stock="timm" if has_classifier and config.pooling == "mean" else "vit",
+        sheet=has_decoder and (folder / "reconstructions.png").exists(),
+        visible=f"{1 - config.mask_ratio:.0%}",
+        held_out={True: ", for images that were held out", False: ", for images of the training set"}.get(
+            record.get("held_out"), ""
         ),
         tokens=1 + rows * columns,
-        patches=rows * columns,
-        width=config.hidden_size,
-        pooling="mean of the patch tokens" if config.pooling == "mean" else "class token",
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        decoder_layers=config.decoder_num_hidden_layers,
-        decoder_width=config.decoder_hidden_size,
-        decoder_heads=config.decoder_num_attention_heads,
-        encoder_parameters=encoder_parameters,
-        decoder_parameters=decoder_parameters,
-        image_size=config.image_size,
-        channels=config.num_channels,
-        patch_size=config.patch_size,
-        mask_ratio=config.mask_ratio,
-        sampling=config.mask_sampling,
-        target="pixels normalised by patch" if config.norm_pix_loss else "pixels",
-        metrics=f"| | |\n|---|---|\n{table}".rstrip(),
-        command=record["command"],
-        commit=record["commit"] or "installed package",
-        machine=record["machine"],
-        hours=record["hours"],
-        versions=", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        small_images=max(sizes) < 128,
+        encoder_parameters=sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6,
+        decoder_parameters=sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6
+        if has_decoder
+        else 0,
+        loss_curve=len(points) > 1,
+        results={
+            _RESULTS[name]: f"{value:.4g}" if value % 1 else f"{value:,.0f}"
+            for name, value in metrics.items()
+            if name in _RESULTS
+        },
+        licence=_licence(license_, record),
+        **_training(folder, record),
     )
-    (Path(output_dir) / "README.md").write_text(card, encoding="utf-8")
+    card.write_text(f"{str(text).rstrip()}\n", encoding="utf-8")
 
 
-__all__ = ["write_model_card"]
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _summary(record: dict, has_classifier: bool, has_decoder: bool) -> str:
+    paper = "[He et al. 2021](https://arxiv.org/abs/2111.06377)"
+    kind = "the encoder of a masked autoencoder"
+    if has_classifier:
+        kind = "a classifier on the encoder of a masked autoencoder"
+    elif has_decoder:
+        kind = "a masked autoencoder"
+    done = "fine-tuned" if has_classifier else "pre-trained"
+    if record.get("converted_from"):
+        done = "converted"
+    data = f" on {record['data']}" if record.get("data") else ""
+    return f"{kind[0].upper()}{kind[1:]} ({paper}), {done} with hf_mae{data}."
+
+
+def _training(folder: Path, record: dict) -> dict:
+    names = ("data", "num_images", "data_license", "machine", "hours", "commit", "converted_from", "flavour")
+    told = {name: record[name] for name in (*names, "command") if name in record}
+    if "command" in told:
+        told["command"] = redact(told["command"])
+    if "versions" in record:
+        told["versions"] = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    files = {"recipe.yaml": "recipe", "run.json": "record", "metrics.jsonl": "log"}
+    told["recipe"] = ", ".join(f"{what} in `{file}`" for file, what in files.items() if (folder / file).exists())
+    told["model_name_or_path"] = (record.get("recipe") or {}).get("model_name_or_path")
+    return told
+
+
+def _licence(license_: str | None, record: dict) -> str:
+    code = "The code in this repository is under Apache-2.0."
+    if license_ == META_LICENSE:
+        return f"The weights were made by Meta and are under CC-BY-NC 4.0: no commercial use. {code}"
+    if license_:
+        return f"The weights are under `{license_}`. {code}"
+    return f"{code} No licence of the weights is stated: whoever publishes them should state one that the data allow."
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pushes
+
+
+def push_folder(
+    folder: str | os.PathLike, repo_id: str, private: bool | None = None, message: str = "Upload model"
+) -> str:
+    """Pushes a saved model in one commit and returns its address. Files that are there already are not sent again.
+
+    What lands: weights, configuration, image processor, code, card, recipe, log, record and pictures; not checkpoints,
+    optimizer states, or anything in folders below.
+
+    Args:
+        folder (`str` or `os.PathLike`): As `save_pretrained` or a script of ours leaves it.
+        repo_id (`str`): Name on the Hub, `organisation/name` or `name`. Made if it does not exist.
+        private (`bool`, *optional*): Whether a new repository is private.
+        message (`str`, *optional*): Of the commit.
+
+    Raises:
+        OSError: If the folder holds no model, or the Hub can't be reached or refuses.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise OSError(f"{folder} holds no model: there is no config.json.")
+    try:
+        api = HfApi()
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=message,
+            allow_patterns=_PUBLISHED,
+            ignore_patterns=_NOT_PUBLISHED,
+        )
+    except Exception as error:  # of many kinds: of HTTP, of the connection, of the names
+        reason = redact(str(error)).strip().splitlines() or [type(error).__name__]
+        # Not with `from`: the request in the chain carries the token.
+        raise OSError(f"{folder} could not be pushed to {repo_id}: {reason[0]}") from None
+    return f"{api.endpoint}/{repo_id}"
+
+
+class HubPush:
+    """Pushes what a run has so far, in the background, one commit each. What fails is told, and tried with the next."""
+
+    def __init__(self, output_dir: str | os.PathLike, repo_id: str | None = None, private: bool | None = None):
+        """
+        Args:
+            output_dir (`str` or `os.PathLike`): Folder of the run.
+            repo_id (`str`, *optional*): Name on the Hub. Defaults to that of the folder.
+            private (`bool`, *optional*): Whether a new repository is private.
+
+        Raises:
+            ValueError: If there is no access token.
+        """
+        if get_token() is None:
+            raise ValueError(
+                "Pushing to the Hub needs an access token that may write: run `hf auth login`, or set HF_TOKEN."
+            )
+        self.output_dir, self.private = Path(output_dir), private
+        self.repo_id = repo_id or self.output_dir.resolve().name
+        self._thread, self._news = None, queue.SimpleQueue()
+
+    def start(self, stage: Callable[[Path], None], message: str):
+        """Starts a push, unless one is under way: then the next one brings what this one would have.
+
+        Args:
+            stage (`Callable[[Path], None]`): Puts the files into an empty folder, before this returns.
+            message (`str`): Of the commit.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            self._news.put(f"The push before is still under way: {message!r} is left to the next one.")
+            return
+        folder = self.output_dir / ".push"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            stage(folder)
+        except OSError as error:
+            self._news.put(f"Nothing was pushed: {error}. The next push tries again.")
+            return
+        # A daemon: a run that is told to stop does not wait for it.
+        self._thread = threading.Thread(target=self._push, args=(folder, message), daemon=True)
+        self._thread.start()
+
+    def _push(self, folder: Path, message: str):
+        try:
+            self._news.put(f"Pushed {message!r} to {push_folder(folder, self.repo_id, self.private, message)}")
+        except OSError as error:
+            again = f"python examples/push_to_hub.py {self.output_dir} {self.repo_id}"
+            self._news.put(f"{error} The next push tries again, or: {again}")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def finish(self):
+        """Waits for the push under way."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def news(self) -> list[str]:
+        """Returns what has happened since the last call, a line each."""
+        lines = []
+        while not self._news.empty():
+            lines.append(self._news.get())
+        return lines
+
+
+def link_files(source: str | os.PathLike, target: str | os.PathLike):
+    """Makes the files of a folder that are for others appear in another one, without copying where that is possible."""
+    for path in Path(source).iterdir():
+        published = any(path.match(pattern) for pattern in _PUBLISHED)
+        if path.is_file() and published and not any(path.match(pattern) for pattern in _NOT_PUBLISHED[1:]):
+            try:
+                os.link(path, Path(target) / path.name)
+            except OSError:
+                shutil.copy2(path, Path(target) / path.name)
+
+
+__all__ = ["HubPush", "META_LICENSE", "link_files", "push_folder", "redact", "write_model_card"]

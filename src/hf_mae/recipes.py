@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from dataclasses import field, fields
+from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,4 +52,21 @@ def parse_arguments(
     return parser.parse_args_into_dataclasses(argv)[0]
 
 
-__all__ = ["parse_arguments", "setting"]
+def recipe_of(args, without: set[str] = frozenset()) -> dict:
+    """Returns the settings that are not the defaults, as a recipe may hold them.
+
+    Args:
+        args (a dataclass): What [`parse_arguments`] returned.
+        without (`set[str]`, *optional*): Fields to leave out. Those of the Hub and of tokens always are.
+    """
+    recipe = {}
+    for each in fields(args):
+        value = getattr(args, each.name)
+        value = value.value if isinstance(value, Enum) else value
+        plain = isinstance(value, str | int | float | list)
+        if plain and value != each.default and each.name not in without and not each.name.startswith(("hub_", "push_")):
+            recipe[each.name] = value
+    return recipe
+
+
+__all__ = ["parse_arguments", "recipe_of", "setting"]

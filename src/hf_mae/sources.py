@@ -37,9 +37,13 @@ class ImageSource(Sequence):
         blocks (`np.ndarray` of int64 or `None`): Lengths of the runs of consecutive images that are read together, such
             as the row groups of parquet files. `None` if any image can be read by itself.
         fingerprint (`str`): Another one if the images, their number or their order are others.
+        dataset (`str` or `None`): Their name on the Hub.
+        license (`str` or `None`): Their licence, where it is known.
     """
 
     name: str
+    dataset: str | None = None
+    license: str | None = None
     labels: np.ndarray | None = None
     label_names: list[str] | None = None
     blocks: np.ndarray | None = None
@@ -60,6 +64,9 @@ class ImageSource(Sequence):
 
 class FashionMNISTImages(ImageSource):
     """The embedded sample: 3,000 (train) or 1,000 (test) labelled grey photographs of 28 x 28 pixels, 10 classes."""
+
+    dataset = "zalando-datasets/fashion_mnist"
+    license = "MIT"
 
     def __init__(self, split: str = "train"):
         self.name = f"Fashion-MNIST sample ({split}), embedded"
@@ -397,7 +404,7 @@ class DatasetImages(ImageSource):
         columns = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
         if not columns:
             raise ValueError(_no_column(name, dataset.features))
-        self.name, self.column = name, columns[0]
+        self.name, self.license, self.column = name, dataset.info.license or None, columns[0]
         # Bytes, not pictures: decoding is ours to do, at the size that a crop needs.
         images = dataset.select_columns(columns[:1])
         self.dataset = images.cast_column(self.column, datasets.Image(decode=False))
@@ -455,7 +462,10 @@ def open_images(data: str | None = None, split: str = "train", streaming: bool =
         return FashionMNISTImages(split)
     path = Path(data)
     if not path.exists():
-        return _from_hub(data, split) if streaming else _from_datasets(data, split, lambda d: d.load_dataset(data))
+        images = _from_hub(data, split) if streaming else _from_datasets(data, split, lambda d: d.load_dataset(data))
+        if images is not None:
+            images.dataset = data
+        return images
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return _from_datasets(data, split, lambda d: d.load_from_disk(data))
     if not path.is_dir():

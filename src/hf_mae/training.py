@@ -28,8 +28,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.utils import logging
 
 from .data import decoder_name
+from .hub import redact
 from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import MAEForPreTraining
+from .sources import ImageSource
 
 logger = logging.get_logger(__name__)
 
@@ -453,16 +455,22 @@ class StopSignals:
 # Record and log
 
 
-def run_record(recipe: dict) -> dict:
-    """Returns what is needed to repeat a run: recipe, command, versions, machine, commit.
+def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
+    """Returns what is needed to repeat a run: recipe, data, command (without tokens), versions, machine, commit.
 
     Args:
-        recipe (`dict`): All settings of the run, as JSON types.
+        recipe (`dict`): The settings of the run, as JSON types.
+        images ([`ImageSource`], *optional*): What it trains on.
     """
+    data = {}
+    if images is not None:
+        data = {"data": images.name, "num_images": len(images)}
+        data.update(dataset=images.dataset, data_license=images.license)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     return {
         "recipe": recipe,
-        "command": shlex.join(["python", *sys.argv]),
+        **data,
+        "command": redact(shlex.join(["python", *sys.argv])),
         "commit": _commit(),
         "machine": f"{platform.machine()}, {device}",
         "versions": {

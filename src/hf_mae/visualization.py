@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Sheets of pictures: original | masked | reconstruction, and what the class token attends to."""
+"""Sheets of pictures: original | masked | reconstruction, what the class token attends to; and the curve of a loss."""
 
 import math
 from collections.abc import Sequence
@@ -122,6 +122,30 @@ def _heat_map(values: torch.Tensor, grid_size: tuple[int, int], size: tuple[int,
     return PIL.Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
+def loss_curve(points: Sequence[tuple[int, float]], size: tuple[int, int] = (640, 320)) -> PIL.Image.Image:
+    """Returns a picture of a loss over steps, both axes labelled with the least and the largest value.
+
+    Args:
+        points (`Sequence[tuple[int, float]]`): Steps in ascending order and losses, at least two.
+        size (`(width, height)`, *optional*, defaults to `(640, 320)`): Pixels.
+    """
+    (width, height), margin = size, 40
+    steps, losses = (np.array(values, dtype=float) for values in zip(*points, strict=True))
+    x = margin + (steps - steps[0]) / max(steps[-1] - steps[0], 1) * (width - 2 * margin)
+    y = height - margin - (losses - losses.min()) / max(np.ptp(losses), 1e-12) * (height - 2 * margin)
+    picture = PIL.Image.new("RGB", size, "white")
+    draw = PIL.ImageDraw.Draw(picture)
+    draw.line([(margin, margin), (margin, height - margin), (width - margin, height - margin)], fill="gray")
+    draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill="navy", width=2)
+    for loss, place in ((losses.max(), margin), (losses.min(), height - margin)):
+        draw.text((margin - 4, place), f"{loss:.3g}", fill="black", anchor="rm")
+    for step, place in ((steps[0], margin), (steps[-1], width - margin)):
+        draw.text((place, height - margin + 6), f"{step:,.0f}", fill="black", anchor="mt")
+    draw.text((width // 2, height - margin + 6), "step", fill="black", anchor="mt")
+    draw.text((width // 2, margin // 2), "training loss", fill="black", anchor="mm")
+    return picture
+
+
 def _enlarged(size: tuple[int, int], min_side: int) -> tuple[int, int]:
     """(Width, height) times the least whole factor that brings the shorter side to `min_side`."""
     factor = max(math.ceil(min_side / min(size)), 1)
@@ -149,4 +173,4 @@ def _sheet(
     return sheet
 
 
-__all__ = ["attention_rollout", "attention_sheet", "reconstruction_sheet"]
+__all__ = ["attention_rollout", "attention_sheet", "loss_curve", "reconstruction_sheet"]

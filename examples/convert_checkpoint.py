@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Converts checkpoints: official MAE code, timm, transformers' ViTMAE and ViT, lightly, hf_mae; from any to any.
+
+    python examples/convert_checkpoint.py mae_pretrain_vit_base.pth mae-vit-base            # to a folder of hf_mae
+    python examples/convert_checkpoint.py facebook/vit-mae-base mae-vit-base                # from the Hub
+    python examples/convert_checkpoint.py timm/vit_base_patch16_224.mae mae-vit-base --push_to_hub me/mae-vit-base
+    python examples/convert_checkpoint.py runs/fashion_mnist_sample vit-sample --to vit     # for stock ViTModel
+    python examples/convert_checkpoint.py mae-vit-base mae.pth --to official
+
+What the tensors do not tell is given by --config_overrides: 'norm_pix_loss=true,num_attention_heads=6'.
+docs/checkpoints.md says which file holds what.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+import yaml
+from transformers.utils import cached_file, logging
+
+from hf_mae import MAEImageProcessor, MAEModel, export_checkpoint, load_checkpoint
+from hf_mae.checkpoints import flavour_of, names_in
+from hf_mae.hub import META_LICENSE, push_folder, write_model_card
+from hf_mae.training import save_record
+
+# Published by Meta, under whichever roof.
+META = r"(^|/)facebook/vit-mae-|mae_(pretrain|visualize|finetuned?)_vit|(^|/)timm/vit_\w+\.mae"
+
+
+def image_processor_of(source: str, model) -> MAEImageProcessor:
+    """With the mean and deviation that are beside the weights, or else ImageNet's."""
+    config, statistics = model.config, {}
+    for name in ("preprocessor_config.json", "config.json"):
+        path = None
+        if not Path(source).is_file():
+            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        elif (Path(source).parent / name).exists():
+            path = Path(source).parent / name
+        content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        weights = content.get("pretrained_cfg") or {}  # of timm
+        for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
+            value = content.get(ours) or weights.get(theirs)
+            if value and len(value) == config.num_channels:
+                statistics.setdefault(ours, value)
+    if not statistics:
+        print(
+            "No mean and deviation are beside the weights: those of ImageNet are taken (0.5 unless there are 3 "
+            "channels). Change them in preprocessor_config.json if the model was trained with others."
+        )
+    return MAEImageProcessor.for_image_size(config.image_size, num_channels=config.num_channels, **statistics)
+
+
+def print_table(model, source: str, target: str):
+    """Who calls what how, blocks together."""
+    names = [name if not isinstance(model, MAEModel) else f"mae.{name}" for name in model.state_dict()]
+
+    def called(flavour: str, name: str) -> str:
+        theirs = [name] if flavour == "mae" else names_in(flavour, names)[name]
+        if len(theirs) == 3:  # queries, keys and values
+            before, after = re.fullmatch(r"(.*?)q(?:uery)?(.*)", theirs[0]).groups()
+            theirs = [f"{before}{{q,k,v}}{after}"]
+        return "".join(theirs) or "-"
+
+    flavours = list(dict.fromkeys((source, "mae", target)))
+    stems = Counter()
+    for name in names:
+        row = [re.sub(r"\.\d+\.", ".N.", re.sub(r"\.(weight|bias)$", "", called(each, name))) for each in flavours]
+        stems[tuple(row)] += 1
+    rows = [tuple(flavours), *stems]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        count = f"{stems[row]:3} tensors" if row in stems else ""
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)), count)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="File, folder, or name on the Hub.")
+    parser.add_argument("target", type=Path, help="Folder to make; a .pth file for official and lightly.")
+    parser.add_argument("--to", default="mae", choices=("mae", "official", "timm", "vit", "vit_mae", "lightly"))
+    parser.add_argument("--config_overrides", help="Fields of MAEConfig: 'norm_pix_loss=true,num_attention_heads=6'.")
+    parser.add_argument("--license", help="Of the weights, for the card. Meta's are known to be cc-by-nc-4.0.")
+    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Name on the Hub to push the folder to.")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    if args.to == "mae" and (args.target / "config.json").exists():
+        sys.exit(f"{args.target} exists already. Choose another path, or remove it.")
+    if args.push_to_hub and args.target.suffix == ".pth":
+        sys.exit("--push_to_hub pushes folders: choose --to mae, vit, vit_mae or timm.")
+    changes = {}
+    for pair in (args.config_overrides or "").split(",") if args.config_overrides else ():
+        name, _, value = pair.partition("=")
+        changes[name.strip()] = yaml.safe_load(value)
+    try:
+        source = flavour_of(args.source)
+        model = load_checkpoint(args.source, **changes)
+        image_processor = image_processor_of(args.source, model)
+        if args.to == "mae":
+            model.save_pretrained(args.target)
+            image_processor.save_pretrained(args.target)
+            license_ = args.license or (META_LICENSE if re.search(META, args.source) else None)
+            name = Path(args.source).name if Path(args.source).exists() else args.source
+            save_record(args.target, {"converted_from": name, "flavour": source, "license": license_})
+            write_model_card(args.target, args.push_to_hub)
+        else:
+            export_checkpoint(model, args.target, args.to, image_processor)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    print(f"{args.source} ({source}) to {args.target} ({args.to}): {type(model).__name__}, {model.num_parameters():,}")
+    print_table(model, source, args.to)
+    if args.push_to_hub:
+        try:
+            print(f"Pushed to {push_folder(args.target, args.push_to_hub)}")
+        except OSError as error:
+            sys.exit(f"{error}\nLater: python examples/push_to_hub.py {args.target} {args.push_to_hub}")
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
