@@ -73,7 +73,7 @@ def test_pretraining__says_what_it_chose_and_leaves_a_model(finished):
         *("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "reconstructions.png"),
         *("metrics.jsonl", "run.json", "checkpoint-10", "checkpoint-12", "samples-0.jsonl", "sheets"),
         *("configuration_mae.py", "image_processing_mae.py", "modeling_mae.py", "modeling_mae_downstream.py"),
-        "patches_mae.py",
+        *("patches_mae.py", "recipe.yaml", "loss.png"),
     }
     losses = metrics(output_dir, "loss")
     assert list(losses) == list(range(1, 13))
@@ -83,7 +83,7 @@ def test_pretraining__says_what_it_chose_and_leaves_a_model(finished):
     assert Image.open(output_dir / "reconstructions.png").size[0] > 1000
     record = json.loads((output_dir / "run.json").read_text())
     assert record["recipe"]["effective_batch_size"] == 24
-    assert f"| training loss | {losses[12]:g} |" in (output_dir / "README.md").read_text()
+    assert f"| training loss | {losses[12]:.4g} |" in (output_dir / "README.md").read_text()
 
 
 def test_pretraining__can_be_loaded_by_the_other_script(finished):

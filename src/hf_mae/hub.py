@@ -128,15 +128,15 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         if has_decoder
         else 0,
         loss_curve=len(points) > 1,
-        results={
-            _RESULTS[name]: f"{value:.4g}" if value % 1 else f"{value:,.0f}"
-            for name, value in metrics.items()
-            if name in _RESULTS
-        },
+        results={_RESULTS[name]: _number(value) for name, value in metrics.items() if name in _RESULTS},
         licence=_licence(license_, record),
         **_training(folder, record),
     )
     card.write_text(f"{str(text).rstrip()}\n", encoding="utf-8")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if value % 1 else f"{value:,.0f}"
 
 
 def _json(path: Path) -> dict:
