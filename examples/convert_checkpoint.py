@@ -15,6 +15,7 @@ docs/checkpoints.md says which file holds what.
 import argparse
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -32,8 +33,10 @@ from hf_mae.training import save_record
 META = r"(^|/)facebook/vit-mae-|mae_(pretrain|visualize|finetuned?)_vit|(^|/)timm/vit_\w+\.mae"
 
 
-def image_processor_of(source: str, model) -> MAEImageProcessor:
-    """With the mean and deviation that are beside the weights, or else ImageNet's."""
+def image_processor_of(source: str, flavour: str, model) -> MAEImageProcessor:
+    """Ours, or one with the mean and deviation that are beside the weights, or else ImageNet's."""
+    if flavour == "mae":
+        return MAEImageProcessor.from_pretrained(source)
     config, statistics = model.config, {}
     for name in ("preprocessor_config.json", "config.json"):
         path = None
@@ -53,6 +56,20 @@ def image_processor_of(source: str, model) -> MAEImageProcessor:
             "channels). Change them in preprocessor_config.json if the model was trained with others."
         )
     return MAEImageProcessor.for_image_size(config.image_size, num_channels=config.num_channels, **statistics)
+
+
+def save_story(args: argparse.Namespace, flavour: str):
+    """Leaves the record of the run, if the source is ours, or where the weights come from; and the card."""
+    source = Path(args.source)
+    if flavour == "mae" and (source / "run.json").exists():
+        for name in ("run.json", "metrics.jsonl", "recipe.yaml", "reconstructions.png"):
+            if (source / name).exists():
+                shutil.copy(source / name, args.target)
+    else:
+        license_ = args.license or (META_LICENSE if re.search(META, args.source) else None)
+        name = source.name if source.exists() else args.source
+        save_record(args.target, {"converted_from": name, "flavour": flavour, "license": license_})
+    write_model_card(args.target, args.push_to_hub)
 
 
 def print_table(model, source: str, target: str):
@@ -84,6 +101,7 @@ def main():
     parser.add_argument("target", type=Path, help="Folder to make; a .pth file for official and lightly.")
     parser.add_argument("--to", default="mae", choices=("mae", "official", "timm", "vit", "vit_mae", "lightly"))
     parser.add_argument("--config_overrides", help="Fields of MAEConfig: 'norm_pix_loss=true,num_attention_heads=6'.")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="Of the file. Default: float32.")
     parser.add_argument("--license", help="Of the weights, for the card. Meta's are known to be cc-by-nc-4.0.")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Name on the Hub to push the folder to.")
     args = parser.parse_args()
@@ -99,15 +117,16 @@ def main():
     try:
         source = flavour_of(args.source)
         model = load_checkpoint(args.source, **changes)
-        image_processor = image_processor_of(args.source, model)
-        if args.to == "mae":
-            model.save_pretrained(args.target)
+        image_processor = image_processor_of(args.source, source, model)
+        weights = model.state_dict()
+        if args.dtype:
+            weights = {name: tensor.to(getattr(torch, args.dtype)) for name, tensor in weights.items()}
+        if args.to == "mae":  # the configuration goes on saying float32, and so weights of half the size are loaded
+            model.save_pretrained(args.target, state_dict=weights)
             image_processor.save_pretrained(args.target)
-            license_ = args.license or (META_LICENSE if re.search(META, args.source) else None)
-            name = Path(args.source).name if Path(args.source).exists() else args.source
-            save_record(args.target, {"converted_from": name, "flavour": source, "license": license_})
-            write_model_card(args.target, args.push_to_hub)
+            save_story(args, source)
         else:
+            model.load_state_dict(weights, assign=True)
             export_checkpoint(model, args.target, args.to, image_processor)
     except (OSError, ValueError) as error:
         sys.exit(str(error))

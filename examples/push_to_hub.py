@@ -5,6 +5,7 @@
     hf auth login                                                        # once, or set HF_TOKEN
     python examples/push_to_hub.py runs/fashion_mnist_sample my-mae --license apache-2.0
     python examples/push_to_hub.py out organisation/mae-vit-base --license mit --dataset organisation/images --private
+    python examples/push_to_hub.py out --evaluation probe                # no name: writes the card only
 
 The same command goes on after an interruption: files that are there are not sent again. What is given here goes into
 `run.json` and the card; a card that was changed by hand is left as it is.
@@ -22,10 +23,12 @@ from hf_mae.training import save_record
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="What a script of ours or save_pretrained left.")
-    parser.add_argument("repo_id", help="Name on the Hub: organisation/name, or name.")
+    parser.add_argument("repo_id", nargs="?", help="Name on the Hub: organisation/name, or name.")
     parser.add_argument("--license", help="Of the weights, as the Hub calls it: apache-2.0, mit, cc-by-nc-4.0, ...")
     parser.add_argument("--dataset", help="Name on the Hub of the data that it was trained on.")
+    parser.add_argument("--data", help="What the card is to call the data, in place of its path.")
     parser.add_argument("--data_license", help="Of the data.")
+    parser.add_argument("--evaluation", type=Path, help="Output folder of run_linear_probing.py or fine-tuning.")
     parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
     parser.add_argument("--message", default="Upload model", help="Of the commit.")
     args = parser.parse_args()
@@ -33,10 +36,17 @@ def main():
         sys.exit(f"{args.folder} holds no model: there is no config.json.")
     path = args.folder / "run.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    told = {name: getattr(args, name) for name in ("license", "dataset", "data_license") if getattr(args, name)}
+    names = ("license", "dataset", "data", "data_license")
+    told = {name: getattr(args, name) for name in names if getattr(args, name)}
+    if args.evaluation:
+        metrics = json.loads((args.evaluation / "run.json").read_text(encoding="utf-8"))["metrics"]
+        told["metrics"] = {**record.get("metrics", {}), **metrics}
     if told:
         save_record(args.folder, {**record, **told})
     write_model_card(args.folder, args.repo_id)
+    if args.repo_id is None:
+        print(f"The card is {args.folder / 'README.md'}. Nothing was pushed: no name on the Hub was given.")
+        return
     try:
         print(f"Pushed {args.folder} to {push_folder(args.folder, args.repo_id, args.private, args.message)}")
     except OSError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, get_token
 
 from .configuration_mae import MAEConfig
 from .modeling_mae import MAEForPreTraining, MAEModel
@@ -21,15 +21,15 @@ from .visualization import loss_curve
 
 _TEMPLATE = Path(__file__).parent / "model_card.md"
 _MARK = "<!-- Written by hf_mae"  # on cards that no one has changed
-# What a folder may hold that is for others: no optimizer, no samples, no pickles, nothing of folders in it.
-_PUBLISHED = ["*.safetensors", "*.json", "*.py", "*.png", "README.md", "recipe.yaml", "metrics.jsonl"]
-_NOT_PUBLISHED = ["*/*", "optimizer*.safetensors", "manifest.json", "training_state.json", "trainer_state.json"]
+# What of a folder is for others: no optimizer, no samples, no pickles, nothing of folders in it.
+_PUBLISHED = ("*.safetensors", "*.json", "*.py", "*.png", "README.md", "recipe.yaml", "metrics.jsonl")
+_NOT_PUBLISHED = ("optimizer*", "manifest.json", "training_state.json", "trainer_state.json")
 _RESULTS = {
     "step": "steps",
     "loss": "training loss",
     "eval_loss": "loss on the evaluation images, fixed masks",
     "knn_accuracy": "k-NN accuracy of the features (k = 20)",
-    "linear_accuracy": "accuracy of a linear probe",
+    "linear_accuracy": "accuracy of a linear probe (of several rates the best on these images)",
     "eval_accuracy": "accuracy",
     "eval_top5_accuracy": "accuracy, among the first five",
 }
@@ -85,7 +85,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
             dataset_name=record.get("data", dataset),
             metric_type="accuracy",
             metric_name=_RESULTS[name],
-            metric_value=value,
+            metric_value=round(value, 4),
         )
         for name, value in metrics.items()
         if name in _ACCURACIES and dataset
@@ -201,23 +201,39 @@ def push_folder(
         OSError: If the folder holds no model, or the Hub can't be reached or refuses.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise OSError(f"{folder} holds no model: there is no config.json.")
+    files = published_files(folder)
     try:
         api = HfApi()
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=message,
-            allow_patterns=_PUBLISHED,
-            ignore_patterns=_NOT_PUBLISHED,
-        )
+        operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+        api.create_commit(repo_id, operations, commit_message=message)
     except Exception as error:  # of many kinds: of HTTP, of the connection, of the names
         reason = redact(str(error)).strip().splitlines() or [type(error).__name__]
         # Not with `from`: the request in the chain carries the token.
         raise OSError(f"{folder} could not be pushed to {repo_id}: {reason[0]}") from None
     return f"{api.endpoint}/{repo_id}"
+
+
+def published_files(folder: str | os.PathLike) -> dict[str, Path]:
+    """Returns the files of a saved model that are for others, by name. Code that it needs and lacks is the package's.
+
+    Args:
+        folder (`str` or `os.PathLike`): As `save_pretrained` or a script of ours leaves it.
+
+    Raises:
+        OSError: If it holds no model.
+    """
+    folder = Path(folder)
+    config = _json(folder / "config.json")
+    if not config:
+        raise OSError(f"{folder} holds no model: there is no config.json.")
+    code = Path(__file__).parent.glob("*_mae*.py") if config.get("model_type") == MAEConfig.model_type else ()
+    found = {path.name: path for path in code}
+    for path in sorted(folder.iterdir()):
+        published = any(path.match(pattern) for pattern in _PUBLISHED)
+        if path.is_file() and published and not any(path.match(pattern) for pattern in _NOT_PUBLISHED):
+            found[path.name] = path
+    return found
 
 
 class HubPush:
@@ -285,14 +301,12 @@ class HubPush:
 
 
 def link_files(source: str | os.PathLike, target: str | os.PathLike):
-    """Makes the files of a folder that are for others appear in another one, without copying where that is possible."""
-    for path in Path(source).iterdir():
-        published = any(path.match(pattern) for pattern in _PUBLISHED)
-        if path.is_file() and published and not any(path.match(pattern) for pattern in _NOT_PUBLISHED[1:]):
-            try:
-                os.link(path, Path(target) / path.name)
-            except OSError:
-                shutil.copy2(path, Path(target) / path.name)
+    """Makes [`published_files`] appear in another folder, without copying where that is possible."""
+    for name, path in published_files(source).items():
+        try:
+            os.link(path, Path(target) / name)
+        except OSError:
+            shutil.copy2(path, Path(target) / name)
 
 
-__all__ = ["HubPush", "META_LICENSE", "link_files", "push_folder", "redact", "write_model_card"]
+__all__ = ["HubPush", "META_LICENSE", "link_files", "published_files", "push_folder", "redact", "write_model_card"]

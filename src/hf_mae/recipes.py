@@ -5,7 +5,7 @@
 import argparse
 import os
 import sys
-from dataclasses import field, fields
+from dataclasses import MISSING, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
@@ -63,8 +63,9 @@ def recipe_of(args, without: set[str] = frozenset()) -> dict:
     for each in fields(args):
         value = getattr(args, each.name)
         value = value.value if isinstance(value, Enum) else value
+        default = each.default if each.default_factory is MISSING else each.default_factory()
         plain = isinstance(value, str | int | float | list)
-        if plain and value != each.default and each.name not in without and not each.name.startswith(("hub_", "push_")):
+        if plain and value != default and each.name not in without and not each.name.startswith(("hub_", "push_")):
             recipe[each.name] = value
     return recipe
 

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Cards and pushes. What is pushed goes to a stand-in of the Hub, see hub_stand_in.py, and is loaded from there."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import picture
+from hub_stand_in import HubStandIn
+from huggingface_hub import ModelCard
+
+import hf_mae
+from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.hub import HubPush, link_files, push_folder, redact, write_model_card
+from hf_mae.training import run_record, save_record
+from hf_mae.visualization import loss_curve
+
+ROOT = Path(__file__).parents[1]
+CODE = {path.name for path in (ROOT / "src" / "hf_mae").glob("*_mae*.py")}
+LANDS = {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "run.json", *CODE}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with HubStandIn() as hub:
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        yield hub
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    """A folder as pre-training leaves it, with things in it that are for no one else."""
+    folder = tmp_path / "mae-tiny"
+    tiny_model().save_pretrained(folder)
+    MAEImageProcessor.for_image_size(32).save_pretrained(folder)
+    metrics = {"step": 20, "loss": 0.51, "knn_accuracy": 0.625}
+    save_record(folder, {**run_record({"seed": 0}), "hours": 0.5, "metrics": metrics})
+    (folder / "metrics.jsonl").write_text('{"step": 10, "loss": 0.9}\n{"step": 20, "loss": 0.51}\n')
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    (folder / "optimizer.safetensors").write_bytes(b"large")
+    (folder / "checkpoint-20").mkdir()
+    (folder / "checkpoint-20" / "config.json").write_text("{}")
+    write_model_card(folder)
+    return folder
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Runs a script in this process and returns what it printed."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(ROOT / "examples" / name, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def change_weights(folder, value):
+    model = MAEForPreTraining.from_pretrained(folder)
+    torch.nn.init.constant_(model.decoder.head.bias, value)
+    model.save_pretrained(folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Cards
+
+
+def test_card__metadata_are_those_of_the_hub(saved):
+    data = ModelCard.load(saved / "README.md").data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-feature-extraction")
+    assert {"mae", "masked-autoencoder"} <= set(data.tags)
+    assert (data.license, data.datasets, data.eval_results) == (None, None, None)
+    record = json.loads((saved / "run.json").read_text())
+    told = {"license": "apache-2.0", "dataset": "organisation/images", "data": "images", "data_license": "MIT"}
+    save_record(saved, {**record, **told})
+    write_model_card(saved, "me/my-mae")
+    card = ModelCard.load(saved / "README.md")
+    assert (card.data.license, card.data.datasets) == ("apache-2.0", ["organisation/images"])
+    (result,) = card.data.eval_results  # written as `model-index`
+    assert (card.data.model_name, result.dataset_type) == ("my-mae", "organisation/images")
+    assert (result.metric_name, result.metric_value) == ("k-NN accuracy of the features (k = 20)", 0.625)
+    assert "images. Licence: MIT" in card.text
+
+
+def test_card__tells_what_a_stranger_asks(saved, tiny_model):
+    text = (saved / "README.md").read_text()
+    record = json.loads((saved / "run.json").read_text())
+    for fact in (record["command"], record["commit"] or "installed", "0.50 hours", "| training loss | 0.51 |"):
+        assert fact in text
+    model = tiny_model()
+    assert f"| parameters | {model.mae.num_parameters() / 1e6:.2f} M |" in text
+    assert "| width | 32 | 16 |" in text
+    assert "75 % of the patches hidden" in text
+    assert "No licence of the weights is stated" in text
+    assert "![loss over steps](loss.png)" in text
+    assert (saved / "loss.png").exists()
+    assert "reconstructions.png" not in text  # there is none
+    assert not re.search(r"\{\{|\}\}|None|Undefined|\n\n\n", text)
+
+
+def blocks(folder):
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
+
+
+@pytest.mark.parametrize("kind", ["pre-training", "classifier"])
+def test_card__its_code_runs(saved, tiny_config, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    picture().save("picture.jpg")
+    if kind == "classifier":
+        MAEForImageClassification(tiny_config(num_labels=3, pooling="class")).save_pretrained(saved)
+    write_model_card(saved, "mae-tiny")  # a name on the Hub, and a folder here
+    ours, export, stock = blocks(saved)
+    found, theirs = {}, {}
+    exec(ours, found)
+    exec(export, {})
+    exec(stock, theirs)
+    inputs = found["image_processor"](picture(), return_tensors="pt")
+    outputs = theirs["model"].eval()(**inputs)
+    name = "logits" if kind == "classifier" else "last_hidden_state"
+    torch.testing.assert_close(outputs[name], found["model"](**inputs)[name], rtol=0, atol=1e-5)
+    if kind == "pre-training":
+        assert found["outputs"].last_hidden_state.shape == (1, 17, 32)
+        assert "(1, 17, 32): the class token, then 16 patches" in ours
+
+
+def test_card__of_a_classifier(tiny_config, tmp_path):
+    MAEForImageClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
+    save_record(tmp_path, {"metrics": {"eval_accuracy": 0.75}, "dataset": "me/pets", "data": "pets"})
+    write_model_card(tmp_path, "me/pets-mae")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    assert [(result.metric_type, result.metric_value) for result in card.data.eval_results] == [("accuracy", 0.75)]
+    assert "AutoModelForImageClassification.from_pretrained" in card.text
+    assert 'timm.create_model("local-dir:timm"' in card.text  # the mean of the patches: stock ViT has no such head
+
+
+def test_card__of_converted_weights_marks_the_licence(tiny_model, tmp_path, script):
+    model = tiny_model()
+    hf_mae.export_checkpoint(model, tmp_path / "mae_pretrain_vit_tiny.pth", "official")
+    printed = script("convert_checkpoint.py", tmp_path / "mae_pretrain_vit_tiny.pth", tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "under CC-BY-NC 4.0: no commercial use" in card.text
+    assert "converted from `mae_pretrain_vit_tiny.pth` (official)" in card.text
+    assert str(tmp_path) not in card.text
+    assert re.search(r"blocks\.N\.attn\.qkv +mae\.layers\.N\.attention\.qkv +4 tensors", printed)
+    assert "those of ImageNet are taken" in printed
+    again = MAEForPreTraining.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(SystemExit, match="exists already"):
+        script("convert_checkpoint.py", tmp_path / "mae_pretrain_vit_tiny.pth", tmp_path / "out")
+
+
+def test_conversion__of_ours_keeps_its_story_and_halves_its_size(saved, tmp_path, script):
+    script("convert_checkpoint.py", saved, tmp_path / "half", "--dtype", "float16")
+    assert (tmp_path / "half" / "run.json").read_text() == (saved / "run.json").read_text()
+    assert "![loss over steps](loss.png)" in (tmp_path / "half" / "README.md").read_text()
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (saved, tmp_path / "half")]
+    assert sizes[1] < 0.7 * sizes[0]  # names take some of it
+    model = MAEForPreTraining.from_pretrained(tmp_path / "half")
+    assert model.dtype == torch.float32
+    expected = MAEForPreTraining.from_pretrained(saved).decoder.head.weight.half().float()
+    assert torch.equal(model.decoder.head.weight, expected)
+
+
+def test_conversion__table_and_stock_folder(saved, tmp_path, script):
+    printed = script("convert_checkpoint.py", saved, tmp_path / "vit", "--to", "vit")
+    assert re.search(r"mae\.layers\.N\.attention\.qkv +encoder\.layer\.N\.attention\.attention\.\{q,k,v\}", printed)
+    assert re.search(r"decoder\.head +- +2 tensors", printed)
+    assert (tmp_path / "vit" / "preprocessor_config.json").exists()
+    with pytest.raises(SystemExit, match="There is no checkpoint"):
+        script("convert_checkpoint.py", tmp_path / "missing.pth", tmp_path / "out")
+
+
+def test_card__changed_by_hand_stays(saved):
+    card = saved / "README.md"
+    card.write_text(card.read_text().replace("organisation", "us").rsplit("<!--", 1)[0] + "Our own words.\n")
+    write_model_card(saved)
+    assert card.read_text().endswith("Our own words.\n")
+
+
+def test_template__is_where_one_looks_for_it():
+    assert (ROOT / "model_cards" / "template.md").read_text() == (ROOT / "src/hf_mae/model_card.md").read_text()
+
+
+def test_loss_curve__falls_where_the_loss_does():
+    picture = loss_curve([(0, 1.0), (50, 0.2), (100, 0.1)], size=(200, 100)).convert("RGB")
+    line = [(x, y) for x in range(200) for y in range(100) if picture.getpixel((x, y)) == (0, 0, 128)]
+    assert min(line)[1] < 45 < 55 < max(line)[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pushes
+
+
+def test_redact__leaves_no_token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-another-kind")
+    text = (
+        "--hub_token secret --token=secret hf_abcdefghijklmnopqrstuv a-token-of-another-kind hf_mae hf_mae/checkpoints"
+    )
+    assert redact(text) == "--hub_token *** --token=*** hf_*** *** hf_mae hf_mae/checkpoints"
+
+
+def test_command_of_the_record__has_no_token(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--hub_token", "secret-token", "--seed", "1"])
+    assert run_record({})["command"] == "python run.py --hub_token '***' --seed 1".replace("'", "")
+
+
+def test_push__what_lands(hub, saved):
+    assert push_folder(saved, "me/mae", private=True, message="First") == f"{hub.url}/me/mae"
+    assert hub.private["me/mae"]
+    ((repo_id, title, added),) = hub.commits  # one commit
+    assert (repo_id, title) == ("me/mae", "First")
+    assert set(added) == set(hub.repositories["me/mae"]) == LANDS | {"metrics.jsonl", "loss.png"}
+    assert hub.repositories["me/mae"]["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+    auto_map = json.loads(hub.repositories["me/mae"]["config.json"])["auto_map"]
+    assert {f"{reference.split('.')[0]}.py" for reference in auto_map.values()} < CODE
+    uploads = sum(method == "PUT" for method, _, _ in hub.requests)
+    assert uploads == 2  # weights and picture
+    (saved / "README.md").write_text("changed\n")
+    push_folder(saved, "me/mae")
+    assert hub.repositories["me/mae"]["README.md"] == b"changed\n"
+    assert sum(method == "PUT" for method, _, _ in hub.requests) == uploads  # what was there is not sent again
+
+
+def test_push__name_without_an_owner_is_the_users_own(hub, saved):
+    assert push_folder(saved, "mae").endswith("/tester/mae")
+
+
+def test_push__code_that_the_folder_lacks_comes_from_the_package(hub, saved):
+    for name in CODE:
+        (saved / name).unlink()
+    push_folder(saved, "me/mae")
+    assert set(hub.repositories["me/mae"]) >= CODE
+
+
+def test_push__dropped_connection(hub, saved, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's own attempts
+    hub.drop = 1
+    push_folder(saved, "me/mae")  # the client tries again by itself
+    change_weights(saved, 1.0)
+    hub.drop = 100
+    with pytest.raises(OSError, match="could not be pushed to me/mae") as error:
+        push_folder(saved, "me/mae")
+    assert hub.token not in str(error.value)
+    assert error.value.__cause__ is None
+    assert len(hub.commits) == 1  # nothing half
+    hub.drop = 0
+    push_folder(saved, "me/mae")
+    assert hub.repositories["me/mae"]["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+
+
+def test_push__refusals_say_why_without_the_token(hub, saved, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrongwrong")
+    with pytest.raises(OSError, match="could not be pushed to me/mae: .*401") as error:
+        push_folder(saved, "me/mae")
+    assert "wrongwrong" not in str(error.value)
+    with pytest.raises(OSError, match="holds no model: there is no config.json"):
+        push_folder(tmp_path, "me/mae")
+    assert not hub.repositories
+
+
+def test_background__pushes_while_the_run_goes_on(hub, saved):
+    hub.delay = 0.3
+    push = HubPush(saved.parent, "me/mae")
+    start = time.monotonic()
+    push.start(lambda folder: link_files(saved, folder), "Step 10")
+    assert time.monotonic() - start < 0.3
+    push.start(lambda folder: link_files(saved, folder), "Step 20")
+    assert push.news() == ["The push before is still under way: 'Step 20' is left to the next one."]
+    weights = (saved / "model.safetensors").read_bytes()
+    change_weights(saved, 1.0)  # does not reach what is being pushed
+    (saved / "model.safetensors").unlink()
+    push.finish()
+    assert push.news() == [f"Pushed 'Step 10' to {hub.url}/me/mae"]
+    assert [title for _, title, _ in hub.commits] == ["Step 10"]
+    assert hub.repositories["me/mae"]["model.safetensors"] == weights
+    assert not (saved.parent / ".push").exists()
+
+
+def test_background__failure_is_told_and_the_next_push_brings_it(hub, saved, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no one listens
+    push = HubPush(saved.parent, "me/mae")
+    push.start(lambda folder: link_files(saved, folder), "Step 10")
+    push.finish()
+    (line,) = push.news()
+    assert re.search(r"could not be pushed to me/mae: .* The next push tries again, or: python .*push_to_hub.py", line)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    push.start(lambda folder: link_files(saved, folder), "Step 20")
+    push.finish()
+    assert [title for _, title, _ in hub.commits] == ["Step 20"]
+    push.news()
+    push.start(lambda folder: link_files(saved / "nowhere", folder), "Step 30")  # nor does a full disk end a run
+    assert "Nothing was pushed" in push.news()[0]
+
+
+def test_background__wants_a_token_at_the_start(monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("hf_mae.hub.get_token", lambda: None)
+    with pytest.raises(ValueError, match="needs an access token that may write: run `hf auth login`, or set HF_TOKEN"):
+        HubPush(tmp_path, "me/mae")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The scripts, and whoever loads what they pushed
+
+
+def run(hub, tmp_path, *command, code=0):
+    variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "home")}
+    variables.update(HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1")
+    command = [sys.executable, *map(str, command)]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=200)
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed
+    assert hub.token not in printed
+    return printed
+
+
+def assert_no_token(hub, folder):
+    for path in folder.rglob("*"):
+        assert not path.is_file() or hub.token.encode() not in path.read_bytes(), path
+
+
+LOAD = """
+import sys, torch
+sys.modules["hf_mae"] = None  # whoever imports it gets an ImportError
+from transformers import AutoModel, AutoModelForPreTraining
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+name, target = sys.argv[1:]
+model = AutoModelForPreTraining.from_pretrained(name, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+pixels = processor(torch.zeros(1, 40, 40, dtype=torch.uint8), return_tensors="pt").pixel_values
+loss = model.train()(pixels).loss
+loss.backward()
+torch.optim.SGD(model.parameters(), lr=0.1).step()
+model.eval().save_pretrained(target)
+processor.save_pretrained(target)
+expected = model.mae(pixels).last_hidden_state
+model.push_to_hub("me/trained")
+processor.push_to_hub("me/trained")
+for again in (target, "me/trained"):
+    encoder = AutoModel.from_pretrained(again, trust_remote_code=True).eval()
+    assert torch.equal(encoder(pixels).last_hidden_state, expected)
+print("fine")
+"""
+
+
+def test_pretraining__pushes_while_it_runs_and_at_its_end(hub, tmp_path):
+    out, script = tmp_path / "out", ROOT / "examples" / "run_pretraining.py"
+    sizes = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32"
+    flags = f"--config_overrides {sizes} --max_steps 6 --effective_batch_size 8 --eval_images 40 --logging_steps 1"
+    pushes = "--push_to_hub true --hub_model_id me/mae --hub_strategy every_save --hub_private_repo true --save_steps 2"
+    hub.drop = 1
+    printed = run(hub, tmp_path, script, "--output_dir", out, *flags.split(), *pushes.split())
+    titles = [title for _, title, _ in hub.commits]
+    assert titles[-1] == "6 steps of pre-training"
+    assert set(titles[:-1]) <= {"Step 2 of 6", "Step 4 of 6"}
+    assert f"Pushed '6 steps of pre-training' to {hub.url}/me/mae" in printed
+    files = hub.repositories["me/mae"]
+    assert set(files) == LANDS | {"metrics.jsonl", "loss.png", "recipe.yaml", "reconstructions.png"}
+    assert files["model.safetensors"] == (out / "model.safetensors").read_bytes()
+    assert b"max_steps: 6" in files["recipe.yaml"]
+    assert b"hub" not in files["recipe.yaml"]
+    assert_no_token(hub, out)
+    assert all(hub.token.encode() not in content for content in files.values())
+    (tmp_path / "load.py").write_text(LOAD)
+    assert "fine" in run(hub, tmp_path, tmp_path / "load.py", "me/mae", tmp_path / "trained")
+
+
+def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, script):
+    url, hub.url = hub.url, "http://127.0.0.1:9"
+    out = tmp_path / "out"
+    flags = f"--output_dir {out} --max_steps 2 --effective_batch_size 8 --eval_images 40 --push_to_hub true"
+    pretraining = ROOT / "examples" / "run_pretraining.py"
+    printed = run(hub, tmp_path, pretraining, *flags.split(), "--hub_model_id", "me/mae")
+    assert "could not be pushed to me/mae" in printed
+    assert (out / "model.safetensors").exists()
+    hub.url = url
+    assert "Pushed" in script("push_to_hub.py", out, "me/mae", "--license", "apache-2.0")
+    assert b"license: apache-2.0" in hub.repositories["me/mae"]["README.md"]
+
+
+def test_fine_tuning__pushes_model_card_and_record_but_no_pickle(hub, saved, tmp_path):
+    encoder = MAEModel.from_pretrained(saved, image_size=24, num_channels=1)
+    encoder.save_pretrained(tmp_path / "encoder")
+    MAEImageProcessor.for_image_size(24, num_channels=1).save_pretrained(tmp_path / "encoder")
+    out, script = tmp_path / "classifier", ROOT / "examples" / "run_image_classification.py"
+    flags = f"--model_name_or_path {tmp_path / 'encoder'} --output_dir {out} --max_steps 2 --max_train_images 64"
+    pushes = f"--push_to_hub --hub_model_id me/classifier --hub_token {hub.token}"
+    printed = run(hub, tmp_path, script, *flags.split(), *pushes.split())
+    assert f"Pushed 'End of training' to {hub.url}/me/classifier" in printed
+    files = hub.repositories["me/classifier"]
+    assert set(files) >= LANDS
+    assert not any(name.endswith((".bin", ".pt", ".pth")) for name in files)
+    assert json.loads(files["run.json"])["metrics"]["eval_accuracy"] >= 0
+    assert b"pipeline_tag: image-classification" in files["README.md"]
+    assert_no_token(hub, out)
+    assert all(hub.token.encode() not in content for content in files.values())
