@@ -28,7 +28,9 @@ def main():
     parser.add_argument("--dataset", help="Name on the Hub of the data that it was trained on.")
     parser.add_argument("--data", help="What the card is to call the data, in place of its path.")
     parser.add_argument("--data_license", help="Of the data.")
-    parser.add_argument("--evaluation", type=Path, help="Output folder of run_linear_probing.py or fine-tuning.")
+    parser.add_argument(
+        "--evaluation", type=Path, action="append", default=[], help="Folder of a probe or a fine-tuned model of it."
+    )
     parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
     parser.add_argument("--message", default="Upload model", help="Of the commit.")
     args = parser.parse_args()
@@ -38,9 +40,10 @@ def main():
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     names = ("license", "dataset", "data", "data_license")
     told = {name: getattr(args, name) for name in names if getattr(args, name)}
-    if args.evaluation:
-        metrics = json.loads((args.evaluation / "run.json").read_text(encoding="utf-8"))["metrics"]
-        told["metrics"] = {**record.get("metrics", {}), **metrics}
+    for folder in args.evaluation:
+        metrics = json.loads((folder / "run.json").read_text(encoding="utf-8"))["metrics"]
+        metrics = {name.replace("eval_", "finetuned_"): value for name, value in metrics.items()}
+        told["metrics"] = {**record.get("metrics", {}), **told.get("metrics", {}), **metrics}
     if told:
         save_record(args.folder, {**record, **told})
     write_model_card(args.folder, args.repo_id)

@@ -30,10 +30,11 @@ _RESULTS = {
     "eval_loss": "loss on the evaluation images, fixed masks",
     "knn_accuracy": "k-NN accuracy of the features (k = 20)",
     "linear_accuracy": "accuracy of a linear probe (of several rates the best on these images)",
+    "finetuned_accuracy": "accuracy after fine-tuning",
     "eval_accuracy": "accuracy",
     "eval_top5_accuracy": "accuracy, among the first five",
 }
-_ACCURACIES = {"knn_accuracy", "linear_accuracy", "eval_accuracy"}
+_ACCURACIES = {"knn_accuracy", "linear_accuracy", "finetuned_accuracy", "eval_accuracy"}
 META_LICENSE = "cc-by-nc-4.0"
 
 
