@@ -193,7 +193,7 @@ def main():
         last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
         if last is not None:
             print(f"Continues from {last}. Delete {args.output_dir} to start anew.")
-        record = run_record(recipe_of(args, {"output_dir", "data"}), train_images)
+        record = {**run_record(recipe_of(args, {"output_dir", "data"}), train_images), "num_images": len(train_dataset)}
         record["hours"] = trainer.train(resume_from_checkpoint=last).metrics["train_runtime"] / 3600
         trainer.save_model(_internal_call=True)  # what is pushed is pushed with its card, below
     metrics = {}

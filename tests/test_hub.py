@@ -108,7 +108,7 @@ def test_card__tells_what_a_stranger_asks(saved, tiny_model):
     assert "![loss over steps](loss.png)" in text
     assert (saved / "loss.png").exists()
     assert "reconstructions.png" not in text  # there is none
-    assert not re.search(r"\{\{|\}\}|None|Undefined|\n\n\n", text)
+    assert not re.search(r"\{\{|\}\}|None|Undefined|\n\n\n", text.split("## Citation")[0])
 
 
 def blocks(folder):
@@ -145,6 +145,8 @@ def test_card__of_a_classifier(tiny_config, tmp_path):
     assert [(result.metric_type, result.metric_value) for result in card.data.eval_results] == [("accuracy", 0.75)]
     assert "AutoModelForImageClassification.from_pretrained" in card.text
     assert 'timm.create_model("local-dir:timm"' in card.text  # the mean of the patches: stock ViT has no such head
+    assert "3 classes: LABEL_0, LABEL_1, LABEL_2." in card.text
+    assert not re.search(r"\{\{|\}\}|None|Undefined|\n\n\n|^ ", card.text, re.MULTILINE)
 
 
 def test_card__of_converted_weights_marks_the_licence(tiny_model, tmp_path, script):

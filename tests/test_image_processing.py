@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_grey__is_repeated_for_a_colour_model():
         (photograph(), {"num_channels": 13}, "Expected an image of 13 channels"),
         (photograph().astype(np.float32), {}, r"floats in \[0, 1\]; got torch.float32 with values from 21 to 240"),
         (photograph().astype(np.int64), {}, "got torch.int64"),
-        (photograph(), {"image_mean": [0.5, 0.5]}, "image_mean has 2 values for 3 channels"),
+        (photograph(), {"image_mean": [0.5, 0.5], "num_channels": 3}, "image_mean has 2 values for 3 channels"),
         (photograph(), {"resample": 1}, r"resample must be 0 \(nearest\), 2 \(bilinear\) or 3 \(bicubic\), got 1"),
     ],
 )
@@ -207,3 +208,16 @@ def test_post_process_semantic_segmentation__classes_at_the_size_of_the_picture(
     assert torch.equal(processor.post_process_semantic_segmentation(outputs)[1], logits[1].argmax(dim=0))
     with pytest.raises(ValueError, match="Got 1 target_sizes for 2 images"):
         processor.post_process_semantic_segmentation(outputs, [(8, 12)])
+
+
+@pytest.mark.parametrize("size", [28, {"height": 28, "width": 28}])
+def test_processors_of_stock_models__keep_their_size_and_channels(tmp_path, size):
+    """They resize to `size` itself, and have neither a crop nor `num_channels`."""
+    content = {"image_processor_type": "ViTImageProcessor", "size": size, "image_mean": [0.2], "image_std": [0.3]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**content, "resample": 3}))
+    processor = MAEImageProcessor.from_pretrained(tmp_path)
+    picture = PIL.Image.new("L", (28, 28), 51)
+    pixels = processor(picture, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 1, 28, 28)
+    torch.testing.assert_close(pixels, torch.zeros(1, 1, 28, 28), rtol=0, atol=1e-6)
+    assert processor(PIL.Image.new("L", (70, 40)), return_tensors="pt").pixel_values.shape == (1, 1, 28, 28)

@@ -27,7 +27,7 @@ _NOT_PUBLISHED = ("optimizer*", "manifest.json", "training_state.json", "trainer
 _RESULTS = {
     "step": "steps",
     "loss": "training loss",
-    "eval_loss": "loss on the evaluation images, fixed masks",
+    "eval_loss": "loss on the evaluation images",
     "knn_accuracy": "k-NN accuracy of the features (k = 20)",
     "linear_accuracy": "accuracy of a linear probe (of several rates the best on these images)",
     "finetuned_accuracy": "accuracy after fine-tuning",
@@ -129,11 +129,13 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         if has_decoder
         else 0,
         loss_curve=len(points) > 1,
+        classes=", ".join(config.id2label.values()) if has_classifier and config.num_labels <= 20 else None,
         results={_RESULTS[name]: _number(value) for name, value in metrics.items() if name in _RESULTS},
         licence=_licence(license_, record),
         **_training(folder, record),
     )
-    card.write_text(f"{str(text).rstrip()}\n", encoding="utf-8")
+    text = re.sub(r"\n{3,}", "\n\n", str(text).strip())  # where parts were left out
+    card.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _number(value: float) -> str:
@@ -151,7 +153,7 @@ def _summary(record: dict, has_classifier: bool, has_decoder: bool) -> str:
         kind = "a classifier on the encoder of a masked autoencoder"
     elif has_decoder:
         kind = "a masked autoencoder"
-    done = "fine-tuned" if has_classifier else "pre-trained"
+    done = "trained" if has_classifier else "pre-trained"
     if record.get("converted_from"):
         done = "converted"
     data = f" on {record['data']}" if record.get("data") else ""

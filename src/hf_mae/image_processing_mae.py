@@ -129,11 +129,12 @@ class MAEImageProcessor(BaseImageProcessor):
         size (`dict`, *optional*, defaults to `{"shortest_edge": 256}`): `{"shortest_edge": s}` keeps the aspect: the
             image covers `crop_size` scaled such that its shorter side is `s`. `{"height": h, "width": w}` does not.
         crop_size (`dict`, *optional*, defaults to `{"height": 224, "width": 224}`): Pixels of the centre crop; smaller
-            images are padded with 0.
+            images are padded with 0. Where only a `size` of one number or of height and width is given, it is that.
         resample (`int`, *optional*, defaults to 3): PIL's number of the filter: 0 nearest, 2 bilinear, 3 bicubic.
         image_mean, image_std (`tuple[float]`, *optional*): Per channel, for values in [0, 1]. Default to ImageNet's for
             3 channels and to 0.5 otherwise.
-        num_channels (`int`, *optional*, defaults to 3): Channels of the pixel values; see [`image_to_tensor`].
+        num_channels (`int`, *optional*, defaults to 3): Channels of the pixel values; see [`image_to_tensor`]. Follows
+            from `image_mean` where that is given.
         do_resize, do_center_crop, do_rescale, do_normalize (`bool`, *optional*, default to `True`): The steps.
     """
 
@@ -153,6 +154,14 @@ class MAEImageProcessor(BaseImageProcessor):
     num_channels = 3
 
     def __init__(self, **kwargs):
+        # Processors of other models, which resize to the size itself and do not tell the channels.
+        size, mean = kwargs.get("size"), kwargs.get("image_mean")
+        if kwargs.get("crop_size") is None and isinstance(size, int):
+            kwargs["crop_size"] = {"height": size, "width": size}
+        elif kwargs.get("crop_size") is None and "height" in (size or {}):
+            kwargs["crop_size"] = dict(size)
+        if "num_channels" not in kwargs and isinstance(mean, list | tuple):
+            kwargs["num_channels"] = len(mean)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         if self.image_mean is None:
