@@ -46,8 +46,8 @@ def main():
         told["metrics"] = {**record.get("metrics", {}), **told.get("metrics", {}), **metrics}
     if told:
         save_record(args.folder, {**record, **told})
-    write_model_card(args.folder, args.repo_id)
     if args.repo_id is None:
+        write_model_card(args.folder)
         print(f"The card is {args.folder / 'README.md'}. Nothing was pushed: no name on the Hub was given.")
         return
     try:

@@ -17,7 +17,7 @@ from transformers.utils import cached_file, logging
 
 from .configuration_mae import _PRESETS, MAEConfig, _pair
 from .image_processing_mae import MAEImageProcessor
-from .modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from .modeling_mae import _HUB_KWARGS, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from .modeling_mae_downstream import MAEForImageClassification
 from .probing import fold_batch_norm
 
@@ -219,7 +219,7 @@ def load_checkpoint(
         model_class (`type`, *optional*): A class of ours. Parts that the checkpoint lacks start anew, the log says
             which. Defaults to the class of the content.
         **config: Fields of [`MAEConfig`] that the tensors do not tell or that shall differ. Another `image_size`
-            resamples the position tables.
+            resamples the position tables. `revision`, `token`, `cache_dir`, ... are those of `from_pretrained`.
 
     Returns:
         By default [`MAEForPreTraining`] if there is a decoder in the checkpoint, [`MAEForImageClassification`] if there
@@ -231,11 +231,12 @@ def load_checkpoint(
         ValueError: If it is of another architecture, tensors are missing or do not fit, or heads can't be told.
     """
     checkpoint = _folder_of(checkpoint)
-    state_dict, beside = _read(checkpoint)
+    hub_kwargs = {name: config.pop(name) for name in _HUB_KWARGS if name in config}
+    state_dict, beside = _read(checkpoint, **hub_kwargs)
     if beside.get("model_type") == MAEConfig.model_type:
         classes = {each.__name__: each for each in (MAEModel, MAEForPreTraining, MAEForImageClassification)}
         model_class = model_class or classes.get((beside.get("architectures") or [""])[0], MAEModel)
-        return model_class.from_pretrained(checkpoint, dtype=torch.float32, **config).eval()
+        return model_class.from_pretrained(checkpoint, dtype=torch.float32, **config, **hub_kwargs).eval()
     wanted = {name: config.pop(name) for name in ("image_size", "num_channels") if name in config}
     content_class, fields, tensors = _convert(state_dict, beside, config, wanted.get("image_size"))
     load = (model_class or content_class).from_pretrained

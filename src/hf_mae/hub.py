@@ -204,11 +204,12 @@ def push_folder(
         OSError: If the folder holds no model, or the Hub can't be reached or refuses.
     """
     folder = Path(folder)
-    files = published_files(folder)
+    published_files(folder)  # before a repository is made
     try:
         api = HfApi()
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+        write_model_card(folder, repo_id)  # now that the owner is known
+        operations = [CommitOperationAdd(name, path) for name, path in published_files(folder).items()]
         api.create_commit(repo_id, operations, commit_message=message)
     except Exception as error:  # of many kinds: of HTTP, of the connection, of the names
         reason = redact(str(error)).strip().splitlines() or [type(error).__name__]
