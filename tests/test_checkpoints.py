@@ -300,6 +300,28 @@ def test_target__comes_with_the_checkpoint(tmp_path, log):
     assert "was trained with norm_pix_loss=True, and it is False now" in log()
 
 
+def test_configuration__that_says_little_has_the_defaults_of_its_library(tmp_path):
+    stock = ViTForImageClassification(ViTConfig(**{**VIT, "hidden_size": 48, "num_attention_heads": 12}))
+    save_file(perturbed(stock).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 32}))
+    model = hf_mae.load_checkpoint(tmp_path, patch_size=8, hidden_size=48, num_hidden_layers=2, intermediate_size=64)
+    assert (model.config.num_attention_heads, model.config.layer_norm_eps) == (12, 1e-12)
+    torch.testing.assert_close(computed(model), computed(stock), **EXACT)
+
+
+@pytest.mark.parametrize(("pooling", "has_fc_norm"), [("avg", False), ("token", True), ("map", False)])
+def test_timm_pooling__that_is_not_ours_is_refused(tmp_path, pooling, has_fc_norm):
+    """Names alone would load these, and the logits be wrong."""
+    model = MAEForImageClassification(MAEConfig(**TINY, pooling="mean" if has_fc_norm else "class"))
+    hf_mae.export_checkpoint(model, tmp_path / "out", "timm")
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"]["global_pool"] = pooling
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"The timm model pools by '{pooling}'"):
+        hf_mae.load_checkpoint(tmp_path / "out")
+
+
 def test_pooler__is_left_out_by_name(tmp_path, log):
     stock_folder("ViTModel", tmp_path)
     hf_mae.load_checkpoint(tmp_path)

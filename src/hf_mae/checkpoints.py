@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file, logging
 
 from .configuration_mae import _PRESETS, MAEConfig, _pair
@@ -280,6 +281,8 @@ def _read(checkpoint, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict]:
     beside = {} if config is None else json.loads(Path(config).read_text(encoding="utf-8"))
     if beside.get("model_type") == MAEConfig.model_type:
         return {}, beside
+    if beside.get("model_type") in ("vit", "vit_mae"):  # with the defaults of what it does not say
+        beside = CONFIG_MAPPING[beside["model_type"]].from_dict(beside).to_dict()
     for file in _WEIGHT_FILES:
         weights = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
         if weights is None:
@@ -311,13 +314,14 @@ def _tensors_and_arguments(content) -> tuple[dict[str, torch.Tensor], dict]:
     state_dict, arguments = content, {}
     if isinstance(content, Mapping):
         state_dict = content.get("model", content.get("state_dict", content))
-        arguments = content.get("args") or {}
+        arguments = content.get("args")
     is_mapping = isinstance(state_dict, Mapping)
     if not is_mapping or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
         raise ValueError("A checkpoint must be a mapping from names to tensors, bare or under the key 'model'.")
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
     wrappers = r"^(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
-    return {re.sub(wrappers, "", name): tensor for name, tensor in state_dict.items()}, dict(arguments)
+    return {re.sub(wrappers, "", name): tensor for name, tensor in state_dict.items()}, arguments
 
 
 def _convert(
@@ -452,7 +456,7 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
 
 
 def _told(beside: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
-    """Returns the fields that a `config.json`, training arguments, or the user's keywords tell."""
+    """Returns the fields that a `config.json` or training arguments tell."""
     names = set(MAEConfig().to_dict()) - _NOT_FIELDS
     names |= {"id2label", "label2id", "num_labels", "problem_type", "out_features", "out_indices"}
     fields = {name: value for name, value in beside.items() if name in names}
@@ -464,8 +468,9 @@ def _told(beside: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
         if beside.get("label_names"):
             fields.setdefault("id2label", dict(enumerate(beside["label_names"])))
         pooling = model_args.get("global_pool", beside.get("global_pool", "token"))
-        fields.setdefault("pooling", {"avg": "mean", "token": "class"}.get(pooling))
-        if fields["pooling"] is None or has_classifier and has_fc_norm != (fields["pooling"] == "mean"):
+        if pooling in ("avg", "token"):
+            fields.setdefault("pooling", "mean" if pooling == "avg" else "class")
+        if has_classifier and (pooling not in ("avg", "token") or has_fc_norm != (pooling == "avg")):
             raise ValueError(
                 f"The timm model pools by {pooling!r} {'before' if has_fc_norm else 'after'} the last norm, which "
                 "MAEForImageClassification can't."
