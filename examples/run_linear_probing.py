@@ -33,7 +33,7 @@ from hf_mae.data import (
 )
 from hf_mae.evaluation import knn_accuracy
 from hf_mae.finetuning import FineTuningArguments
-from hf_mae.hub import write_model_card
+from hf_mae.hub import HubPush, write_model_card
 from hf_mae.optimization import LARS, default_effective_batch_size, scaled_learning_rate
 from hf_mae.probing import LinearProbe, train_linear_probes, with_classifier
 from hf_mae.recipes import parse_arguments, recipe_of, setting
@@ -163,6 +163,8 @@ def main():
     align_labels(test_images, names)
     for images in (train_images, test_images):
         check_labels(images, len(names))
+    hub = HubPush(args.output_dir, args.hub_model_id, args.hub_private_repo) if args.push_to_hub else None
+    args.push_to_hub = False  # Trainer would push the probe, not the classifier that it becomes
     sizes = {} if args.image_size is None else {"image_size": args.image_size}
     model = MAEForImageClassification.from_pretrained(
         args.model_name_or_path,
@@ -207,6 +209,8 @@ def main():
         save_record(args.output_dir, {**record, "metrics": metrics})
         write_model_card(args.output_dir)
         print(f"The classifier is in {Path(args.output_dir)}.")
+        if hub:
+            print(*hub.push(args.output_dir, "Linear probe"), sep="\n")
 
 
 if __name__ == "__main__":

@@ -566,10 +566,7 @@ def main():
         describe(output_dir)
         print(f"Done: model, card, log and reconstructions.png are in {output_dir}.")
         if hub:
-            hub.finish()
-            hub.start(lambda folder: link_files(output_dir, folder), f"{max_steps} steps of pre-training")
-            hub.finish()
-            print("\n".join(hub.news()))
+            print(*hub.push(output_dir, f"{max_steps} steps of pre-training"), sep="\n")
     end(accelerator)
 
 

@@ -172,6 +172,19 @@ def test_encoder_alone__into_a_larger_model_says_what_is_new(official_weights, l
     assert new.get(model_class, "encoder") in log()
 
 
+def test_fine_tuned_encoder__without_its_classifier(official_weights, log):
+    """As timm leaves it with `num_classes=0`: the norm after the mean says what it is."""
+    weights = encoder_only(official_weights)
+    weights = {
+        name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: t for name, t in weights.items()
+    }
+    model = hf_mae.load_checkpoint(weights, num_attention_heads=4, num_labels=3)
+    assert type(model) is MAEForImageClassification
+    assert torch.equal(model.fc_norm.weight, official_weights["norm.weight"])
+    assert model(PIXELS).logits.shape == (2, 3)
+    assert "new, to be trained: classifier." in log()
+
+
 @pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"patch_embed.x": torch.zeros(3)}])
 def test_another_architecture__is_refused(content):
     with pytest.raises(ValueError, match="Not a layout that is known here.*official MAE code; timm; .*conv1|patch_emb"):

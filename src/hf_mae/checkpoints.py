@@ -369,7 +369,7 @@ def _convert(
                 "(norm_pix_loss=False) are assumed, as in the official files mae_visualize_*. Pass norm_pix_loss=True "
                 "for weights that were trained with it, as the official mae_pretrain_*_full."
             )
-    elif "classifier.weight" in tensors:
+    elif "classifier.weight" in tensors or "fc_norm.weight" in tensors:  # without its classifier, that one is new
         content_class = MAEForImageClassification
     for name in ("num_attention_heads", "decoder_num_attention_heads"):
         if name not in fields and ("decoder" not in name or content_class is MAEForPreTraining):
@@ -430,8 +430,9 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
         "qkv_bias": "mae.layers.0.attention.qkv.bias" in tensors,
     }
     if "classifier.weight" in tensors:
-        fields["num_labels"] = tensors["classifier.weight"].shape[0]
-        fields["pooling"] = "mean" if "fc_norm.weight" in tensors else "class"
+        fields.update(num_labels=tensors["classifier.weight"].shape[0], pooling="class")
+    if "fc_norm.weight" in tensors:
+        fields["pooling"] = "mean"
     num_patches = tensors["mae.embeddings.position_embeddings"].shape[1] - 1
     size = (math.isqrt(num_patches) * patch_height, math.isqrt(num_patches) * patch_width)
     if image_size is not None:
@@ -491,7 +492,9 @@ def _check_complete(model_class: type[MAEPreTrainedModel], fields: dict, tensors
         expected = model_class(MAEConfig(**fields)).state_dict()
     if model_class is MAEModel:
         expected = {f"mae.{name}": tensor for name, tensor in expected.items()}
-    problems = [f"missing: {name}" for name in expected if name not in tensors]
+    may_be_new = "classifier" if "classifier.weight" not in tensors else None
+    missing = (name for name in expected if name not in tensors and name.split(".")[0] != may_be_new)
+    problems = [f"missing: {name}" for name in missing]
     problems += [
         f"{name}: expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
         for name, tensor in tensors.items()

@@ -64,18 +64,13 @@ class FineTuningTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            self._push(checkpoint_folder, f"Step {self.state.global_step} of {self.state.max_steps}")
+            message = f"Step {self.state.global_step} of {self.state.max_steps}"
+            self._hub.start(lambda folder: link_files(checkpoint_folder, folder), message)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs):
         """Pushes the output folder, and waits for it. A failure is told, and how to try again."""
         if self.is_world_process_zero():
-            self._hub.finish()
-            self._push(self.args.output_dir, commit_message)
-            self._hub.finish()
-            print(*self._hub.news(), sep="\n")
-
-    def _push(self, folder: str, message: str):
-        self._hub.start(lambda staging: link_files(folder, staging), message)
+            print(*self._hub.push(self.args.output_dir, commit_message), sep="\n")
 
     def publish(self, record: dict):
         """Leaves record and model card beside the model, and with `--push_to_hub` pushes them.

@@ -291,6 +291,13 @@ class HubPush:
             self._news.put(f"{error} The next push tries again, or: {again}")
         shutil.rmtree(folder, ignore_errors=True)
 
+    def push(self, folder: str | os.PathLike, message: str) -> list[str]:
+        """Pushes the files of a folder that are for others, waits for it, and returns the news, a line each."""
+        self.finish()
+        self.start(lambda staging: link_files(folder, staging), message)
+        self.finish()
+        return self.news()
+
     def finish(self):
         """Waits for the push under way."""
         if self._thread is not None:
