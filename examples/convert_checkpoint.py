@@ -26,11 +26,8 @@ from transformers.utils import cached_file, logging
 
 from hf_mae import MAEImageProcessor, MAEModel, export_checkpoint, load_checkpoint
 from hf_mae.checkpoints import flavour_of, names_in
-from hf_mae.hub import META_LICENSE, push_folder, write_model_card
+from hf_mae.hub import license_of, push_folder, write_model_card
 from hf_mae.training import save_record
-
-# Published by Meta, under whichever roof.
-META = r"(^|/)facebook/vit-mae-|mae_(pretrain|visualize|finetuned?)_vit|(^|/)timm/vit_\w+\.mae"
 
 
 def image_processor_of(source: str, flavour: str, model) -> MAEImageProcessor:
@@ -66,7 +63,7 @@ def save_story(args: argparse.Namespace, flavour: str):
             if (source / name).exists():
                 shutil.copy(source / name, args.target)
     else:
-        license_ = args.license or (META_LICENSE if re.search(META, args.source) else None)
+        license_ = args.license or license_of(args.source)
         name = source.name if source.exists() else args.source
         save_record(args.target, {"converted_from": name, "flavour": flavour, "license": license_})
     write_model_card(args.target, args.push_to_hub)

@@ -193,6 +193,19 @@ def test_conversion__table_and_stock_folder(saved, tmp_path, script):
         script("convert_checkpoint.py", tmp_path / "missing.pth", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "source", ["facebook/vit-mae-base", "converted", "timm/vit_base_patch16_224.mae", "ours", None]
+)
+def test_license__of_metas_weights_stays_with_what_is_made_of_them(tmp_path, source):
+    folder = tmp_path / str(source)
+    if source in ("converted", "ours"):
+        folder.mkdir()
+        save_record(folder, {"license": "cc-by-nc-4.0" if source == "converted" else "mit"})
+        source = str(folder)
+    expected = None if source is None or source.endswith("ours") else "cc-by-nc-4.0"
+    assert run_record({"model_name_or_path": source})["license"] == expected
+
+
 def test_card__changed_by_hand_stays(saved):
     card = saved / "README.md"
     card.write_text(card.read_text().replace("organisation", "us").rsplit("<!--", 1)[0] + "Our own words.\n")

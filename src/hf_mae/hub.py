@@ -35,7 +35,9 @@ _RESULTS = {
     "eval_top5_accuracy": "accuracy, among the first five",
 }
 _ACCURACIES = {"knn_accuracy", "linear_accuracy", "finetuned_accuracy", "eval_accuracy"}
-META_LICENSE = "cc-by-nc-4.0"
+_META_LICENSE = "cc-by-nc-4.0"
+# Weights published by Meta, under whichever roof.
+_META = r"(^|/)facebook/vit-mae-|mae_(pretrain|visualize|finetuned?)_vit|(^|/)timm/vit_\w+\.mae"
 
 
 def redact(text: str) -> str:
@@ -44,6 +46,18 @@ def redact(text: str) -> str:
     text = re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)
     token = get_token()
     return text.replace(token, "***") if token else text
+
+
+def license_of(source: str | os.PathLike | None) -> str | None:
+    """Returns the licence of weights to start from, if it binds what is made of them: Meta's non-commercial one.
+
+    Args:
+        source (`str` or `os.PathLike`, *optional*): File, folder, or name on the Hub.
+    """
+    if source is None:
+        return None
+    stated = _json(Path(source) / "run.json").get("license")
+    return _META_LICENSE if stated == _META_LICENSE or re.search(_META, os.fspath(source)) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -75,31 +89,8 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     with torch.device("meta"):
         model = classes.get(architecture, MAEModel)(config)
     has_decoder, has_classifier = isinstance(model, MAEForPreTraining), isinstance(model, MAEForImageClassification)
-    dataset, license_ = record.get("dataset"), record.get("license")
     metrics = record.get("metrics") or {}
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
-    tags = ["masked-autoencoder", "mae", "vit", "self-supervised-learning"]
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset,
-            dataset_name=record.get("data", dataset),
-            metric_type="accuracy",
-            metric_name=_RESULTS[name],
-            metric_value=round(value, 4),
-        )
-        for name, value in metrics.items()
-        if name in _ACCURACIES and dataset
-    ]
-    card_data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification" if has_classifier else "image-feature-extraction",
-        tags=tags,
-        license=license_,
-        datasets=[dataset] if dataset else None,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
     log = folder / "metrics.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     points = [(line["step"], line["loss"]) for line in map(json.loads, lines) if "loss" in line]
@@ -108,7 +99,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     sizes = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
     rows, columns = config.grid_size
     text = ModelCard.from_template(
-        card_data,
+        _metadata(record, title, has_classifier),
         template_path=_TEMPLATE,
         title=title,
         repo_id=repo_id or title,
@@ -124,18 +115,41 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         ),
         tokens=1 + rows * columns,
         small_images=max(sizes) < 128,
-        encoder_parameters=sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6,
-        decoder_parameters=sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6
-        if has_decoder
-        else 0,
+        encoder_parameters=model.base_model.num_parameters() / 1e6,
+        decoder_parameters=model.decoder.num_parameters() / 1e6 if has_decoder else 0,
         loss_curve=len(points) > 1,
         classes=", ".join(config.id2label.values()) if has_classifier and config.num_labels <= 20 else None,
         results={_RESULTS[name]: _number(value) for name, value in metrics.items() if name in _RESULTS},
-        licence=_licence(license_, record),
+        licence=_licence(record.get("license")),
         **_training(folder, record),
     )
     text = re.sub(r"\n{3,}", "\n\n", str(text).strip())  # where parts were left out
     card.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _metadata(record: dict, title: str, has_classifier: bool) -> ModelCardData:
+    dataset = record.get("dataset")
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=record.get("data", dataset),
+            metric_type="accuracy",
+            metric_name=_RESULTS[name],
+            metric_value=round(value, 4),
+        )
+        for name, value in (record.get("metrics") or {}).items()
+        if name in _ACCURACIES and dataset
+    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification" if has_classifier else "image-feature-extraction",
+        tags=["masked-autoencoder", "mae", "vit", "self-supervised-learning"],
+        license=record.get("license"),
+        datasets=[dataset] if dataset else None,
+        model_name=title if results else None,  # with it the Hub wants results
+        eval_results=results or None,
+    )
 
 
 def _number(value: float) -> str:
@@ -173,9 +187,9 @@ def _training(folder: Path, record: dict) -> dict:
     return told
 
 
-def _licence(license_: str | None, record: dict) -> str:
+def _licence(license_: str | None) -> str:
     code = "The code in this repository is under Apache-2.0."
-    if license_ == META_LICENSE:
+    if license_ == _META_LICENSE:
         return f"The weights were made by Meta and are under CC-BY-NC 4.0: no commercial use. {code}"
     if license_:
         return f"The weights are under `{license_}`. {code}"
@@ -320,4 +334,4 @@ def link_files(source: str | os.PathLike, target: str | os.PathLike):
             shutil.copy2(path, Path(target) / name)
 
 
-__all__ = ["HubPush", "META_LICENSE", "link_files", "published_files", "push_folder", "redact", "write_model_card"]
+__all__ = ["HubPush", "license_of", "link_files", "published_files", "push_folder", "redact", "write_model_card"]

@@ -28,7 +28,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.utils import logging
 
 from .data import decoder_name
-from .hub import redact
+from .hub import license_of, redact
 from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import MAEForPreTraining
 from .sources import ImageSource
@@ -470,6 +470,7 @@ def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
     return {
         "recipe": recipe,
         **data,
+        "license": license_of(recipe.get("model_name_or_path")),
         "command": redact(shlex.join(["python", *sys.argv])),
         "commit": _commit(),
         "machine": f"{platform.machine()}, {device}",
