@@ -21,27 +21,27 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-import yaml
 from transformers.utils import cached_file, logging
 
 from hf_mae import MAEImageProcessor, MAEModel, export_checkpoint, load_checkpoint
 from hf_mae.checkpoints import flavour_of, names_in
 from hf_mae.hub import license_of, push_folder, write_model_card
+from hf_mae.recipes import config_changes
 from hf_mae.training import save_record
 
 
 def image_processor_of(source: str, flavour: str, model) -> MAEImageProcessor:
     """Ours, or one with the mean and deviation that are beside the weights, or else ImageNet's."""
-    if flavour == "mae":
-        return MAEImageProcessor.from_pretrained(source)
     config, statistics = model.config, {}
+    folder = str(Path(source).parent) if Path(source).is_file() else source
     for name in ("preprocessor_config.json", "config.json"):
-        path = None
-        if not Path(source).is_file():
-            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        elif (Path(source).parent / name).exists():
-            path = Path(source).parent / name
+        path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
         content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        if flavour == "mae" and "image_processor_type" in content:
+            processor = MAEImageProcessor.from_pretrained(folder)
+            height, width = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
+            if processor.num_channels == config.num_channels and processor.crop_height_width == (height, width):
+                return processor
         weights = content.get("pretrained_cfg") or {}  # of timm
         for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
             value = content.get(ours) or weights.get(theirs)
@@ -58,7 +58,7 @@ def image_processor_of(source: str, flavour: str, model) -> MAEImageProcessor:
 def save_story(args: argparse.Namespace, flavour: str):
     """Leaves the record of the run, if the source is ours, or where the weights come from; and the card."""
     source = Path(args.source)
-    if flavour == "mae" and (source / "run.json").exists():
+    if args.to == "mae" and flavour == "mae" and (source / "run.json").exists():
         for name in ("run.json", "metrics.jsonl", "recipe.yaml", "reconstructions.png"):
             if (source / name).exists():
                 shutil.copy(source / name, args.target)
@@ -66,7 +66,7 @@ def save_story(args: argparse.Namespace, flavour: str):
         license_ = args.license or license_of(args.source)
         name = source.name if source.exists() else args.source
         save_record(args.target, {"converted_from": name, "flavour": flavour, "license": license_})
-    write_model_card(args.target, args.push_to_hub)
+    write_model_card(args.target)
 
 
 def print_table(model, source: str, target: str):
@@ -103,15 +103,14 @@ def main():
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Name on the Hub to push the folder to.")
     args = parser.parse_args()
     logging.disable_progress_bar()
-    if args.to == "mae" and (args.target / "config.json").exists():
+    if args.to == "mae" and ((args.target / "config.json").exists() or args.target.is_file()):
         sys.exit(f"{args.target} exists already. Choose another path, or remove it.")
+    if args.to == "mae" and args.target.suffix == ".pth":
+        sys.exit(f"--to mae makes a folder, and {args.target} is the name of a file. --to official writes .pth files.")
     if args.push_to_hub and args.target.suffix == ".pth":
         sys.exit("--push_to_hub pushes folders: choose --to mae, vit, vit_mae or timm.")
-    changes = {}
-    for pair in (args.config_overrides or "").split(",") if args.config_overrides else ():
-        name, _, value = pair.partition("=")
-        changes[name.strip()] = yaml.safe_load(value)
     try:
+        changes = config_changes(args.config_overrides)
         source = flavour_of(args.source)
         model = load_checkpoint(args.source, **changes)
         image_processor = image_processor_of(args.source, source, model)
@@ -121,10 +120,11 @@ def main():
         if args.to == "mae":  # the configuration goes on saying float32, and so weights of half the size are loaded
             model.save_pretrained(args.target, state_dict=weights)
             image_processor.save_pretrained(args.target)
-            save_story(args, source)
         else:
             model.load_state_dict(weights, assign=True)
             export_checkpoint(model, args.target, args.to, image_processor)
+        if args.target.is_dir():
+            save_story(args, source)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     print(f"{args.source} ({source}) to {args.target} ({args.to}): {type(model).__name__}, {model.num_parameters():,}")

@@ -41,7 +41,9 @@ def main():
     names = ("license", "dataset", "data", "data_license")
     told = {name: getattr(args, name) for name in names if getattr(args, name)}
     for folder in args.evaluation:
-        metrics = json.loads((folder / "run.json").read_text(encoding="utf-8"))["metrics"]
+        if not (folder / "run.json").exists():
+            sys.exit(f"--evaluation: {folder} is no folder of a finished run: there is no run.json.")
+        metrics = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("metrics", {})
         metrics = {name.replace("eval_", "finetuned_"): value for name, value in metrics.items()}
         told["metrics"] = {**record.get("metrics", {}), **told.get("metrics", {}), **metrics}
     if told:

@@ -57,7 +57,7 @@ from hf_mae.optimization import (
     parameter_groups,
     scaled_learning_rate,
 )
-from hf_mae.recipes import parse_arguments, recipe_of, setting
+from hf_mae.recipes import config_changes, parse_arguments, recipe_of, setting
 from hf_mae.sources import ImageSource, open_images
 from hf_mae.training import (
     Meter,
@@ -188,11 +188,7 @@ def build_model(args: PretrainingArguments) -> tuple[MAEForPreTraining, MAEImage
     """A fresh model or one to continue from, and its image processor."""
     names = ("image_size", "patch_size", "num_channels", "mask_ratio", "norm_pix_loss")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.config_overrides:
-        pairs = (pair.split("=", 1) for pair in args.config_overrides.split(","))
-        changes.update({name.strip(): yaml.safe_load(value) for name, value in pairs})
-    if unknown := [name for name in changes if not hasattr(MAEConfig(), name)]:
-        raise ValueError(f"--config_overrides: MAEConfig has no field {', '.join(unknown)}.")
+    changes.update(config_changes(args.config_overrides))
     statistics = {"image_mean": args.image_mean, "image_std": args.image_std}
     if args.model_name_or_path:
         model = MAEForPreTraining.from_pretrained(args.model_name_or_path, dtype=torch.float32, **changes)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pathlib
 import pickle
 
 import pytest
@@ -191,11 +192,26 @@ def test_another_architecture__is_refused(content):
         hf_mae.load_checkpoint(content)
 
 
-@pytest.mark.parametrize("name", ["blocks.0.ls1.gamma", "reg_token", "norm_pre.weight", "blocks.1.attn.q_norm.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("blocks.0.ls1.gamma", "reg_token", "norm_pre.weight", "blocks.1.attn.q_norm.weight", "rel_pos_bias.table"),
+        *("patch_embed.backbone.stem.weight", "patch_embed.norm.weight"),
+    ],
+)
 def test_another_encoder__under_the_same_names_is_refused(official_weights, name):
     """It would load, and compute something else."""
     with pytest.raises(ValueError, match=f"another architecture: it has {name}"):
         hf_mae.load_checkpoint({**encoder_only(official_weights), name: torch.zeros(64)}, num_attention_heads=4)
+
+
+@pytest.mark.parametrize("name", ["pre_logits.fc.weight", "attn_pool.q.weight", "head_dist.weight"])
+def test_another_classifier__on_the_same_encoder_is_refused(official_weights, name):
+    head = {"head.weight": torch.zeros(3, 64), "head.bias": torch.zeros(3)}
+    weights = {**encoder_only(official_weights), **head}
+    assert type(hf_mae.load_checkpoint(weights, num_attention_heads=4)) is MAEForImageClassification
+    with pytest.raises(ValueError, match=f"another architecture: it has {name}"):
+        hf_mae.load_checkpoint({**weights, name: torch.zeros(64)}, num_attention_heads=4)
 
 
 def test_own_weights__want_their_folder(tiny_model, tmp_path):
@@ -239,6 +255,58 @@ def test_pickles__are_refused_and_do_not_run(official_weights, tmp_path, name):
     if name != "old.pth":
         torch.load(path, weights_only=False)
         assert witness.exists()  # the payload is a real one
+
+
+def test_pickles__say_what_they_hold_and_do_not_advise_danger(tmp_path):
+    torch.save({"model": {}, "folder": pathlib.PurePosixPath("a")}, tmp_path / "path.pth")
+    with pytest.raises(
+        OSError, match=r"it holds pathlib\S*PurePosixPath, which is neither tensor nor plain value"
+    ) as error:
+        hf_mae.load_checkpoint(tmp_path / "path.pth")
+    assert "weights_only" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+BROKEN = {  # file, content, what is said
+    "truncated": ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "was not loaded"),
+    "no json": ("config.json", b"{", "is not JSON"),
+    "a list": ("config.json", b"[1, 2]", "must hold an object, got list"),
+    "no map": ("model.safetensors.index.json", b"{}", "does not name files beside it"),
+    "elsewhere": ("model.safetensors.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "does not name files"),
+    "wrong type": ("config.json", b'{"model_type": "vit", "hidden_size": "wide"}', "is not a configuration"),
+    "wrong value": ("config.json", b'{"model_type": "vit", "hidden_act": "nope", "image_size": 32}', "does not fit"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_folders__are_told(tmp_path, kind):
+    file, content, message = BROKEN[kind]
+    stock_folder("ViTModel", tmp_path)
+    if "index" in file:
+        (tmp_path / "model.safetensors").unlink()
+    if kind == "wrong value":
+        content = json.dumps({**json.loads((tmp_path / file).read_text()), **json.loads(content)}).encode()
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises((OSError, ValueError), match=message):
+        hf_mae.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "decoder_embed.weight"]
+)
+def test_tensors_of_another_rank__are_named(official_weights, name):
+    with pytest.raises(ValueError, match=r"\(as hf_mae calls it\) must have . dimensions, got the shape \(5,\)"):
+        hf_mae.load_checkpoint({**official_weights, name: torch.zeros(5)}, **OFFICIAL_HEADS)
+
+
+def test_arguments_beside_the_weights__are_taken_with_care(official_weights, tmp_path):
+    arguments = argparse.Namespace(norm_pix_loss=1, mask_ratio=None, model_type="mae", hidden_act=None, lr=0.1)
+    torch.save({"model": official_weights, "args": arguments}, tmp_path / "fork.pth")
+    model = hf_mae.load_checkpoint(tmp_path / "fork.pth", **OFFICIAL_HEADS)
+    assert model.config.norm_pix_loss is True
+    assert model.config.mask_ratio == 0.75
+    with pytest.raises(ValueError, match="MAEConfig has no field norm_pix_los"):
+        hf_mae.load_checkpoint(tmp_path / "fork.pth", norm_pix_los=True)
 
 
 def test_files_that_are_none(tmp_path):
@@ -303,6 +371,15 @@ def test_from_pretrained__takes_stock_repositories(tmp_path, log, name):
     loaded = MAEForPreTraining.from_pretrained(tmp_path / "stock", image_size=64, num_channels=1, mask_ratio=0.25)
     assert (loaded.config.grid_size, loaded.config.num_channels, loaded.config.mask_ratio) == ((8, 8), 1, 0.25)
     assert not loaded.mae.embeddings.position_embeddings.requires_grad
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.float32, None])
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_dtype__of_stock_repositories(tmp_path, dtype, name):
+    perturbed(STOCK["ViTModel"]()).to(torch.bfloat16).save_pretrained(tmp_path)
+    for ours in (MAEModel, MAEForPreTraining):
+        model = ours.from_pretrained(tmp_path, **({} if dtype is None else {name: dtype}))
+        assert model.dtype == (torch.float32 if dtype == torch.float32 else torch.bfloat16)
 
 
 def test_target__comes_with_the_checkpoint(tmp_path, log):
@@ -387,6 +464,24 @@ def test_export__round_trip_is_exact(tmp_path, log, name, flavour):
     }
     with pytest.raises(OSError, match="exists already"):
         hf_mae.export_checkpoint(model, path, flavour)
+
+
+def test_export__fine_tuned_by_stock_transformers_comes_back(tmp_path):
+    """Its configuration says still how the encoder pooled that it was made of."""
+    hf_mae.export_checkpoint(MAEModel(MAEConfig(**TINY, pooling="mean")), tmp_path / "encoder", "vit")
+    stock = perturbed(ViTForImageClassification.from_pretrained(tmp_path / "encoder", num_labels=3))
+    stock.save_pretrained(tmp_path / "fine-tuned")
+    ours = hf_mae.load_checkpoint(tmp_path / "fine-tuned")
+    assert (type(ours), ours.config.pooling) == (MAEForImageClassification, "class")
+    torch.testing.assert_close(computed(ours), computed(stock), **EXACT)
+
+
+@pytest.mark.parametrize("flavour", ["vit", "timm"])
+def test_export__encoder_that_knew_mask_tokens(tmp_path, flavour):
+    model = MAEForPreTraining(MAEConfig(**TINY, mask_tokens_in_encoder=True)).eval()
+    hf_mae.export_checkpoint(model, tmp_path / "out", flavour)
+    again = hf_mae.load_checkpoint(tmp_path / "out")
+    assert torch.equal(computed(again), computed(model.mae))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -19,6 +20,7 @@ from hub_stand_in import HubStandIn
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import save_file
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers.utils import cached_file
 
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
@@ -161,7 +163,7 @@ def test_card__of_converted_weights_marks_the_licence(tiny_model, tmp_path, scri
     printed = script("convert_checkpoint.py", tmp_path / "mae_pretrain_vit_tiny.pth", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "cc-by-nc-4.0"
-    assert "under CC-BY-NC 4.0: no commercial use" in card.text
+    assert "come from those that Meta published and are under CC-BY-NC 4.0: no commercial use" in card.text
     assert "converted from `mae_pretrain_vit_tiny.pth` (official)" in card.text
     assert str(tmp_path) not in card.text
     assert re.search(r"blocks\.N\.attn\.qkv +mae\.layers\.N\.attention\.qkv +4 tensors", printed)
@@ -184,6 +186,38 @@ def test_conversion__of_ours_keeps_its_story_and_halves_its_size(saved, tmp_path
     assert torch.equal(model.decoder.head.weight, expected)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("norm_pix_los=true", "MAEConfig has no field norm_pix_los"),
+        ("norm_pix_loss", "norm_pix_loss has no value, write norm_pix_loss=value"),
+        ("norm_pix_loss=maybe", "'maybe' is no value for norm_pix_loss"),
+        ("num_attention_heads=3.0", "3.0 is no value for num_attention_heads"),
+        ("x={", "MAEConfig has no field x"),
+    ],
+)
+def test_conversion__overrides_that_are_none(saved, tmp_path, script, overrides, message):
+    with pytest.raises(SystemExit, match=message):
+        script("convert_checkpoint.py", saved, tmp_path / "out", "--config_overrides", overrides)
+    assert not (tmp_path / "out").exists()
+
+
+def test_conversion__overrides_reach_model_and_processor(saved, tmp_path, script):
+    overrides = "image_size=[64,96],num_channels=1,layer_norm_eps=1e-5"
+    script("convert_checkpoint.py", saved / "model.safetensors", tmp_path / "out", "--config_overrides", overrides)
+    model, processor = (each.from_pretrained(tmp_path / "out") for each in (MAEModel, MAEImageProcessor))
+    assert (model.config.image_size, model.config.layer_norm_eps) == ([64, 96], 1e-5)
+    assert model(**processor(picture(mode="L"), return_tensors="pt")).last_hidden_state.shape == (1, 97, 32)
+
+
+def test_conversion__without_an_image_processor(saved, tmp_path, script):
+    (saved / "preprocessor_config.json").unlink()
+    script("convert_checkpoint.py", saved, tmp_path / "mae.pth", "--to", "official")
+    assert "those of ImageNet are taken" in script("convert_checkpoint.py", tmp_path / "mae.pth", tmp_path / "out")
+    with pytest.raises(SystemExit, match="makes a folder, and .* is the name of a file"):
+        script("convert_checkpoint.py", saved, tmp_path / "other.pth")
+
+
 def test_conversion__table_and_stock_folder(saved, tmp_path, script):
     printed = script("convert_checkpoint.py", saved, tmp_path / "vit", "--to", "vit")
     assert re.search(r"mae\.layers\.N\.attention\.qkv +encoder\.layer\.N\.attention\.attention\.\{q,k,v\}", printed)
@@ -193,17 +227,75 @@ def test_conversion__table_and_stock_folder(saved, tmp_path, script):
         script("convert_checkpoint.py", tmp_path / "missing.pth", tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "source", ["facebook/vit-mae-base", "converted", "timm/vit_base_patch16_224.mae", "ours", None]
-)
-def test_license__of_metas_weights_stays_with_what_is_made_of_them(tmp_path, source):
-    folder = tmp_path / str(source)
-    if source in ("converted", "ours"):
-        folder.mkdir()
-        save_record(folder, {"license": "cc-by-nc-4.0" if source == "converted" else "mit"})
-        source = str(folder)
-    expected = None if source is None or source.endswith("ours") else "cc-by-nc-4.0"
-    assert run_record({"model_name_or_path": source})["license"] == expected
+METAS = [
+    *("facebook/vit-mae-base", "timm/vit_huge_patch14_224.mae", "hf-hub:timm/vit_base_patch16_224.mae"),
+    *("cache/models--facebook--vit-mae-base/snapshots/0123", "downloads/mae_pretrain_vit_base.pth"),
+    *("converted", "converted/checkpoint-5", "converted/model.safetensors"),
+]
+
+
+@pytest.mark.parametrize("source", METAS)
+def test_license__of_metas_weights_stays_with_what_is_made_of_them(tmp_path, source, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "converted" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "converted" / "model.safetensors").write_bytes(b"")
+    save_record("converted", {"license": "cc-by-nc-4.0"})
+    assert run_record({"model_name_or_path": source})["license"] == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize("source", ["ours", "mae_pretrain_vit_mine/out", None])
+def test_license__of_others_is_left_to_them(tmp_path, source, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("ours", "mae_pretrain_vit_mine/out"):
+        (tmp_path / folder).mkdir(parents=True)
+        save_record(folder, {"license": "mit"})
+    assert run_record({"model_name_or_path": source})["license"] is None
+
+
+def test_license__goes_through_the_hub_and_through_other_layouts(hub, saved, tmp_path, script, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    save_record(saved, {"license": "cc-by-nc-4.0"})
+    push_folder(saved, "me/converted")
+    monkeypatch.setattr("hf_mae.hub.cached_file", partial(cached_file, cache_dir=tmp_path / "cache"))
+    assert run_record({"model_name_or_path": "me/converted"})["license"] == "cc-by-nc-4.0"
+    script("convert_checkpoint.py", saved, tmp_path / "vit", "--to", "vit")
+    assert run_record({"model_name_or_path": str(tmp_path / "vit")})["license"] == "cc-by-nc-4.0"
+    assert "The weights are under CC-BY-NC 4.0: no commercial use" in (saved / "README.md").read_text()
+
+
+def test_card__of_a_record_with_holes(saved):
+    metrics = {
+        "step": 5,
+        "loss": float("nan"),
+        "knn_accuracy": None,
+        "eval_loss": "low",
+        "linear_accuracy": float("inf"),
+    }
+    record = {
+        "metrics": metrics,
+        "hours": None,
+        "versions": None,
+        "command": None,
+        "dataset": "me/images",
+        "data": None,
+    }
+    save_record(saved, record)
+    with open(saved / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "lo')  # by a process that was killed
+    write_model_card(saved)
+    card = ModelCard.load(saved / "README.md")
+    assert card.data.eval_results is None
+    assert not re.search("nan|None|null", card.text.split("## Citation")[0])
+    assert "loss.png" in card.text
+
+
+@pytest.mark.parametrize("name", ["{{ 7 * 7 }}", "a: b # c", "| pipe |", "{% raise %}", "naïve 'quoted' \"twice\""])
+def test_card__of_odd_names(saved, name):
+    save_record(saved, {"data": name, "dataset": "me/images", "command": name, "metrics": {"knn_accuracy": 0.5}})
+    write_model_card(saved)
+    card = ModelCard.load(saved / "README.md")
+    assert card.data.eval_results[0].dataset_name == name
+    assert f"`{name}`" in card.text
 
 
 def test_card__changed_by_hand_stays(saved):
@@ -229,10 +321,8 @@ def test_loss_curve__falls_where_the_loss_does():
 
 def test_redact__leaves_no_token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token-of-another-kind")
-    text = (
-        "--hub_token secret --token=secret hf_abcdefghijklmnopqrstuv a-token-of-another-kind hf_mae hf_mae/checkpoints"
-    )
-    assert redact(text) == "--hub_token *** --token=*** hf_*** *** hf_mae hf_mae/checkpoints"
+    text = "--hub_token secret --hub-tok=secret hf_abcdefghijklmnopqrstuv a-token-of-another-kind hf_mae/checkpoints"
+    assert redact(text) == "--hub_token *** --hub-tok=*** hf_*** *** hf_mae/checkpoints"
 
 
 def test_command_of_the_record__has_no_token(monkeypatch):
@@ -327,6 +417,26 @@ def test_background__failure_is_told_and_the_next_push_brings_it(hub, saved, mon
     push.news()
     push.start(lambda folder: link_files(saved / "nowhere", folder), "Step 30")  # nor does a full disk end a run
     assert "Nothing was pushed" in push.news()[0]
+
+
+def test_background__no_error_of_any_kind_leaves_it(hub, saved):
+    def stage(folder):
+        raise ValueError("odd")
+
+    push = HubPush(saved.parent, "me/mae")
+    push.start(stage, "Step 10")
+    assert push.news() == ["Nothing was pushed: odd. The next push tries again."]
+    (saved / "config.json").write_text("{")
+    assert "Nothing was pushed" in push.push(saved, "Step 20")[0]
+    with pytest.raises(ValueError, match="Repo id must"):
+        HubPush(saved.parent, "a name with spaces")
+
+
+def test_background__card_of_the_run_is_not_written_through_a_link(hub, saved):
+    before = (saved / "README.md").read_text()
+    HubPush(saved.parent, "me/mae").push(saved, "Step 10")
+    assert (saved / "README.md").read_text() == before
+    assert b'from_pretrained("me/mae")' in hub.repositories["me/mae"]["README.md"]
 
 
 def test_background__wants_a_token_at_the_start(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,8 +126,9 @@ _WEIGHT_FILES = (
 )
 # In a config.json, but not fields of the model.
 _NOT_FIELDS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version"}
-# Tensors that say: the encoder computes something else.
-_OTHER_ARCHITECTURE = r"(blocks|layers?)\.\d+\.|(reg|register|dist|distillation)_tokens?$|norm_pre"
+# Tensors that say: the encoder, or what its classifier sees, is something else.
+_OTHER_ARCHITECTURE = r"(blocks|layers?)\.\d+\.|(reg|register|dist|distillation)_tokens?$|norm_pre|rel_pos|patch_embed"
+_OTHER_CLASSIFIER = r"pre_logits|attn_pool|head_dist"
 
 
 def _split_number(name: str) -> tuple[str, str, str]:
@@ -186,6 +188,19 @@ def names_in(flavour: str, names: Iterable[str]) -> dict[str, list[str]]:
 # In
 
 
+# Fields that weights and users may tell: those of MAEConfig and of labels.
+_FIELDS = set(MAEConfig().to_dict()) - _NOT_FIELDS | {"id2label", "label2id", "num_labels", "problem_type"}
+_RANKS = {
+    "mae.embeddings.cls_token": 3,
+    "mae.embeddings.position_embeddings": 3,
+    "mae.embeddings.patch_embeddings.weight": 4,
+    "mae.layers.0.mlp.fc1.weight": 2,
+    "decoder.embed.weight": 2,
+    "decoder.layers.0.mlp.fc1.weight": 2,
+    "classifier.weight": 2,
+}
+
+
 def flavour_of(checkpoint: str | os.PathLike | Mapping[str, torch.Tensor]) -> str:
     """Tells whose layout a checkpoint has: a key of the flavours, or `"mae"` for a folder of hf_mae.
 
@@ -229,9 +244,12 @@ def load_checkpoint(
 
     Raises:
         OSError: If the checkpoint can't be read, or holds anything but tensors and training arguments.
-        ValueError: If it is of another architecture, tensors are missing or do not fit, or heads can't be told.
+        ValueError: If it is of another architecture, tensors are missing or do not fit, heads can't be told, or a field
+            does not exist.
     """
     checkpoint = _folder_of(checkpoint)
+    if unknown := [name for name in config if name not in (*_FIELDS, *_HUB_KWARGS)]:
+        raise ValueError(f"MAEConfig has no field {', '.join(unknown)}.")
     hub_kwargs = {name: config.pop(name) for name in _HUB_KWARGS if name in config}
     state_dict, beside = _read(checkpoint, **hub_kwargs)
     if beside.get("model_type") == MAEConfig.model_type:
@@ -278,36 +296,65 @@ def _read(checkpoint, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict]:
         raise OSError(f"There is no checkpoint {os.fspath(checkpoint)!r}.")
     name = os.fspath(checkpoint)
     config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-    beside = {} if config is None else json.loads(Path(config).read_text(encoding="utf-8"))
+    beside = {} if config is None else _read_json(config)
     if beside.get("model_type") == MAEConfig.model_type:
         return {}, beside
     if beside.get("model_type") in ("vit", "vit_mae"):  # with the defaults of what it does not say
-        beside = CONFIG_MAPPING[beside["model_type"]].from_dict(beside).to_dict()
+        with _as_value_error(f"{config} is not a configuration"):
+            beside = CONFIG_MAPPING[beside["model_type"]].from_dict(beside).to_dict()
     for file in _WEIGHT_FILES:
         weights = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
         if weights is None:
             continue
         if not file.endswith(".json"):
             return _tensors_and_arguments(_load_file(Path(weights)))[0], beside
-        shards = sorted(set(json.loads(Path(weights).read_text(encoding="utf-8"))["weight_map"].values()))
+        places = _read_json(weights).get("weight_map")
+        shards = set(places.values()) if isinstance(places, Mapping) else set()
+        if not shards or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+            raise OSError(f"{weights} does not name files beside it under 'weight_map'.")
         content = {}
-        for shard in shards:
-            content.update(_load_file(Path(cached_file(name, shard, **hub_kwargs))))
-        return _tensors_and_arguments(content)[0], beside
+        for shard in sorted(shards):
+            content.update(_tensors_and_arguments(_load_file(Path(cached_file(name, shard, **hub_kwargs))))[0])
+        return content, beside
     raise OSError(f"{name} holds no weights: none of {', '.join(_WEIGHT_FILES)}.")
 
 
-def _load_file(path: Path):
-    if path.suffix == ".safetensors":
-        return load_file(path)
+def _read_json(path: str | os.PathLike) -> dict:
     try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{path} must hold an object, got {type(content).__name__}.")
+    return content
+
+
+@contextmanager
+def _as_value_error(what: str):
+    """Configurations of others raise what they like."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _load_file(path: Path):
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         # The official code saves its parsed arguments beside the weights; nothing else is let in.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise OSError(
-            f"{os.fspath(path)!r} is not a checkpoint of tensors and was not loaded: {str(error)[:300]}"
-        ) from error
+        # Not torch's own words, which advise to unpickle everything.
+        reason = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {reason[1]}, which is neither tensor nor plain value" if reason else _last_line(error)
+        raise OSError(f"{os.fspath(path)!r} is not a checkpoint of tensors and was not loaded: {reason}.") from None
+
+
+def _last_line(error: Exception) -> str:
+    lines = re.sub(r"\x1b\[\d*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:300].rstrip(".")
 
 
 def _tensors_and_arguments(content) -> tuple[dict[str, torch.Tensor], dict]:
@@ -316,10 +363,11 @@ def _tensors_and_arguments(content) -> tuple[dict[str, torch.Tensor], dict]:
         state_dict = content.get("model", content.get("state_dict", content))
         arguments = content.get("args")
     is_mapping = isinstance(state_dict, Mapping)
-    if not is_mapping or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
+    if not is_mapping or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state_dict.items()):
         raise ValueError("A checkpoint must be a mapping from names to tensors, bare or under the key 'model'.")
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    arguments = {name: value for name, value in arguments.items() if name in _FIELDS and value is not None}
     wrappers = r"^(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
     return {re.sub(wrappers, "", name): tensor for name, tensor in state_dict.items()}, arguments
 
@@ -331,13 +379,17 @@ def _convert(
     state_dict = _without_batch_norm(state_dict)
     flavour, title = _recognise(state_dict, beside)
     tensors, left_over = _rename(state_dict, _FLAVOURS[flavour].names)
-    if others := [name for name in left_over if re.search(_OTHER_ARCHITECTURE, name)]:
+    other = f"{_OTHER_ARCHITECTURE}|{_OTHER_CLASSIFIER}" if "classifier.weight" in tensors else _OTHER_ARCHITECTURE
+    if others := [name for name in left_over if re.search(other, name)]:
         raise ValueError(
-            f"The names are those of {title}, but the encoder is of another architecture: it has "
+            f"The names are those of {title}, but the model is of another architecture: it has "
             f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}."
         )
     for name in [name for name in tensors if ".attention.query." in name]:
         parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        shapes = {tuple(tensors[part].shape) for part in parts if part in tensors}
+        if len(shapes) > 1 or () in shapes:
+            raise ValueError(f"The shapes of {', '.join(parts)} differ: {shapes} (names as in hf_mae).")
         if all(part in tensors for part in parts):  # else the fused one is named as missing
             tensors[name.replace(".query.", ".qkv.")] = torch.cat([tensors.pop(part) for part in parts])
     needed = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.weight")
@@ -348,16 +400,16 @@ def _convert(
             f"The names are those of {title}, but there is no "
             f"{', '.join(name for names in theirs.values() for name in names)}."
         )
-    weight = tensors["mae.embeddings.patch_embeddings.weight"]
-    if weight.ndim != 4:
-        raise ValueError(
-            "The weight of the patch embedding must have four dimensions: width, channels, patch height and width; "
-            f"got the shape {tuple(weight.shape)}."
-        )
+    for name, rank in _RANKS.items():
+        if name in tensors and tensors[name].ndim != rank:
+            raise ValueError(
+                f"{name} (as hf_mae calls it) must have {rank} dimensions, got the shape {tuple(tensors[name].shape)}."
+            )
     fields = {
         "layer_norm_eps": _FLAVOURS[flavour].layer_norm_eps,
         **_sizes(tensors, image_size),
         **_told(beside, has_fc_norm="fc_norm.weight" in tensors, has_classifier="classifier.weight" in tensors),
+        "mask_tokens_in_encoder": False,  # nowhere else
         **config,
     }
     content_class = MAEModel
@@ -375,6 +427,7 @@ def _convert(
         if name not in fields and ("decoder" not in name or content_class is MAEForPreTraining):
             raise ValueError(f"The tensors do not tell {name}, and no preset has these widths: pass {name}=...")
     # A convolution's (D, C, height, width) to (D, height * width * C), the order of `patchify`.
+    weight = tensors["mae.embeddings.patch_embeddings.weight"]
     tensors["mae.embeddings.patch_embeddings.weight"] = weight.permute(0, 2, 3, 1).flatten(1)
     left_over += _check_complete(content_class, fields, tensors)
     parts = {"MAEForPreTraining": "encoder and decoder", "MAEForImageClassification": "encoder and classifier"}
@@ -409,10 +462,13 @@ def _recognise(state_dict: dict[str, torch.Tensor], beside: dict) -> tuple[str, 
 
 def _without_batch_norm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns the weights of a linear probe with its batch norm, which has no weights of its own, inside the linear."""
-    if "head.1.weight" not in state_dict or "head.0.running_mean" not in state_dict:
+    names = ("head.1.weight", "head.1.bias", "head.0.running_mean", "head.0.running_var")
+    if any(name not in state_dict for name in names):
         return state_dict
-    weight, bias = state_dict["head.1.weight"], state_dict["head.1.bias"]
-    weight, bias = fold_batch_norm(weight, bias, state_dict["head.0.running_mean"], state_dict["head.0.running_var"])
+    weight, bias, mean, variance = (state_dict[name] for name in names)
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or not mean.shape == variance.shape == weight.shape[1:]:
+        raise ValueError(f"The shapes of {', '.join(names)} do not fit each other.")
+    weight, bias = fold_batch_norm(weight, bias, mean, variance)
     rest = {name: tensor for name, tensor in state_dict.items() if not name.startswith("head.")}
     return {**rest, "head.weight": weight, "head.bias": bias}
 
@@ -458,9 +514,9 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
 
 def _told(beside: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
     """Returns the fields that a `config.json` or training arguments tell."""
-    names = set(MAEConfig().to_dict()) - _NOT_FIELDS
-    names |= {"id2label", "label2id", "num_labels", "problem_type", "out_features", "out_indices"}
-    fields = {name: value for name, value in beside.items() if name in names}
+    fields = {name: value for name, value in beside.items() if name in _FIELDS}
+    if "norm_pix_loss" in fields:
+        fields["norm_pix_loss"] = bool(fields["norm_pix_loss"])
     if "architecture" in beside:  # timm's config.json
         model_args = beside.get("model_args") or {}
         for theirs, ours in (("num_heads", "num_attention_heads"), ("img_size", "image_size")):
@@ -476,6 +532,8 @@ def _told(beside: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
                 f"The timm model pools by {pooling!r} {'before' if has_fc_norm else 'after'} the last norm, which "
                 "MAEForImageClassification can't."
             )
+    if has_classifier or has_fc_norm:  # what is written there may be of the encoder that it was made of
+        fields.pop("pooling", None)
     if "id2label" in fields:
         fields.pop("num_labels", None)
     return fields
@@ -488,7 +546,7 @@ def _num_layers(tensors: dict[str, torch.Tensor], prefix: str) -> int:
 
 def _check_complete(model_class: type[MAEPreTrainedModel], fields: dict, tensors: dict[str, torch.Tensor]) -> list[str]:
     """Returns the names that the model has no place for; raises if one of its own is missing or of another shape."""
-    with torch.device("meta"):
+    with torch.device("meta"), _as_value_error("The configuration does not fit"):
         expected = model_class(MAEConfig(**fields)).state_dict()
     if model_class is MAEModel:
         expected = {f"mae.{name}": tensor for name, tensor in expected.items()}

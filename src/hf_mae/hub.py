@@ -3,16 +3,21 @@
 """Publishing: model cards from the record of a run, and pushes to the Hub that never end a run."""
 
 import json
+import math
 import os
 import queue
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import cached_file
 
 from .configuration_mae import MAEConfig
 from .modeling_mae import MAEForPreTraining, MAEModel
@@ -36,13 +41,15 @@ _RESULTS = {
 }
 _ACCURACIES = {"knn_accuracy", "linear_accuracy", "finetuned_accuracy", "eval_accuracy"}
 _META_LICENSE = "cc-by-nc-4.0"
-# Weights published by Meta, under whichever roof.
-_META = r"(^|/)facebook/vit-mae-|mae_(pretrain|visualize|finetuned?)_vit|(^|/)timm/vit_\w+\.mae"
+# Weights published by Meta, under whichever roof: names on the Hub, folders of its cache, files.
+_META = (
+    r"(^|/|--)facebook(/|--)vit-mae-|(^|[/:]|--)timm(/|--)vit_\w+\.mae|mae_(pretrain|visualize|finetuned?)_vit[^/]*$"
+)
 
 
 def redact(text: str) -> str:
     """Returns a text without access tokens: what follows `--hub_token`, what looks like one, and the one in use."""
-    text = re.sub(r"(--\w*token[= ])\S+", r"\1***", text)
+    text = re.sub(r"(--[\w-]*tok\w*[= ])\S+", r"\1***", text)
     text = re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_***", text)
     token = get_token()
     return text.replace(token, "***") if token else text
@@ -56,8 +63,16 @@ def license_of(source: str | os.PathLike | None) -> str | None:
     """
     if source is None:
         return None
-    stated = _json(Path(source) / "run.json").get("license")
-    return _META_LICENSE if stated == _META_LICENSE or re.search(_META, os.fspath(source)) else None
+    source = os.fspath(source)
+    if re.search(_META, source.rstrip("/")):
+        return _META_LICENSE
+    places = [Path(source) / "run.json", Path(source).parent / "run.json"]  # of a folder; of a file or checkpoint in it
+    if not Path(source).exists():
+        with suppress(OSError):
+            found = cached_file(source, "run.json", _raise_exceptions_for_missing_entries=False)
+            places = [] if found is None else [Path(found)]
+    stated = (_json(place).get("license") for place in places)
+    return _META_LICENSE if _META_LICENSE in stated else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -89,12 +104,12 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     with torch.device("meta"):
         model = classes.get(architecture, MAEModel)(config)
     has_decoder, has_classifier = isinstance(model, MAEForPreTraining), isinstance(model, MAEForImageClassification)
-    metrics = record.get("metrics") or {}
+    metrics = _numbers(record)
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
-    log = folder / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    points = [(line["step"], line["loss"]) for line in map(json.loads, lines) if "loss" in line]
+    lines = json_lines(folder / "metrics.jsonl")
+    points = [(line["step"], line["loss"]) for line in lines if "loss" in line and "step" in line]
     if len(points) > 1:
+        (folder / "loss.png").unlink(missing_ok=True)  # it may be a link to another one
         loss_curve(points).save(folder / "loss.png")
     sizes = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
     rows, columns = config.grid_size
@@ -120,10 +135,11 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         loss_curve=len(points) > 1,
         classes=", ".join(config.id2label.values()) if has_classifier and config.num_labels <= 20 else None,
         results={_RESULTS[name]: _number(value) for name, value in metrics.items() if name in _RESULTS},
-        licence=_licence(record.get("license")),
+        licence=_licence(record),
         **_training(folder, record),
     )
     text = re.sub(r"\n{3,}", "\n\n", str(text).strip())  # where parts were left out
+    card.unlink(missing_ok=True)  # the same
     card.write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -133,12 +149,12 @@ def _metadata(record: dict, title: str, has_classifier: bool) -> ModelCardData:
         EvalResult(
             task_type="image-classification",
             dataset_type=dataset,
-            dataset_name=record.get("data", dataset),
+            dataset_name=record.get("data") or dataset,
             metric_type="accuracy",
             metric_name=_RESULTS[name],
             metric_value=round(value, 4),
         )
-        for name, value in (record.get("metrics") or {}).items()
+        for name, value in _numbers(record).items()
         if name in _ACCURACIES and dataset
     ]
     return ModelCardData(
@@ -152,12 +168,29 @@ def _metadata(record: dict, title: str, has_classifier: bool) -> ModelCardData:
     )
 
 
+def _numbers(record: dict) -> dict[str, float]:
+    """The metrics, as far as they are numbers."""
+    metrics = record.get("metrics") or {}
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
 def _number(value: float) -> str:
     return f"{value:.4g}" if value % 1 else f"{value:,.0f}"
 
 
 def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def json_lines(path: str | os.PathLike) -> list[dict]:
+    """Returns the lines of a log that are JSON objects; the last one of a killed process may not be."""
+    path, lines = Path(path), []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def _summary(record: dict, has_classifier: bool, has_decoder: bool) -> str:
@@ -176,21 +209,29 @@ def _summary(record: dict, has_classifier: bool, has_decoder: bool) -> str:
 
 def _training(folder: Path, record: dict) -> dict:
     names = ("data", "num_images", "data_license", "machine", "hours", "commit", "converted_from", "flavour")
-    told = {name: record[name] for name in (*names, "command") if name in record}
+    told = {name: record[name] for name in (*names, "command") if record.get(name) is not None}
+    if "machine" in told:
+        told["commit"] = record.get("commit")
     if "command" in told:
         told["command"] = redact(told["command"])
-    if "versions" in record:
+    if record.get("versions"):
         told["versions"] = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     files = {"recipe.yaml": "recipe", "run.json": "record", "metrics.jsonl": "log"}
     told["recipe"] = ", ".join(f"{what} in `{file}`" for file, what in files.items() if (folder / file).exists())
-    told["model_name_or_path"] = (record.get("recipe") or {}).get("model_name_or_path")
+    told["model_name_or_path"] = _source(record)
     return told
 
 
-def _licence(license_: str | None) -> str:
+def _source(record: dict) -> str | None:
+    return (record.get("recipe") or {}).get("model_name_or_path")
+
+
+def _licence(record: dict) -> str:
+    license_, source = record.get("license"), record.get("converted_from") or _source(record) or ""
     code = "The code in this repository is under Apache-2.0."
     if license_ == _META_LICENSE:
-        return f"The weights were made by Meta and are under CC-BY-NC 4.0: no commercial use. {code}"
+        meta = "come from those that Meta published and " if re.search(_META, source) else ""
+        return f"The weights {meta}are under CC-BY-NC 4.0: no commercial use. {code}"
     if license_:
         return f"The weights are under `{license_}`. {code}"
     return f"{code} No licence of the weights is stated: whoever publishes them should state one that the data allow."
@@ -265,7 +306,7 @@ class HubPush:
             private (`bool`, *optional*): Whether a new repository is private.
 
         Raises:
-            ValueError: If there is no access token.
+            ValueError: If there is no access token, or the Hub takes no such names.
         """
         if get_token() is None:
             raise ValueError(
@@ -273,6 +314,7 @@ class HubPush:
             )
         self.output_dir, self.private = Path(output_dir), private
         self.repo_id = repo_id or self.output_dir.resolve().name
+        validate_repo_id(self.repo_id)
         self._thread, self._news = None, queue.SimpleQueue()
 
     def start(self, stage: Callable[[Path], None], message: str):
@@ -290,8 +332,8 @@ class HubPush:
         try:
             folder.mkdir(parents=True)
             stage(folder)
-        except OSError as error:
-            self._news.put(f"Nothing was pushed: {error}. The next push tries again.")
+        except Exception as error:  # whatever it is, the run is worth more
+            self._news.put(f"Nothing was pushed: {redact(str(error))}. The next push tries again.")
             return
         # A daemon: a run that is told to stop does not wait for it.
         self._thread = threading.Thread(target=self._push, args=(folder, message), daemon=True)
@@ -300,9 +342,9 @@ class HubPush:
     def _push(self, folder: Path, message: str):
         try:
             self._news.put(f"Pushed {message!r} to {push_folder(folder, self.repo_id, self.private, message)}")
-        except OSError as error:
-            again = f"python examples/push_to_hub.py {self.output_dir} {self.repo_id}"
-            self._news.put(f"{error} The next push tries again, or: {again}")
+        except Exception as error:  # the same
+            again = shlex.join(["python", "examples/push_to_hub.py", str(self.output_dir), self.repo_id])
+            self._news.put(f"{redact(str(error))} The next push tries again, or: {again}")
         shutil.rmtree(folder, ignore_errors=True)
 
     def push(self, folder: str | os.PathLike, message: str) -> list[str]:
@@ -334,4 +376,13 @@ def link_files(source: str | os.PathLike, target: str | os.PathLike):
             shutil.copy2(path, Path(target) / name)
 
 
-__all__ = ["HubPush", "license_of", "link_files", "published_files", "push_folder", "redact", "write_model_card"]
+__all__ = [
+    "HubPush",
+    "json_lines",
+    "license_of",
+    "link_files",
+    "published_files",
+    "push_folder",
+    "redact",
+    "write_model_card",
+]

@@ -481,8 +481,10 @@ class MAEPreTrainedModel(PreTrainedModel):
         if stored.get("model_type") in ("vit_mae", "vit") and cls._from_repository is not None:
             # Not by a registered mapping of names, with which new models would be saved under the foreign ones.
             stored, tensors = cls._from_repository(source, **hub_kwargs)
+            dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or "auto"
             if not isinstance(config, PreTrainedConfig):
                 config, kwargs = cls.config_class.from_dict(dict(stored), return_unused_kwargs=True, **kwargs)
+            kwargs["dtype"] = next(iter(tensors.values())).dtype if dtype == "auto" else dtype
             source, kwargs["state_dict"] = None, tensors
         elif stored.get("model_type") != cls.config_class.model_type:
             raise ValueError(

@@ -4,14 +4,19 @@
 
 import argparse
 import os
+import re
 import sys
+from contextlib import suppress
 from dataclasses import MISSING, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import HfArgumentParser
+
+from .configuration_mae import MAEConfig
 
 Arguments = TypeVar("Arguments")
 
@@ -70,4 +75,31 @@ def recipe_of(args, without: set[str] = frozenset()) -> dict:
     return recipe
 
 
-__all__ = ["parse_arguments", "recipe_of", "setting"]
+def config_changes(text: str | None) -> dict:
+    """Returns the fields of [`MAEConfig`] in a text such as `"hidden_size=128,image_size=[98,126],qkv_bias=false"`.
+
+    Raises:
+        ValueError: If it is no such text, or there is no such field.
+    """
+    changes, known = {}, MAEConfig()
+    for pair in re.split(r",(?![^\[]*\])", text) if text else ():
+        name, is_pair, value = (part.strip() for part in pair.partition("="))
+        if not hasattr(known, name):
+            raise ValueError(f"--config_overrides: MAEConfig has no field {name}.")
+        if not is_pair:
+            raise ValueError(f"--config_overrides: {name} has no value, write {name}=value.")
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config_overrides: {value!r} is no value for {name}.") from error
+        with suppress(ValueError, TypeError):  # YAML takes 1e-5 for a text
+            value = float(value) if isinstance(value, str) else value
+        try:
+            setattr(known, name, value)  # which checks its type
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(f"--config_overrides: {value!r} is no value for {name}.") from error
+        changes[name] = value
+    return changes
+
+
+__all__ = ["config_changes", "parse_arguments", "recipe_of", "setting"]

@@ -28,7 +28,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.utils import logging
 
 from .data import decoder_name
-from .hub import license_of, redact
+from .hub import json_lines, license_of, redact
 from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import MAEForPreTraining
 from .sources import ImageSource
@@ -560,7 +560,7 @@ class MetricsLog:
                 that a resumed run takes again.
         """
         self.path = Path(output_dir) / "metrics.jsonl"
-        self.lines = [line for line in _json_lines(self.path) if line.get("step", step + 1) <= step]
+        self.lines = [line for line in json_lines(self.path) if line.get("step", step + 1) <= step]
         beside = self.path.with_suffix(".partial")
         beside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         beside.replace(self.path)
@@ -575,17 +575,6 @@ class MetricsLog:
     def last(self) -> dict[str, float]:
         """Returns the newest value of everything that was logged."""
         return {name: value for line in self.lines for name, value in line.items()}
-
-
-def _json_lines(path: Path) -> list[dict]:
-    """Lines that are JSON objects; the last one of a killed process may not be."""
-    lines = []
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict)]
 
 
 def _append(path: Path, lines: list[str]):
