@@ -31,6 +31,7 @@ def main():
     parser.add_argument(
         "--evaluation", type=Path, action="append", default=[], help="Folder of a probe or a fine-tuned model of it."
     )
+    parser.add_argument("--notes", help="What the card is to say of the figures.")
     parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
     parser.add_argument("--message", default="Upload model", help="Of the commit.")
     args = parser.parse_args()
@@ -38,13 +39,13 @@ def main():
         sys.exit(f"{args.folder} holds no model: there is no config.json.")
     path = args.folder / "run.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    names = ("license", "dataset", "data", "data_license")
+    names = ("license", "dataset", "data", "data_license", "notes")
     told = {name: getattr(args, name) for name in names if getattr(args, name)}
     for folder in args.evaluation:
         if not (folder / "run.json").exists():
             sys.exit(f"--evaluation: {folder} is no folder of a finished run: there is no run.json.")
         metrics = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("metrics", {})
-        metrics = {name.replace("eval_", "finetuned_"): value for name, value in metrics.items()}
+        metrics = {name.replace("eval_", "finetuned_"): value for name, value in metrics.items() if "accuracy" in name}
         told["metrics"] = {**record.get("metrics", {}), **told.get("metrics", {}), **metrics}
     if told:
         save_record(args.folder, {**record, **told})

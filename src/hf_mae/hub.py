@@ -87,8 +87,8 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     Args:
         folder (`str` or `os.PathLike`): Has `config.json`; `run.json` (see [`hf_mae.training.run_record`]) and
             `metrics.jsonl` are used as far as they are there. Of the record: `data`, `num_images`, `held_out`, `hours`,
-            `metrics`, the recipe and machine; `license` (of the weights, an identifier of the Hub), `dataset` (its name
-            on the Hub), `data_license`; `converted_from` and `flavour`.
+            `metrics`, `notes` on these, the recipe and machine; `license` (of the weights, an identifier of the Hub),
+            `dataset` (its name on the Hub), `data_license`; `converted_from` and `flavour`.
         repo_id (`str`, *optional*): Name on the Hub. Defaults to that of the folder.
     """
     folder = Path(folder)
@@ -135,6 +135,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         loss_curve=len(points) > 1,
         classes=", ".join(config.id2label.values()) if has_classifier and config.num_labels <= 20 else None,
         results={_RESULTS[name]: _number(value) for name, value in metrics.items() if name in _RESULTS},
+        notes=record.get("notes") or "",
         licence=_licence(record),
         **_training(folder, record),
     )

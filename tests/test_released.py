@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""The checkpoints in model_cards/ are what their cards say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoModelForPreTraining
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_mae.evaluation import knn_accuracy
+from hf_mae.sources import open_images
+
+ROOT = Path(__file__).parent.parent
+RELEASED = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
+FASHION = ROOT / "model_cards" / "mae-fashion-mnist"
+
+
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
+def test_card_and_record__are_complete(folder):
+    card, record = ModelCard.load(folder / "README.md"), json.loads((folder / "run.json").read_text())
+    assert card.data.license
+    assert card.data.datasets
+    assert card.data.eval_results
+    assert record["commit"]
+    assert "dirty" not in record["commit"]
+    for name in ("metrics.jsonl", "recipe.yaml", "reconstructions.png", "loss.png", "preprocessor_config.json"):
+        assert (folder / name).exists()
+    assert record["command"] in card.text
+    assert not any(path.suffix == ".py" for path in folder.iterdir())  # a push brings the code of the package
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
+
+
+def processed(split):
+    images = open_images(split=split)
+    processor = AutoImageProcessor.from_pretrained(FASHION)
+    return processor([images[n] for n in range(len(images))], return_tensors="pt").pixel_values, images.labels
+
+
+@torch.no_grad()
+def test_fashion_mnist__loads_offline_and_knows_clothes():
+    encoder = AutoModel.from_pretrained(FASHION).eval()
+    assert encoder.dtype == torch.float32
+    (pixels, labels), (queries, query_labels) = (processed(split) for split in ("train", "test"))
+    features, query_features = (encoder(each).pooler_output for each in (pixels, queries))
+    labels, query_labels = torch.from_numpy(labels), torch.from_numpy(query_labels)
+    assert (
+        knn_accuracy(features, labels, query_features, query_labels) > 0.79
+    )  # 3,000 neighbours; the card's are 60,000
+
+
+@torch.no_grad()
+def test_fashion_mnist__predicts_hidden_patches():
+    model = AutoModelForPreTraining.from_pretrained(FASHION).eval()
+    pixels, _ = processed("test")
+    noise = torch.rand(len(pixels), 49, generator=torch.Generator().manual_seed(0))
+    loss = model(pixels, noise=noise).loss
+    logged = json.loads((FASHION / "run.json").read_text())["metrics"]["eval_loss"]  # on all 10,000 test images
+    assert loss.item() == pytest.approx(logged, rel=0.05)
+    shuffled = model(pixels, noise=noise.roll(1, dims=0)).logits  # other patches hidden: other predictions
+    assert not torch.allclose(shuffled, model(pixels, noise=noise).logits, atol=0.1)
