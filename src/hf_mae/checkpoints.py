@@ -385,13 +385,7 @@ def _convert(
             f"The names are those of {title}, but the model is of another architecture: it has "
             f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}."
         )
-    for name in [name for name in tensors if ".attention.query." in name]:
-        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        shapes = {tuple(tensors[part].shape) for part in parts if part in tensors}
-        if len(shapes) > 1 or () in shapes:
-            raise ValueError(f"The shapes of {', '.join(parts)} differ: {shapes} (names as in hf_mae).")
-        if all(part in tensors for part in parts):  # else the fused one is named as missing
-            tensors[name.replace(".query.", ".qkv.")] = torch.cat([tensors.pop(part) for part in parts])
+    _fuse_queries_keys_values(tensors)
     needed = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.weight")
     needed = [f"mae.{name}" for name in (*needed, "layers.0.attention.qkv.weight", "layers.0.mlp.fc1.weight")]
     if missing := [name for name in needed if name not in tensors]:
@@ -436,6 +430,16 @@ def _convert(
         + (f". Left out, as there is no place for them: {', '.join(left_over)}." if left_over else ".")
     )
     return content_class, fields, {name: tensor for name, tensor in tensors.items() if name not in left_over}
+
+
+def _fuse_queries_keys_values(tensors: dict[str, torch.Tensor]):
+    for name in [name for name in tensors if ".attention.query." in name]:
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        shapes = {tuple(tensors[part].shape) for part in parts if part in tensors}
+        if len(shapes) > 1 or () in shapes:
+            raise ValueError(f"The shapes of {', '.join(parts)} differ: {shapes} (names as in hf_mae).")
+        if all(part in tensors for part in parts):  # else the fused one is named as missing
+            tensors[name.replace(".query.", ".qkv.")] = torch.cat([tensors.pop(part) for part in parts])
 
 
 def _recognise(state_dict: dict[str, torch.Tensor], beside: dict) -> tuple[str, str]:
