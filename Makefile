@@ -3,11 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: help pretrain test style check clean
+.PHONY: help pretrain test bench style check clean
 
 help:
 	@echo "make pretrain   pre-train a small MAE on the embedded images and load it back (minutes on a CPU)"
 	@echo "make test       run the tests"
+	@echo "make bench      time training steps, input path and inference beside other implementations (a quarter of an hour)"
 	@echo "make style      format the code;  make check: verify format and lint"
 	@echo "make clean      remove the environment and the runs"
 
@@ -17,6 +18,12 @@ pretrain: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# The official code takes part where OFFICIAL is its checkout, lightly and timm where they can be imported.
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/training_step.py --output runs/bench/training_step.json $(if $(OFFICIAL),--official $(OFFICIAL))
+	$(BIN)/python benchmarks/input_path.py --output runs/bench/input_path.json
+	$(BIN)/python benchmarks/inference.py --output runs/bench/inference.json
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""A training step (forward, backward, AdamW) beside the peers: images/s, memory, operations, share of the matmul rate.
+
+    python benchmarks/training_step.py --presets tiny small base --batch_size 8
+    python benchmarks/training_step.py --presets base --batch_size 1024 --dtype bfloat16 --compile
+    python benchmarks/training_step.py --official path/to/facebookresearch/mae
+
+All have the same weights, images and masks, and their losses are compared before anything is timed. They take turns
+round by round (A B C A B C); the first rounds warm up. On a CPU the table has the CPU time of the process, which other
+processes on a shared machine disturb less; on a GPU the time between synchronisations. AdamW is fused where the authors
+train so (ours, transformers), else torch's default.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import psutil
+import torch
+import transformers
+from peers import all_peers, ours
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging
+
+from hf_mae import MAEConfig, MAEForPreTraining
+
+PARTIAL = "hf_mae, prediction_ratio 0.25"
+
+
+class Step:
+    """One training step of a peer."""
+
+    def __init__(self, peer, dtype: torch.dtype, device: torch.device, compiled: bool):
+        self.model, self.device = peer.model.train().to(device), device
+        self.loss = torch.compile(peer.loss) if compiled else peer.loss
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        fused = {"fused": True} if peer.fused_adamw else {}
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **fused)
+        self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+
+    def __call__(self, images: torch.Tensor, noise: torch.Tensor):
+        with self.autocast:
+            loss = self.loss(self.model, images, noise)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def seconds(self, images: torch.Tensor, noise: torch.Tensor) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            self(images, noise)
+            torch.cuda.synchronize()
+            return time.perf_counter() - started
+        started = time.process_time()
+        self(images, noise)
+        return time.process_time() - started
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations/s of a square matrix product, the best of twenty; on a CPU per second of CPU time."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(20):
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = clock()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, clock() - started)
+    return 2 * size**3 / best
+
+
+def operations(peer, images: torch.Tensor, noise: torch.Tensor) -> float:
+    """Of one image, forward and backward, by torch's counter: products, convolutions; fused attention on GPUs only."""
+    with FlopCounterMode(display=False) as counter:
+        peer.loss(peer.model.train(), images, noise).backward()
+    peer.model.zero_grad()
+    return counter.get_total_flops() / len(images)
+
+
+def peak_memory(name: str, args, preset: str) -> float:
+    """Bytes that a step needs at most, measured in a process of its own, on a CPU beyond what importing takes."""
+    import subprocess
+
+    command = [sys.executable, __file__, "--presets", preset, "--batch_size", str(args.batch_size), "--memory_of", name]
+    command += ["--official", args.official] if args.official else []
+    command += ["--compile"] if args.compile else []
+    done = subprocess.run([*command, "--dtype", args.dtype], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def inputs(config: MAEConfig, batch_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = config.grid_size
+    images = torch.randn(batch_size, 3, config.image_size, config.image_size, generator=generator)
+    return images.to(device), torch.rand(batch_size, rows * columns, generator=generator).to(device)
+
+
+def make_model(preset: str) -> MAEForPreTraining:
+    torch.manual_seed(0)
+    ratio = {"decoder_intermediate_size": 4 * MAEConfig.from_preset(preset).decoder_hidden_size}
+    return MAEForPreTraining(MAEConfig.from_preset(preset, norm_pix_loss=True, **ratio))
+
+
+def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict:
+    model = make_model(preset)
+    peers, missing = all_peers(copy.deepcopy(model), args.official)
+    images, noise = inputs(model.config, args.batch_size, device)
+    losses = {}
+    with torch.no_grad():  # dropout there is none
+        for name, peer in peers.items():
+            losses[name] = peer.loss(peer.model.to(device).train(), images, noise).item()
+    first = losses["hf_mae"]
+    if worst := {name: loss for name, loss in losses.items() if abs(loss - first) > 1e-3 * abs(first)}:
+        raise SystemExit(f"Not the same work: losses {worst} against {first}.")
+    counted = {name: operations(peer, images[:1], noise[:1]) for name, peer in peers.items()}
+    peers[PARTIAL] = ours(copy.deepcopy(model), 0.25)
+    counted[PARTIAL] = operations(peers[PARTIAL], images[:1].cpu(), noise[:1].cpu())
+    steps = {name: Step(peer, dtype, device, args.compile) for name, peer in peers.items()}
+    times = {name: [] for name in steps}
+    for number in range(args.warmup + args.rounds):
+        for name, step in steps.items():
+            seconds = step.seconds(images, noise)
+            if number >= args.warmup:
+                times[name].append(seconds)
+    rate = matmul_rate(dtype, device)
+    base = next((name for name in ("official code", "timm-block reference") if name in times), None)
+    rows = {}
+    for name, values in times.items():
+        median = statistics.median(values)
+        # Round by round, since the machine's speed changes.
+        ratios = [b / a for a, b in zip(values, times[base], strict=True)]
+        rows[name] = {
+            "images_per_second": args.batch_size / median,
+            f"ratio_to_{base}": statistics.median(ratios),
+            "gflop_per_image": counted[name] / 1e9,
+            "share_of_matmul_rate": counted[name] * args.batch_size / median / rate,
+            "seconds": values,
+        }
+        if args.memory:
+            rows[name]["peak_memory_mb"] = peak_memory(name, args, preset) / 1e6
+    return {"preset": preset, "matmul_gflops": rate / 1e9, "losses": losses, "missing": missing, "rows": rows}
+
+
+def memory_of(name: str, preset: str, args, device: torch.device, dtype: torch.dtype):
+    model = make_model(preset)
+    peers, _ = all_peers(model, args.official, only=name)
+    peer = ours(model, 0.25) if name == PARTIAL else peers.pop(name)
+    peers.clear()
+    images, noise = inputs(model.config, args.batch_size, device)
+    step = Step(peer, dtype, device, args.compile)
+    before = psutil.Process().memory_info().rss  # weights are part of it, gradients and optimizer state are not
+    for _ in range(2):
+        step(images, noise)
+    # Not ru_maxrss, which a new process inherits from the one that starts it.
+    after = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    print(torch.cuda.max_memory_allocated() if device.type == "cuda" else after - before)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["tiny", "small"])
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--official", help="Checkout of facebookresearch/mae.")
+    parser.add_argument(
+        "--memory", action="store_true", help="Measure the peak memory, too, each in a process of its own."
+    )
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help="JSON file for the results.")
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, args.dtype)
+    if args.memory_of:
+        memory_of(args.memory_of, args.presets[0], args, device, dtype)
+        return
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {name}"
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    settings = {"batch_size": args.batch_size, "dtype": args.dtype, "compiled": args.compile, "rounds": args.rounds}
+    results = [measure(preset, args, device, dtype) for preset in args.presets]
+    print(f"{machine}; torch {torch.__version__}, transformers {transformers.__version__}; {settings}")
+    for result in results:
+        print(f"\n{result['preset']}: matrix product {result['matmul_gflops']:,.0f} GFLOP/s")
+        columns = [column for column in next(iter(result["rows"].values())) if column != "seconds"]
+        print(
+            "| | "
+            + " | ".join(column.replace("_", " ") for column in columns)
+            + " |\n|---" * 1
+            + "|---" * len(columns)
+            + "|"
+        )
+        for peer, row in result["rows"].items():
+            print(f"| {peer} | " + " | ".join(f"{row[column]:,.2f}" for column in columns) + " |")
+        for peer, why in result["missing"].items():
+            print(f"{peer} is missing: {why}")
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": machine, "versions": versions, "settings": settings, "results": results}
+        args.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
