@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -17,7 +18,9 @@ def peers(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import peers
 
-    return peers
+    verbosity = logging.get_verbosity()
+    yield peers
+    logging.set_verbosity(verbosity)  # the scripts are quieter
 
 
 def test_peers__same_loss_and_gradients(peers, tiny_config):
