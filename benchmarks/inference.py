@@ -9,18 +9,17 @@ process from its first line to the first feature, imports included.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
+from measuring import machine, save, seconds
 from transformers import ViTModel
 from transformers.utils import logging
 
@@ -47,14 +46,12 @@ def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU thread(s)"
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {name}"
     results = []
     for preset in args.presets:
         with tempfile.TemporaryDirectory() as folder:
             results.append(measure(preset, args, device, Path(folder)))
-    print(f"{machine}; torch {torch.__version__}, transformers {transformers.__version__}; compiled: {args.compile}")
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(f"{machine(device)}; {versions}; compiled: {args.compile}")
     print("| preset | batch | " + " | ".join(f"{n}, images/s" for n in results[0]["models"]) + " | ratio to stock |")
     print("|---" * (3 + len(results[0]["models"])) + "|")
     for result in results:
@@ -65,11 +62,8 @@ def main():
         print(f"start-up of {result['preset']}: {started}")
         for peer, why in result["missing"].items():
             print(f"{peer} is missing: {why}")
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        content = {"machine": machine, "versions": versions, "compiled": args.compile, "results": results}
-        args.output.write_text(json.dumps(content, indent=1) + "\n")
+    content = {"machine": machine(device), "versions": versions, "compiled": args.compile, "results": results}
+    save(args.output, content)
 
 
 def measure(preset: str, args, device: torch.device, folder: Path) -> dict:
@@ -107,9 +101,9 @@ def measure(preset: str, args, device: torch.device, folder: Path) -> dict:
             for number in range(args.warmup + args.rounds):
                 for name, model in models.items():
                     model.to(device)
-                    seconds = timed(calls[name], model, images)
+                    taken = seconds(partial(calls[name], model, images), device)
                     if number >= args.warmup:
-                        times[name].append(seconds)
+                        times[name].append(taken)
             stock = times["transformers ViT"]
             batches[batch_size] = {
                 "images_per_second": {name: batch_size / statistics.median(values) for name, values in times.items()},
@@ -125,27 +119,15 @@ def measure(preset: str, args, device: torch.device, folder: Path) -> dict:
     }
 
 
-def timed(call, model, images: torch.Tensor) -> float:
-    """On a CPU the CPU time of the process, which others on a shared machine disturb less."""
-    clock = time.perf_counter if images.is_cuda else time.process_time
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    started = clock()
-    call(model, images)
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return clock() - started
-
-
 def start_up(line: str, folder: Path) -> float:
     """Seconds of a new process, the least of three."""
     command = [sys.executable, "-c", f"{line}; model(torch.zeros(1, 3, 224, 224))"]
-    seconds = []
+    taken = []
     for _ in range(3):
         started = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ ImageNet's. The ways take turns, round by round, on the same files; the table sh
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
+from measuring import machine, save, seconds
 
 import hf_mae.data
 from hf_mae.data import PretrainingDataset, collate, random_crop_box
@@ -95,21 +93,17 @@ def run(args: argparse.Namespace):
     speeds = {name: [] for name in ways}
     for round_number in range(args.rounds + 1):  # the first warms up
         for name, way in ways.items():
-            started = time.process_time()
-            way(count)
+            taken = seconds(partial(way, count), torch.device("cpu"))
             if round_number:
-                speeds[name].append(count / (time.process_time() - started))
+                speeds[name].append(count / taken)
     first = statistics.median(speeds["usual (PIL, float32)"])
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, PIL {PIL.__version__}"
+    where = f"{machine(torch.device('cpu'))}, torch {torch.__version__}, PIL {PIL.__version__}"
     size = sum(path.stat().st_size for path in Path(args.folder).rglob("*") if path.is_file()) / len(images)
-    print(f"{machine}; {count} images, {size / 1000:.0f} KB each")
+    print(f"{where}; {count} images, {size / 1000:.0f} KB each")
     print("| way | images/s of a core | ratio |\n|---|---|---|")
     for name, values in speeds.items():
         print(f"| {name} | {statistics.median(values):.0f} | {statistics.median(values) / first:.2f} |")
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine, "images": count, "bytes": size, "images_per_second": speeds}
-        args.output.write_text(json.dumps(content, indent=1) + "\n")
+    save(args.output, {"machine": where, "images": count, "bytes": size, "images_per_second": speeds})
 
 
 if __name__ == "__main__":

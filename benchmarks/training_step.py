@@ -14,19 +14,19 @@ train so (ours, transformers), else torch's default.
 
 import argparse
 import copy
-import json
-import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
-import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 import transformers
+from measuring import machine, save, seconds
 from peers import all_peers, ours
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
@@ -54,32 +54,12 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def seconds(self, images: torch.Tensor, noise: torch.Tensor) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            self(images, noise)
-            torch.cuda.synchronize()
-            return time.perf_counter() - started
-        started = time.process_time()
-        self(images, noise)
-        return time.process_time() - started
-
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations/s of a square matrix product, the best of twenty; on a CPU per second of CPU time."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(20):
-        clock = time.perf_counter if device.type == "cuda" else time.process_time
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = clock()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, clock() - started)
+    best = min(seconds(lambda: a @ b, device) for _ in range(20))
     return 2 * size**3 / best
 
 
@@ -93,8 +73,6 @@ def operations(peer, images: torch.Tensor, noise: torch.Tensor) -> float:
 
 def peak_memory(name: str, args, preset: str) -> float:
     """Bytes that a step needs at most, measured in a process of its own, on a CPU beyond what importing takes."""
-    import subprocess
-
     command = [sys.executable, __file__, "--presets", preset, "--batch_size", str(args.batch_size), "--memory_of", name]
     command += ["--official", args.official] if args.official else []
     command += ["--compile"] if args.compile else []
@@ -111,8 +89,7 @@ def inputs(config: MAEConfig, batch_size: int, device: torch.device) -> tuple[to
 
 def make_model(preset: str) -> MAEForPreTraining:
     torch.manual_seed(0)
-    ratio = {"decoder_intermediate_size": 4 * MAEConfig.from_preset(preset).decoder_hidden_size}
-    return MAEForPreTraining(MAEConfig.from_preset(preset, norm_pix_loss=True, **ratio))
+    return MAEForPreTraining(MAEConfig.from_preset(preset, norm_pix_loss=True))
 
 
 def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict:
@@ -133,9 +110,9 @@ def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict
     times = {name: [] for name in steps}
     for number in range(args.warmup + args.rounds):
         for name, step in steps.items():
-            seconds = step.seconds(images, noise)
+            taken = seconds(partial(step, images, noise), device)
             if number >= args.warmup:
-                times[name].append(seconds)
+                times[name].append(taken)
     rate = matmul_rate(dtype, device)
     base = next((name for name in ("official code", "timm-block reference") if name in times), None)
     rows = {}
@@ -191,8 +168,6 @@ def main():
     if args.memory_of:
         memory_of(args.memory_of, args.presets[0], args, device, dtype)
         return
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {name}"
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -200,25 +175,18 @@ def main():
     }
     settings = {"batch_size": args.batch_size, "dtype": args.dtype, "compiled": args.compile, "rounds": args.rounds}
     results = [measure(preset, args, device, dtype) for preset in args.presets]
-    print(f"{machine}; torch {torch.__version__}, transformers {transformers.__version__}; {settings}")
+    print(f"{machine(device)}; torch {torch.__version__}, transformers {transformers.__version__}; {settings}")
     for result in results:
         print(f"\n{result['preset']}: matrix product {result['matmul_gflops']:,.0f} GFLOP/s")
         columns = [column for column in next(iter(result["rows"].values())) if column != "seconds"]
-        print(
-            "| | "
-            + " | ".join(column.replace("_", " ") for column in columns)
-            + " |\n|---" * 1
-            + "|---" * len(columns)
-            + "|"
-        )
+        print("| | " + " | ".join(column.replace("_", " ") for column in columns) + " |")
+        print("|---" * (1 + len(columns)) + "|")
         for peer, row in result["rows"].items():
             print(f"| {peer} | " + " | ".join(f"{row[column]:,.2f}" for column in columns) + " |")
         for peer, why in result["missing"].items():
             print(f"{peer} is missing: {why}")
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine, "versions": versions, "settings": settings, "results": results}
-        args.output.write_text(json.dumps(content, indent=1) + "\n")
+    content = {"machine": machine(device), "versions": versions, "settings": settings, "results": results}
+    save(args.output, content)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, Mo
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
-from .configuration_mae import MAEConfig
+from .configuration_mae import MAEConfig, _pair
 from .modeling_mae import MAEForPreTraining, MAEModel
 from .modeling_mae_downstream import MAEForImageClassification
 from .visualization import loss_curve
@@ -111,7 +111,6 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     if len(points) > 1:
         (folder / "loss.png").unlink(missing_ok=True)  # it may be a link to another one
         loss_curve(points).save(folder / "loss.png")
-    sizes = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
     rows, columns = config.grid_size
     text = ModelCard.from_template(
         _metadata(record, title, has_classifier),
@@ -129,7 +128,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
             record.get("held_out"), ""
         ),
         tokens=1 + rows * columns,
-        small_images=max(sizes) < 128,
+        small_images=max(_pair(config.image_size)) < 128,
         encoder_parameters=model.base_model.num_parameters() / 1e6,
         decoder_parameters=model.decoder.num_parameters() / 1e6 if has_decoder else 0,
         loss_curve=len(points) > 1,
