@@ -18,8 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
-from measuring import machine, save, seconds
+from measuring import in_turns, ratio, report, table
 from transformers import ViTModel
 from transformers.utils import logging
 
@@ -41,7 +40,7 @@ def main():
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="JSON file for the results.")
+    parser.add_argument("--output", type=Path, help="File for the results; .json and .md are written.")
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -50,20 +49,25 @@ def main():
     for preset in args.presets:
         with tempfile.TemporaryDirectory() as folder:
             results.append(measure(preset, args, device, Path(folder)))
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(f"{machine(device)}; {versions}; compiled: {args.compile}")
-    print("| preset | batch | " + " | ".join(f"{n}, images/s" for n in results[0]["models"]) + " | ratio to stock |")
-    print("|---" * (3 + len(results[0]["models"])) + "|")
-    for result in results:
-        for batch_size, row in result["batches"].items():
-            speeds = " | ".join(f"{speed:,.1f}" for speed in row["images_per_second"].values())
-            print(f"| {result['preset']} | {batch_size} | {speeds} | {row['ratio_to_stock']:.2f} |")
-        started = ", ".join(f"{n} {seconds:.2f} s" for n, seconds in result["start_up"].items())
-        print(f"start-up of {result['preset']}: {started}")
-        for peer, why in result["missing"].items():
-            print(f"{peer} is missing: {why}")
-    content = {"machine": machine(device), "versions": versions, "compiled": args.compile, "results": results}
-    save(args.output, content)
+    rows = [
+        [result["preset"], batch_size, name, row["images_per_second"], row["ratio_to_stock"]]
+        for result in results
+        for batch_size, models in result["batches"].items()
+        for name, row in models.items()
+    ]
+    starts = [[result["preset"], *result["start_up"].values()] for result in results]
+    tables = [
+        table(["preset", "batch", "model", "images/s", "ratio to transformers ViT"], rows),
+        table(["preset", *(f"start-up of {name}, s" for name in START)], starts),
+        *{f"{peer} is missing: {why}" for result in results for peer, why in result["missing"].items()},
+    ]
+    report(f"Features, {'compiled' if args.compile else 'eager'}", tables, results, device, args.output)
+
+
+def features(model, images: torch.Tensor) -> torch.Tensor:
+    if type(model).__module__.startswith("timm"):
+        return model.forward_features(images)
+    return model(images).last_hidden_state
 
 
 def measure(preset: str, args, device: torch.device, folder: Path) -> dict:
@@ -83,36 +87,31 @@ def measure(preset: str, args, device: torch.device, folder: Path) -> dict:
     except ImportError as error:
         missing["timm"] = str(error)
 
-    def features(model, images):
-        if type(model).__module__.startswith("timm"):
-            return model.forward_features(images)
-        return model(images).last_hidden_state
-
     batches = {}
     with torch.inference_mode():
         images = torch.randn(2, 3, 224, 224)
         expected = features(ours, images)
         for model in models.values():
             torch.testing.assert_close(features(model, images), expected, rtol=0, atol=1e-4)
+            model.to(device)
         for batch_size in args.batch_sizes:
             images = torch.randn(batch_size, 3, 224, 224, device=device)
-            calls = {name: torch.compile(features) if args.compile else features for name in models}
-            times = {name: [] for name in models}
-            for number in range(args.warmup + args.rounds):
-                for name, model in models.items():
-                    model.to(device)
-                    taken = seconds(partial(calls[name], model, images), device)
-                    if number >= args.warmup:
-                        times[name].append(taken)
-            stock = times["transformers ViT"]
+            torch.compiler.reset()  # else other sizes would be compiled as variable ones
+            calls = {
+                name: partial(torch.compile(features) if args.compile else features, model, images)
+                for name, model in models.items()
+            }
+            times = in_turns(calls, args.rounds, args.warmup, device)
             batches[batch_size] = {
-                "images_per_second": {name: batch_size / statistics.median(values) for name, values in times.items()},
-                "ratio_to_stock": statistics.median(b / a for a, b in zip(times["hf_mae"], stock, strict=True)),
-                "seconds": times,
+                name: {
+                    "images_per_second": batch_size / statistics.median(values),
+                    "ratio_to_stock": ratio(values, times["transformers ViT"]),
+                    "seconds": values,
+                }
+                for name, values in times.items()
             }
     return {
         "preset": preset,
-        "models": list(models),
         "missing": missing,
         "batches": batches,
         "start_up": {name: start_up(line, folder) for name, line in START.items()},

@@ -1,109 +1,271 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Images/s of one core, from JPEG files to batches, beside the usual way (PIL, float32 on the CPU).
+"""From JPEG files to batches of random crops: images/s of a core and of loader workers, and how long training waits.
 
-    python benchmarks/input_path.py [path/to/jpegs] [--images 200] [--rounds 5]
+    python benchmarks/input_path.py [path/to/jpegs] [--sizes 500x375 1600x1200 4000x3000]
 
-Without a folder the pictures are made here: 500 x 375 pixels, quality 90, noise of all scales, about as many bytes as
-ImageNet's. The ways take turns, round by round, on the same files; the table shows medians and ratios to the first.
+Ways: the official one (PIL, torchvision's transforms, or the same written out where there is no torchvision), that of
+transformers' run_mae.py (`datasets` decodes, the same transforms follow), and ours with either decoder and several
+views of a decode. All end in collated batches of 64, theirs in float32, ours in uint8: we normalise on the device.
+
+Without a folder the pictures are made here: quality 90, of noise whose power falls as in photographs, in a size that
+the bytes of real ones have (49 KB at 500 x 375 in 200 photographs of landscapes, cities and animals, quality 90).
 """
 
 import argparse
+import os
 import statistics
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import torch
-from measuring import machine, save, seconds
+from measuring import in_turns, ratio, report, table
+from torch.utils.data import DataLoader, default_collate
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import hf_mae.data
+from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data import PretrainingDataset, collate, random_crop_box
 from hf_mae.sources import FolderImages
 
-torch.set_num_threads(1)
+try:
+    from torchvision import transforms
+except ImportError:
+    transforms = None
+
+BATCH_SIZE = 64
+CPU = torch.device("cpu")
 
 
-class UsualWay:
-    """What the official augmentation does: the whole picture, crop, bicubic resize by PIL, normalise in float32."""
+def in_batches(samples: list, size: int) -> list[list]:
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
+def official_transform():
+    """Crop, flip, tensor, normalise (He et al. 2021, appendix A.1), by torchvision or in the steps that it takes."""
+    if transforms is not None:
+        return transforms.Compose(
+            [
+                transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=3),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+            ]
+        )
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    rng = np.random.default_rng()
+
+    def transform(image: PIL.Image.Image) -> torch.Tensor:
+        top, left, height, width = random_crop_box(image.size[::-1], (224, 224), (0.2, 1.0), rng)
+        crop = image.crop((left, top, left + width, top + height)).resize((224, 224), PIL.Image.Resampling.BICUBIC)
+        crop = crop.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous().float().div(255)
+        return pixels.sub_(mean).div_(std)
+
+    return transform
+
+
+class OfficialWay(torch.utils.data.Dataset):
+    """Takes indices and gives samples, as ImageFolder does."""
+
+    collate = staticmethod(default_collate)
 
     def __init__(self, images: FolderImages):
-        self.images = images
-        self.mean, self.std = (torch.rand(3, 1, 1) for _ in range(2))
+        self.paths = [images.describe(index) for index in range(len(images))]
+        self.transform = official_transform()
 
-    def __call__(self, count: int):
-        for index in range(count):
-            image = self.images[index].convert("RGB")
-            rng = np.random.default_rng(index)
-            top, left, height, width = random_crop_box(image.size[::-1], (224, 224), (0.2, 1.0), rng)
-            crop = image.crop((left, top, left + width, top + height)).resize((224, 224), PIL.Image.Resampling.BICUBIC)
-            pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous().float().div(255)
-            (pixels - self.mean) / self.std
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with open(self.paths[index], "rb") as file:
+            image = PIL.Image.open(file).convert("RGB")
+        return self.transform(image)
+
+    def batches(self, count: int) -> list[list[int]]:
+        return in_batches(list(range(count)), BATCH_SIZE)
 
 
-class OurWay:
+class TransformersWay(OfficialWay):
+    """As its example run_mae.py: a data set that decodes, transforms set on it."""
+
+    def __init__(self, images: FolderImages):
+        super().__init__(images)
+        table = datasets.Dataset.from_dict({"image": self.paths}).cast_column("image", datasets.Image())
+        table.set_transform(lambda rows: {"pixel_values": [self.transform(i.convert("RGB")) for i in rows["image"]]})
+        self.table = table
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.table[index]["pixel_values"]
+
+
+class OurWay(PretrainingDataset):
+    collate = staticmethod(collate)
+
     def __init__(self, images: FolderImages, views: int, decoder):
-        self.dataset, self.views, self.decoder = PretrainingDataset(images, (224, 224), 196), views, decoder
+        super().__init__(images, (224, 224), 196)
+        self.views, self.decoder = views, decoder
 
-    def __call__(self, count: int):
+    def __getitems__(self, samples: list[tuple]) -> list[dict]:
         hf_mae.data.simplejpeg = self.decoder
-        samples = [(0, sample // self.views, sample % self.views) for sample in range(count)]
-        collate(self.dataset.__getitems__(samples))
+        return super().__getitems__(samples)
+
+    def batches(self, count: int) -> list[list[tuple]]:
+        samples = [(0, index, view) for index in range(count) for view in range(self.views)]
+        return in_batches(samples, BATCH_SIZE)
+
+
+def all_ways(images: FolderImages) -> dict[str, torch.utils.data.Dataset]:
+    fast = hf_mae.data.simplejpeg
+    ways = {
+        f"official ({'torchvision' if transforms else 'PIL, written out'})": OfficialWay(images),
+        "transformers run_mae (datasets)": TransformersWay(images),
+        "hf_mae, PIL": OurWay(images, 1, None),
+    }
+    if fast is not None:
+        ways["hf_mae, simplejpeg"] = OurWay(images, 1, fast)
+    best = "simplejpeg" if fast else "PIL"
+    ways.update({f"hf_mae, {best}, {views} views": OurWay(images, views, fast) for views in (2, 4)})
+    return ways
+
+
+def make_batch(way, samples: list):
+    """What a worker does."""
+    return way.collate(way.__getitems__(samples) if hasattr(way, "__getitems__") else [way[index] for index in samples])
+
+
+def make_batches(way, batches: list[list]):
+    for samples in batches:
+        make_batch(way, samples)
+
+
+def through_loader(way, count: int, workers: int) -> float:
+    """Images/s of a loader once its queue has been emptied, by the clock on the wall."""
+    batches = way.batches(count)
+    batches = batches * -(-12 * workers // len(batches))
+    loader = DataLoader(way, batch_sampler=batches, num_workers=workers, collate_fn=way.collate)
+    samples = 0
+    for number, _ in enumerate(loader):
+        if number == 2 * workers:  # batches that were made ahead
+            started, samples = time.perf_counter(), 0
+        samples += len(batches[number])
+    return (samples - len(batches[2 * workers])) / (time.perf_counter() - started)
+
+
+def data_wait(images: FolderImages, preset: str, steps: int = 12) -> dict:
+    """Trains on the pictures and tells the share of the time that the loop waits for them."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = MAEForPreTraining(MAEConfig.from_preset(preset)).to(device)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
+    processor, way = MAEImageProcessor(), OurWay(images, 1, hf_mae.data.simplejpeg)
+    size = BATCH_SIZE if device.type == "cuda" else 16
+    samples = [(epoch, index, 0) for epoch in range(-(-steps * size // len(images))) for index in range(len(images))]
+    batches = in_batches(samples, size)[:steps]
+    workers = os.cpu_count() if device.type == "cuda" else 0
+    loader = iter(
+        DataLoader(way, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=workers > 0)
+    )
+    waited = 0.0
+    for step in range(len(batches)):
+        if step == 2:
+            started, waited = time.perf_counter(), 0.0
+        before = time.perf_counter()
+        batch = next(loader)
+        waited += time.perf_counter() - before
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            pixels = processor.rescale_and_normalize(batch["pixel_values"].to(device, non_blocking=True))
+            loss = model(pixels, noise=batch["noise"].to(device, non_blocking=True)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loss.item()
+    taken = time.perf_counter() - started
+    rate = size * (len(batches) - 2) / taken
+    return {"preset": preset, "workers": workers, "images_per_second": rate, "data_wait": waited / taken}
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int] = (375, 500)):
-    """Pictures of noise whose power falls with the square of the frequency, as that of photographs does."""
+    """Pictures of noise whose power falls with a power of the frequency, as that of photographs does."""
     height, width = size
     y, x = np.meshgrid(np.fft.fftfreq(height) * height, np.fft.rfftfreq(width) * width, indexing="ij")
-    falling = 1 / np.maximum(np.hypot(y, x), 1)
+    falling = np.maximum(np.hypot(y, x), 1) ** -1.4
     for number in range(count):
         rng = np.random.default_rng(number)
         spectrum = np.fft.rfft2(rng.normal(size=(3, height, width))) * falling
         pixels = np.fft.irfft2(spectrum, s=size)
-        pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std() + rng.normal(scale=3, size=pixels.shape)
+        pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std() + rng.normal(scale=1, size=pixels.shape)
         picture = PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
         picture.save(folder / f"{number:04}.jpg", quality=90)
 
 
+def measure(folder: Path, workers_tried: list[int], args: argparse.Namespace) -> dict:
+    images = FolderImages(str(folder))
+    ways, count = all_ways(images), min(args.images, len(images))
+    calls = {name: partial(make_batches, way, way.batches(count)) for name, way in ways.items()}
+    times = in_turns(calls, args.rounds, 1, CPU)
+    samples = {name: sum(map(len, way.batches(count))) for name, way in ways.items()}
+    per_sample = {name: [taken / samples[name] for taken in values] for name, values in times.items()}
+    base = next(iter(ways))
+    rows = {
+        name: {
+            "images_per_second_of_a_core": 1 / statistics.median(values),
+            f"ratio to {base}": ratio(values, per_sample[base]),
+            "workers": {},
+        }
+        for name, values in per_sample.items()
+    }
+    for workers in workers_tried:
+        for _ in range(args.rounds):
+            for name, way in ways.items():
+                rows[name]["workers"].setdefault(workers, []).append(through_loader(way, count, workers))
+    with PIL.Image.open(images.describe(0)) as first:
+        size = f"{first.width} x {first.height}"
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"first_size": size, "images": count, "kilobytes": total / len(images) / 1000, "rows": rows}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?")
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--sizes", nargs="+", default=["500x375", "1600x1200", "4000x3000"], help="Of pictures made.")
+    parser.add_argument("--images", type=int, default=192, help="Of 500 x 375; of larger ones fewer, 6 at least.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="JSON file for the results.")
+    parser.add_argument(
+        "--workers", nargs="*", type=int, default=[1, os.cpu_count()], help="To try, on the first size only."
+    )
+    parser.add_argument("--train", nargs="*", default=["tiny", "base"], help="Presets to train on the first size.")
+    parser.add_argument("--output", type=Path, help="File for the results; .json and .md are written.")
     args = parser.parse_args()
-    if args.folder is not None:
-        run(args)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        args.folder = folder
-        make_photographs(Path(folder), args.images)
-        run(args)
-
-
-def run(args: argparse.Namespace):
-    images, fast = FolderImages(args.folder), hf_mae.data.simplejpeg
-    ways = {"usual (PIL, float32)": UsualWay(images), "ours, PIL": OurWay(images, 1, None)}
-    if fast is not None:
-        ways["ours, simplejpeg"] = OurWay(images, 1, fast)
-        ways["ours, simplejpeg, 4 views"] = OurWay(images, 4, fast)
-    count = min(args.images, len(images))
-    speeds = {name: [] for name in ways}
-    for round_number in range(args.rounds + 1):  # the first warms up
-        for name, way in ways.items():
-            taken = seconds(partial(way, count), torch.device("cpu"))
-            if round_number:
-                speeds[name].append(count / taken)
-    first = statistics.median(speeds["usual (PIL, float32)"])
-    where = f"{machine(torch.device('cpu'))}, torch {torch.__version__}, PIL {PIL.__version__}"
-    size = sum(path.stat().st_size for path in Path(args.folder).rglob("*") if path.is_file()) / len(images)
-    print(f"{where}; {count} images, {size / 1000:.0f} KB each")
-    print("| way | images/s of a core | ratio |\n|---|---|---|")
-    for name, values in speeds.items():
-        print(f"| {name} | {statistics.median(values):.0f} | {statistics.median(values) / first:.2f} |")
-    save(args.output, {"machine": where, "images": count, "bytes": size, "images_per_second": speeds})
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as root:
+        folders = [args.folder]
+        if args.folder is None:
+            folders = [Path(root) / size for size in args.sizes]
+            for folder, size in zip(folders, args.sizes, strict=True):
+                folder.mkdir()
+                width, height = map(int, size.split("x"))
+                make_photographs(folder, max(6, args.images * 500 * 375 // (width * height)), (height, width))
+        results = [measure(folder, args.workers if folder == folders[0] else [], args) for folder in folders]
+        torch.set_num_threads(os.cpu_count())
+        training = [data_wait(FolderImages(str(folders[0])), preset) for preset in args.train]
+    tables = []
+    for result in results:
+        rows = result["rows"].items()
+        base = next(key for key in next(iter(rows))[1] if key.startswith("ratio"))
+        tables.append(f"## {result['first_size']}, {result['images']} pictures, {result['kilobytes']:.0f} KB each")
+        workers = next(iter(rows))[1]["workers"]
+        head = ["", "images/s of a core", base, *(f"images/s, {n} worker(s)" for n in workers)]
+        body = [
+            [name, row["images_per_second_of_a_core"], row[base], *map(statistics.median, row["workers"].values())]
+            for name, row in rows
+        ]
+        tables.append(table(head, body))
+    if training:
+        head = ["training", "loader workers", "images/s", "share of the time waiting for data"]
+        tables.append(table(head, [list(row.values()) for row in training]))
+    report("Input path", tables, {"pictures": results, "training": training}, CPU, args.output)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""What the benchmarks share: the clock, the name of the machine, the file of results."""
+"""What the benchmarks share: the clock, the name of the machine, tables, files of results."""
 
 import json
 import os
 import platform
+import re
+import statistics
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import PIL
+import psutil
 import torch
+import transformers
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -25,13 +33,83 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def in_turns(
+    calls: dict[str, Callable[[], object]], rounds: int, warmup: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Returns the seconds of each call in each round: A B C A B C, the first rounds left out."""
+    times = {name: [] for name in calls}
+    for number in range(warmup + rounds):
+        for name, call in calls.items():
+            taken = seconds(call, device)
+            if number >= warmup:
+                times[name].append(taken)
+    return times
+
+
+def ratio(times: list[float], base: list[float]) -> float:
+    """How many times faster than the base: the median of the rounds, since the machine's speed changes between them."""
+    return statistics.median(b / a for a, b in zip(times, base, strict=True))
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations/s of a square matrix product, the best of twenty; on a CPU per second of CPU time."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = min(seconds(partial(torch.matmul, a, b), device) for _ in range(20))
+    return 2 * size**3 / best
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes that the calls need at most; on a CPU beyond what the process has before.
+
+    On a CPU the highest mark is that of the whole process: measure in a process of its own.
+    """
+    before = psutil.Process().memory_info().rss
+    for _ in range(2):
+        call()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # Not ru_maxrss, which a new process inherits from the one that starts it.
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) - before
+
+
 def machine(device: torch.device) -> str:
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {name}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        cpus = Path("/proc/cpuinfo")
+        model = re.search(r"model name\s*: (.+)", cpus.read_text()) if cpus.exists() else None
+        name = f"{model[1] if model else platform.machine()}, {torch.get_num_threads()} thread(s)"
+    return f"{name}, {os.cpu_count()} cores"
 
 
-def save(path: Path | None, content: dict):
-    """Writes results as JSON, if a path is given."""
+def table(head: list[str], rows: list[list]) -> str:
+    """Returns a Markdown table; numbers to three digits."""
+
+    def text(cell) -> str:
+        if not isinstance(cell, float):
+            return "" if cell is None else str(cell)
+        return f"{cell:,.0f}" if cell >= 1000 else f"{cell:.3g}"
+
+    lines = [head, ["---"] * len(head), *([text(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def report(title: str, tables: list[str], results: object, device: torch.device, path: Path | None):
+    """Prints tables with machine and versions, and writes them and the results to `path`, as `.md` and `.json`."""
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "PIL": PIL.__version__,
+    }
+    head = f"{machine(device)}; " + ", ".join(f"{name} {version}" for name, version in versions.items())
+    text = "\n\n".join([f"# {title}", head, *tables]) + "\n"
+    print(text)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        command = " ".join(Path(word).name for word in sys.argv)  # no folders of this machine
+        content = {"machine": machine(device), "versions": versions, "command": command, "results": results}
+        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+        path.with_suffix(".md").write_text(text)

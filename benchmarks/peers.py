@@ -252,9 +252,15 @@ def _official_weights(model: MAEForPreTraining) -> dict[str, torch.Tensor]:
 
 
 def all_peers(
-    model: MAEForPreTraining, checkout: str | None, only: str | None = None
+    model: MAEForPreTraining, checkout: str | None, chosen: list[str] | None = None
 ) -> tuple[dict[str, Peer], dict[str, str]]:
-    """Returns the peers by name, ours first, and why others are missing; or `only` one, so that it has the memory."""
+    """Returns the peers by name, ours first and always, and why others are missing.
+
+    Args:
+        model ([`MAEForPreTraining`]): Whose weights all get.
+        checkout (`str`, *optional*): Folder of the official code.
+        chosen (`list[str]`, *optional*): Names of those wanted, so that they have the memory.
+    """
     makers = {
         "official code": (lambda m: official(m, checkout)) if checkout else None,
         "timm-block reference": reference,
@@ -263,7 +269,7 @@ def all_peers(
     }
     found, missing = {"hf_mae": ours(model)}, {}
     for name, make in makers.items():
-        if only not in (None, name):
+        if chosen is not None and name not in chosen:
             continue
         if make is None:
             missing[name] = "no --official checkout was given"

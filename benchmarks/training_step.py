@@ -7,15 +7,13 @@
     python benchmarks/training_step.py --official path/to/facebookresearch/mae
 
 All have the same weights, images and masks, and their losses are compared before anything is timed. They take turns
-round by round (A B C A B C); the first rounds warm up. On a CPU the table has the CPU time of the process, which other
-processes on a shared machine disturb less; on a GPU the time between synchronisations. AdamW is fused where the authors
-train so (ours, transformers), else torch's default.
+round by round (A B C A B C); the first rounds warm up, and after them nothing may be compiled anew. On a CPU the table
+has the CPU time of the process, which other processes on a shared machine disturb less; on a GPU the time between
+synchronisations. AdamW is fused where the authors train so (ours, transformers), else torch's default.
 """
 
 import argparse
 import copy
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -23,10 +21,8 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
-import transformers
-from measuring import machine, save, seconds
+from measuring import in_turns, matmul_rate, peak_memory, ratio, report, table
 from peers import all_peers, ours
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
@@ -39,9 +35,9 @@ PARTIAL = "hf_mae, prediction_ratio 0.25"
 class Step:
     """One training step of a peer."""
 
-    def __init__(self, peer, dtype: torch.dtype, device: torch.device, compiled: bool):
-        self.model, self.device = peer.model.train().to(device), device
-        self.loss = torch.compile(peer.loss) if compiled else peer.loss
+    def __init__(self, peer, dtype: torch.dtype, device: torch.device, compile_mode: str | None):
+        self.model = peer.model.train().to(device)
+        self.loss = torch.compile(peer.loss, mode=compile_mode) if compile_mode else peer.loss
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         fused = {"fused": True} if peer.fused_adamw else {}
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **fused)
@@ -55,29 +51,12 @@ class Step:
         self.optimizer.zero_grad()
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations/s of a square matrix product, the best of twenty; on a CPU per second of CPU time."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    best = min(seconds(lambda: a @ b, device) for _ in range(20))
-    return 2 * size**3 / best
-
-
 def operations(peer, images: torch.Tensor, noise: torch.Tensor) -> float:
     """Of one image, forward and backward, by torch's counter: products, convolutions; fused attention on GPUs only."""
     with FlopCounterMode(display=False) as counter:
         peer.loss(peer.model.train(), images, noise).backward()
     peer.model.zero_grad()
     return counter.get_total_flops() / len(images)
-
-
-def peak_memory(name: str, args, preset: str) -> float:
-    """Bytes that a step needs at most, measured in a process of its own, on a CPU beyond what importing takes."""
-    command = [sys.executable, __file__, "--presets", preset, "--batch_size", str(args.batch_size), "--memory_of", name]
-    command += ["--official", args.official] if args.official else []
-    command += ["--compile"] if args.compile else []
-    done = subprocess.run([*command, "--dtype", args.dtype], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
 
 
 def inputs(config: MAEConfig, batch_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,7 +73,7 @@ def make_model(preset: str) -> MAEForPreTraining:
 
 def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict:
     model = make_model(preset)
-    peers, missing = all_peers(copy.deepcopy(model), args.official)
+    peers, missing = all_peers(copy.deepcopy(model), args.official, args.peers)
     images, noise = inputs(model.config, args.batch_size, device)
     losses = {}
     with torch.no_grad():  # dropout there is none
@@ -103,56 +82,62 @@ def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict
     first = losses["hf_mae"]
     if worst := {name: loss for name, loss in losses.items() if abs(loss - first) > 1e-3 * abs(first)}:
         raise SystemExit(f"Not the same work: losses {worst} against {first}.")
+    if args.peers is None or PARTIAL in args.peers:
+        peers[PARTIAL] = ours(copy.deepcopy(model).to(device), 0.25)
     counted = {name: operations(peer, images[:1], noise[:1]) for name, peer in peers.items()}
-    peers[PARTIAL] = ours(copy.deepcopy(model), 0.25)
-    counted[PARTIAL] = operations(peers[PARTIAL], images[:1].cpu(), noise[:1].cpu())
     steps = {name: Step(peer, dtype, device, args.compile) for name, peer in peers.items()}
-    times = {name: [] for name in steps}
-    for number in range(args.warmup + args.rounds):
-        for name, step in steps.items():
-            taken = seconds(partial(step, images, noise), device)
-            if number >= args.warmup:
-                times[name].append(taken)
+    calls = {name: partial(step, images, noise) for name, step in steps.items()}
+    in_turns(calls, args.warmup, 0, device)
+    with torch.compiler.set_stance("fail_on_recompile") if args.compile else nullcontext():
+        times = in_turns(calls, args.rounds, 0, device)
     rate = matmul_rate(dtype, device)
-    base = next((name for name in ("official code", "timm-block reference") if name in times), None)
+    base = next((name for name in ("official code", "timm-block reference") if name in times), "hf_mae")
     rows = {}
     for name, values in times.items():
         median = statistics.median(values)
-        # Round by round, since the machine's speed changes.
-        ratios = [b / a for a, b in zip(values, times[base], strict=True)]
         rows[name] = {
             "images_per_second": args.batch_size / median,
-            f"ratio_to_{base}": statistics.median(ratios),
+            f"ratio to {base}": ratio(values, times[base]),
             "gflop_per_image": counted[name] / 1e9,
             "share_of_matmul_rate": counted[name] * args.batch_size / median / rate,
+            "peak_memory_mb": memory(name, args, preset) / 1e6 if args.memory else None,
             "seconds": values,
         }
-        if args.memory:
-            rows[name]["peak_memory_mb"] = peak_memory(name, args, preset) / 1e6
     return {"preset": preset, "matmul_gflops": rate / 1e9, "losses": losses, "missing": missing, "rows": rows}
+
+
+def memory(name: str, args, preset: str) -> float:
+    """Bytes that a step needs at most, measured in a process of its own."""
+    command = [sys.executable, __file__, "--presets", preset, "--batch_size", str(args.batch_size), "--memory_of", name]
+    command += ["--official", args.official] if args.official else []
+    command += ["--compile", args.compile] if args.compile else []
+    done = subprocess.run([*command, "--dtype", args.dtype], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def memory_of(name: str, preset: str, args, device: torch.device, dtype: torch.dtype):
     model = make_model(preset)
-    peers, _ = all_peers(model, args.official, only=name)
+    peers, _ = all_peers(model, args.official, [name])
     peer = ours(model, 0.25) if name == PARTIAL else peers.pop(name)
     peers.clear()
     images, noise = inputs(model.config, args.batch_size, device)
-    step = Step(peer, dtype, device, args.compile)
-    before = psutil.Process().memory_info().rss  # weights are part of it, gradients and optimizer state are not
-    for _ in range(2):
-        step(images, noise)
-    # Not ru_maxrss, which a new process inherits from the one that starts it.
-    after = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-    print(torch.cuda.max_memory_allocated() if device.type == "cuda" else after - before)
+    # Beyond the weights, which are there: gradients and the optimizer's state count.
+    print(peak_memory(partial(Step(peer, dtype, device, args.compile), images, noise), device))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["tiny", "small"])
+    parser.add_argument("--peers", nargs="+", help="Only these beside hf_mae, where memory is short.")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="Compile all peers, in this mode of torch.compile.",
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--official", help="Checkout of facebookresearch/mae.")
@@ -160,7 +145,7 @@ def main():
         "--memory", action="store_true", help="Measure the peak memory, too, each in a process of its own."
     )
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help="JSON file for the results.")
+    parser.add_argument("--output", type=Path, help="File for the results; .json and .md are written.")
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -168,25 +153,16 @@ def main():
     if args.memory_of:
         memory_of(args.memory_of, args.presets[0], args, device, dtype)
         return
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    settings = {"batch_size": args.batch_size, "dtype": args.dtype, "compiled": args.compile, "rounds": args.rounds}
     results = [measure(preset, args, device, dtype) for preset in args.presets]
-    print(f"{machine(device)}; torch {torch.__version__}, transformers {transformers.__version__}; {settings}")
+    tables = []
     for result in results:
-        print(f"\n{result['preset']}: matrix product {result['matmul_gflops']:,.0f} GFLOP/s")
-        columns = [column for column in next(iter(result["rows"].values())) if column != "seconds"]
-        print("| | " + " | ".join(column.replace("_", " ") for column in columns) + " |")
-        print("|---" * (1 + len(columns)) + "|")
-        for peer, row in result["rows"].items():
-            print(f"| {peer} | " + " | ".join(f"{row[column]:,.2f}" for column in columns) + " |")
-        for peer, why in result["missing"].items():
-            print(f"{peer} is missing: {why}")
-    content = {"machine": machine(device), "versions": versions, "settings": settings, "results": results}
-    save(args.output, content)
+        tables.append(f"## {result['preset']}: matrix product {result['matmul_gflops']:,.0f} GFLOP/s")
+        columns = [name for name, value in result["rows"]["hf_mae"].items() if name != "seconds" and value is not None]
+        head = ["", *(column.replace("_", " ") for column in columns)]
+        tables.append(table(head, [[peer, *(row[c] for c in columns)] for peer, row in result["rows"].items()]))
+        tables.extend(f"{peer} is missing: {why}" for peer, why in result["missing"].items())
+    how = f"compiled ({args.compile})" if args.compile else "eager"
+    report(f"Training step, batch {args.batch_size}, {args.dtype}, {how}", tables, results, device, args.output)
 
 
 if __name__ == "__main__":

@@ -48,23 +48,83 @@ def test_peers__same_loss_and_gradients(peers, tiny_config):
         torch.testing.assert_close(gradient, gradients["hf_mae"], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_training_step__writes_table_and_file(peers, tmp_path, monkeypatch, capsys):
-    import training_step
-
+@pytest.fixture
+def small_presets(monkeypatch):
     from hf_mae import MAEConfig
 
     sizes = {"image_size": 32, "num_hidden_layers": 1, "decoder_num_hidden_layers": 1}
     preset = MAEConfig.from_preset
     monkeypatch.setattr(MAEConfig, "from_preset", lambda name, **fields: preset(name, **{**sizes, **fields}))
-    command = "training_step.py --presets tiny --batch_size 2 --rounds 2 --warmup 1 --output"
-    monkeypatch.setattr(sys, "argv", [*command.split(), str(tmp_path / "out.json")])
-    training_step.main()
+
+
+def run(monkeypatch, module, command: str, output: Path) -> dict:
+    """Runs a benchmark and returns what it wrote."""
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--output", str(output)])
+    module.main()
+    content = json.loads(output.with_suffix(".json").read_text())
+    assert content["versions"]["torch"] == torch.__version__
+    assert str(output.parent) not in output.with_suffix(".json").read_text()  # no folders of the machine
+    return content["results"]
+
+
+def test_training_step__writes_table_and_file(peers, small_presets, tmp_path, monkeypatch, capsys):
+    import training_step
+
+    command = "training_step.py --presets tiny --batch_size 2 --rounds 2 --warmup 1"
+    (result,) = run(monkeypatch, training_step, command, tmp_path / "out.json")
     printed = capsys.readouterr().out
     assert "| transformers ViTMAE |" in printed
+    assert printed.rstrip("\n") == (tmp_path / "out.md").read_text().rstrip("\n")
     assert "official code is missing: no --official checkout was given" in printed
-    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
     rows = result["rows"]
     assert rows["hf_mae"]["gflop_per_image"] < rows["timm-block reference"]["gflop_per_image"]
     assert rows[training_step.PARTIAL]["gflop_per_image"] < rows["hf_mae"]["gflop_per_image"]
     assert all(len(row["seconds"]) == 2 for row in rows.values())
     assert len(set(map("{:.4f}".format, result["losses"].values()))) == 1
+
+
+def test_modules__every_part_has_its_share(peers, small_presets, tmp_path, monkeypatch):
+    """Of forward and backward time; together with the floor of the products, which is as large as their operations."""
+    import modules
+
+    result = run(monkeypatch, modules, "modules.py --preset tiny --batch_size 2 --steps 1", tmp_path / "out")
+    parts = result["parts"]
+    named = {"patch embedding", "encoder attention", "encoder MLPs", "decoder attention", "decoder MLPs", "head"}
+    assert named <= set(parts)
+    assert all(parts[name]["backward_ms"] > 0 and parts[name]["gflop_per_image"] > 0 for name in named)
+    assert sum(part["share"] for part in parts.values()) == pytest.approx(1, abs=0.02)
+    # 4 patches and the class token pass two linear layers of 192 x 768: 2 operations forward, 4 backward.
+    assert parts["encoder MLPs"]["gflop_per_image"] * 1e9 == pytest.approx(6 * 2 * 192 * 768 * (1 + 4 // 4))
+
+
+def test_input_path__all_ways_read_the_same_pictures(peers, tmp_path, monkeypatch, capsys):
+    import input_path
+
+    import hf_mae.data
+
+    monkeypatch.setattr(hf_mae.data, "simplejpeg", hf_mae.data.simplejpeg)  # set back at the end
+    monkeypatch.setattr(input_path, "data_wait", lambda images, preset: {"preset": preset, "data_wait": 0.0})
+    command = "input_path.py --sizes 80x60 --images 6 --rounds 1 --workers --train tiny"
+    (result,) = run(monkeypatch, input_path, command, tmp_path / "out")["pictures"]
+    assert result["first_size"] == "80 x 60"
+    assert {"transformers run_mae (datasets)", "hf_mae, PIL", "hf_mae, simplejpeg, 4 views"} <= set(result["rows"])
+    from hf_mae.sources import FolderImages
+
+    input_path.make_photographs(tmp_path, 2, (60, 80))
+    for way in input_path.all_ways(FolderImages(str(tmp_path))).values():
+        (samples,) = way.batches(2)
+        batch = input_path.make_batch(way, samples)
+        pixels = batch["pixel_values"] if isinstance(batch, dict) else batch
+        assert pixels.shape == (2 * getattr(way, "views", 1), 3, 224, 224)
+
+
+def test_growth__exchange_on_paper(peers):
+    """ViT-B: 111.7 million trained parameters; 7/4 of their float32 gradients are sent by each of eight GPUs."""
+    import growth
+
+    row = growth.on_paper("base", rate=5120, gpus=8, effective=4096, local=100, between=10)
+    assert row["of a GPU"] == 512
+    assert row["compute, ms"] == pytest.approx(100)
+    assert row["sent by a GPU, MB"] == pytest.approx(7 / 4 * 4 * 111.7, rel=1e-3)
+    assert row["share of linear"] == 1  # 8 ms hide behind 67
+    assert growth.on_paper("base", 5120, 64, 4096, 100, 10)["share of linear"] < 0.2

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers.utils import logging
 
 from .image_processing_mae import MAEImageProcessor, image_to_tensor, resize, to_byte_range
@@ -440,8 +440,9 @@ def collate(samples: list[dict]) -> dict:
     dtype = torch.float32 if any(pixels.is_floating_point() for pixels in pixel_values) else torch.uint8
     names = [name for name in samples[0] if name not in ("pixel_values", "unreadable")]
     return {
-        "pixel_values": torch.stack([pixels.to(dtype) for pixels in pixel_values]),
-        **{name: torch.stack([sample[name] for sample in samples]) for name in names},
+        # In a loader's worker this stacks into shared memory at once.
+        "pixel_values": default_collate([pixels.to(dtype) for pixels in pixel_values]),
+        **{name: default_collate([sample[name] for sample in samples]) for name in names},
         "unreadable": {name: reason for sample in samples for name, reason in sample["unreadable"].items()},
     }
 

@@ -335,7 +335,8 @@ class MAEImageProcessor(BaseImageProcessor):
 
 
 def _per_channel(value: float | tuple[float, ...], images: torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(value, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+    # Not blocking: a step of training must not wait for the device.
+    return torch.as_tensor(value, dtype=images.dtype).reshape(-1, 1, 1).to(images.device, non_blocking=True)
 
 
 def _resized(shape: tuple[int, int], size: SizeDict, crop: tuple[int, int] | None) -> tuple[int, int]:
