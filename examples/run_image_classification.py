@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Subset
-from transformers import EvalPrediction
+from transformers import EvalPrediction, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_mae import MAEConfig, MAEForImageClassification, MAEImageProcessor
@@ -142,6 +142,7 @@ def build_model(args: ClassificationArguments, train_images: ImageSource) -> MAE
 
 def main():
     args = parse_arguments(ClassificationArguments, __doc__, SAMPLE_RECIPE)
+    set_seed(args.seed)  # fresh weights are made before Trainer does it
     train_images, test_images = (open_images(args.data, split) for split in ("train", "test"))
     model = build_model(args, train_images)
     config = model.config

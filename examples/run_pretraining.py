@@ -138,6 +138,8 @@ class PretrainingArguments:
     image_std: list[float] | None = setting(None, "Deviation per channel, if not ImageNet's.")
     compute_statistics: bool = setting(False, "Take mean and deviation from (10,000 of) the images.")
     crop_scale_min: float = setting(0.2, "Least share of an image that a random crop keeps.")
+    horizontal_flip: bool = setting(True, "Mirror half of the crops.")
+    color_jitter: float = setting(0.0, "Strength of random brightness, contrast and saturation, in [0, 1].")
     views_per_image: int = setting(1, "Crops taken of one decode; each counts as a sample of the epoch.")
     num_train_epochs: float = setting(400.0, "Crops per image in the run, unless --max_steps is given.")
     max_steps: int = setting(-1, "Optimizer steps.")
@@ -180,8 +182,9 @@ class PretrainingArguments:
         for name in AT_LEAST_1:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"--max_unreadable is a share in [0, 1], got {self.max_unreadable}.")
+        for name in ("max_unreadable", "color_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must be in [0, 1], got {getattr(self, name)}.")
 
 
 def build_model(args: PretrainingArguments) -> tuple[MAEForPreTraining, MAEImageProcessor]:
@@ -340,6 +343,8 @@ def main():
         rows * columns,
         num_channels=config.num_channels,
         crop_scale=(args.crop_scale_min, 1.0),
+        horizontal_flip=args.horizontal_flip,
+        color_jitter=args.color_jitter,
         seed=args.seed,
     )
     order = SampleOrder(train_images, args.seed, args.views_per_image, batch_size)

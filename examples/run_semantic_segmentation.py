@@ -26,7 +26,7 @@ import PIL.ImageDraw
 import PIL.ImageOps
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import EvalPrediction, UperNetConfig, UperNetForSemanticSegmentation, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_mae import MAEBackbone, MAEConfig, MAEImageProcessor
@@ -339,6 +339,7 @@ def build_model(args: SegmentationArguments, names: list[str]) -> UperNetForSema
 
 def main():
     args = parse_arguments(SegmentationArguments, __doc__)
+    set_seed(args.seed)  # fresh weights are made before Trainer does it
     train_pairs, val_pairs, names = open_data(args)
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise ValueError(f"--class_names has {', '.join(twice)} more than once. Give every class a name of its own.")

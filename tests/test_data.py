@@ -25,6 +25,7 @@ from hf_mae.data import (
     collate,
     crop_and_resize,
     image_size,
+    jitter_colors,
     random_crop_box,
     read_image,
     spread_indices,
@@ -174,6 +175,31 @@ def test_views__of_an_image_share_one_decode_and_equal_single_ones():
         assert torch.equal(dataset[sample]["pixel_values"], one["pixel_values"])
         assert torch.equal(dataset[sample]["noise"], one["noise"])
     assert not torch.equal(together[0]["pixel_values"], together[1]["pixel_values"])
+
+
+def test_color_jitter__changes_colours_and_nothing_else():
+    """As torchvision's three operations, one after the other; crop, flip and mask are as without."""
+    rng, again = np.random.default_rng(3), np.random.default_rng(3)
+    image = torch.randint(64, 128, (3, 8, 8), generator=torch.manual_seed(0), dtype=torch.uint8)
+    jittered = jitter_colors(image, 0.4, rng)
+    brightness, contrast, saturation = again.uniform(0.6, 1.4, size=3)
+    luma = lambda pixels: (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=0)  # noqa: E731
+    expected = image * brightness
+    expected = contrast * expected + (1 - contrast) * luma(expected).mean()
+    expected = saturation * expected + (1 - saturation) * luma(expected)
+    assert jittered.dtype == torch.uint8
+    assert torch.equal(jittered, expected.round().to(torch.uint8))
+    assert torch.equal(jitter_colors(image, 0.0, rng), image)
+    four_channels = jitter_colors(torch.rand(4, 8, 8) * 255, 1.0, rng)
+    assert four_channels.shape == (4, 8, 8)
+    assert four_channels.amin() >= 0
+    assert four_channels.amax() <= 255
+
+    images = open_images()
+    plain, colourful = (PretrainingDataset(images, (28, 28), 49, 1, color_jitter=j)[0, 5, 0] for j in (0.0, 0.5))
+    assert not torch.equal(plain["pixel_values"], colourful["pixel_values"])
+    for name in ("noise", "crop_box", "flipped"):
+        assert torch.equal(plain[name], colourful[name])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import picture
 from PIL import Image
+from safetensors.torch import load_file
 
 pytest.importorskip("kornia")
 
@@ -89,6 +90,20 @@ def test_fine_tuning__learns_saves_goes_on_and_evaluates(call, pretrained, folde
     shutil.rmtree(folder / "val" / "blue")
     printed = call(run_image_classification, "--model_name_or_path", tmp_path / "out", *common, "--eval_only")
     assert float(re.findall(r"eval_accuracy += +([0-9.]+)", printed)[0]) == 1.0
+
+
+def test_fine_tuning__seed_decides_on_everything(call, pretrained, folder, tmp_path):
+    """Fresh weights, order, augmentation: the same command gives the same model."""
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--from_scratch", "--max_steps", "2"]
+    arguments += ["--per_device_train_batch_size", "6", "--eval_strategy", "no", "--save_strategy", "no"]
+    runs = {}
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        torch.manual_seed(len(runs))  # whatever was before
+        call(run_image_classification, *arguments, "--seed", seed, "--output_dir", tmp_path / name)
+        runs[name] = load_file(tmp_path / name / "model.safetensors")
+    assert all(torch.equal(value, runs["b"][key]) for key, value in runs["a"].items())
+    name = "mae.layers.0.mlp.fc1.weight"
+    assert not torch.allclose(runs["a"][name], runs["c"][name], atol=1e-3)
 
 
 def test_fine_tuning__with_every_augmentation_and_partly_frozen(call, pretrained, folder, tmp_path):
@@ -206,13 +221,15 @@ def test_batch_augmentation__erases_that_share_of_the_images():
 # Linear probing
 
 
-def test_linear_probing__fast_prints_the_grid_and_saves_the_best(call, pretrained, folder, tmp_path):
+def test_linear_probing__fast_chooses_by_held_out_training_images(call, pretrained, folder, tmp_path):
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "probe"]
     grid = ["--base_learning_rates", "1e-6", "30"]
     printed = call(run_linear_probing, *arguments, "--fast", *grid, "--num_train_epochs", "30", "--num_neighbors", "3")
-    accuracies = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("linear probe")]
-    assert len(accuracies) == 2
-    assert accuracies[1] == 1.0
+    slow, fast, tested = (line for line in printed.splitlines() if line.startswith("linear probe"))
+    assert "held-out training images" in slow
+    assert "base rate 30     accuracy 1.0000" in fast
+    assert tested == "linear probe, base rate 30     accuracy 1.0000 of the test images"
+    assert json.loads((tmp_path / "probe" / "run.json").read_text())["metrics"]["base_rate"] == 30
     assert "k-NN, k 3    accuracy 1.0000" in printed
     model = MAEForImageClassification.from_pretrained(tmp_path / "probe").eval()
     before = MAEForPreTraining.from_pretrained(pretrained).mae

