@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# CIFAR-10 on two CPU cores: pre-train, probe, fine-tune with 1 %, 10 % and all of the labels, each beside training from
+# scratch with the same budget. Under two hours. Every choice is in the recipes; the test images are looked at once, at the
+# end of each run.
+#
+#   records/cifar10.sh [a folder of train-*.parquet and test-*.parquet, or a name on the Hub]
+set -euo pipefail
+data=${1:-uoft-cs/cifar10} runs=${RUNS:-runs/cifar10} python=${PYTHON:-python}
+
+$python examples/run_pretraining.py examples/recipes/cifar10_small.yaml --data "$data" --output_dir "$runs/pretrained"
+$python examples/run_linear_probing.py --model_name_or_path "$runs/pretrained" --data "$data" --fast --pooling mean \
+    --num_train_epochs 50 --output_dir "$runs/probe"
+
+finetune() { # labels epochs seed
+    for start in pretrained scratch; do
+        $python examples/run_image_classification.py examples/recipes/finetune_sample.yaml \
+            --model_name_or_path "$runs/pretrained" --data "$data" --max_train_images "$1" --num_train_epochs "$2" \
+            --seed "$3" --eval_strategy no --save_strategy no --output_dir "$runs/$start-$1-seed$3" \
+            $([ $start = scratch ] && echo --from_scratch --layer_decay 1)
+    done
+}
+for seed in 0 1 2; do
+    finetune 500 60 $seed
+    finetune 5000 15 $seed
+done
+finetune 50000 5 0
