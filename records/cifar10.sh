@@ -12,7 +12,7 @@ $python examples/run_linear_probing.py --model_name_or_path "$runs/pretrained" -
     --num_train_epochs 50 --output_dir "$runs/probe"
 
 for seed in 0 1 2; do
-    for budget in "500 60" "5000 15" "50000 5"; do
+    for budget in "500 40" "5000 12" "50000 5"; do
         read -r labels epochs <<< "$budget"
         [ "$labels-$seed" != 50000-1 ] && [ "$labels-$seed" != 50000-2 ] || continue # once: an hour for three
         for start in pretrained scratch; do

@@ -10,7 +10,7 @@ checkpoint=model_cards/mae-fashion-mnist
 $python examples/run_linear_probing.py --model_name_or_path $checkpoint --data "$data" --fast --pooling mean \
     --num_train_epochs 50 --output_dir "$runs/probe"
 for seed in 0 1 2; do
-    for budget in "600 60" "6000 10"; do
+    for budget in "600 40" "6000 5"; do
         read -r labels epochs <<< "$budget"
         for start in pretrained scratch; do
             $python examples/run_image_classification.py examples/recipes/finetune_sample.yaml \
