@@ -3,12 +3,17 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: help pretrain test bench style check clean
+# CIFAR-10: a folder of train-*.parquet and test-*.parquet, or a name on the Hub.
+CIFAR10 ?= uoft-cs/cifar10
+
+.PHONY: help pretrain test bench reproduce-cifar10 ablations style check clean
 
 help:
 	@echo "make pretrain   pre-train a small MAE on the embedded images and load it back (minutes on a CPU)"
 	@echo "make test       run the tests"
-	@echo "make bench      time training steps, input path and inference beside other implementations (a quarter of an hour)"
+	@echo "make bench      time training steps, input path and inference beside other implementations (half an hour)"
+	@echo "make reproduce-cifar10   pre-train, probe and fine-tune on CIFAR-10, and the same from scratch (hours)"
+	@echo "make ablations  the paper's ablations in small, on CIFAR-10 (an hour)"
 	@echo "make style      format the code;  make check: verify format and lint"
 	@echo "make clean      remove the environment and the runs"
 
@@ -24,6 +29,16 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/training_step.py --output runs/bench/training_step.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(BIN)/python benchmarks/input_path.py --output runs/bench/input_path.json
 	$(BIN)/python benchmarks/inference.py --output runs/bench/inference.json
+	$(BIN)/python benchmarks/modules.py --output runs/bench/modules.json
+	$(BIN)/python benchmarks/growth.py --output runs/bench/growth.json
+
+reproduce-cifar10: $(VENV)/.installed-test
+	PYTHON=$(BIN)/python records/cifar10.sh $(CIFAR10)
+	$(BIN)/python records/report.py collect runs/cifar10
+
+ablations: $(VENV)/.installed-test
+	PYTHON=$(BIN)/python records/ablations.sh $(CIFAR10)
+	$(BIN)/python records/report.py collect runs/ablations
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

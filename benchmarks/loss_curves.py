@@ -6,7 +6,7 @@
 
 All peers take the same steps, one after the other on each batch. The table tells by how much their losses differ; in
 float64 what is left is rounding. With `--prediction_ratios` ours goes on alone: what is lost at equal steps and won at
-equal time when only a part of the hidden patches is predicted, measured by the loss over all of them on held-out images.
+equal time when only a part of the hidden patches is predicted, by the loss over all of them on held-out images.
 """
 
 import argparse

@@ -6,8 +6,8 @@
     python records/report.py                          # fills the tables, draws the plots
     python records/report.py check                    # says which pages are stale
 
-A record is the `run.json` of a run (recipe, command, commit, machine, versions, seed, results) and, of pre-training, its
-`metrics.jsonl`, its curve and, of the longest, its pictures. Weights are not kept.
+A record is the `run.json` of a run (recipe, command, commit, machine, versions, seed, results) and, of pre-training,
+its `metrics.jsonl`, its curve and, of the longest, its pictures. Weights are not kept.
 """
 
 import json
@@ -19,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 RECORDS = Path(__file__).parent
-PAGES = [RECORDS.parent / "docs" / name for name in ("ablations.md", "classification.md")]
+RESULTS = RECORDS.parent / "benchmarks" / "results"
+PAGES = [RECORDS.parent / "docs" / name for name in ("ablations.md", "classification.md", "performance.md")]
+BENCHMARKS = ("cpu_modules_base", "cpu_input_path", "cpu_inference", "cpu_growth")
 KEPT = ("run.json", "metrics.jsonl", "loss.png", "recipe.yaml")
 LONGEST = ("pretrained",)  # keep their pictures, too
 
@@ -44,7 +46,12 @@ ABLATIONS = {
     "mask_tokens": {"default": "in the decoder only", "mask_tokens_in_encoder": "in the encoder, too"},
     "target": {"default": "pixels", "normalised_target": "pixels, normalised by patch"},
     "augmentation": {"no_augmentation": "none", "default": "crop, flip", "color_jitter": "crop, flip, colours"},
-    "sampling": {"default": "random, 75 %", "block_50": "block, 50 %", "block_75": "block, 75 %", "grid_75": "grid, 75 %"},
+    "sampling": {
+        "default": "random, 75 %",
+        "block_50": "block, 50 %",
+        "block_75": "block, 75 %",
+        "grid_75": "grid, 75 %",
+    },
 }
 
 
@@ -62,7 +69,9 @@ def collect(runs: Path):
         target.mkdir(parents=True, exist_ok=True)
         for name in (*KEPT, "reconstructions.png") if run.name in LONGEST else KEPT:
             if (run / name).exists():
-                shutil.copy2(run / name, target)
+                shutil.copyfile(run / name, target / name)
+        record = (target / "run.json").read_text()
+        (target / "run.json").write_text(re.sub(r"(?<![\w.:])/(?:[\w.-]+/)+", "", record))  # no folders of the machine
         print(target.relative_to(RECORDS.parent))
 
 
@@ -109,7 +118,10 @@ def ablation(name: str) -> dict:
 
 
 def ablation_table(which: str) -> str:
-    lines = ["| | linear probe | k-NN | images/s | paper: linear probe | paper: fine-tuned |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | linear probe | k-NN | images/s | paper: linear probe | paper: fine-tuned |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, label in ABLATIONS[which].items():
         result = ablation(name)
         # The default of depth and width is another one in the paper.
@@ -121,7 +133,31 @@ def ablation_table(which: str) -> str:
     return "\n".join(lines)
 
 
+def step_table() -> str:
+    """Ratios to the official code of all training steps that were timed."""
+    lines = []
+    for path in sorted(RESULTS.glob("*_training_step_*.json")):
+        content = json.loads(path.read_text())
+        how = "compiled" if "--compile" in content["command"] else "eager"
+        for result in content["results"]:
+            rows = result["rows"]
+            if not lines:
+                names = [name for name in rows if name != "official code"]
+                lines = ["| preset | | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+            ratios = (f"{rows[name]['ratio to official code']:.2f}" for name in names)
+            lines.append(f"| {result['preset']} | {how} | " + " | ".join(ratios) + " |")
+    return "\n".join(lines)
+
+
+def benchmark(name: str) -> str:
+    """The tables of a benchmark as it wrote them, headings one level down."""
+    text = (RESULTS / f"{name}.md").read_text().split("\n", 1)[1].strip()
+    return re.sub(r"^## ", "### ", text, flags=re.MULTILINE)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "training step": step_table,
+    **{name: lambda name=name: benchmark(name) for name in BENCHMARKS},
     "cifar10": lambda: finetuning_table("cifar10"),
     "fashion_mnist": lambda: finetuning_table("fashion_mnist"),
     **{f"ablation {which}": lambda which=which: ablation_table(which) for which in ABLATIONS},
