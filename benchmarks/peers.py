@@ -147,6 +147,8 @@ def transformers(model: MAEForPreTraining) -> Peer:
     with tempfile.TemporaryDirectory() as folder:
         export_checkpoint(model, Path(folder) / "out", "vit_mae")
         peer = ViTMAEForPreTraining.from_pretrained(Path(folder) / "out")
+    for table in (peer.vit.embeddings.position_embeddings, peer.decoder.decoder_pos_embed):
+        table.requires_grad_(False)  # from_pretrained makes all parameters trainable, these, too
     return Peer(peer, lambda m, images, noise: m(images, noise=noise).loss, fused_adamw=True)
 
 
