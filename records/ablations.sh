@@ -12,7 +12,7 @@ one() { # recipe seed
         $python examples/run_pretraining.py "examples/recipes/ablations/$1.yaml" --data "$data" --seed "$2" \
             --output_dir "$run"
         $python examples/run_linear_probing.py --model_name_or_path "$run" --data "$data" --fast --pooling mean \
-            --num_train_epochs 50 --seed "$2" --output_dir "$run/probe"
+            --num_train_epochs 20 --seed "$2" --output_dir "$run/probe"
     fi
 }
 export -f one
