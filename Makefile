@@ -12,7 +12,7 @@ help:
 	@echo "make pretrain   pre-train a small MAE on the embedded images and load it back (minutes on a CPU)"
 	@echo "make test       run the tests"
 	@echo "make bench      time training steps, input path and inference beside other implementations (half an hour)"
-	@echo "make reproduce-cifar10   pre-train, probe and fine-tune on CIFAR-10, and the same from scratch (hours)"
+	@echo "make reproduce-cifar10   pre-train, probe and fine-tune on CIFAR-10, and from scratch (an hour and a half)"
 	@echo "make ablations  the paper's ablations in small, on CIFAR-10 (an hour)"
 	@echo "make style      format the code;  make check: verify format and lint"
 	@echo "make clean      remove the environment and the runs"

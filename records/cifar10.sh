@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# CIFAR-10 on two CPU cores: pre-train, probe, fine-tune with 1 %, 10 % and all of the labels, each beside training from
-# scratch with the same budget. Under two hours. Every choice is in the recipes; the test images are looked at once, at the
+# CIFAR-10 in an hour and a half of a CPU core: pre-train, probe, fine-tune with 1 % and 10 % of the labels, each beside
+# training from scratch with the same budget. Every choice is in the recipes; the test images are looked at once, at the
 # end of each run.
 #
 #   records/cifar10.sh [a folder of train-*.parquet and test-*.parquet, or a name on the Hub]
@@ -12,9 +12,8 @@ $python examples/run_linear_probing.py --model_name_or_path "$runs/pretrained" -
     --num_train_epochs 50 --output_dir "$runs/probe"
 
 for seed in 0 1 2; do
-    for budget in "500 40" "5000 12" "50000 5"; do
+    for budget in "500 40" "5000 12"; do
         read -r labels epochs <<< "$budget"
-        [ "$labels-$seed" != 50000-1 ] && [ "$labels-$seed" != 50000-2 ] || continue # once: an hour for three
         for start in pretrained scratch; do
             $python examples/run_image_classification.py examples/recipes/finetune_sample.yaml \
                 --model_name_or_path "$runs/pretrained" --data "$data" --max_train_images $labels \

@@ -23,7 +23,7 @@ def report(monkeypatch):
     return report
 
 
-@pytest.mark.parametrize("page", ["ablations.md", "classification.md", "performance.md"])
+@pytest.mark.parametrize("page", ["classification.md", "performance.md"])
 def test_pages__have_the_figures_of_the_records(report, page):
     text = (ROOT / "docs" / page).read_text()
     assert "<!-- from records:" in text
