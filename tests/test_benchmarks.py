@@ -86,6 +86,7 @@ def test_training_step__writes_table_and_file(peers, small_presets, tmp_path, mo
 def test_modules__every_part_has_its_share(peers, small_presets, tmp_path, monkeypatch):
     """Of forward and backward time; together with the floor of the products, which is as large as their operations."""
     import modules
+    import training_step
 
     result = run(monkeypatch, modules, "modules.py --preset tiny --batch_size 2 --steps 1", tmp_path / "out")
     parts = result["parts"]
@@ -93,6 +94,9 @@ def test_modules__every_part_has_its_share(peers, small_presets, tmp_path, monke
     assert named <= set(parts)
     assert all(parts[name]["backward_ms"] > 0 and parts[name]["gflop_per_image"] > 0 for name in named)
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1, abs=0.02)
+    model = training_step.make_model("tiny")
+    whole = training_step.operations(peers.ours(model), *training_step.inputs(model.config, 1, torch.device("cpu")))
+    assert sum(part["gflop_per_image"] for part in parts.values()) * 1e9 == pytest.approx(whole, rel=1e-3)
     # 4 patches and the class token pass two linear layers of 192 x 768: 2 operations forward, 4 backward.
     assert parts["encoder MLPs"]["gflop_per_image"] * 1e9 == pytest.approx(6 * 2 * 192 * 768 * (1 + 4 // 4))
 

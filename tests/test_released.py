@@ -34,6 +34,14 @@ def test_card_and_record__are_complete(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
 
 
+def test_fashion_mnist__card_has_the_figures_of_the_probe():
+    card = ModelCard.load(FASHION / "README.md")
+    probe = json.loads((ROOT / "records" / "fashion_mnist" / "probe" / "run.json").read_text())["metrics"]
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values["k-NN accuracy of the features (k = 20)"] == pytest.approx(probe["knn_accuracy"], abs=1e-4)
+    assert values["accuracy of a linear probe"] == pytest.approx(probe["linear_accuracy"], abs=1e-4)
+
+
 def processed(split):
     images = open_images(split=split)
     processor = AutoImageProcessor.from_pretrained(FASHION)
