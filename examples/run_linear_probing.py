@@ -146,7 +146,8 @@ def probe_fast(
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(args.seed)).to(features.device)
     best, best_accuracy = args.base_learning_rates[0], -1.0
     if len(args.base_learning_rates) > 1:
-        held_out, rest = order[: -(-len(order) // 10)], order[-(-len(order) // 10) :]
+        tenth = -(-len(order) // 10)
+        held_out, rest = order[:tenth], order[tenth:]
         batch_norm, classifiers = probes(args.base_learning_rates, rest)
         for rate, classifier in zip(args.base_learning_rates, classifiers, strict=True):
             share = accuracy_of(classifier, batch_norm, features[held_out], labels[held_out])
