@@ -238,6 +238,7 @@ def main():
     parser.add_argument("--train", nargs="*", default=["tiny", "base"], help="Presets to train on the first size.")
     parser.add_argument("--output", type=Path, help="File for the results; .json and .md are written.")
     args = parser.parse_args()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         folders = [args.folder]
@@ -248,7 +249,7 @@ def main():
                 width, height = map(int, size.split("x"))
                 make_photographs(folder, max(6, args.images * 500 * 375 // (width * height)), (height, width))
         results = [measure(folder, args.workers if folder == folders[0] else [], args) for folder in folders]
-        torch.set_num_threads(os.cpu_count())
+        torch.set_num_threads(threads)
         training = [data_wait(FolderImages(str(folders[0])), preset) for preset in args.train]
     tables = []
     for result in results:
