@@ -20,8 +20,8 @@ from pathlib import Path
 
 RECORDS = Path(__file__).parent
 RESULTS = RECORDS.parent / "benchmarks" / "results"
-PAGES = [RECORDS.parent / "docs" / name for name in ("classification.md", "performance.md")]
-BENCHMARKS = ("cpu_modules_base", "cpu_input_path", "cpu_inference", "cpu_growth")
+PAGES = [RECORDS.parent / name for name in ("README.md", "docs/classification.md", "docs/performance.md")]
+BENCHMARKS = ("cpu_loss_curves", "cpu_modules_base", "cpu_input_path", "cpu_inference", "cpu_growth")
 KEPT = ("run.json", "metrics.jsonl", "loss.png", "recipe.yaml")
 LONGEST = ("pretrained",)  # keep their pictures, too
 
