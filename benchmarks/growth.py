@@ -101,18 +101,20 @@ def measure_here(settings: dict):
     print(json.dumps(results.get()))
 
 
-def on_paper(preset: str, rate: float, gpus: int, effective: int, local: float, between: float) -> dict:
-    """A step of many GPUs from the speed of one.
+def step_seconds(compute: float, exchange: float) -> float:
+    """Of a step with an exchange of gradients, which hides behind the backward pass, two thirds of the rest."""
+    return compute + max(0.0, exchange - compute * 2 / 3)
 
-    A ring sends 2 (n - 1) / n of the gradients. The exchange hides behind the backward pass, two thirds of the step.
-    """
+
+def on_paper(preset: str, rate: float, gpus: int, effective: int, local: float, between: float) -> dict:
+    """A step of many GPUs from the speed of one. A ring sends 2 (n - 1) / n of the gradients."""
     with torch.device("meta"):
         model = MAEForPreTraining(MAEConfig.from_preset(preset))
     gradient = sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES_OF_A_GRADIENT
     compute = effective / gpus / rate
     sent = 2 * (gpus - 1) / gpus * gradient
     exchange = sent / ((local if gpus <= GPUS_OF_A_MACHINE else between) * 1e9)
-    step = compute + max(0.0, exchange - compute * 2 / 3)
+    step = step_seconds(compute, exchange)
     return {
         "preset": preset,
         "GPUs": gpus,
@@ -167,7 +169,8 @@ def main():
         if what == "processes":
             head += ["exchange alone, ms", "predicted images/s"]
             for line, row in zip(body, rows, strict=True):
-                line += [row.get("exchange_ms"), predicted(row, rows[0])]
+                measured = "failed" not in row and "failed" not in rows[0]
+                line += [row.get("exchange_ms"), predicted(row, rows[0]) if measured else None]
         tables += [f"## By {what}", table(head, body)]
     tables += ["## On paper", table(list(paper[0]), [list(row.values()) for row in paper])]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -175,10 +178,9 @@ def main():
 
 
 def predicted(row: dict, first: dict) -> float:
-    """Images/s from one process's and the exchange alone: part of it hides behind the backward pass."""
+    """Images/s from those of one process and the time of the exchange alone."""
     compute = first["batch_size"] * first["processes"] / first["images_per_second"]
-    exchange = row["exchange_ms"] / 1e3
-    return row["processes"] * row["batch_size"] / (compute + max(0.0, exchange - compute * 2 / 3))
+    return row["processes"] * row["batch_size"] / step_seconds(compute, row["exchange_ms"] / 1e3)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,5 @@ data=${1:-uoft-cs/cifar10} runs=${RUNS:-runs/cifar10} python=${PYTHON:-python}
 $python examples/run_pretraining.py examples/recipes/cifar10_small.yaml --data "$data" --output_dir "$runs/pretrained"
 $python examples/run_linear_probing.py --model_name_or_path "$runs/pretrained" --data "$data" --fast --pooling mean \
     --num_train_epochs 50 --output_dir "$runs/probe"
-
-for seed in 0 1 2; do
-    for budget in "500 40" "5000 12"; do
-        read -r labels epochs <<< "$budget"
-        for start in pretrained scratch; do
-            $python examples/run_image_classification.py examples/recipes/finetune_sample.yaml \
-                --model_name_or_path "$runs/pretrained" --data "$data" --max_train_images $labels \
-                --num_train_epochs $epochs --seed $seed --eval_strategy no --save_strategy no \
-                --output_dir "$runs/$start-$labels-seed$seed" \
-                $([ $start = scratch ] && echo --from_scratch --layer_decay 1)
-        done
-    done
-done
+records/finetune.sh "$runs/pretrained" "$data" "$runs" 500 40
+records/finetune.sh "$runs/pretrained" "$data" "$runs" 5000 12

@@ -9,11 +9,4 @@ checkpoint=model_cards/mae-fashion-mnist
 
 $python examples/run_linear_probing.py --model_name_or_path $checkpoint --data "$data" --fast --pooling mean \
     --num_train_epochs 50 --output_dir "$runs/probe"
-for seed in 0 1 2; do
-    for start in pretrained scratch; do
-        $python examples/run_image_classification.py examples/recipes/finetune_sample.yaml \
-            --model_name_or_path $checkpoint --data "$data" --max_train_images 600 --num_train_epochs 40 \
-            --seed $seed --eval_strategy no --save_strategy no --output_dir "$runs/$start-600-seed$seed" \
-            $([ $start = scratch ] && echo --from_scratch --layer_decay 1)
-    done
-done
+records/finetune.sh $checkpoint "$data" "$runs" 600 40

@@ -22,7 +22,7 @@ RECORDS = Path(__file__).parent
 RESULTS = RECORDS.parent / "benchmarks" / "results"
 PAGES = [RECORDS.parent / name for name in ("README.md", "docs/classification.md", "docs/performance.md")]
 BENCHMARKS = ("cpu_loss_curves", "cpu_modules_base", "cpu_input_path", "cpu_inference", "cpu_growth")
-KEPT = ("run.json", "metrics.jsonl", "loss.png", "recipe.yaml")
+KEPT = ("metrics.jsonl", "loss.png", "recipe.yaml")
 LONGEST = ("pretrained",)  # keep their pictures, too
 
 
@@ -41,8 +41,8 @@ def collect(runs: Path):
         for name in (*KEPT, "reconstructions.png") if run.name in LONGEST else KEPT:
             if (run / name).exists():
                 shutil.copyfile(run / name, target / name)
-        record = (target / "run.json").read_text()
-        (target / "run.json").write_text(re.sub(r"(?<![\w.:])/(?:[\w.-]+/)+", "", record))  # no folders of the machine
+        # No folders of the machine.
+        (target / "run.json").write_text(re.sub(r"(?<![\w.:])/(?:[\w.-]+/)+", "", found.read_text()))
         print(target.relative_to(RECORDS.parent))
 
 
@@ -120,11 +120,12 @@ def main(arguments: list[str]):
         for folder in arguments[1:]:
             collect(Path(folder))
         return
-    stale = [page for page in PAGES if fill(page.read_text()) != page.read_text()]
+    texts = {page: page.read_text() for page in PAGES}
+    stale = {page: filled for page, text in texts.items() if (filled := fill(text)) != text}
     if arguments == ["check"]:
         sys.exit(f"Stale: {', '.join(page.name for page in stale)}. Run records/report.py." if stale else 0)
-    for page in stale:
-        page.write_text(fill(page.read_text()))
+    for page, filled in stale.items():
+        page.write_text(filled)
 
 
 if __name__ == "__main__":
