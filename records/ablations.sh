@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's ablations (He et al. 2021, Table 1 and Fig. 5) in small: each recipe pre-trains on CIFAR-10, and a linear
-# probe of all labels tells what the features are worth. About four minutes of a CPU core each, two at a time.
+# probe of all labels tells what the features are worth. About eight minutes of a CPU core each, two at a time.
 #
 #   records/ablations.sh [a folder of train-*.parquet and test-*.parquet, or a name on the Hub]
 set -euo pipefail
