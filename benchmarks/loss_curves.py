@@ -5,19 +5,17 @@
     python benchmarks/loss_curves.py --data path/to/cifar10 --official path/to/facebookresearch/mae
 
 All peers take the same steps, one after the other on each batch. The table tells by how much their losses differ; in
-float64 what is left is rounding. With `--prediction_ratios` ours goes on alone: what is lost at equal steps and won at
-equal time when only a part of the hidden patches is predicted, by the loss over all of them on held-out images.
+float64 what is left is rounding.
 """
 
 import argparse
 import copy
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from measuring import report, table
-from peers import all_peers, ours
+from peers import all_peers
 from transformers.utils import logging
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
@@ -34,15 +32,19 @@ MODEL = (
 LEARNING_RATE = 1e-3
 
 
+def small_config() -> MAEConfig:
+    return MAEConfig.from_preset("tiny", image_size=32, patch_size=4, **config_changes(MODEL), norm_pix_loss=True)
+
+
 class Batches:
     """Batch number n of a run, always the same, normalised, with the noise of its masks."""
 
-    def __init__(self, images: ImageSource, config: MAEConfig, batch_size: int, views: int = 1):
+    def __init__(self, images: ImageSource, config: MAEConfig, batch_size: int, views: int = 1, seed: int = 0):
         side, channels = config.image_size, config.num_channels
         patches = config.grid_size[0] * config.grid_size[1]
-        self.dataset = PretrainingDataset(images, (side, side), patches, channels, crop_scale=(0.5, 1.0))
+        self.dataset = PretrainingDataset(images, (side, side), patches, channels, crop_scale=(0.5, 1.0), seed=seed)
         self.processor = MAEImageProcessor.for_image_size(side, num_channels=channels)
-        self.order, self.batch_size = SampleOrder(images, 0, views, batch_size), batch_size
+        self.order, self.batch_size = SampleOrder(images, seed, views, batch_size), batch_size
 
     def __call__(self, number: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         samples = self.order[number * self.batch_size : (number + 1) * self.batch_size]
@@ -80,20 +82,6 @@ def compare_peers(model: MAEForPreTraining, batches: Batches, steps: int, checko
     return losses, missing
 
 
-def partial_prediction(model: MAEForPreTraining, batches: Batches, held_out, ratio: float, steps: int) -> dict:
-    """Trains with so many of the hidden patches, and measures the loss over all of them."""
-    peer = ours(copy.deepcopy(model).train(), ratio)
-    optimizer, training = optimizer_of(peer.model), 0.0
-    for step in range(steps):
-        batch = batches(step)
-        started = time.process_time()
-        train_step(peer, optimizer, batch, step, steps)
-        training += time.process_time() - started
-    with torch.no_grad():
-        losses = [peer.model.eval()(pixels, noise=noise).loss.item() for pixels, noise in held_out]
-    return {"prediction_ratio": ratio, "steps": steps, "seconds": training, "loss": float(np.mean(losses))}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="Folder, .tar or .parquet file, Hub name, of colour images of 32 pixels.")
@@ -101,17 +89,13 @@ def main():
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
-    parser.add_argument("--prediction_ratios", nargs="*", type=float, default=[1.0, 0.5, 0.25])
-    parser.add_argument("--partial_steps", type=int, default=1500, help="Of the run with the first of those ratios.")
     parser.add_argument("--output", type=Path, help="File for the results; .json and .md are written.")
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    config = MAEConfig.from_preset("tiny", image_size=32, patch_size=4, **config_changes(MODEL), norm_pix_loss=True)
-    model = MAEForPreTraining(config)
-    train_images, test_images = (open_images(args.data, split) for split in ("train", "test"))
-    batches = Batches(train_images, config, args.batch_size)
+    model = MAEForPreTraining(small_config())
+    batches = Batches(open_images(args.data), model.config, args.batch_size)
     losses, missing = compare_peers(model, batches, args.steps, args.official, getattr(torch, args.dtype))
     first = np.array(losses["hf_mae"])
     rows = [
@@ -122,19 +106,7 @@ def main():
         table(["", "loss of the first step", f"of step {args.steps}", "largest relative difference to ours"], rows),
         *(f"{peer} is missing: {why}" for peer, why in missing.items()),
     ]
-
-    partial = []
-    if args.prediction_ratios:
-        measured = Batches(test_images, config, args.batch_size)
-        held_out = [measured(number) for number in range(max(len(test_images) // args.batch_size, 1))]
-        for ratio in args.prediction_ratios:
-            partial.append(partial_prediction(model, batches, held_out, ratio, args.partial_steps))
-            if ratio != args.prediction_ratios[0]:
-                more = round(args.partial_steps * partial[0]["seconds"] / partial[-1]["seconds"])
-                partial.append(partial_prediction(model, batches, held_out, ratio, more))
-        head = ["prediction ratio", "steps", "CPU seconds of training", "loss on held-out images, all hidden patches"]
-        tables.append(table(head, [list(row.values()) for row in partial]))
-    results = {"losses": losses, "missing": missing, "partial": partial}
+    results = {"losses": losses, "missing": missing}
     report(f"Loss curves, {args.dtype}", tables, results, torch.device("cpu"), args.output)
 
 

@@ -83,6 +83,39 @@ def test_training_step__writes_table_and_file(peers, small_presets, tmp_path, mo
     assert len(set(map("{:.4f}".format, result["losses"].values()))) == 1
 
 
+def test_loss_curves__all_take_the_same_training(peers, tmp_path, monkeypatch):
+    """Weights, images, masks, optimizer: in float64 losses stay equal to rounding, in float32 nearly."""
+    import loss_curves
+
+    largest = {}
+    for dtype in ("float32", "float64"):
+        command = f"loss_curves.py --steps 4 --batch_size 4 --dtype {dtype}"
+        losses = run(monkeypatch, loss_curves, command, tmp_path / "out")["losses"]
+        ours = torch.tensor(losses["hf_mae"], dtype=torch.float64)
+        assert ours.diff().abs().min() > 1e-3
+        differences = [torch.tensor(other, dtype=torch.float64) / ours - 1 for other in losses.values()]
+        largest[dtype] = max(difference.abs().max().item() for difference in differences)
+    assert largest["float64"] < 1e-13 < largest["float32"] < 1e-4
+
+
+def test_equal_time__cheaper_steps_are_more(peers, tmp_path, monkeypatch):
+    import equal_time
+
+    costs = {(1.0, 1): [4.0], (0.5, 1): [3.0], (1.0, 2): [2.0]}
+    monkeypatch.setattr(equal_time, "in_turns", lambda calls, rounds, warmup, device: costs)
+    command = "equal_time.py --steps 6 --batch_size 8 --prediction_ratios 0.5 --views_per_image 2 --eval_images 20"
+    runs = run(monkeypatch, equal_time, command, tmp_path / "out")
+    assert [(tuple(run["setting"]), run["steps"]) for run in runs] == [
+        ((1.0, 1), 6),
+        ((0.5, 1), 6),
+        ((0.5, 1), 8),
+        ((1.0, 2), 6),
+        ((1.0, 2), 12),
+    ]
+    losses = [result["eval_loss"] for run in runs for result in run["seeds"]]
+    assert len(set(losses)) == len(losses) == 10  # every run is another
+
+
 def test_modules__every_part_has_its_share(peers, small_presets, tmp_path, monkeypatch):
     """Of forward and backward time; together with the floor of the products, which is as large as their operations."""
     import modules
