@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# CIFAR-10 in an hour and a half of a CPU core: pre-train, probe, fine-tune with 1 % and 10 % of the labels, each beside
-# training from scratch with the same budget. Every choice is in the recipes; the test images are looked at once, at the
-# end of each run.
+# CIFAR-10 in an hour and a half of two CPU cores: pre-train, probe, fine-tune with 1 %, 10 % and all of the labels, each
+# beside training from scratch with the same budget. Every choice is in the recipes; the test images are looked at once, at
+# the end of each run.
 #
-#   records/cifar10.sh [a folder of train-*.parquet and test-*.parquet, or a name on the Hub]
+#   records/cifar10.sh [a folder of train-*.parquet and test-*.parquet, see records/prepare.py, or a name on the Hub]
 set -euo pipefail
 data=${1:-uoft-cs/cifar10} runs=${RUNS:-runs/cifar10} python=${PYTHON:-python}
 
-$python examples/run_pretraining.py examples/recipes/cifar10_small.yaml --data "$data" --output_dir "$runs/pretrained"
+$python examples/run_pretraining.py examples/recipes/cifar10_small.yaml --data "$data" --seed "${SEED:-0}" \
+    --output_dir "$runs/pretrained"
 $python examples/run_linear_probing.py --model_name_or_path "$runs/pretrained" --data "$data" --fast --pooling mean \
     --num_train_epochs 50 --output_dir "$runs/probe"
-records/finetune.sh "$runs/pretrained" "$data" "$runs" 500 40
-records/finetune.sh "$runs/pretrained" "$data" "$runs" 5000 12
+records/finetune.sh "$runs/pretrained" "$data" "$runs" 500 40 0 1 2
+records/finetune.sh "$runs/pretrained" "$data" "$runs" 5000 12 0 1 2
+records/finetune.sh "$runs/pretrained" "$data" "$runs" 50000 5 0

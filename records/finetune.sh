@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Fine-tunes a checkpoint with few labels beside training from scratch with the same budget, three seeds each. Evaluates
-# once, at the end of each run.
+# Fine-tunes a checkpoint with few labels beside training from scratch with the same budget, a run per seed of each, two
+# runs at a time (JOBS). Evaluates once, at the end of each run.
 #
-#   records/finetune.sh CHECKPOINT DATA RUNS LABELS EPOCHS
+#   records/finetune.sh CHECKPOINT DATA RUNS LABELS EPOCHS [SEED ...]
 set -euo pipefail
-python=${PYTHON:-python}
-for seed in 0 1 2; do
-    for start in pretrained scratch; do
-        $python examples/run_image_classification.py examples/recipes/finetune_sample.yaml --model_name_or_path "$1" \
-            --data "$2" --max_train_images "$4" --num_train_epochs "$5" --seed $seed --eval_strategy no \
-            --save_strategy no --output_dir "$3/$start-$4-seed$seed" \
-            $([ $start = scratch ] && echo --from_scratch --layer_decay 1)
-    done
-done
+export checkpoint=$1 data=$2 runs=$3 labels=$4 epochs=$5 python=${PYTHON:-python} OMP_NUM_THREADS=1
+shift 5
+
+one() { # start seed
+    local run=$runs/$1-$labels-seed$2
+    [ -e "$run/run.json" ] && return
+    $python examples/run_image_classification.py examples/recipes/finetune_sample.yaml \
+        --model_name_or_path "$checkpoint" --data "$data" --max_train_images "$labels" --num_train_epochs "$epochs" \
+        --seed "$2" --eval_strategy no --save_strategy no --output_dir "$run" \
+        $([ "$1" = scratch ] && echo --from_scratch --layer_decay 1)
+}
+export -f one
+for seed in "${@:-0}"; do printf '%s\n' "pretrained $seed" "scratch $seed"; done |
+    xargs -P "${JOBS:-2}" -L 1 bash -c 'one $0 $1'

@@ -2,14 +2,21 @@
 # Copyright 2026 The hf_mae authors
 """The figures of the pages are those of the records, and the records tell how to repeat the runs."""
 
+import gzip
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from hf_mae import MAEConfig, MAEForImageClassification
 from hf_mae.recipes import config_changes
+from hf_mae.sources import open_images
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(path.parent for path in (ROOT / "records").rglob("run.json"))
@@ -23,7 +30,10 @@ def report(monkeypatch):
     return report
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/classification.md", "docs/performance.md"])
+PAGES = ["README.md", "docs/classification.md", "docs/performance.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_pages__have_the_figures_of_the_records(report, page):
     text = (ROOT / page).read_text()
     assert "<!-- from records:" in text
@@ -61,6 +71,82 @@ def test_collect__leaves_out_weights_and_folders_of_the_machine(report, tmp_path
     assert kept == [Path("made/one-seed0/run.json")]
     kept = report.read(tmp_path / "records" / "made" / "one-seed0")
     assert kept == {"command": "python x.py --data data", "data": "b (train)"}
+
+
+@pytest.mark.parametrize(
+    ("script", "runs"),
+    [("cifar10.sh", 16), ("fashion_mnist.sh", 7), ("ablations.sh", 34)],
+    ids=lambda value: str(value),
+)
+def test_scripts__run_what_is_there(script, runs, tmp_path):
+    """Every run has a folder of its own, a recipe or a checkpoint that exists or was made before, and a seed."""
+    environment = {**os.environ, "PYTHON": "echo RUN", "RUNS": str(tmp_path), "JOBS": "1"}
+    command = ["bash", f"records/{script}", "DATA"]
+    printed = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+    commands = [line.split()[1:] for line in printed.splitlines() if line.startswith("RUN ")]
+    made = [words[words.index("--output_dir") + 1] for words in commands]
+    assert len(commands) == len(set(made)) == runs
+    for number, words in enumerate(commands):
+        assert words[words.index("--data") + 1] == "DATA"
+        needed = [word for word in words if word.endswith((".py", ".yaml"))]
+        if "--model_name_or_path" in words:
+            model = words[words.index("--model_name_or_path") + 1]
+            needed += [model] if model not in made[:number] else []
+        assert all((ROOT / name).exists() for name in needed), words
+    pairs = [words for words in commands if "run_image_classification" in words[0]]
+    assert sum("--from_scratch" in words for words in pairs) * 2 == len(pairs)
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "records")
+    import prepare
+
+    return prepare
+
+
+def test_prepare__cifar10(prepare, tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(4, 32, 32, 3), dtype=np.uint8)
+    labels = np.array([3, 9, 0, 1], dtype=np.uint8)
+    rows = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(4, -1)], axis=1)
+    for name, part in (("data_batch_2.bin", rows[2:3]), ("data_batch_1.bin", rows[:2]), ("test_batch.bin", rows[3:])):
+        part.tofile(tmp_path / name)
+    prepare.main(tmp_path, tmp_path / "out")
+    for split, expected in (("train", [0, 1, 2]), ("test", [3])):
+        source = open_images(str(tmp_path / "out"), split)
+        assert source.labels.tolist() == labels[expected].tolist()
+        assert source.label_names[9] == "truck"
+        assert all((np.array(source[place]) == images[number]).all() for place, number in enumerate(expected))
+
+
+def test_prepare__fashion_mnist(prepare, tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(2, 28, 28), dtype=np.uint8)
+    for split, part in (("train", images[:1]), ("t10k", images[1:])):
+        head = bytes([0, 0, 8, 3]) + np.array(part.shape, dtype=">u4").tobytes()
+        (tmp_path / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + part.tobytes()))
+        (tmp_path / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 1, 8])))
+    prepare.main(tmp_path, tmp_path / "out")
+    for split, image in zip(("train", "test"), images, strict=True):
+        source = open_images(str(tmp_path / "out"), split)
+        assert [source.label_names[label] for label in source.labels] == ["Bag"]
+        assert (np.array(source[0]) == image).all()
+
+
+def test_prepare__says_what_is_missing(prepare, tmp_path):
+    with pytest.raises(SystemExit, match="neither data_batch_1.bin"):
+        prepare.main(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cifar10_on_a_gpu__is_no_larger_than_the_published_model():
+    recipe = yaml.safe_load((ROOT / "examples" / "recipes" / "cifar10.yaml").read_text())
+    sizes = {name: recipe[name] for name in ("image_size", "patch_size")}
+    labels = {number: str(number) for number in range(10)}
+    changes = config_changes(recipe["config_overrides"])
+    config = MAEConfig.from_preset(recipe["preset"], **sizes, **changes, id2label=labels)
+    model = MAEForImageClassification(config)
+    assert model(torch.zeros(1, 3, 36, 36)).logits.shape == (1, 10)
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 3.65e6
 
 
 def test_ablations__differ_from_the_default_in_one_respect():
