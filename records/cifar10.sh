@@ -13,4 +13,4 @@ $python examples/run_linear_probing.py --model_name_or_path "$runs/pretrained" -
     --num_train_epochs 50 --output_dir "$runs/probe"
 records/finetune.sh "$runs/pretrained" "$data" "$runs" 500 40 0 1 2
 records/finetune.sh "$runs/pretrained" "$data" "$runs" 5000 12 0 1 2
-records/finetune.sh "$runs/pretrained" "$data" "$runs" 50000 5 0
+records/finetune.sh "$runs/pretrained" "$data" "$runs" 50000 3 0
