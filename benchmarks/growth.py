@@ -39,6 +39,8 @@ PAPER_BATCH = 4096  # He et al. 2021, Table 8
 def work(rank: int, processes: int, preset: str, batch_size: int, image_size: int, steps: int, port: int, results):
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(rank)
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     model = MAEForPreTraining(MAEConfig.from_preset(preset, image_size=image_size)).to(device)

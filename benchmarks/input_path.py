@@ -154,22 +154,26 @@ def through_loader(way, count: int, workers: int) -> float:
     return (samples - len(batches[2 * workers])) / (time.perf_counter() - started)
 
 
-def data_wait(images: FolderImages, preset: str, steps: int = 12) -> dict:
+def data_wait(images: FolderImages, preset: str, steps: int = 10) -> dict:
     """Trains on the pictures and tells the share of the time that the loop waits for them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MAEForPreTraining(MAEConfig.from_preset(preset)).to(device)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
     processor, way = MAEImageProcessor(), OurWay(images, 1, hf_mae.data.simplejpeg)
     size = BATCH_SIZE if device.type == "cuda" else 16
+    workers = os.cpu_count() if device.type == "cuda" else 0
+    warm_up = 2 + 2 * workers  # the batches that are made ahead
+    steps = warm_up + max(steps, 4 * workers)
     samples = [(epoch, index, 0) for epoch in range(-(-steps * size // len(images))) for index in range(len(images))]
     batches = in_batches(samples, size)[:steps]
-    workers = os.cpu_count() if device.type == "cuda" else 0
     loader = iter(
         DataLoader(way, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=workers > 0)
     )
     waited = 0.0
     for step in range(len(batches)):
-        if step == 2:
+        if step == warm_up:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             started, waited = time.perf_counter(), 0.0
         before = time.perf_counter()
         batch = next(loader)
@@ -182,7 +186,7 @@ def data_wait(images: FolderImages, preset: str, steps: int = 12) -> dict:
         optimizer.zero_grad()
     loss.item()
     taken = time.perf_counter() - started
-    rate = size * (len(batches) - 2) / taken
+    rate = size * (len(batches) - warm_up) / taken
     return {"preset": preset, "workers": workers, "images_per_second": rate, "data_wait": waited / taken}
 
 

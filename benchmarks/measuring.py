@@ -20,6 +20,8 @@ import psutil
 import torch
 import transformers
 
+from hf_mae.training import run_record
+
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
     """Of a call: on a GPU between synchronisations; on a CPU of its own time, which other processes disturb less."""
@@ -113,6 +115,12 @@ def report(title: str, tables: list[str], results: object, device: torch.device,
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         command = " ".join(Path(word).name for word in sys.argv)  # no folders of this machine
-        content = {"machine": machine(device), "versions": versions, "command": command, "results": results}
+        content = {
+            "machine": machine(device),
+            "versions": versions,
+            "command": command,
+            "commit": run_record({})["commit"],
+            "results": results,
+        }
         path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
         path.with_suffix(".md").write_text(text)

@@ -96,6 +96,8 @@ def main():
     forward, backward, whole = time_by_part(profiler.events(), device, args.steps)
     kinds = Counter()
     for event in profiler.key_averages():
+        if event.device_type != torch.autograd.DeviceType.CPU:  # kernels, which count with what started them
+            continue
         taken = (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / args.steps
         kind = next((k for k, words in KINDS.items() if any(word in event.key.lower() for word in words)), "the rest")
         if not event.key.startswith("part: "):

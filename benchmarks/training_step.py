@@ -92,6 +92,9 @@ def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict
     with torch.compiler.set_stance("fail_on_recompile") if args.compile else nullcontext():
         times = in_turns(calls, args.rounds, 0, device)
     rate = matmul_rate(dtype, device)
+    steps.clear(), calls.clear(), peers.clear()  # the processes below need the memory
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     base = next((name for name in ("official code", "timm-block reference") if name in times), "hf_mae")
     rows = {}
     for name, values in times.items():

@@ -33,7 +33,7 @@ import torch
 import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -68,6 +68,7 @@ from hf_mae.training import (
     UnreadableImages,
     check_output_dir,
     delete_run,
+    has_bf16,
     latest_checkpoint,
     load_optimizer,
     load_training_state,
@@ -75,6 +76,7 @@ from hf_mae.training import (
     run_record,
     save_checkpoint,
     save_record,
+    shard_model,
     whole_model,
 )
 from hf_mae.visualization import reconstruction_sheet
@@ -165,7 +167,7 @@ class PretrainingArguments:
     save_total_limit: int = setting(2, "Checkpoints to keep.")
     on_save_error: Literal["continue", "stop"] = setting("continue", "What to do when the disk is full.")
     eval_steps: int | None = setting(None, "Steps between evaluations and sheets. Nothing: ten in a run.")
-    eval_images: int = setting(5000, "At most so many images for the evaluation, and as neighbours.")
+    eval_images: int = setting(5000, "So many neighbours at most; of the held-out images a fifth of it.")
     report_to: str | None = setting(None, "tensorboard, trackio or wandb, beside metrics.jsonl.")
     log_samples: bool = setting(False, "Write index, crop box and mask of every sample to samples-<process>.jsonl.")
     push_to_hub: bool = setting(False, "Push model, card and log to the Hub; needs `hf auth login` or HF_TOKEN.")
@@ -195,8 +197,9 @@ def build_model(args: PretrainingArguments) -> tuple[MAEForPreTraining, MAEImage
     statistics = {"image_mean": args.image_mean, "image_std": args.image_std}
     if args.model_name_or_path:
         model = MAEForPreTraining.from_pretrained(args.model_name_or_path, dtype=torch.float32, **changes)
-        processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
-        statistics = {name: value or getattr(processor, name) for name, value in statistics.items()}
+        if not args.compute_statistics:  # else they would be in the way of another number of channels
+            processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
+            statistics = {name: value or getattr(processor, name) for name, value in statistics.items()}
     else:
         model = MAEForPreTraining(MAEConfig.from_preset(args.preset, **{"norm_pix_loss": True, **changes}))
     config = model.config
@@ -223,7 +226,7 @@ def start_accelerator(args: PretrainingArguments) -> Accelerator:
     if name is not None and name not in available:
         raise ValueError(f"--report_to {name}: Accelerate knows no such tracker, or `pip install {name}` is missing.")
     if args.bf16 is None:
-        args.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        args.bf16 = has_bf16()
     return Accelerator(
         mixed_precision="bf16" if args.bf16 else "no",
         log_with=name,
@@ -252,6 +255,11 @@ def peak_memory(device: torch.device) -> str:
         return f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of GPU memory"
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory"
+
+
+def wait_for(device: torch.device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def end(accelerator: Accelerator):
@@ -328,13 +336,16 @@ def main():
     config = plain_model.config
     if args.gradient_checkpointing:
         plain_model.gradient_checkpointing_enable({"use_reentrant": False})
-    groups = parameter_groups(plain_model.train(), args.weight_decay)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        model = shard_model(plain_model.train().to(device), args.bf16)
+    else:
+        model = accelerator.prepare(plain_model.train())
+    groups = parameter_groups(plain_model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(args.adam_beta1, args.adam_beta2), fused=True)
-    model, optimizer = accelerator.prepare(plain_model, optimizer)
     if args.torch_compile:
         model.compile()
     if checkpoint:
-        load_optimizer(checkpoint, plain_model, optimizer.optimizer)
+        load_optimizer(checkpoint, plain_model, optimizer)
 
     (height, width), (rows, columns) = image_processor.crop_height_width, config.grid_size
     dataset = PretrainingDataset(
@@ -371,7 +382,8 @@ def main():
     sheet_noise = torch.rand(count, rows * columns, generator=torch.Generator().manual_seed(args.seed)).to(device)
 
     def sheet():
-        return reconstruction_sheet(plain_model, image_processor, torch.stack(sheet_images), noise=sheet_noise)
+        with accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # compiling pays for many calls
+            return reconstruction_sheet(plain_model, image_processor, torch.stack(sheet_images), noise=sheet_noise)
 
     # ------------------------------------------------------------------------------------------------------------------
     # What was chosen
@@ -379,7 +391,7 @@ def main():
     classes = "no labels" if train_images.labels is None else f"{len(np.unique(train_images.labels))} classes"
     statistics = (image_processor.image_mean, image_processor.image_std)
     mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
-    faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: twice as fast)"
+    faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: faster)"
     accelerator.print(
         f"Images   {len(train_images):,} from {train_images.name}, {classes}; mean {mean}, deviation {deviation}\n"
         f"Model    {parameters:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} patches, "
@@ -420,7 +432,7 @@ def main():
         problem = None
         try:
             limit = args.save_total_limit
-            save_checkpoint(output_dir, step, plain_model, image_processor, optimizer.optimizer, standing, limit)
+            save_checkpoint(output_dir, step, plain_model, image_processor, optimizer, standing, limit)
         except OSError as error:
             problem = error
             say(str(error))
@@ -445,7 +457,7 @@ def main():
     interval = 0.1 if sys.stderr.isatty() else 30  # seconds: in a log file every update is a line
     options = {"unit": "step", "dynamic_ncols": True, "mininterval": interval, "maxinterval": max(interval, 10)}
     bar = tqdm(total=max_steps, initial=state["step"], disable=not is_main, **options)
-    guard, batches = StepGuard(optimizer.optimizer, args.max_grad_norm), iter(loader)
+    guard, batches = StepGuard(optimizer, args.max_grad_norm), iter(loader)
     step, logged_step, found, skipped, gone_back = state["step"], state["step"], {}, 0, []
     meter = Meter()
     while step < max_steps:
@@ -467,7 +479,8 @@ def main():
             # Shares may differ by an image, and the gradients of processes are averaged.
             weight = len(pixel_values) * accelerator.num_processes / batch_size
             with nullcontext() if part == sampler.accumulation - 1 else accelerator.no_sync(model):
-                loss = model(pixel_values=pixel_values, noise=noise).loss * weight
+                with accelerator.autocast():
+                    loss = model(pixel_values=pixel_values, noise=noise).loss * weight
                 accelerator.backward(loss)
             loss_of_step += loss.detach()
         guard.check(loss_of_step, stop_signals.number)
@@ -481,6 +494,7 @@ def main():
             if stop_signal:
                 sys.exit(128 + stop_signal)
             if step == warm_up:
+                wait_for(device)
                 meter.read(0)
             continue
         if step % args.logging_steps == 0 or last or stop_signal:
@@ -508,18 +522,18 @@ def main():
                         "--bf16 false."
                     )
                 load_weights(checkpoint, plain_model)
-                load_optimizer(checkpoint, plain_model, optimizer.optimizer)
+                load_optimizer(checkpoint, plain_model, optimizer)
                 step = logged_step = load_training_state(checkpoint)["step"]
                 say(f"Loss or gradient was not finite in {streak} steps in a row: back to {checkpoint.name}.")
                 bar.n = step
                 if is_main:
                     metrics = MetricsLog(output_dir, step)
                 batches = iter(batches_from(step)[1])
-                guard = StepGuard(optimizer.optimizer, args.max_grad_norm)
+                guard = StepGuard(optimizer, args.max_grad_norm)
                 continue
         with meter.paused():
             if (step % eval_steps == 0 or last) and not stop_signal:
-                with accelerator.autocast():
+                with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                     results = evaluation(plain_model)
                 picture = sheet()
                 log(step, **results)
@@ -547,6 +561,7 @@ def main():
             sys.exit(problem if problem else 128 + stop_signal)
     bar.close()
     if args.dry_run:
+        wait_for(device)
         speed = meter.read((max_steps - warm_up) * batch_size)
         accelerator.print(
             f"Dry run  {speed['images_per_second']:,.1f} images/s, {speed['data_wait']:.0%} of the time waiting for "

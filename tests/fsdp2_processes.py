@@ -11,25 +11,19 @@ import torch
 import torch.distributed as dist
 from conftest import TINY
 from safetensors.torch import load_file
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.evaluation import Evaluation
-from hf_mae.modeling_mae import MAELayer
 from hf_mae.optimization import parameter_groups
 from hf_mae.sources import open_images
-from hf_mae.training import StepGuard, load_optimizer, load_weights, save_checkpoint
+from hf_mae.training import StepGuard, load_optimizer, load_weights, save_checkpoint, shard_model
 
 
-def build(checkpoint=None):
+def build(checkpoint=None, bf16=False):
     torch.manual_seed(0)
     config = MAEConfig(**{**TINY, "num_channels": 1, "image_size": 28, "patch_size": 7})
     model = MAEForPreTraining.from_pretrained(checkpoint) if checkpoint else MAEForPreTraining(config)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for part in (*(layer for layer in model.modules() if isinstance(layer, MAELayer)), model.mae, model.decoder):
-        fully_shard(part, mesh=mesh)
-    fully_shard(model.train(), mesh=mesh)
+    shard_model(model.train(), bf16)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
     if checkpoint:
         load_optimizer(checkpoint, model, optimizer)
@@ -81,6 +75,16 @@ def main(folder: Path):
     for name, tensor in whole(resumed).items():
         assert torch.equal(tensor, stored[name])
         assert torch.equal(tensor, saved[name])
+
+    half, _ = build(bf16=True)
+    noise = torch.arange(256).flip(0).reshape(1, 16, 16)[0, :1] / 256 + 0.9  # differs by less than bfloat16 tells apart
+    pixel_values = torch.full((1, 1, 28, 28), 1 + 2**-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = half(pixel_values, noise=noise)
+    assert output.loss.dtype == torch.float32
+    assert torch.equal(output.mask[0], noise[0] > noise[0].sort().values[3])
+    output.loss.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in half.parameters())
     evaluations = [None] * dist.get_world_size()
     dist.all_gather_object(evaluations, evaluated)
     assert all(evaluation == evaluated for evaluation in evaluations)

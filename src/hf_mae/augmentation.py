@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Augmentation for fine-tuning, by kornia (`pip install "hf-mae[finetune]"`), which needs no torchvision.
+"""Augmentation for fine-tuning, by kornia (`pip install kornia`), which needs no torchvision.
 
 Settings are those of He et al. 2021, Table 9. Operations are kornia's, not those of the official code (timm): random
 augmentation draws two distinct ones of a fixed magnitude, where the official varies it, and fills with black; erased
@@ -16,7 +16,7 @@ try:
     from kornia.augmentation.auto import RandAugment
     from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
 except ImportError as error:
-    raise ImportError('Augmentation needs kornia: pip install "hf-mae[finetune]"') from error
+    raise ImportError("Augmentation needs kornia: pip install kornia") from error
 
 
 class RandomAugmentation:
@@ -85,7 +85,10 @@ class BatchAugmentation(nn.Module):
             pixel_values, mixed = self.mix(pixel_values, labels, params=parameters)
             share_of_second = mixed[:, 2:]
         elif self.cutmix is not None:
-            pixel_values, (mixed,) = self.cutmix(pixel_values, labels)
+            # On the device, where the rectangles are drawn; kornia would draw them on the CPU and copy.
+            parameters = self.cutmix.forward_parameters(pixel_values.shape)
+            parameters = {name: value.to(pixel_values.device) for name, value in parameters.items()}
+            pixel_values, (mixed,) = self.cutmix(pixel_values, labels, params=parameters)
             share_of_second = 1 - mixed[:, 2:]  # here kornia's number is the share that stays
         else:
             return {"pixel_values": pixel_values, "labels": labels}

@@ -132,7 +132,7 @@ def knn_accuracy(
             rows = torch.arange(len(similarity))
             similarity[rows, start + rows] = -torch.inf
         nearest, indices = similarity.topk(num_neighbors, dim=1)
-        votes = torch.zeros(len(similarity), int(labels.max()) + 1)
+        votes = torch.zeros(len(similarity), int(labels.max()) + 1, device=similarity.device)
         votes.scatter_add_(1, labels[indices], (nearest / temperature).exp())
         correct += (votes.argmax(dim=1) == query_labels[start : start + 1024]).sum().item()
     return correct / len(queries)

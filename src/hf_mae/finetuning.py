@@ -9,11 +9,15 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from .data import default_num_workers
 from .hub import HubPush, link_files, write_model_card
 from .modeling_mae import MAEPreTrainedModel
 from .optimization import layer_decay_parameter_groups
 from .recipes import setting
-from .training import save_record
+from .training import has_bf16, save_record
+
+# On a CPU the model has better use for the cores.
+_NUM_WORKERS = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if torch.cuda.is_available() else 0
 
 
 @dataclass
@@ -30,18 +34,21 @@ class FineTuningArguments(TrainingArguments):
     weight_decay: float = setting(0.05, "Of matrices.")
     adam_beta2: float = setting(0.999, "AdamW's second beta.")
     max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0, as in the paper: do not.")
-    bf16: bool = setting(torch.cuda.is_available(), "Mixed precision.")
+    bf16: bool = setting(has_bf16(), "Mixed precision; by itself where a GPU has it.")
     eval_strategy: str = setting("epoch", "When to evaluate.")
     save_strategy: str = setting("epoch", "When to save.")
     save_total_limit: int | None = setting(2, "Checkpoints to keep.")
     logging_steps: float = setting(20, "Steps between lines of the log.")
     dataloader_pin_memory: bool = setting(torch.cuda.is_available(), "Faster copies to a GPU.")
+    dataloader_num_workers: int = setting(_NUM_WORKERS, "Loader processes; beside a GPU one per CPU core.")
+    dataloader_persistent_workers: bool = setting(_NUM_WORKERS > 0, "Keep them from epoch to epoch.")
     ddp_find_unused_parameters: bool = setting(False, "Look for parameters without gradient; here all have one.")
     remove_unused_columns: bool = setting(False, "Must be false: our data sets have the columns that are used.")
     report_to: str = setting("none", "tensorboard, trackio, wandb, ...")
 
     def __post_init__(self):
         super().__post_init__()
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0  # else DataLoader refuses
         if self.hub_token:  # else it would be pickled with the arguments, beside the model
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
 

@@ -149,7 +149,8 @@ def _metadata(record: dict, title: str, has_classifier: bool) -> ModelCardData:
         EvalResult(
             task_type="image-classification",
             dataset_type=dataset,
-            dataset_name=record.get("data") or dataset,
+            dataset_name=(record.get("data") or dataset).removesuffix(" (train)"),
+            dataset_split="train" if record.get("held_out") is False else "test",  # fine-tuning never says
             metric_type="accuracy",
             metric_name=_RESULTS[name],
             metric_value=round(value, 4),

@@ -227,7 +227,10 @@ class MAEImageProcessor(BaseImageProcessor):
         for name in ("image_mean", "image_std"):
             value, channels = kwargs.get(name), kwargs.get("num_channels")
             if isinstance(value, tuple) and channels and len(value) not in (1, channels):
-                raise ValueError(f"{name} has {len(value)} values for {channels} channels: {value}.")
+                raise ValueError(
+                    f"{name} has {len(value)} values for {channels} channels: {value}. Give one for each channel, as "
+                    "`run_pretraining.py --compute_statistics` does, or one for all."
+                )
         return kwargs
 
     def _preprocess(

@@ -23,6 +23,8 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.utils import logging
@@ -30,7 +32,7 @@ from transformers.utils import logging
 from .data import decoder_name
 from .hub import json_lines, license_of, redact
 from .image_processing_mae import MAEImageProcessor
-from .modeling_mae import MAEForPreTraining
+from .modeling_mae import MAEForPreTraining, MAELayer
 from .sources import ImageSource
 
 logger = logging.get_logger(__name__)
@@ -226,6 +228,31 @@ def _like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def shard_model(model: MAEForPreTraining, bf16: bool = False) -> MAEForPreTraining:
+    """Shards weights, and with them gradients and the optimizer's state, over all processes (FSDP2), in place.
+
+    To be called before the optimizer is made. Units are the blocks, the encoder, which the evaluation calls by itself,
+    and the decoder. Not left to Accelerate, which would shard the patch embedding a second time (1.15).
+
+    Args:
+        model ([`MAEForPreTraining`]): On its device.
+        bf16 (`bool`, *optional*, defaults to `False`): Gather weights in bfloat16, for a forward under autocast. Images
+            and loss stay float32, and gradients are added up in it.
+    """
+    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
+    dtype = torch.bfloat16 if bf16 else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    blocks = [module for module in model.modules() if isinstance(module, MAELayer)]
+    for part in (*blocks, model.mae, model.decoder, model):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    return model
+
+
+def has_bf16() -> bool:
+    """Whether there is a GPU that computes in bfloat16, and does not only emulate it."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     # By the names of parameters, so that nothing depends on their order; safetensors, so that nothing is pickled.
     tensors = {}
@@ -316,7 +343,7 @@ class StepGuard:
         device = self.parameters[0].device
         self._streak = torch.zeros((), device=device)  # bad steps in a row, up to now
         self._counts = torch.zeros(4, device=device)  # since the last read: losses, norms, good steps, longest streak
-        self._stop_signals = [0, torch.zeros((), device=device)]
+        self._stop_signals = [(0, None)] * 2  # of the last two steps, each with when it can be read
         self._steps = 0
 
     def check(self, loss: torch.Tensor, stop_signal: int = 0):
@@ -333,7 +360,7 @@ class StepGuard:
             both = torch.stack([bad, torch.full_like(bad, stop_signal)])
             dist.all_reduce(both, dist.ReduceOp.MAX)
             bad, stop_signal = both
-        self._stop_signals = [self._stop_signals[1], stop_signal]
+        self._stop_signals = [self._stop_signals[1], _on_host(stop_signal)]
         self.optimizer.found_inf = bad
         if self.max_grad_norm > 0:
             clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
@@ -349,7 +376,10 @@ class StepGuard:
 
         With several it is that of the step before, whose exchange is over: reading it waits for nothing.
         """
-        return int(self._stop_signals[0 if self._distributed else 1])
+        signal_number, arrived = self._stop_signals[0 if self._distributed else 1]
+        if arrived is not None:
+            arrived.synchronize()
+        return int(signal_number)
 
     @property
     def streak(self) -> int:
@@ -369,6 +399,16 @@ class StepGuard:
         values["skipped"] = self._steps - good
         self._counts, self._steps = torch.zeros_like(self._counts), 0
         return values, int(longest)
+
+
+def _on_host(value: torch.Tensor | int) -> tuple[torch.Tensor | int, torch.cuda.Event | None]:
+    """Returns a number, to be read once the event has happened: the copy from a GPU waits for nothing."""
+    if not isinstance(value, torch.Tensor) or value.device.type != "cuda":
+        return value, None
+    copied, arrived = torch.empty_like(value, device="cpu", pin_memory=True), torch.cuda.Event()
+    copied.copy_(value, non_blocking=True)
+    arrived.record()
+    return copied, arrived
 
 
 class Meter:
@@ -474,6 +514,7 @@ def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
         "command": redact(shlex.join(["python", *sys.argv])),
         "commit": _commit(),
         "machine": f"{platform.machine()}, {device}",
+        "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
