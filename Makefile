@@ -13,7 +13,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make bench      time training steps, input path and inference beside other implementations (half an hour)"
 	@echo "make reproduce-cifar10   pre-train, probe and fine-tune on CIFAR-10, and from scratch (an hour and a half)"
-	@echo "make ablations  the paper's ablations in small, on CIFAR-10 (an hour)"
+	@echo "make ablations  the paper's ablations in small, on CIFAR-10 (an hour and a half)"
 	@echo "make style      format the code;  make check: verify format and lint"
 	@echo "make clean      remove the environment and the runs"
 
@@ -34,11 +34,11 @@ bench: $(VENV)/.installed-test
 
 reproduce-cifar10: $(VENV)/.installed-test
 	PYTHON=$(BIN)/python records/cifar10.sh $(CIFAR10)
-	$(BIN)/python records/report.py collect runs/cifar10
+	$(BIN)/python records/report.py show runs/cifar10
 
 ablations: $(VENV)/.installed-test
 	PYTHON=$(BIN)/python records/ablations.sh $(CIFAR10)
-	$(BIN)/python records/report.py collect runs/ablations
+	$(BIN)/python records/report.py show runs/ablations
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

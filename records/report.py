@@ -2,8 +2,9 @@
 # Copyright 2026 The hf_mae authors
 """Keeps what tells of runs, and fills the tables of the pages from it, so that no figure can be stale.
 
+    python records/report.py show runs/cifar10        # tables of runs of yours, beside those of records/cifar10/
     python records/report.py collect runs/cifar10     # copies the record of each run to records/cifar10/
-    python records/report.py                          # fills the tables
+    python records/report.py                          # fills the tables; records/plots.py draws the plots
     python records/report.py check                    # says which pages are stale
 
 A record is the `run.json` of a run (recipe, command, commit, machine, versions, seed, results) and, of pre-training,
@@ -20,10 +21,61 @@ from pathlib import Path
 
 RECORDS = Path(__file__).parent
 RESULTS = RECORDS.parent / "benchmarks" / "results"
-PAGES = [RECORDS.parent / name for name in ("README.md", "docs/classification.md", "docs/performance.md")]
-BENCHMARKS = ("cpu_loss_curves", "cpu_modules_base", "cpu_input_path", "cpu_inference", "cpu_growth")
+DOCS = RECORDS.parent / "docs"
+PAGES = [
+    RECORDS.parent / "README.md",
+    *(DOCS / f"{name}.md" for name in ("ablations", "classification", "performance")),
+]
+BENCHMARKS = (
+    "cpu_loss_curves",
+    "cpu_equal_time",
+    "cpu_modules_base",
+    "cpu_input_path",
+    "cpu_inference",
+    "cpu_growth",
+)
 KEPT = ("metrics.jsonl", "loss.png", "recipe.yaml")
 LONGEST = ("pretrained",)  # keep their pictures, too
+
+# Runs by what they vary, in order, with the paper's fine-tuning and linear probing (ViT-L, 800 epochs of ImageNet).
+# Source: He et al. 2021, Table 1, of which Fig. 5 plots the rest; the text (section 4.1) names its lowest point.
+ABLATIONS = {
+    "mask ratio": {
+        "mask_25": ("0.25", None, None),
+        "mask_50": ("0.5", None, None),
+        "default": ("0.75", 84.9, 73.5),
+        "mask_90": ("0.9", None, None),
+    },
+    "decoder depth": {
+        "decoder_depth_1": ("1 block", 84.8, 65.5),
+        "default": ("2 blocks", 84.9, 70.0),
+        "decoder_depth_4": ("4 blocks", 84.9, 71.9),
+    },
+    "decoder width": {
+        "decoder_width_32": ("32 of 128", 84.8, 71.3),
+        "default": ("64 of 128", 84.9, 73.5),
+        "decoder_width_128": ("128 of 128", 84.3, 73.1),
+    },
+    "mask tokens": {
+        "default": ("in the decoder only", 84.9, 73.5),
+        "mask_tokens_in_encoder": ("in the encoder, too", 84.2, 59.6),
+    },
+    "target": {
+        "default": ("pixels", 84.9, 73.5),
+        "normalised_target": ("pixels, normalised by patch", 85.4, 73.9),
+    },
+    "augmentation": {
+        "no_augmentation": ("none", 84.0, 65.7),
+        "default": ("crop, flip", 84.9, 73.5),
+        "color_jitter": ("crop, flip, colours", 84.3, 71.9),
+    },
+    "mask sampling": {
+        "default": ("random, 0.75", 84.9, 73.5),
+        "block_50": ("block, 0.5", 83.9, 72.3),
+        "block_75": ("block, 0.75", 82.8, 63.9),
+        "grid_75": ("grid, 0.75", 84.0, 66.0),
+    },
+}
 
 
 def read(run: Path) -> dict:
@@ -52,10 +104,10 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def finetuning_table(folder: str) -> str:
+def finetuning_table(runs: Path) -> str:
     """Accuracy by labels, pre-trained and from scratch, over the seeds that were run."""
     found = {}
-    for run in sorted((RECORDS / folder).glob("*-*-seed*")):
+    for run in sorted(runs.glob("*-*-seed*")):
         start, labels, _ = run.name.split("-")
         record = read(run)
         found.setdefault((int(labels), record["recipe"]["num_train_epochs"]), {}).setdefault(start, []).append(
@@ -63,62 +115,136 @@ def finetuning_table(folder: str) -> str:
         )
     lines = ["| labels | epochs | seeds | pre-trained | from scratch | gain |", "|---|---|---|---|---|---|"]
     for (labels, epochs), starts in sorted(found.items()):
-        pretrained, scratch = starts["pretrained"], starts["scratch"]
+        pretrained, scratch = starts.get("pretrained", []), starts.get("scratch", [])
+        if len(pretrained) != len(scratch):
+            sys.exit(
+                f"{runs}: {len(pretrained)} runs pre-trained and {len(scratch)} from scratch with {labels} labels."
+            )
         gain = 100 * (statistics.mean(pretrained) - statistics.mean(scratch))
         cells = [f"{labels:,}", f"{epochs:g}", str(len(pretrained))]
         cells += [mean_and_deviation(pretrained), mean_and_deviation(scratch), f"{gain:+.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    probe = RECORDS / folder / "probe"
+    probe = runs / "probe"
     if probe.exists():
         metrics = read(probe)["metrics"]
         shares = (mean_and_deviation([metrics[name]]) for name in ("linear_accuracy", "knn_accuracy"))
-        lines += ["", "Frozen features, all labels: linear probe {}, k-NN (k = 20) {}.".format(*shares)]
+        lines += [
+            "",
+            "Frozen features (mean of the patches), all labels: linear probe {}, k-NN (k = 20) {}.".format(*shares),
+        ]
     return "\n".join(lines)
 
 
-def step_table() -> str:
-    """Ratios to the official code of all training steps that were timed."""
-    lines = []
+def all_labels(start: str) -> str:
+    """The fine-tuned accuracy with all labels of CIFAR-10, "pretrained" or from "scratch"."""
+    runs = (RECORDS / "cifar10").glob(f"{start}-50000-seed*")
+    return mean_and_deviation([read(run)["metrics"]["eval_accuracy"] for run in runs])
+
+
+def ablation(name: str, runs: Path = RECORDS / "ablations") -> dict[str, list[float]]:
+    """Returns what the runs of a recipe gave, a value per seed: metrics of the probe, and the speed of pre-training."""
+    probes = sorted(runs.glob(f"{name}-seed*/probe"))
+    if not probes:
+        sys.exit(f"{runs} has no run of {name}.yaml with a probe: records/ablations.sh makes them.")
+    found = [{**read(probe)["metrics"], "images_per_second": median_speed(probe.parent)} for probe in probes]
+    return {key: [metrics[key] for metrics in found] for key in found[0]}
+
+
+def median_speed(run: Path) -> float:
+    """Images/s of training."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(line["images_per_second"] for line in lines if "images_per_second" in line)
+
+
+def ablation_table(which: str, runs: Path = RECORDS / "ablations") -> str:
+    head = [which, "linear probe", "k-NN", "images/s", "paper: linear probe", "paper: fine-tuning"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, (label, tuned, linear) in ABLATIONS[which].items():
+        result = ablation(name, runs)
+        cells = [label, mean_and_deviation(result["linear_accuracy"]), mean_and_deviation(result["knn_accuracy"])]
+        cells += [f"{statistics.mean(result['images_per_second']):.0f}", str(linear or ""), str(tuned or "")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
+    """Returns how many times faster than the official code a training step is, by (preset, how), by implementation."""
+    found = {}
     for path in sorted(RESULTS.glob("*_training_step_*.json")):
         content = json.loads(path.read_text())
         how = "compiled" if "--compile" in content["command"] else "eager"
         for result in content["results"]:
-            rows = result["rows"]
-            if not lines:
-                names = [name for name in rows if name != "official code"]
-                lines = ["| preset | | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-            ratios = (f"{rows[name]['ratio to official code']:.2f}" for name in names)
-            lines.append(f"| {result['preset']} | {how} | " + " | ".join(ratios) + " |")
+            rows = {name: row["ratio to official code"] for name, row in result["rows"].items()}
+            found[result["preset"], how] = {name: ratio for name, ratio in rows.items() if name != "official code"}
+    return found
+
+
+def step_table() -> str:
+    """Of all that were timed."""
+    ratios = step_ratios()
+    names = list(next(iter(ratios.values())))
+    lines = ["| preset | | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+    for (preset, how), row in ratios.items():
+        lines.append(f"| {preset} | {how} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |")
     return "\n".join(lines)
 
 
+def step_range(name: str) -> str:
+    ratios = [row[name] for row in step_ratios().values()]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def crop_range() -> str:
+    """How many times the official way's crops ours makes of a picture of ImageNet's size, by decoder and views."""
+    rows = json.loads((RESULTS / "cpu_input_path.json").read_text())["results"]["pictures"][0]["rows"]
+    ratios = [row["ratio to official (torchvision)"] for name, row in rows.items() if name.startswith("hf_mae")]
+    return f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+
 def benchmark(name: str) -> str:
-    """The tables of a benchmark as it wrote them, headings one level down."""
-    text = (RESULTS / f"{name}.md").read_text().split("\n", 1)[1].strip()
-    return re.sub(r"^## ", "### ", text, flags=re.MULTILINE)
+    """The tables of a benchmark as it wrote them, the title a line of text, headings one level down."""
+    title, text = (RESULTS / f"{name}.md").read_text().strip().split("\n", 1)
+    return f"{title.removeprefix('# ')}. " + re.sub(r"^## ", "### ", text.strip(), flags=re.MULTILINE)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "training step": step_table,
+    "training step range": lambda: step_range("hf_mae"),
+    "partial prediction range": lambda: step_range("hf_mae, prediction_ratio 0.25"),
+    "crop range": crop_range,
     **{name: lambda name=name: benchmark(name) for name in BENCHMARKS},
-    "cifar10": lambda: finetuning_table("cifar10"),
-    "fashion_mnist": lambda: finetuning_table("fashion_mnist"),
+    "cifar10": lambda: finetuning_table(RECORDS / "cifar10"),
+    "cifar10 linear": lambda: mean_and_deviation([read(RECORDS / "cifar10" / "probe")["metrics"]["linear_accuracy"]]),
+    "cifar10 all labels": lambda: all_labels("pretrained"),
+    "cifar10 from scratch": lambda: all_labels("scratch"),
+    "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
+    **{which: lambda which=which: ablation_table(which) for which in ABLATIONS},
 }
 
 
+def show(runs: Path):
+    """Prints the tables of runs, and of the records of the same name."""
+    for folder in (runs, RECORDS / runs.name):
+        if folder.is_dir():
+            ablations = (folder / "default-seed0").exists()
+            tables = [ablation_table(which, folder) for which in ABLATIONS] if ablations else [finetuning_table(folder)]
+            print(f"{folder}\n", *tables, sep="\n", end="\n\n")
+
+
 def fill(text: str) -> str:
-    """Returns a page with the tables between its marks made anew."""
+    """Returns a page with the tables between its marks, and the figures within its lines, made anew."""
 
-    def table(match: re.Match) -> str:
-        return f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}"
+    def made(match: re.Match) -> str:
+        mark, name, line_break, end = match.groups()
+        return f"{mark}{line_break}{TABLES[name]()}{line_break}{end}"
 
-    return re.sub(r"(<!-- from records: (.+?) -->)\n.*?\n?(<!-- end -->)", table, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- from records: (.+?) -->)(\n?).*?(<!-- end -->)", made, text, flags=re.DOTALL)
 
 
 def main(arguments: list[str]):
-    if arguments[:1] == ["collect"]:
+    if arguments[:1] in (["collect"], ["show"]):
         for folder in arguments[1:]:
-            collect(Path(folder))
+            (collect if arguments[0] == "collect" else show)(Path(folder))
         return
     texts = {page: page.read_text() for page in PAGES}
     stale = {page: filled for page, text in texts.items() if (filled := fill(text)) != text}

@@ -48,7 +48,7 @@ def test_docs__python_blocks_run(page, tiny_model, tmp_path, monkeypatch):
     for name in ("peft", "onnxscript") if page == "adapting.md" else ():
         pytest.importorskip(name)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks or page in ("training.md", "performance.md")
+    assert blocks or page in ("ablations.md", "performance.md", "training.md")
     monkeypatch.chdir(tmp_path)
     tiny_model(image_size=28, patch_size=4, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
     MAEImageProcessor.for_image_size(28, num_channels=1).save_pretrained("runs/fashion_mnist_sample")

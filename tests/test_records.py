@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -30,7 +31,7 @@ def report(monkeypatch):
     return report
 
 
-PAGES = ["README.md", "docs/classification.md", "docs/performance.md"]
+PAGES = ["README.md", "docs/ablations.md", "docs/classification.md", "docs/performance.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -40,6 +41,17 @@ def test_pages__have_the_figures_of_the_records(report, page):
     assert report.fill(text) == text, "stale: run records/report.py"
     figure = re.compile(r"\d+\.\d").search(text, text.index("<!-- from records:"))
     assert report.fill(text[: figure.start()] + "12.3" + text[figure.end() :]) == text
+
+
+@pytest.mark.parametrize("name", ["ablations.png", "loss_curves.png"])
+def test_plots__show_the_figures_of_the_records(report, name):
+    import plots
+
+    make, _ = plots.PLOTS[name]
+    figures = make()
+    drawn = PIL.Image.open(ROOT / "docs" / name).text["figures"]
+    assert drawn == plots.digest(figures), "stale: run records/plots.py"
+    assert plots.digest({**figures, "more": 1}) != drawn
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.relative_to(ROOT / "records")))
