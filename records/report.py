@@ -19,6 +19,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import PIL.Image
+
 RECORDS = Path(__file__).parent
 RESULTS = RECORDS.parent / "benchmarks" / "results"
 DOCS = RECORDS.parent / "docs"
@@ -91,7 +93,10 @@ def collect(runs: Path):
         target = RECORDS / runs.name / run.relative_to(runs)
         target.mkdir(parents=True, exist_ok=True)
         for name in (*KEPT, "reconstructions.png") if run.name in LONGEST else KEPT:
-            if (run / name).exists():
+            if (run / name).exists() and name.endswith(".png"):
+                # 256 colours: a third of the size
+                PIL.Image.open(run / name).convert("RGB").quantize().save(target / name, optimize=True)
+            elif (run / name).exists():
                 shutil.copyfile(run / name, target / name)
         # No folders of the machine.
         (target / "run.json").write_text(re.sub(r"(?<![\w.:])/(?:[\w.-]+/)+", "", found.read_text()))
