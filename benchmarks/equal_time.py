@@ -12,7 +12,6 @@ those of held-out images.
 
 import argparse
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -63,15 +62,13 @@ def main():
     default = (1.0, 1)
     settings = [default, *((ratio, 1) for ratio in args.prediction_ratios), *((1.0, v) for v in args.views_per_image)]
 
-    calls: dict[tuple, Callable] = {
-        setting: Training(args.data, args.batch_size, 10**6, 0, *setting) for setting in settings
-    }
-    times = in_turns(calls, args.timed_steps, warmup=3, device=device)
+    timed = {setting: Training(args.data, args.batch_size, 10**6, 0, *setting) for setting in settings}
+    times = in_turns(timed, args.timed_steps, warmup=3, device=device)
     # No medians: now and then a step reads a block of images for many to come.
     costs = {setting: sum(taken) / sum(times[default]) for setting, taken in times.items()}
 
     train_images, test_images = (open_images(args.data, split) for split in ("train", "test"))
-    processor = calls[default].batches.processor
+    processor = timed[default].batches.processor
     evaluation = Evaluation(train_images, test_images, processor, args.eval_images, batch_size=256)
     rows, runs = [], []
     for setting in settings:

@@ -18,7 +18,6 @@ import numpy as np
 import PIL
 import psutil
 import torch
-import transformers
 
 from hf_mae.training import run_record
 
@@ -102,13 +101,8 @@ def table(head: list[str], rows: list[list]) -> str:
 
 def report(title: str, tables: list[str], results: object, device: torch.device, path: Path | None):
     """Prints tables with machine and versions, and writes them and the results to `path`, as `.md` and `.json`."""
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "PIL": PIL.__version__,
-    }
+    record = run_record({})
+    versions = {**record["versions"], "numpy": np.__version__, "PIL": PIL.__version__}
     head = f"{machine(device)}; " + ", ".join(f"{name} {version}" for name, version in versions.items())
     text = "\n\n".join([f"# {title}", head, *tables]) + "\n"
     print(text)
@@ -119,7 +113,7 @@ def report(title: str, tables: list[str], results: object, device: torch.device,
             "machine": machine(device),
             "versions": versions,
             "command": command,
-            "commit": run_record({})["commit"],
+            "commit": record["commit"],
             "results": results,
         }
         path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")

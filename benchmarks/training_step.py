@@ -76,10 +76,8 @@ def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict
     model = make_model(preset)
     peers, missing = all_peers(copy.deepcopy(model), args.official, args.peers)
     images, noise = inputs(model.config, args.batch_size, device)
-    losses = {}
     with torch.no_grad():  # dropout there is none
-        for name, peer in peers.items():
-            losses[name] = peer.loss(peer.model.to(device).train(), images, noise).item()
+        losses = {name: peer.loss(peer.model.to(device).train(), images, noise).item() for name, peer in peers.items()}
     first = losses["hf_mae"]
     if worst := {name: loss for name, loss in losses.items() if abs(loss - first) > 1e-3 * abs(first)}:
         raise SystemExit(f"Not the same work: losses {worst} against {first}.")
@@ -92,7 +90,8 @@ def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict
     with torch.compiler.set_stance("fail_on_recompile") if args.compile else nullcontext():
         times = in_turns(calls, args.rounds, 0, device)
     rate = matmul_rate(dtype, device)
-    steps.clear(), calls.clear(), peers.clear()  # the processes below need the memory
+    for models in (steps, calls, peers):  # the processes below need the memory
+        models.clear()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     base = next((name for name in ("official code", "timm-block reference") if name in times), "hf_mae")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CIFAR-10 in an hour and a half of two CPU cores: pre-train, probe, fine-tune with 1 %, 10 % and all of the labels, each
-# beside training from scratch with the same budget. Every choice is in the recipes; the test images are looked at once, at
-# the end of each run.
+# beside training from scratch with the same budget. Every choice is in the recipes; fine-tuning looks at the test images
+# once, at the end; pre-training logs their loss and k-NN accuracy and chooses nothing by them.
 #
 #   records/cifar10.sh [a folder of train-*.parquet and test-*.parquet, see records/prepare.py, or a name on the Hub]
 set -euo pipefail

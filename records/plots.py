@@ -38,7 +38,8 @@ def ablation_figures() -> dict[str, dict]:
 def draw_ablations(figures: dict, pyplot):
     figure, axes = pyplot.subplots(2, 4, figsize=(14, 6.5), layout="constrained")
     noise = figures["noise"]
-    for axis, (which, rows) in zip(axes.flat, ((name, figures[name]) for name in ABLATIONS), strict=False):
+    for axis, which in zip(axes.flat, ABLATIONS, strict=False):
+        rows = figures[which]
         for place, row in enumerate(rows.values()):
             axis.bar(place - 0.2, row["ours"], 0.4, color="tab:blue", yerr=noise, label="ours" if place == 0 else None)
             if row["paper"] is not None:

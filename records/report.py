@@ -93,10 +93,11 @@ def collect(runs: Path):
         target = RECORDS / runs.name / run.relative_to(runs)
         target.mkdir(parents=True, exist_ok=True)
         for name in (*KEPT, "reconstructions.png") if run.name in LONGEST else KEPT:
-            if (run / name).exists() and name.endswith(".png"):
-                # 256 colours: a third of the size
+            if not (run / name).exists():
+                continue
+            if name.endswith(".png"):  # 256 colours: a third of the size
                 PIL.Image.open(run / name).convert("RGB").quantize().save(target / name, optimize=True)
-            elif (run / name).exists():
+            else:
                 shutil.copyfile(run / name, target / name)
         # No folders of the machine.
         (target / "run.json").write_text(re.sub(r"(?<![\w.:])/(?:[\w.-]+/)+", "", found.read_text()))
@@ -109,6 +110,12 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
 def finetuning_table(runs: Path) -> str:
     """Accuracy by labels, pre-trained and from scratch, over the seeds that were run."""
     found = {}
@@ -118,7 +125,7 @@ def finetuning_table(runs: Path) -> str:
         found.setdefault((int(labels), record["recipe"]["num_train_epochs"]), {}).setdefault(start, []).append(
             record["metrics"]["eval_accuracy"]
         )
-    lines = ["| labels | epochs | seeds | pre-trained | from scratch | gain |", "|---|---|---|---|---|---|"]
+    rows = []
     for (labels, epochs), starts in sorted(found.items()):
         pretrained, scratch = starts.get("pretrained", []), starts.get("scratch", [])
         if len(pretrained) != len(scratch):
@@ -127,17 +134,14 @@ def finetuning_table(runs: Path) -> str:
             )
         gain = 100 * (statistics.mean(pretrained) - statistics.mean(scratch))
         cells = [f"{labels:,}", f"{epochs:g}", str(len(pretrained))]
-        cells += [mean_and_deviation(pretrained), mean_and_deviation(scratch), f"{gain:+.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append([*cells, mean_and_deviation(pretrained), mean_and_deviation(scratch), f"{gain:+.1f}"])
+    text = table(["labels", "epochs", "seeds", "pre-trained", "from scratch", "gain"], rows)
     probe = runs / "probe"
     if probe.exists():
         metrics = read(probe)["metrics"]
-        shares = (mean_and_deviation([metrics[name]]) for name in ("linear_accuracy", "knn_accuracy"))
-        lines += [
-            "",
-            "Frozen features (mean of the patches), all labels: linear probe {}, k-NN (k = 20) {}.".format(*shares),
-        ]
-    return "\n".join(lines)
+        linear, knn = (mean_and_deviation([metrics[name]]) for name in ("linear_accuracy", "knn_accuracy"))
+        text += f"\n\nFrozen features (mean of the patches), all labels: linear probe {linear}, k-NN (k = 20) {knn}."
+    return text
 
 
 def all_labels(start: str) -> str:
@@ -163,13 +167,13 @@ def median_speed(run: Path) -> float:
 
 def ablation_table(which: str, runs: Path = RECORDS / "ablations") -> str:
     head = [which, "linear probe", "k-NN", "images/s", "paper: linear probe", "paper: fine-tuning"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for name, (label, tuned, linear) in ABLATIONS[which].items():
         result = ablation(name, runs)
         cells = [label, mean_and_deviation(result["linear_accuracy"]), mean_and_deviation(result["knn_accuracy"])]
         cells += [f"{statistics.mean(result['images_per_second']):.0f}", str(linear or ""), str(tuned or "")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return table(head, rows)
 
 
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
@@ -188,10 +192,8 @@ def step_table() -> str:
     """Of all that were timed."""
     ratios = step_ratios()
     names = list(next(iter(ratios.values())))
-    lines = ["| preset | | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-    for (preset, how), row in ratios.items():
-        lines.append(f"| {preset} | {how} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |")
-    return "\n".join(lines)
+    rows = [[*measured, *(f"{row[name]:.2f}" for name in names)] for measured, row in ratios.items()]
+    return table(["preset", "", *names], rows)
 
 
 def step_range(name: str) -> str:
@@ -247,9 +249,9 @@ def fill(text: str) -> str:
 
 
 def main(arguments: list[str]):
-    if arguments[:1] in (["collect"], ["show"]):
+    if arguments and (action := {"collect": collect, "show": show}.get(arguments[0])):
         for folder in arguments[1:]:
-            (collect if arguments[0] == "collect" else show)(Path(folder))
+            action(Path(folder))
         return
     texts = {page: page.read_text() for page in PAGES}
     stale = {page: filled for page, text in texts.items() if (filled := fill(text)) != text}

@@ -34,7 +34,7 @@ class FineTuningArguments(TrainingArguments):
     weight_decay: float = setting(0.05, "Of matrices.")
     adam_beta2: float = setting(0.999, "AdamW's second beta.")
     max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0, as in the paper: do not.")
-    bf16: bool = setting(has_bf16(), "Mixed precision; by itself where a GPU has it.")
+    bf16: bool | None = setting(None, "Mixed precision. Nothing: where the device is a GPU that has it.")
     eval_strategy: str = setting("epoch", "When to evaluate.")
     save_strategy: str = setting("epoch", "When to save.")
     save_total_limit: int | None = setting(2, "Checkpoints to keep.")
@@ -47,6 +47,8 @@ class FineTuningArguments(TrainingArguments):
     report_to: str = setting("none", "tensorboard, trackio, wandb, ...")
 
     def __post_init__(self):
+        if self.bf16 is None:  # not asked at import, which should not touch a GPU
+            self.bf16 = has_bf16()
         super().__post_init__()
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0  # else DataLoader refuses
         if self.hub_token:  # else it would be pickled with the arguments, beside the model
