@@ -33,12 +33,12 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/growth.py --output runs/bench/growth.json
 
 reproduce-cifar10: $(VENV)/.installed-test
-	PYTHON=$(BIN)/python records/cifar10.sh $(CIFAR10)
-	$(BIN)/python records/report.py show runs/cifar10
+	PYTHON=$(BIN)/python experiments/cifar10.sh $(CIFAR10)
+	$(BIN)/python experiments/report.py show runs/cifar10
 
 ablations: $(VENV)/.installed-test
-	PYTHON=$(BIN)/python records/ablations.sh $(CIFAR10)
-	$(BIN)/python records/report.py show runs/ablations
+	PYTHON=$(BIN)/python experiments/ablations.sh $(CIFAR10)
+	$(BIN)/python experiments/report.py show runs/ablations
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

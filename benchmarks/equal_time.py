@@ -21,8 +21,8 @@ from peers import ours
 from transformers.utils import logging
 
 from hf_mae import MAEForPreTraining
-from hf_mae.evaluation import Evaluation
-from hf_mae.sources import open_images
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.monitoring import Evaluation
 
 
 class Training:

@@ -28,10 +28,11 @@ from measuring import in_turns, ratio, report, table
 from torch.utils.data import DataLoader, default_collate
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-import hf_mae.data
+import hf_mae.data.decoding
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
-from hf_mae.data import PretrainingDataset, collate, random_crop_box
-from hf_mae.sources import FolderImages
+from hf_mae.data.datasets import PretrainingDataset, collate
+from hf_mae.data.decoding import random_crop_box
+from hf_mae.data.sources import FolderImages
 
 try:
     from torchvision import transforms
@@ -109,7 +110,7 @@ class OurWay(PretrainingDataset):
         self.views, self.decoder = views, decoder
 
     def __getitems__(self, samples: list[tuple]) -> list[dict]:
-        hf_mae.data.simplejpeg = self.decoder
+        hf_mae.data.decoding.simplejpeg = self.decoder
         return super().__getitems__(samples)
 
     def batches(self, count: int) -> list[list[tuple]]:
@@ -118,7 +119,7 @@ class OurWay(PretrainingDataset):
 
 
 def all_ways(images: FolderImages) -> dict[str, torch.utils.data.Dataset]:
-    fast = hf_mae.data.simplejpeg
+    fast = hf_mae.data.decoding.simplejpeg
     ways = {
         f"official ({'torchvision' if transforms else 'PIL, written out'})": OfficialWay(images),
         "transformers run_mae (datasets)": TransformersWay(images),
@@ -159,7 +160,7 @@ def data_wait(images: FolderImages, preset: str, steps: int = 10) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MAEForPreTraining(MAEConfig.from_preset(preset)).to(device)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
-    processor, way = MAEImageProcessor(), OurWay(images, 1, hf_mae.data.simplejpeg)
+    processor, way = MAEImageProcessor(), OurWay(images, 1, hf_mae.data.decoding.simplejpeg)
     size = BATCH_SIZE if device.type == "cuda" else 16
     workers = os.cpu_count() if device.type == "cuda" else 0
     warm_up = 2 + 2 * workers  # the batches that are made ahead

@@ -19,12 +19,13 @@ from peers import all_peers
 from transformers.utils import logging
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
-from hf_mae.data import PretrainingDataset, SampleOrder, collate
-from hf_mae.optimization import learning_rate_at
-from hf_mae.recipes import config_changes
-from hf_mae.sources import ImageSource, open_images
+from hf_mae.data.datasets import PretrainingDataset, collate
+from hf_mae.data.sampling import SampleOrder
+from hf_mae.data.sources import ImageSource, open_images
+from hf_mae.training.arguments import config_changes
+from hf_mae.training.optimization import learning_rate_at
 
-# The model of examples/recipes/cifar10_small.yaml with the decoder of two blocks.
+# The model of src/hf_mae/training/recipes/cifar10_small.yaml with the decoder of two blocks.
 MODEL = (
     "hidden_size=128,num_hidden_layers=4,num_attention_heads=4,intermediate_size=512,decoder_hidden_size=64,"
     "decoder_num_hidden_layers=2,decoder_num_attention_heads=4,decoder_intermediate_size=256"

@@ -23,21 +23,21 @@ from pathlib import Path
 import torch
 from transformers.utils import cached_file, logging
 
-from hf_mae import MAEImageProcessor, MAEModel, export_checkpoint, load_checkpoint
-from hf_mae.checkpoints import flavour_of, names_in
-from hf_mae.hub import license_of, push_folder, write_model_card
-from hf_mae.recipes import config_changes
-from hf_mae.training import save_record
+from hf_mae import MAEImageProcessor, MAEModel, export_checkpoint, import_checkpoint
+from hf_mae.conversion import detect_layout, names_in
+from hf_mae.publishing import license_of, push_folder, write_model_card
+from hf_mae.training.arguments import config_changes
+from hf_mae.training.run_log import save_record
 
 
-def image_processor_of(source: str, flavour: str, model) -> MAEImageProcessor:
+def image_processor_of(source: str, layout: str, model) -> MAEImageProcessor:
     """Ours, or one with the mean and deviation that are beside the weights, or else ImageNet's."""
     config, statistics = model.config, {}
     folder = str(Path(source).parent) if Path(source).is_file() else source
     for name in ("preprocessor_config.json", "config.json"):
         path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
         content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-        if flavour == "mae" and "image_processor_type" in content:
+        if layout == "mae" and "image_processor_type" in content:
             processor = MAEImageProcessor.from_pretrained(folder)
             height, width = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
             if processor.num_channels == config.num_channels and processor.crop_height_width == (height, width):
@@ -55,17 +55,17 @@ def image_processor_of(source: str, flavour: str, model) -> MAEImageProcessor:
     return MAEImageProcessor.for_image_size(config.image_size, num_channels=config.num_channels, **statistics)
 
 
-def save_story(args: argparse.Namespace, flavour: str):
+def save_story(args: argparse.Namespace, layout: str):
     """Leaves the record of the run, if the source is ours, or where the weights come from; and the card."""
     source = Path(args.source)
-    if args.to == "mae" and flavour == "mae" and (source / "run.json").exists():
+    if args.to == "mae" and layout == "mae" and (source / "run.json").exists():
         for name in ("run.json", "metrics.jsonl", "recipe.yaml", "reconstructions.png"):
             if (source / name).exists():
                 shutil.copy(source / name, args.target)
     else:
         license_ = args.license or license_of(args.source)
         name = source.name if source.exists() else args.source
-        save_record(args.target, {"converted_from": name, "flavour": flavour, "license": license_})
+        save_record(args.target, {"converted_from": name, "layout": layout, "license": license_})
     write_model_card(args.target)
 
 
@@ -73,19 +73,19 @@ def print_table(model, source: str, target: str):
     """Who calls what how, blocks together."""
     names = [name if not isinstance(model, MAEModel) else f"mae.{name}" for name in model.state_dict()]
 
-    def called(flavour: str, name: str) -> str:
-        theirs = [name] if flavour == "mae" else names_in(flavour, names)[name]
+    def called(layout: str, name: str) -> str:
+        theirs = [name] if layout == "mae" else names_in(layout, names)[name]
         if len(theirs) == 3:  # queries, keys and values
             before, after = re.fullmatch(r"(.*?)q(?:uery)?(.*)", theirs[0]).groups()
             theirs = [f"{before}{{q,k,v}}{after}"]
         return "".join(theirs) or "-"
 
-    flavours = list(dict.fromkeys((source, "mae", target)))
+    layouts = list(dict.fromkeys((source, "mae", target)))
     stems = Counter()
     for name in names:
-        row = [re.sub(r"\.\d+\.", ".N.", re.sub(r"\.(weight|bias)$", "", called(each, name))) for each in flavours]
+        row = [re.sub(r"\.\d+\.", ".N.", re.sub(r"\.(weight|bias)$", "", called(each, name))) for each in layouts]
         stems[tuple(row)] += 1
-    rows = [tuple(flavours), *stems]
+    rows = [tuple(layouts), *stems]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         count = f"{stems[row]:3} tensors" if row in stems else ""
@@ -111,8 +111,8 @@ def main():
         sys.exit("--push_to_hub pushes folders: choose --to mae, vit, vit_mae or timm.")
     try:
         changes = config_changes(args.config_overrides)
-        source = flavour_of(args.source)
-        model = load_checkpoint(args.source, **changes)
+        source = detect_layout(args.source)
+        model = import_checkpoint(args.source, **changes)
         image_processor = image_processor_of(args.source, source, model)
         weights = model.state_dict()
         if args.dtype:

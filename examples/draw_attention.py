@@ -14,9 +14,9 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from hf_mae import MAEImageProcessor
-from hf_mae.data import spread_indices
-from hf_mae.sources import open_images
-from hf_mae.visualization import attention_sheet
+from hf_mae.data.sampling import spread_indices
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.visualization import attention_sheet
 
 
 def main():

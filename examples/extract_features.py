@@ -36,10 +36,10 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_mae import MAEConfig, MAEForImageClassification, MAEImageProcessor, MAEModel
-from hf_mae.data import default_num_workers
-from hf_mae.patches_mae import grid_of
-from hf_mae.recipes import parse_arguments, setting
-from hf_mae.sources import ImageSource, open_images
+from hf_mae.data.sampling import default_num_workers
+from hf_mae.data.sources import ImageSource, open_images
+from hf_mae.modeling.patches_mae import patch_grid
+from hf_mae.training.arguments import parse_arguments, setting
 
 KINDS = ("class_token", "mean", "patches", "pooler")
 ROW_GROUP_BYTES = 2**26  # small row groups are slow to read, large ones take memory
@@ -117,7 +117,7 @@ def names_of_layers(layers: list[int] | None, depth: int) -> dict[int, str]:
 def extract(model: MAEModel, pixel_values: torch.Tensor, args: ExtractionArguments) -> dict[str, torch.Tensor]:
     """Features (images, ...) by the names of their columns, as they are to be written. Takes classifiers, too."""
     pixel_values = pixel_values.to(model.device, non_blocking=True)
-    grid_size = grid_of(pixel_values, model.base_model.embeddings.patch_size)
+    grid_size = patch_grid(pixel_values, model.base_model.embeddings.patch_size)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
         outputs = model.base_model(pixel_values, output_hidden_states=True)
         features = {"pooler": getattr(model, "fc_norm", torch.nn.Identity())(outputs.pooler_output)}

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 # Importing hf_mae registers the model. Where it is not installed, pass trust_remote_code=True below.
-from hf_mae.sources import open_images
+from hf_mae.data.sources import open_images
 
 folder, *pictures = sys.argv[1:] or ["runs/fashion_mnist_sample"]
 image_processor = AutoImageProcessor.from_pretrained(folder)

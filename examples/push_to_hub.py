@@ -16,8 +16,8 @@ import json
 import sys
 from pathlib import Path
 
-from hf_mae.hub import push_folder, write_model_card
-from hf_mae.training import save_record
+from hf_mae.publishing import push_folder, write_model_card
+from hf_mae.training.run_log import save_record
 
 
 def main():

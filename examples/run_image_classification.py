@@ -4,7 +4,7 @@
 
     python examples/run_image_classification.py --model_name_or_path runs/fashion_mnist_sample   # embedded images
     python examples/run_image_classification.py --model_name_or_path out --data path/to/images --output_dir classifier
-    python examples/run_image_classification.py examples/recipes/finetune_base.yaml --model_name_or_path out --data ...
+    python examples/run_image_classification.py src/hf_mae/training/recipes/finetune_base.yaml --data ...
     python examples/run_image_classification.py ... --num_trainable_layers 4     # only the last four blocks
     python examples/run_image_classification.py ... --from_scratch               # the same without pre-training
     python examples/run_image_classification.py --model_name_or_path classifier --data ... --eval_only
@@ -26,8 +26,8 @@ from transformers import EvalPrediction, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_mae import MAEConfig, MAEForImageClassification, MAEImageProcessor
-from hf_mae.augmentation import BatchAugmentation, RandomAugmentation
-from hf_mae.data import (
+from hf_mae.data.augmentation import BatchAugmentation, RandomAugmentation
+from hf_mae.data.datasets import (
     ClassificationDataset,
     EvaluationDataset,
     align_labels,
@@ -35,13 +35,13 @@ from hf_mae.data import (
     class_names,
     collate_labelled,
 )
-from hf_mae.finetuning import FineTuningArguments, FineTuningTrainer
-from hf_mae.optimization import scaled_learning_rate
-from hf_mae.recipes import parse_arguments, recipe_of, setting
-from hf_mae.sources import ImageSource, open_images
-from hf_mae.training import run_record
+from hf_mae.data.sources import ImageSource, open_images
+from hf_mae.training.arguments import parse_arguments, recipe_of, setting
+from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
+from hf_mae.training.optimization import scaled_learning_rate
+from hf_mae.training.run_log import run_record
 
-SAMPLE_RECIPE = Path(__file__).parent / "recipes" / "finetune_sample.yaml"
+SAMPLE_RECIPE = Path(__file__).parents[1] / "src/hf_mae/training/recipes" / "finetune_sample.yaml"
 
 
 @dataclass

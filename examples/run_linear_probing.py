@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, Trainer, set_seed
 
 from hf_mae import MAEForImageClassification, MAEImageProcessor
-from hf_mae.data import (
+from hf_mae.data.datasets import (
     ClassificationDataset,
     EvaluationDataset,
     align_labels,
@@ -31,14 +31,14 @@ from hf_mae.data import (
     class_names,
     collate_labelled,
 )
-from hf_mae.evaluation import knn_accuracy
-from hf_mae.finetuning import FineTuningArguments
-from hf_mae.hub import HubPush, write_model_card
-from hf_mae.optimization import LARS, default_effective_batch_size, scaled_learning_rate
-from hf_mae.probing import LinearProbe, train_linear_probes, with_classifier
-from hf_mae.recipes import parse_arguments, recipe_of, setting
-from hf_mae.sources import open_images
-from hf_mae.training import run_record, save_record
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.monitoring import knn_accuracy
+from hf_mae.evaluation.probing import LinearProbe, train_linear_probes, with_classifier
+from hf_mae.publishing import HubPush, write_model_card
+from hf_mae.training.arguments import parse_arguments, recipe_of, setting
+from hf_mae.training.finetuning import FineTuningArguments
+from hf_mae.training.optimization import LARS, default_effective_batch_size, scaled_learning_rate
+from hf_mae.training.run_log import run_record, save_record
 
 
 @dataclass

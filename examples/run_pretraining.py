@@ -5,7 +5,7 @@
     python examples/run_pretraining.py                                          # embedded images, minutes on a CPU
     python examples/run_pretraining.py --data path/to/images --output_dir out   # ViT-B/16 on your images
     python examples/run_pretraining.py --data path/to/images --dry_run          # how fast, how much memory, how long
-    python examples/run_pretraining.py examples/recipes/pretrain_imagenet.yaml --data path/to/imagenet
+    python examples/run_pretraining.py src/hf_mae/training/recipes/pretrain_imagenet.yaml --data path/to/imagenet
     accelerate launch --config_file examples/accelerate/eight_gpus.yaml examples/run_pretraining.py ...
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/run_pretraining.py ...   # two processes on a CPU
 
@@ -39,49 +39,34 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
-from hf_mae.data import (
-    PretrainingDataset,
-    SampleOrder,
-    StepBatchSampler,
-    channel_statistics,
-    check_readers,
-    collate,
-    decoder_name,
-    default_num_workers,
+from hf_mae.data.datasets import PretrainingDataset, channel_statistics, collate
+from hf_mae.data.decoding import decoder_name
+from hf_mae.data.sampling import SampleOrder, StepBatchSampler, check_readers, default_num_workers
+from hf_mae.data.sources import ImageSource, open_images
+from hf_mae.evaluation.monitoring import Evaluation
+from hf_mae.evaluation.visualization import reconstruction_sheet
+from hf_mae.publishing import HubPush, link_files, write_model_card
+from hf_mae.training.arguments import config_changes, parse_arguments, recipe_of, setting
+from hf_mae.training.checkpointing import (
+    check_output_dir,
+    delete_run,
+    latest_checkpoint,
+    load_optimizer,
+    load_training_state,
+    load_weights,
+    save_checkpoint,
 )
-from hf_mae.evaluation import Evaluation
-from hf_mae.hub import HubPush, link_files, write_model_card
-from hf_mae.optimization import (
+from hf_mae.training.distributed import gather_model, has_bf16, shard_model
+from hf_mae.training.optimization import (
     default_effective_batch_size,
     learning_rate_at,
     parameter_groups,
     scaled_learning_rate,
 )
-from hf_mae.recipes import config_changes, parse_arguments, recipe_of, setting
-from hf_mae.sources import ImageSource, open_images
-from hf_mae.training import (
-    Meter,
-    MetricsLog,
-    SampleLog,
-    StepGuard,
-    StopSignals,
-    UnreadableImages,
-    check_output_dir,
-    delete_run,
-    has_bf16,
-    latest_checkpoint,
-    load_optimizer,
-    load_training_state,
-    load_weights,
-    run_record,
-    save_checkpoint,
-    save_record,
-    shard_model,
-    whole_model,
-)
-from hf_mae.visualization import reconstruction_sheet
+from hf_mae.training.run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record, save_record
+from hf_mae.training.step_guard import StepGuard, StopSignals
 
-SAMPLE_RECIPE = Path(__file__).parent / "recipes" / "fashion_mnist_sample.yaml"
+SAMPLE_RECIPE = Path(__file__).parents[1] / "src/hf_mae/training/recipes" / "fashion_mnist_sample.yaml"
 
 # Settings that may differ when a run is continued; all others make it another run.
 MAY_CHANGE = {
@@ -242,8 +227,8 @@ def loader_workers(args: PretrainingArguments, accelerator: Accelerator, images:
     if workers is None:  # on a CPU the model has better use for the cores
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         workers = 0 if accelerator.device.type == "cpu" else default_num_workers(local_processes)
-        if args.streaming and images.blocks is not None:
-            workers = min(workers, len(images.blocks) // accelerator.num_processes)
+        if args.streaming and images.row_groups is not None:
+            workers = min(workers, len(images.row_groups) // accelerator.num_processes)
     if args.streaming:
         check_readers(images, accelerator.num_processes, workers)
     return workers
@@ -459,7 +444,7 @@ def main():
     bar = tqdm(total=max_steps, initial=state["step"], disable=not is_main, **options)
     guard, batches = StepGuard(optimizer, args.max_grad_norm), iter(loader)
     step, logged_step, found, skipped, gone_back = state["step"], state["step"], {}, 0, []
-    meter = Meter()
+    meter = Throughput()
     while step < max_steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, max_steps, warmup_steps, learning_rate)
@@ -574,7 +559,7 @@ def main():
     # ------------------------------------------------------------------------------------------------------------------
     # What it leaves
     picture = sheet()
-    whole = whole_model(plain_model)
+    whole = gather_model(plain_model)
     if is_main:
         whole.eval().save_pretrained(output_dir)
         image_processor.save_pretrained(output_dir)

@@ -30,11 +30,11 @@ from transformers import EvalPrediction, UperNetConfig, UperNetForSemanticSegmen
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_mae import MAEBackbone, MAEConfig, MAEImageProcessor
-from hf_mae.finetuning import FineTuningArguments, FineTuningTrainer
-from hf_mae.image_processing_mae import image_to_tensor, resize, to_byte_range
-from hf_mae.recipes import parse_arguments, recipe_of, setting
-from hf_mae.sources import FolderImages, open_images
-from hf_mae.training import run_record
+from hf_mae.data.sources import FolderImages, open_images
+from hf_mae.modeling.image_processing_mae import image_to_tensor, resize, to_byte_range
+from hf_mae.training.arguments import parse_arguments, recipe_of, setting
+from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
+from hf_mae.training.run_log import run_record
 
 IGNORED = 255  # UperNetConfig's loss_ignore_index
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
@@ -109,7 +109,7 @@ def folder_pairs(data: str, split: str) -> list[tuple[Path, Path]]:
 
 
 def read_pair(pair: tuple, reduce_labels: bool) -> tuple[PIL.Image.Image | np.ndarray, np.ndarray]:
-    """Returns an image, upright, and its mask (height, width), uint8; raises `ValueError` if they don't fit."""
+    """Returns an an upright image and its mask (height, width), uint8; raises `ValueError` if they don't fit."""
     image, mask = pair
     try:
         mask = PIL.Image.open(mask) if isinstance(mask, Path) else mask

@@ -13,10 +13,12 @@ from conftest import TINY
 from safetensors.torch import load_file
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
-from hf_mae.evaluation import Evaluation
-from hf_mae.optimization import parameter_groups
-from hf_mae.sources import open_images
-from hf_mae.training import StepGuard, load_optimizer, load_weights, save_checkpoint, shard_model
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.monitoring import Evaluation
+from hf_mae.training.checkpointing import load_optimizer, load_weights, save_checkpoint
+from hf_mae.training.distributed import shard_model
+from hf_mae.training.optimization import parameter_groups
+from hf_mae.training.step_guard import StepGuard
 
 
 def build(checkpoint=None, bf16=False):

@@ -137,15 +137,15 @@ def test_modules__every_part_has_its_share(peers, small_presets, tmp_path, monke
 def test_input_path__all_ways_read_the_same_pictures(peers, tmp_path, monkeypatch, capsys):
     import input_path
 
-    import hf_mae.data
+    import hf_mae.data.decoding
 
-    monkeypatch.setattr(hf_mae.data, "simplejpeg", hf_mae.data.simplejpeg)  # set back at the end
+    monkeypatch.setattr(hf_mae.data.decoding, "simplejpeg", hf_mae.data.decoding.simplejpeg)  # set back at the end
     monkeypatch.setattr(input_path, "data_wait", lambda images, preset: {"preset": preset, "data_wait": 0.0})
     command = "input_path.py --sizes 80x60 --images 6 --rounds 1 --workers --train tiny"
     (result,) = run(monkeypatch, input_path, command, tmp_path / "out")["pictures"]
     assert result["first_size"] == "80 x 60"
     assert {"transformers run_mae (datasets)", "hf_mae, PIL", "hf_mae, simplejpeg, 4 views"} <= set(result["rows"])
-    from hf_mae.sources import FolderImages
+    from hf_mae.data.sources import FolderImages
 
     input_path.make_photographs(tmp_path, 2, (60, 80))
     for way in input_path.all_ways(FolderImages(str(tmp_path))).values():

@@ -73,7 +73,7 @@ def encoder_only(weights):
 
 
 def test_class_and_sizes__follow_from_the_content(official_weights, log):
-    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS)
+    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS)
     assert type(model) is MAEForPreTraining
     assert not model.training
     config = model.config
@@ -82,7 +82,7 @@ def test_class_and_sizes__follow_from_the_content(official_weights, log):
     assert (config.decoder_hidden_size, config.decoder_num_hidden_layers) == (32, 2)
     assert "the official MAE code: encoder and decoder, 74 tensors" in log()
     assert "does not say whether its decoder predicts pixels or normalised patches" in log()
-    encoder = hf_mae.load_checkpoint(encoder_only(official_weights), num_attention_heads=4)
+    encoder = hf_mae.import_checkpoint(encoder_only(official_weights), num_attention_heads=4)
     assert type(encoder) is MAEModel
     assert "the official MAE code or timm: encoder" in log()
     assert torch.equal(encoder(PIXELS).last_hidden_state, model.mae(PIXELS).last_hidden_state)
@@ -102,7 +102,7 @@ def test_files__of_every_layout(official, official_weights, tmp_path, layout):
         del config["norm_pix_loss"]
         arguments = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.75, batch_size=64)
         torch.save({"model": official_weights, "optimizer": {"state": {}}, "epoch": 3, "args": arguments}, path)
-    model = hf_mae.load_checkpoint(path, **config).double()
+    model = hf_mae.import_checkpoint(path, **config).double()
     loss = model(official["images"].double(), noise=official["noise"]).loss
     torch.testing.assert_close(loss, official["norm_pix_1.ratio_0.75.loss"].squeeze())
 
@@ -113,23 +113,23 @@ def test_heads__of_published_sizes_are_known(tmp_path):
     hf_mae.export_checkpoint(model, tmp_path / "tiny.pth", "official")
     weights = torch.load(tmp_path / "tiny.pth")["model"]
     assert weights["patch_embed.proj.weight"].shape == (192, 3, 16, 16)
-    config = hf_mae.load_checkpoint(weights).config
+    config = hf_mae.import_checkpoint(weights).config
     assert (config.num_attention_heads, config.decoder_num_attention_heads) == (3, 8)
     assert config.image_size == 224
 
 
 def test_heads__that_cannot_be_told_are_asked_for(official_weights):
     with pytest.raises(ValueError, match="do not tell num_attention_heads.*pass num_attention_heads="):
-        hf_mae.load_checkpoint(official_weights)
+        hf_mae.import_checkpoint(official_weights)
     with pytest.raises(ValueError, match="pass decoder_num_attention_heads="):
-        hf_mae.load_checkpoint(official_weights, num_attention_heads=4)
+        hf_mae.import_checkpoint(official_weights, num_attention_heads=4)
 
 
 def test_image_size__tells_the_grid_or_resamples_the_table(official_weights):
-    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(16, 64))
+    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(16, 64))
     assert model.config.grid_size == (4, 16)
     assert torch.equal(model.mae.embeddings.position_embeddings, official_weights["pos_embed"])
-    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(64, 48), num_channels=1)
+    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(64, 48), num_channels=1)
     assert model.config.grid_size == (16, 12)
     assert model.mae.embeddings.position_embeddings.shape == (1, 193, 64)
     assert model(torch.randn(1, 1, 64, 48)).loss.isfinite()
@@ -140,30 +140,30 @@ def test_missing_tensors__are_named(official_weights):
         weights = {other: tensor for other, tensor in official_weights.items() if other != name}
         ours = {"blocks.1.attn.proj.bias": "mae.layers.1.attention.proj.bias"}.get(name, "decoder.position_embeddings")
         with pytest.raises(ValueError, match=f"missing: {ours}"):
-            hf_mae.load_checkpoint(weights, **OFFICIAL_HEADS)
+            hf_mae.import_checkpoint(weights, **OFFICIAL_HEADS)
     weights = {name: tensor for name, tensor in official_weights.items() if name != "patch_embed.proj.weight"}
     with pytest.raises(ValueError, match="the official MAE code, but there is no patch_embed.proj.weight"):
-        hf_mae.load_checkpoint(weights, **OFFICIAL_HEADS)
+        hf_mae.import_checkpoint(weights, **OFFICIAL_HEADS)
 
 
 def test_tensors_of_another_shape__are_named(official_weights):
     weights = {**official_weights, "norm.weight": torch.ones(7)}
     with pytest.raises(ValueError, match=r"mae.layernorm.weight: expected \(64,\), got \(7,\)"):
-        hf_mae.load_checkpoint(weights, **OFFICIAL_HEADS)
+        hf_mae.import_checkpoint(weights, **OFFICIAL_HEADS)
 
 
 def test_left_over_tensors__are_named(official_weights, log):
     weights = {**encoder_only(official_weights), "extra_head.weight": torch.zeros(10, 64), "centre": torch.zeros(10)}
-    assert type(hf_mae.load_checkpoint(weights, num_attention_heads=4)) is MAEModel
+    assert type(hf_mae.import_checkpoint(weights, num_attention_heads=4)) is MAEModel
     assert "Left out, as there is no place for them: extra_head.weight, centre" in log()
-    hf_mae.load_checkpoint({**official_weights, "head.weight": torch.zeros(10, 64)}, **OFFICIAL_HEADS)
+    hf_mae.import_checkpoint({**official_weights, "head.weight": torch.zeros(10, 64)}, **OFFICIAL_HEADS)
     assert "no place for them: classifier.weight" in log()
 
 
 @pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEForImageClassification, MAEBackbone])
 def test_encoder_alone__into_a_larger_model_says_what_is_new(official_weights, log, model_class):
-    encoder = hf_mae.load_checkpoint(encoder_only(official_weights), num_attention_heads=4)
-    model = hf_mae.load_checkpoint(encoder_only(official_weights), model_class, num_attention_heads=4)
+    encoder = hf_mae.import_checkpoint(encoder_only(official_weights), num_attention_heads=4)
+    model = hf_mae.import_checkpoint(encoder_only(official_weights), model_class, num_attention_heads=4)
     assert type(model) is model_class
     assert torch.equal(model.mae.layers[2].mlp.fc2.weight, encoder.layers[2].mlp.fc2.weight)
     new = {
@@ -179,7 +179,7 @@ def test_fine_tuned_encoder__without_its_classifier(official_weights, log):
     weights = {
         name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: t for name, t in weights.items()
     }
-    model = hf_mae.load_checkpoint(weights, num_attention_heads=4, num_labels=3)
+    model = hf_mae.import_checkpoint(weights, num_attention_heads=4, num_labels=3)
     assert type(model) is MAEForImageClassification
     assert torch.equal(model.fc_norm.weight, official_weights["norm.weight"])
     assert model(PIXELS).logits.shape == (2, 3)
@@ -189,7 +189,7 @@ def test_fine_tuned_encoder__without_its_classifier(official_weights, log):
 @pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"patch_embed.x": torch.zeros(3)}])
 def test_another_architecture__is_refused(content):
     with pytest.raises(ValueError, match="Not a layout that is known here.*official MAE code; timm; .*conv1|patch_emb"):
-        hf_mae.load_checkpoint(content)
+        hf_mae.import_checkpoint(content)
 
 
 @pytest.mark.parametrize(
@@ -202,28 +202,28 @@ def test_another_architecture__is_refused(content):
 def test_another_encoder__under_the_same_names_is_refused(official_weights, name):
     """It would load, and compute something else."""
     with pytest.raises(ValueError, match=f"another architecture: it has {name}"):
-        hf_mae.load_checkpoint({**encoder_only(official_weights), name: torch.zeros(64)}, num_attention_heads=4)
+        hf_mae.import_checkpoint({**encoder_only(official_weights), name: torch.zeros(64)}, num_attention_heads=4)
 
 
 @pytest.mark.parametrize("name", ["pre_logits.fc.weight", "attn_pool.q.weight", "head_dist.weight"])
 def test_another_classifier__on_the_same_encoder_is_refused(official_weights, name):
     head = {"head.weight": torch.zeros(3, 64), "head.bias": torch.zeros(3)}
     weights = {**encoder_only(official_weights), **head}
-    assert type(hf_mae.load_checkpoint(weights, num_attention_heads=4)) is MAEForImageClassification
+    assert type(hf_mae.import_checkpoint(weights, num_attention_heads=4)) is MAEForImageClassification
     with pytest.raises(ValueError, match=f"another architecture: it has {name}"):
-        hf_mae.load_checkpoint({**weights, name: torch.zeros(64)}, num_attention_heads=4)
+        hf_mae.import_checkpoint({**weights, name: torch.zeros(64)}, num_attention_heads=4)
 
 
 def test_own_weights__want_their_folder(tiny_model, tmp_path):
     model = tiny_model()
     with pytest.raises(ValueError, match="weights of hf_mae itself: load the folder"):
-        hf_mae.load_checkpoint(model.state_dict())
+        hf_mae.import_checkpoint(model.state_dict())
     model.save_pretrained(tmp_path)
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        again = hf_mae.load_checkpoint(path)
+        again = hf_mae.import_checkpoint(path)
         assert type(again) is MAEForPreTraining
         assert same_weights(again, model)
-    assert type(hf_mae.load_checkpoint(tmp_path, MAEModel)) is MAEModel
+    assert type(hf_mae.import_checkpoint(tmp_path, MAEModel)) is MAEModel
 
 
 class Payload:
@@ -247,7 +247,7 @@ def test_pickles__are_refused_and_do_not_run(official_weights, tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
     for checkpoint in {path, tmp_path} if name == "pytorch_model.bin" else {path}:
         with pytest.raises(OSError, match="not a checkpoint of tensors and was not loaded"):
-            hf_mae.load_checkpoint(checkpoint)
+            hf_mae.import_checkpoint(checkpoint)
     if name == "pytorch_model.bin":
         with pytest.raises(OSError, match="was not loaded"):
             MAEForPreTraining.from_pretrained(tmp_path)
@@ -262,7 +262,7 @@ def test_pickles__say_what_they_hold_and_do_not_advise_danger(tmp_path):
     with pytest.raises(
         OSError, match=r"it holds pathlib\S*PurePosixPath, which is neither tensor nor plain value"
     ) as error:
-        hf_mae.load_checkpoint(tmp_path / "path.pth")
+        hf_mae.import_checkpoint(tmp_path / "path.pth")
     assert "weights_only" not in str(error.value)
     assert error.value.__cause__ is None
 
@@ -288,7 +288,7 @@ def test_broken_folders__are_told(tmp_path, kind):
         content = json.dumps({**json.loads((tmp_path / file).read_text()), **json.loads(content)}).encode()
     (tmp_path / file).write_bytes(content)
     with pytest.raises((OSError, ValueError), match=message):
-        hf_mae.load_checkpoint(tmp_path)
+        hf_mae.import_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -296,32 +296,32 @@ def test_broken_folders__are_told(tmp_path, kind):
 )
 def test_tensors_of_another_rank__are_named(official_weights, name):
     with pytest.raises(ValueError, match=r"\(as hf_mae calls it\) must have . dimensions, got the shape \(5,\)"):
-        hf_mae.load_checkpoint({**official_weights, name: torch.zeros(5)}, **OFFICIAL_HEADS)
+        hf_mae.import_checkpoint({**official_weights, name: torch.zeros(5)}, **OFFICIAL_HEADS)
 
 
 def test_arguments_beside_the_weights__are_taken_with_care(official_weights, tmp_path):
     arguments = argparse.Namespace(norm_pix_loss=1, mask_ratio=None, model_type="mae", hidden_act=None, lr=0.1)
     torch.save({"model": official_weights, "args": arguments}, tmp_path / "fork.pth")
-    model = hf_mae.load_checkpoint(tmp_path / "fork.pth", **OFFICIAL_HEADS)
+    model = hf_mae.import_checkpoint(tmp_path / "fork.pth", **OFFICIAL_HEADS)
     assert model.config.norm_pix_loss is True
     assert model.config.mask_ratio == 0.75
     with pytest.raises(ValueError, match="MAEConfig has no field norm_pix_los"):
-        hf_mae.load_checkpoint(tmp_path / "fork.pth", norm_pix_los=True)
+        hf_mae.import_checkpoint(tmp_path / "fork.pth", norm_pix_los=True)
 
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(OSError, match="There is no checkpoint"):
-        hf_mae.load_checkpoint(tmp_path / "missing.pth")
+        hf_mae.import_checkpoint(tmp_path / "missing.pth")
     with pytest.raises(OSError, match="There is no checkpoint 'missing.pth'"):
-        hf_mae.load_checkpoint("missing.pth")
+        hf_mae.import_checkpoint("missing.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(OSError, match="was not loaded"):
-        hf_mae.load_checkpoint(tmp_path / "text.pth")
+        hf_mae.import_checkpoint(tmp_path / "text.pth")
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="holds no weights: none of model.safetensors"):
-        hf_mae.load_checkpoint(tmp_path / "empty")
+        hf_mae.import_checkpoint(tmp_path / "empty")
     with pytest.raises(ValueError, match="mapping from names to tensors"):
-        hf_mae.load_checkpoint({"epoch": 3})
+        hf_mae.import_checkpoint({"epoch": 3})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_stock_models__compute_the_same_here(tmp_path, name, names):
     elif names == "pytorch_model.bin":
         (tmp_path / "model.safetensors").unlink()
         torch.save(saved, tmp_path / "pytorch_model.bin")
-    ours = hf_mae.load_checkpoint(checkpoint, **config)
+    ours = hf_mae.import_checkpoint(checkpoint, **config)
     assert type(ours) is OUR_CLASS[name]
     torch.testing.assert_close(computed(ours), computed(model), **EXACT)
     if names != "in memory" and "Classification" in name:
@@ -358,7 +358,7 @@ def test_stock_models__compute_the_same_here(tmp_path, name, names):
 @pytest.mark.parametrize("name", STOCK)
 def test_from_pretrained__takes_stock_repositories(tmp_path, log, name):
     model = stock_folder(name, tmp_path / "stock")
-    encoder = hf_mae.load_checkpoint(tmp_path / "stock", MAEModel)
+    encoder = hf_mae.import_checkpoint(tmp_path / "stock", MAEModel)
     for ours in (MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone):
         loaded = ours.from_pretrained(tmp_path / "stock")
         assert torch.equal(loaded.base_model.layers[1].attention.qkv.weight, encoder.layers[1].attention.qkv.weight)
@@ -394,7 +394,7 @@ def test_configuration__that_says_little_has_the_defaults_of_its_library(tmp_pat
     stock = ViTForImageClassification(ViTConfig(**{**VIT, "hidden_size": 48, "num_attention_heads": 12}))
     save_file(perturbed(stock).state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 32}))
-    model = hf_mae.load_checkpoint(tmp_path, patch_size=8, hidden_size=48, num_hidden_layers=2, intermediate_size=64)
+    model = hf_mae.import_checkpoint(tmp_path, patch_size=8, hidden_size=48, num_hidden_layers=2, intermediate_size=64)
     assert (model.config.num_attention_heads, model.config.layer_norm_eps) == (12, 1e-12)
     torch.testing.assert_close(computed(model), computed(stock), **EXACT)
 
@@ -409,12 +409,12 @@ def test_timm_pooling__that_is_not_ours_is_refused(tmp_path, pooling, has_fc_nor
     config["model_args"]["global_pool"] = pooling
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"The timm model pools by '{pooling}'"):
-        hf_mae.load_checkpoint(tmp_path / "out")
+        hf_mae.import_checkpoint(tmp_path / "out")
 
 
 def test_pooler__is_left_out_by_name(tmp_path, log):
     stock_folder("ViTModel", tmp_path)
-    hf_mae.load_checkpoint(tmp_path)
+    hf_mae.import_checkpoint(tmp_path)
     assert "Left out, as there is no place for them: pooler.dense.bias, pooler.dense.weight" in log()
 
 
@@ -440,30 +440,30 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.parametrize("flavour", ["official", "timm", "vit", "vit_mae"])
+@pytest.mark.parametrize("layout", ["official", "timm", "vit", "vit_mae"])
 @pytest.mark.parametrize("name", models())
-def test_export__round_trip_is_exact(tmp_path, log, name, flavour):
-    model, path = perturbed(models()[name]), tmp_path / ("out.pth" if flavour == "official" else "out")
-    if (name, flavour) in IMPOSSIBLE:
-        with pytest.raises(ValueError, match=IMPOSSIBLE[name, flavour]):
-            hf_mae.export_checkpoint(model, path, flavour)
+def test_export__round_trip_is_exact(tmp_path, log, name, layout):
+    model, path = perturbed(models()[name]), tmp_path / ("out.pth" if layout == "official" else "out")
+    if (name, layout) in IMPOSSIBLE:
+        with pytest.raises(ValueError, match=IMPOSSIBLE[name, layout]):
+            hf_mae.export_checkpoint(model, path, layout)
         assert not path.exists()
         return
-    hf_mae.export_checkpoint(model, path, flavour)
-    again = hf_mae.load_checkpoint(path)
-    if name == "pre-training" and flavour in ("timm", "vit"):
+    hf_mae.export_checkpoint(model, path, layout)
+    again = hf_mae.import_checkpoint(path)
+    if name == "pre-training" and layout in ("timm", "vit"):
         assert "has no place for it: decoder." in log()
         model = model.mae
     assert type(again) is type(model)
     assert same_weights(again, model)
     fields = set(again.config.to_dict()) - {"_name_or_path", "dtype", "transformers_version", "architectures"}
-    if flavour == "timm":
+    if layout == "timm":
         fields -= {each for each in fields if each.startswith("decoder_")} | {"mask_ratio", "norm_pix_loss"}
     assert {each: getattr(again.config, each) for each in fields} == {
         each: getattr(model.config, each) for each in fields
     }
     with pytest.raises(OSError, match="exists already"):
-        hf_mae.export_checkpoint(model, path, flavour)
+        hf_mae.export_checkpoint(model, path, layout)
 
 
 def test_export__fine_tuned_by_stock_transformers_comes_back(tmp_path):
@@ -471,16 +471,16 @@ def test_export__fine_tuned_by_stock_transformers_comes_back(tmp_path):
     hf_mae.export_checkpoint(MAEModel(MAEConfig(**TINY, pooling="mean")), tmp_path / "encoder", "vit")
     stock = perturbed(ViTForImageClassification.from_pretrained(tmp_path / "encoder", num_labels=3))
     stock.save_pretrained(tmp_path / "fine-tuned")
-    ours = hf_mae.load_checkpoint(tmp_path / "fine-tuned")
+    ours = hf_mae.import_checkpoint(tmp_path / "fine-tuned")
     assert (type(ours), ours.config.pooling) == (MAEForImageClassification, "class")
     torch.testing.assert_close(computed(ours), computed(stock), **EXACT)
 
 
-@pytest.mark.parametrize("flavour", ["vit", "timm"])
-def test_export__encoder_that_knew_mask_tokens(tmp_path, flavour):
+@pytest.mark.parametrize("layout", ["vit", "timm"])
+def test_export__encoder_that_knew_mask_tokens(tmp_path, layout):
     model = MAEForPreTraining(MAEConfig(**TINY, mask_tokens_in_encoder=True)).eval()
-    hf_mae.export_checkpoint(model, tmp_path / "out", flavour)
-    again = hf_mae.load_checkpoint(tmp_path / "out")
+    hf_mae.export_checkpoint(model, tmp_path / "out", layout)
+    again = hf_mae.import_checkpoint(tmp_path / "out")
     assert torch.equal(computed(again), computed(model.mae))
 
 
@@ -495,8 +495,8 @@ def test_export__encoder_that_knew_mask_tokens(tmp_path, flavour):
     ],
 )
 def test_export__stock_classes_compute_the_same(tmp_path, name, stock_class):
-    model, flavour = perturbed(models()[name]), "vit_mae" if "MAE" in stock_class.__name__ else "vit"
-    hf_mae.export_checkpoint(model, tmp_path / "out", flavour)
+    model, layout = perturbed(models()[name]), "vit_mae" if "MAE" in stock_class.__name__ else "vit"
+    hf_mae.export_checkpoint(model, tmp_path / "out", layout)
     options = {"add_pooling_layer": False} if stock_class is ViTModel else {}
     if stock_class is ViTMAEModel:
         options["mask_ratio"] = 0.0
@@ -519,7 +519,7 @@ def test_export__timm_computes_the_same(tmp_path, name):
 
 
 def test_export__official_names_come_back(official_weights, tmp_path):
-    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS, norm_pix_loss=True)
+    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, norm_pix_loss=True)
     hf_mae.export_checkpoint(model, tmp_path / "out.pth", "official")
     content = torch.load(tmp_path / "out.pth")  # by default tensors and plain values only
     assert content["model"].keys() == official_weights.keys()
@@ -529,13 +529,13 @@ def test_export__official_names_come_back(official_weights, tmp_path):
 
 def test_export__lightly_names(official_weights, tmp_path):
     """The names of its example: a timm encoder as `backbone.vit`, the decoder as `decoder`."""
-    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS)
+    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS)
     hf_mae.export_checkpoint(model, tmp_path / "out.pth", "lightly")
     names = torch.load(tmp_path / "out.pth")
     assert {"backbone.vit.blocks.2.attn.qkv.weight", "decoder.mask_token", "decoder.decoder_blocks.1.norm1.bias"} < set(
         names
     )
-    assert same_weights(hf_mae.load_checkpoint(names, **OFFICIAL_HEADS), model)
+    assert same_weights(hf_mae.import_checkpoint(names, **OFFICIAL_HEADS), model)
 
 
 def test_export__image_processor_of_stock_transformers(tmp_path, tiny_model):
@@ -552,7 +552,7 @@ def test_export__image_processor_of_stock_transformers(tmp_path, tiny_model):
 
 
 def test_export__what_cannot_be_is_refused(tmp_path, tiny_model, tiny_config, log):
-    with pytest.raises(ValueError, match="no flavour 'tensorflow'; choose one of official, timm"):
+    with pytest.raises(ValueError, match="no layout 'tensorflow'; choose one of official, timm"):
         hf_mae.export_checkpoint(tiny_model(), tmp_path / "out", "tensorflow")
     with pytest.raises(ValueError, match="path must be a .pth file"):
         hf_mae.export_checkpoint(tiny_model(), tmp_path / "out", "official")

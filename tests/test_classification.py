@@ -13,10 +13,10 @@ from transformers import AutoModelForImageClassification
 
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
-from hf_mae.checkpoints import _FLAVOURS, _rename
-from hf_mae.modeling_mae import MAEDropPath
-from hf_mae.optimization import LARS, layer_decay_parameter_groups
-from hf_mae.probing import LinearProbe, fold_batch_norm, train_linear_probes
+from hf_mae.conversion import _LAYOUTS, _rename
+from hf_mae.evaluation.probing import LinearProbe, fold_batch_norm, train_linear_probes
+from hf_mae.modeling.modeling_mae import MAEDropPath
+from hf_mae.training.optimization import LARS, layer_decay_parameter_groups
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 PIXELS = torch.linspace(-2, 2, 4 * 3 * 32 * 32).sin().view(4, 3, 32, 32)
@@ -49,7 +49,7 @@ def official_classifier(official, official_weights, kind):
 @pytest.mark.parametrize(("kind", "pooling"), [("mean_pool", "mean"), ("class_token", "class")])
 def test_official_fine_tuned_weights(official, official_weights, kind, pooling):
     weights = official_classifier(official, official_weights, kind)
-    model = hf_mae.load_checkpoint(weights, num_attention_heads=4)
+    model = hf_mae.import_checkpoint(weights, num_attention_heads=4)
     assert type(model) is MAEForImageClassification
     assert (model.config.pooling, model.config.num_labels) == (pooling, 7)
     model, images = model.double(), official["images"].double()
@@ -62,7 +62,7 @@ def test_official_linear_probe__batch_norm_goes_into_the_classifier(official, of
     head = {"head.1.weight": weights.pop("head.weight"), "head.1.bias": weights.pop("head.bias")}
     mean, variance = torch.rand(64), torch.rand(64)
     statistics = {"head.0.running_mean": mean, "head.0.running_var": variance, "head.0.num_batches_tracked": mean[0]}
-    model = hf_mae.load_checkpoint({**weights, **head, **statistics}, num_attention_heads=4)
+    model = hf_mae.import_checkpoint({**weights, **head, **statistics}, num_attention_heads=4)
     normalized = F.batch_norm(model.pool(official["images"]), mean, variance, eps=1e-6)
     expected = F.linear(normalized, head["head.1.weight"], head["head.1.bias"])
     torch.testing.assert_close(model(official["images"]).logits, expected)
@@ -72,11 +72,11 @@ def test_official_linear_probe__batch_norm_goes_into_the_classifier(official, of
 def test_layer_decay__official_groups(official, official_weights, drop_path_rate):
     stored = json.loads((Path(__file__).parent / "fixtures" / "official_layer_decay.json").read_text())
     weights = official_classifier(official, official_weights, "mean_pool")
-    model = hf_mae.load_checkpoint(weights, num_attention_heads=4, drop_path_rate=drop_path_rate)
+    model = hf_mae.import_checkpoint(weights, num_attention_heads=4, drop_path_rate=drop_path_rate)
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = layer_decay_parameter_groups(model, 2.0, stored["weight_decay"], stored["layer_decay"])
     ours = {names[p]: (g["lr"] / 2.0, g["weight_decay"]) for g in groups for p in g["params"]}
-    theirs, unknown = _rename(stored["groups"], _FLAVOURS["official"].names)
+    theirs, unknown = _rename(stored["groups"], _LAYOUTS["official"].names)
     assert not unknown
     assert ours == {name: pytest.approx(tuple(values), rel=1e-12) for name, values in theirs.items()}
 

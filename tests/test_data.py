@@ -14,25 +14,19 @@ import torch
 from conftest import picture
 from torch.utils.data import DataLoader
 
-import hf_mae.data
-from hf_mae.data import (
-    EvaluationDataset,
-    PretrainingDataset,
-    SampleOrder,
-    StepBatchSampler,
-    channel_statistics,
-    check_readers,
-    collate,
+import hf_mae.data.decoding
+from hf_mae.data.datasets import EvaluationDataset, PretrainingDataset, channel_statistics, collate
+from hf_mae.data.decoding import (
+    apply_orientation,
     crop_and_resize,
-    image_size,
     jitter_colors,
+    oriented_size,
     random_crop_box,
     read_image,
-    spread_indices,
-    upright,
 )
-from hf_mae.image_processing_mae import MAEImageProcessor
-from hf_mae.sources import FolderImages, ImageSource, open_images
+from hf_mae.data.sampling import SampleOrder, StepBatchSampler, check_readers, spread_indices
+from hf_mae.data.sources import FolderImages, ImageSource, open_images
+from hf_mae.modeling.image_processing_mae import MAEImageProcessor
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Crops
@@ -127,7 +121,7 @@ def test_crop_and_resize__decodes_large_jpegs_at_reduced_size(monkeypatch):
     assert image.size == (1600, 1200)  # the small crop has no pixel to spare
 
 
-@pytest.mark.skipif(hf_mae.data.simplejpeg is None, reason="simplejpeg is not installed")
+@pytest.mark.skipif(hf_mae.data.decoding.simplejpeg is None, reason="simplejpeg is not installed")
 @pytest.mark.parametrize("size", [(500, 375), (1600, 1201)])
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 3), ("RGB", 1), ("L", 1), ("CMYK", 3)])
 @pytest.mark.parametrize("subsampling", [0, 2])
@@ -135,7 +129,7 @@ def test_simplejpeg__gives_the_same_pixels_as_pil(monkeypatch, size, mode, chann
     boxes = [(30, 40, 300, 333)]
     options = {} if mode == "L" else {"subsampling": subsampling}
     (fast,) = crop_and_resize(jpeg(size, mode, **options), boxes, (48, 64), channels)
-    monkeypatch.setattr(hf_mae.data, "simplejpeg", None)
+    monkeypatch.setattr(hf_mae.data.decoding, "simplejpeg", None)
     (plain,) = crop_and_resize(jpeg(size, mode, **options), boxes, (48, 64), channels)
     assert torch.equal(fast, plain)
 
@@ -215,8 +209,8 @@ def test_exif_orientation__is_applied_to_crops(tmp_path, kind, orientation):
     path = tmp_path / f"turned.{kind}"
     picture(1, (8, 6)).resize((160, 120), PIL.Image.Resampling.BICUBIC).save(path, exif=exif, **options)
     expected = PIL.ImageOps.exif_transpose(PIL.Image.open(path))
-    image = upright(PIL.Image.open(path))
-    assert image_size(image, 3) == expected.size[::-1]
+    image = apply_orientation(PIL.Image.open(path))
+    assert oriented_size(image, 3) == expected.size[::-1]
     (crop,) = crop_and_resize(image, [(5, 11, 60, 40)], (60, 40), 3)
     assert torch.equal(crop, torch.from_numpy(np.array(expected)).permute(2, 0, 1)[:, 5:65, 11:51])
 
@@ -307,7 +301,7 @@ BROKEN = {
 @pytest.mark.parametrize("decoder", ["installed", "PIL"])
 def test_broken_pictures__are_named_and_replaced_by_another(tmp_path, monkeypatch, name, decoder):
     if decoder == "PIL":
-        monkeypatch.setattr(hf_mae.data, "simplejpeg", None)
+        monkeypatch.setattr(hf_mae.data.decoding, "simplejpeg", None)
     (tmp_path / name).write_bytes(BROKEN[name])
     picture(1).save(tmp_path / "~good.png")
     images = FolderImages(tmp_path)
@@ -390,7 +384,7 @@ def test_statistics__of_a_constant_channel_are_refused(tmp_path):
 
 def test_spread_indices__take_whole_blocks_where_there_are_some():
     class Blocks(ImageSource):
-        blocks = np.array([4, 4, 4, 4, 2])
+        row_groups = np.array([4, 4, 4, 4, 2])
 
         def __len__(self):
             return 18
@@ -418,16 +412,16 @@ def batches(processes, per_device=12, steps=range(0, 7), images=10, batch_size=1
     return [sum(step, []) for step in zip(*shares, strict=True)]
 
 
-class InBlocks(ImageSource):
-    """Images that are read in blocks, and what each reader read."""
+class InRowGroups(ImageSource):
+    """Images that are read by row group, and what each reader read."""
 
     name = "blocks"
 
-    def __init__(self, blocks):
-        self.blocks = np.array(blocks)
+    def __init__(self, row_groups):
+        self.row_groups = np.array(row_groups)
 
     def __len__(self):
-        return int(self.blocks.sum())
+        return int(self.row_groups.sum())
 
 
 def test_order__every_image_once_an_epoch_in_a_new_order():
@@ -446,7 +440,7 @@ def test_order__views_of_an_image_follow_each_other():
     assert sorted(index for epoch, index, view in samples if (epoch, view) == (1, 2)) == list(range(10))
 
 
-SOURCES = {"files": 10, "blocks": InBlocks([3, 1, 4, 2]), "many blocks": InBlocks([7] * 90)}
+SOURCES = {"files": 10, "row groups": InRowGroups([3, 1, 4, 2]), "many row groups": InRowGroups([7] * 90)}
 
 
 @pytest.mark.parametrize("images", SOURCES.values(), ids=SOURCES.keys())
@@ -464,7 +458,7 @@ def test_order__goes_on_after_any_step(images, stop):
 
 @pytest.mark.parametrize(("batch_size", "views"), [(16, 1), (24, 3), (13, 2)])
 def test_order__of_blocks_gives_every_image_once_an_epoch(batch_size, views):
-    images = InBlocks([7, 3, 9, 1, 5] * 20)
+    images = InRowGroups([7, 3, 9, 1, 5] * 20)
     samples = sum(batches(1, 64, range(0, 2 * 500 * views // batch_size + 2), images, batch_size, views), [])
     for epoch in (0, 1):
         assert sorted(i for e, i, v in samples if (e, v) == (epoch, views - 1)) == list(range(500))
@@ -472,15 +466,15 @@ def test_order__of_blocks_gives_every_image_once_an_epoch(batch_size, views):
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 1), (2, 4), (8, 8)])
 def test_order__of_blocks_lets_each_reader_read_few(processes, workers):
-    """All readers together read little more than every block once, and a batch still mixes many blocks."""
-    images, batch_size = InBlocks([100] * 256), 128
+    """All readers together read little more than every block once, and a batch still mixes many row_groups."""
+    images, batch_size = InRowGroups([100] * 256), 128
     order = SampleOrder(images, 0, 1, batch_size)
     reads, mixed = 0, []
     for process in range(processes):
         sampler = StepBatchSampler(order, batch_size, 128, range(200), process, processes)  # one epoch
-        blocks = [{index // 100 for _, index, _ in batch} for batch in sampler]
-        mixed.append(np.mean([len(b) for b in blocks]) * processes)
-        reads += sum(len(set.union(*blocks[worker::workers])) for worker in range(workers))
+        row_groups = [{index // 100 for _, index, _ in batch} for batch in sampler]
+        mixed.append(np.mean([len(b) for b in row_groups]) * processes)
+        reads += sum(len(set.union(*row_groups[worker::workers])) for worker in range(workers))
     assert 256 <= reads <= 256 + 64
     assert np.mean(mixed) >= 8
 
@@ -511,8 +505,8 @@ def test_order__fewer_samples_than_processes_are_refused():
 
 
 def test_order__fewer_blocks_than_readers_are_refused_for_streams():
-    check_readers(InBlocks([5] * 8), 2, 4)
-    check_readers(InBlocks([5]), 1, 0)
-    check_readers(open_images(), 8, 16)  # no blocks: any image is read by itself
+    check_readers(InRowGroups([5] * 8), 2, 4)
+    check_readers(InRowGroups([5]), 1, 0)
+    check_readers(open_images(), 8, 16)  # no row groups: any image is read by itself
     with pytest.raises(ValueError, match=r"has 7 row groups for 8 readers \(2 process\(es\) x 4 worker\(s\)\).*Lower"):
-        check_readers(InBlocks([5] * 7), 2, 4)
+        check_readers(InRowGroups([5] * 7), 2, 4)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hf_mae import MAEImageProcessor
-from hf_mae.evaluation import Evaluation, knn_accuracy
-from hf_mae.sources import open_images
-from hf_mae.visualization import reconstruction_sheet
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
+from hf_mae.evaluation.visualization import reconstruction_sheet
 
 
 def test_knn__finds_clusters_and_nothing_in_noise():

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from transformers import AutoModel, pipeline
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
-from hf_mae.sources import open_images
-from hf_mae.visualization import attention_rollout, attention_sheet
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.visualization import attention_rollout, attention_sheet
 
 ROOT = Path(__file__).parent.parent
 

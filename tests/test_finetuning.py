@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 pytest.importorskip("kornia")
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor
-from hf_mae.augmentation import BatchAugmentation, RandomAugmentation
-from hf_mae.data import ClassificationDataset, align_labels, check_labels, collate_labelled
-from hf_mae.sources import open_images
+from hf_mae.data.augmentation import BatchAugmentation, RandomAugmentation
+from hf_mae.data.datasets import ClassificationDataset, align_labels, check_labels, collate_labelled
+from hf_mae.data.sources import open_images
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import run_image_classification

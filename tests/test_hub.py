@@ -24,12 +24,12 @@ from transformers.utils import cached_file
 
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
-from hf_mae.hub import HubPush, link_files, push_folder, redact, write_model_card
-from hf_mae.training import run_record, save_record
-from hf_mae.visualization import loss_curve
+from hf_mae.evaluation.visualization import loss_curve
+from hf_mae.publishing import HubPush, link_files, push_folder, redact, write_model_card
+from hf_mae.training.run_log import run_record, save_record
 
 ROOT = Path(__file__).parents[1]
-CODE = {path.name for path in (ROOT / "src" / "hf_mae").glob("*_mae*.py")}
+CODE = {path.name for path in (ROOT / "src" / "hf_mae" / "modeling").glob("*_mae*.py")}
 AUTO = "from transformers.models.auto.image_processing_auto import AutoImageProcessor"
 LANDS = {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "run.json", *CODE}
 
@@ -256,7 +256,7 @@ def test_license__goes_through_the_hub_and_through_other_layouts(hub, saved, tmp
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     save_record(saved, {"license": "cc-by-nc-4.0"})
     push_folder(saved, "me/converted")
-    monkeypatch.setattr("hf_mae.hub.cached_file", partial(cached_file, cache_dir=tmp_path / "cache"))
+    monkeypatch.setattr("hf_mae.publishing.cached_file", partial(cached_file, cache_dir=tmp_path / "cache"))
     assert run_record({"model_name_or_path": "me/converted"})["license"] == "cc-by-nc-4.0"
     script("convert_checkpoint.py", saved, tmp_path / "vit", "--to", "vit")
     assert run_record({"model_name_or_path": str(tmp_path / "vit")})["license"] == "cc-by-nc-4.0"
@@ -441,7 +441,7 @@ def test_background__card_of_the_run_is_not_written_through_a_link(hub, saved):
 
 def test_background__wants_a_token_at_the_start(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("hf_mae.hub.get_token", lambda: None)
+    monkeypatch.setattr("hf_mae.publishing.get_token", lambda: None)
     with pytest.raises(ValueError, match="needs an access token that may write: run `hf auth login`, or set HF_TOKEN"):
         HubPush(tmp_path, "me/mae")
 
@@ -476,12 +476,12 @@ def test_stock_repositories__load_by_their_name(hub, tmp_path, file):
     HfApi().create_repo("me/vit-mae")
     HfApi().upload_folder(repo_id="me/vit-mae", folder_path=tmp_path)
     model = MAEForPreTraining.from_pretrained("me/vit-mae", cache_dir=tmp_path / "cache")
-    again = hf_mae.load_checkpoint("me/vit-mae", cache_dir=tmp_path / "cache")
+    again = hf_mae.import_checkpoint("me/vit-mae", cache_dir=tmp_path / "cache")
     assert model.config.norm_pix_loss
     for each in (model, again):
         assert torch.equal(each.decoder.head.weight, weights["decoder.decoder_pred.weight"])
     with pytest.raises(OSError, match="me/missing"):
-        hf_mae.load_checkpoint("me/missing", cache_dir=tmp_path / "cache")
+        hf_mae.import_checkpoint("me/missing", cache_dir=tmp_path / "cache")
 
 
 LOAD = """

@@ -10,7 +10,7 @@ import torch
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_mae import MAEImageProcessor
-from hf_mae.image_processing_mae import image_to_tensor
+from hf_mae.modeling.image_processing_mae import image_to_tensor
 
 
 def photograph(height=300, width=400, channels=3):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_mae.patches_mae import masking_order
+from hf_mae.modeling.patches_mae import masking_order
 
 IMAGES = torch.randn(6, 3, 32, 64, generator=torch.Generator().manual_seed(1))  # 4 x 8 patches
 GRID, N = (4, 8), 32

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
 from hf_mae import MAEForPreTraining, MAEModel
-from hf_mae.patches_mae import patchify, resample_position_table, sincos_position_table, unpatchify
+from hf_mae.modeling.patches_mae import patchify, resample_position_table, sincos_position_table, unpatchify
 
 
 def images(*shape):
@@ -314,7 +314,7 @@ def test_from_pretrained__another_architecture_is_refused(tmp_path):
 
     config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     Dinov2Model(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model type 'dinov2', but MAEModel loads 'mae'.*load_checkpoint"):
+    with pytest.raises(ValueError, match=r"model type 'dinov2', but MAEModel loads 'mae'.*import_checkpoint"):
         MAEModel.from_pretrained(tmp_path)
 
 

@@ -7,15 +7,15 @@ import torch
 from conftest import OFFICIAL_HEADS
 
 import hf_mae
-from hf_mae.checkpoints import names_in
-from hf_mae.optimization import learning_rate_at, parameter_groups
-from hf_mae.patches_mae import resample_position_table, sincos_position_table
+from hf_mae.conversion import names_in
+from hf_mae.modeling.patches_mae import resample_position_table, sincos_position_table
+from hf_mae.training.optimization import learning_rate_at, parameter_groups
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def load(weights, **config):
-    return hf_mae.load_checkpoint(weights, **OFFICIAL_HEADS, **config).double()
+    return hf_mae.import_checkpoint(weights, **OFFICIAL_HEADS, **config).double()
 
 
 def products(tensor):
@@ -91,6 +91,6 @@ def test_position_table__resampled(official, official_weights):
 
 
 def test_float32__agrees_to_1e_5(official, official_weights):
-    model = hf_mae.load_checkpoint(official_weights, **OFFICIAL_HEADS, norm_pix_loss=True)
+    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, norm_pix_loss=True)
     loss = model(official["images"], noise=official["noise"]).loss
     torch.testing.assert_close(loss.double(), official["norm_pix_1.ratio_0.75.loss"].squeeze(), rtol=1e-5, atol=0)

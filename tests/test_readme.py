@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
-from hf_mae.data import PretrainingDataset, SampleOrder, StepBatchSampler, collate
-from hf_mae.sources import open_images
+from hf_mae.data.datasets import PretrainingDataset, collate
+from hf_mae.data.sampling import SampleOrder, StepBatchSampler
+from hf_mae.data.sources import open_images
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -121,7 +122,11 @@ def test_docs__table_of_steps_is_that_of_every_layout(layout):
 
 
 def test_docs__name_flags_that_exist():
-    files = [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "src/hf_mae/finetuning.py"]
+    files = [
+        *(ROOT / "examples").glob("*.py"),
+        *(ROOT / "benchmarks").glob("*.py"),
+        ROOT / "src/hf_mae/training/finetuning.py",
+    ]
     script = "".join(path.read_text(encoding="utf-8") for path in files)
     for page in (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))):
         for flag in set(re.findall(r"`--(\w+)", page)) - {"help"}:
@@ -140,7 +145,7 @@ def test_recipes__have_known_settings():
     from run_linear_probing import ProbingArguments
     from run_pretraining import PretrainingArguments
 
-    recipes = list((ROOT / "examples" / "recipes").rglob("*.yaml"))
+    recipes = list((ROOT / "src/hf_mae/training/recipes").rglob("*.yaml"))
     assert recipes
     for recipe in recipes:
         kind = recipe.name.split("_")[0]

@@ -16,16 +16,16 @@ import torch
 import yaml
 
 from hf_mae import MAEConfig, MAEForImageClassification
-from hf_mae.recipes import config_changes
-from hf_mae.sources import open_images
+from hf_mae.data.sources import open_images
+from hf_mae.training.arguments import config_changes
 
 ROOT = Path(__file__).parent.parent
-RUNS = sorted(path.parent for path in (ROOT / "records").rglob("run.json"))
+RUNS = sorted(path.parent for path in (ROOT / "experiments").rglob("run.json"))
 
 
 @pytest.fixture
 def report(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "records")
+    monkeypatch.syspath_prepend(ROOT / "experiments")
     import report
 
     return report
@@ -38,7 +38,7 @@ PAGES = ["README.md", "docs/ablations.md", "docs/classification.md", "docs/perfo
 def test_pages__have_the_figures_of_the_records(report, page):
     text = (ROOT / page).read_text()
     assert "<!-- from records:" in text
-    assert report.fill(text) == text, "stale: run records/report.py"
+    assert report.fill(text) == text, "stale: run experiments/report.py"
     figure = re.compile(r"\d+\.\d").search(text, text.index("<!-- from records:"))
     assert report.fill(text[: figure.start()] + "12.3" + text[figure.end() :]) == text
 
@@ -50,11 +50,11 @@ def test_plots__show_the_figures_of_the_records(report, name):
     make, _ = plots.PLOTS[name]
     figures = make()
     drawn = PIL.Image.open(ROOT / "docs" / name).text["figures"]
-    assert drawn == plots.digest(figures), "stale: run records/plots.py"
+    assert drawn == plots.digest(figures), "stale: run experiments/plots.py"
     assert plots.digest({**figures, "more": 1}) != drawn
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.relative_to(ROOT / "records")))
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.relative_to(ROOT / "experiments")))
 def test_records__tell_how_to_repeat_the_run(run):
     record = json.loads((run / "run.json").read_text())
     assert len(record["commit"]) == 40  # of a tree without changes
@@ -65,7 +65,7 @@ def test_records__tell_how_to_repeat_the_run(run):
 
 
 def test_records__are_small():
-    files = [path for path in (ROOT / "records").rglob("*") if path.is_file()]
+    files = [path for path in (ROOT / "experiments").rglob("*") if path.is_file()]
     assert not any(path.suffix in (".safetensors", ".pt", ".bin") for path in files)
     assert sum(path.stat().st_size for path in files) < 2e6
 
@@ -77,11 +77,13 @@ def test_collect__leaves_out_weights_and_folders_of_the_machine(report, tmp_path
     for folder in (run, run / "checkpoint-5"):
         (folder / "run.json").write_text(json.dumps(record))
         (folder / "model.safetensors").write_text("weights")
-    monkeypatch.setattr(report, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(report, "RECORDS", tmp_path / "experiments")
     report.collect(run.parent)
-    kept = [path.relative_to(tmp_path / "records") for path in (tmp_path / "records").rglob("*") if path.is_file()]
+    kept = [
+        path.relative_to(tmp_path / "experiments") for path in (tmp_path / "experiments").rglob("*") if path.is_file()
+    ]
     assert kept == [Path("made/one-seed0/run.json")]
-    kept = report.read(tmp_path / "records" / "made" / "one-seed0")
+    kept = report.read(tmp_path / "experiments" / "made" / "one-seed0")
     assert kept == {"command": "python x.py --data data", "data": "b (train)"}
 
 
@@ -93,7 +95,7 @@ def test_collect__leaves_out_weights_and_folders_of_the_machine(report, tmp_path
 def test_scripts__run_what_is_there(script, runs, tmp_path):
     """Every run has a folder of its own, a recipe or a checkpoint that exists or was made before, and a seed."""
     environment = {**os.environ, "PYTHON": "echo RUN", "RUNS": str(tmp_path), "JOBS": "1"}
-    command = ["bash", f"records/{script}", "DATA"]
+    command = ["bash", f"experiments/{script}", "DATA"]
     printed = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
     commands = [line.split()[1:] for line in printed.splitlines() if line.startswith("RUN ")]
     made = [words[words.index("--output_dir") + 1] for words in commands]
@@ -111,7 +113,7 @@ def test_scripts__run_what_is_there(script, runs, tmp_path):
 
 @pytest.fixture
 def prepare(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "records")
+    monkeypatch.syspath_prepend(ROOT / "experiments")
     import prepare
 
     return prepare
@@ -151,7 +153,7 @@ def test_prepare__says_what_is_missing(prepare, tmp_path):
 
 
 def test_cifar10_on_a_gpu__is_no_larger_than_the_published_model():
-    recipe = yaml.safe_load((ROOT / "examples" / "recipes" / "cifar10.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "src/hf_mae/training/recipes" / "cifar10.yaml").read_text())
     sizes = {name: recipe[name] for name in ("image_size", "patch_size")}
     labels = {number: str(number) for number in range(10)}
     changes = config_changes(recipe["config_overrides"])
@@ -162,7 +164,7 @@ def test_cifar10_on_a_gpu__is_no_larger_than_the_published_model():
 
 
 def test_ablations__differ_from_the_default_in_one_respect():
-    folder = ROOT / "examples" / "recipes" / "ablations"
+    folder = ROOT / "src/hf_mae/training/recipes" / "ablations"
     recipes = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
     for recipe in recipes.values():
         recipe.update(config_changes(recipe.pop("config_overrides")))

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoModelForPreTraining
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from hf_mae.evaluation import knn_accuracy
-from hf_mae.sources import open_images
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.monitoring import knn_accuracy
 
 ROOT = Path(__file__).parent.parent
 RELEASED = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
@@ -36,7 +36,7 @@ def test_card_and_record__are_complete(folder):
 
 def test_fashion_mnist__card_has_the_figures_of_the_probe():
     card = ModelCard.load(FASHION / "README.md")
-    probe = json.loads((ROOT / "records" / "fashion_mnist" / "probe" / "run.json").read_text())["metrics"]
+    probe = json.loads((ROOT / "experiments" / "fashion_mnist" / "probe" / "run.json").read_text())["metrics"]
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values["k-NN accuracy of the features (k = 20)"] == pytest.approx(probe["knn_accuracy"], abs=1e-4)
     assert values["accuracy of a linear probe"] == pytest.approx(probe["linear_accuracy"], abs=1e-4)

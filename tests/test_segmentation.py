@@ -17,7 +17,7 @@ from transformers import EvalPrediction, UperNetForSemanticSegmentation
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_mae import MAEImageProcessor, MAEModel
-from hf_mae.sources import open_images
+from hf_mae.data.sources import open_images
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import picture
 
-from hf_mae.sources import FolderImages, ParquetImages, open_images
+from hf_mae.data.sources import FolderImages, ParquetImages, open_images
 
 
 def test_embedded_images__are_balanced_and_labelled():
@@ -180,7 +180,7 @@ def test_parquet__is_read_by_row_group_and_not_copied(tmp_path, monkeypatch):
     write_parquet(tmp_path / "train-0.parquet", range(7), 3)
     write_parquet(tmp_path / "train-1.parquet", range(7, 12), 5)
     images = open_images(str(tmp_path))
-    assert images.blocks.tolist() == [3, 3, 1, 5]
+    assert images.row_groups.tolist() == [3, 3, 1, 5]
     assert images.labels.tolist() == [0, 1] * 6
     assert images.describe(8) == f"{tmp_path}/train-1.parquet:1"
     read = []

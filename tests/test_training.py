@@ -14,27 +14,23 @@ import torch
 from transformers.utils import logging
 
 from hf_mae import MAEForPreTraining, MAEImageProcessor
-from hf_mae.optimization import (
-    default_effective_batch_size,
-    learning_rate_at,
-    parameter_groups,
-    scaled_learning_rate,
-)
-from hf_mae.training import (
-    Meter,
-    MetricsLog,
-    StepGuard,
-    StopSignals,
-    UnreadableImages,
+from hf_mae.training.checkpointing import (
     check_output_dir,
     delete_run,
     latest_checkpoint,
     load_optimizer,
     load_training_state,
     load_weights,
-    run_record,
     save_checkpoint,
 )
+from hf_mae.training.optimization import (
+    default_effective_batch_size,
+    learning_rate_at,
+    parameter_groups,
+    scaled_learning_rate,
+)
+from hf_mae.training.run_log import MetricsLog, Throughput, UnreadableImages, run_record
+from hf_mae.training.step_guard import StepGuard, StopSignals
 
 RECIPE = {"data": None, "seed": 0}
 
@@ -351,7 +347,7 @@ def test_unreadable__are_counted_once_named_and_limited(tmp_path):
 
 
 def test_meter__does_not_count_pauses_and_gives_advice_once():
-    meter = Meter()
+    meter = Throughput()
     with meter.paused():
         time.sleep(0.2)
     with meter.waiting():

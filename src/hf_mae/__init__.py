@@ -13,11 +13,11 @@ from transformers import (
 # Not from `transformers` itself: up to 5.17 that name is a dummy where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from .checkpoints import export_checkpoint, load_checkpoint
-from .configuration_mae import MAEConfig
-from .image_processing_mae import MAEImageProcessor
-from .modeling_mae import MAEForPreTraining, MAEModel
-from .modeling_mae_downstream import MAEBackbone, MAEForImageClassification
+from .conversion import export_checkpoint, import_checkpoint
+from .modeling.configuration_mae import MAEConfig
+from .modeling.image_processing_mae import MAEImageProcessor
+from .modeling.modeling_mae import MAEForPreTraining, MAEModel
+from .modeling.modeling_mae_downstream import MAEBackbone, MAEForImageClassification
 
 __version__ = "0.1.0"
 
@@ -46,5 +46,5 @@ __all__ = [
     "MAEImageProcessor",
     "MAEModel",
     "export_checkpoint",
-    "load_checkpoint",
+    "import_checkpoint",
 ]

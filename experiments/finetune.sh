@@ -2,7 +2,7 @@
 # Fine-tunes a checkpoint with few labels beside training from scratch with the same budget, a run per seed of each, two
 # runs at a time (JOBS). Evaluates once, at the end of each run.
 #
-#   records/finetune.sh CHECKPOINT DATA RUNS LABELS EPOCHS [SEED ...]
+#   experiments/finetune.sh CHECKPOINT DATA RUNS LABELS EPOCHS [SEED ...]
 set -euo pipefail
 export checkpoint=$1 data=$2 runs=$3 labels=$4 epochs=$5 python=${PYTHON:-python} OMP_NUM_THREADS=1
 shift 5
@@ -10,7 +10,7 @@ shift 5
 one() { # start seed
     local run=$runs/$1-$labels-seed$2
     [ -e "$run/run.json" ] && return
-    $python examples/run_image_classification.py examples/recipes/finetune_sample.yaml \
+    $python examples/run_image_classification.py src/hf_mae/training/recipes/finetune_sample.yaml \
         --model_name_or_path "$checkpoint" --data "$data" --max_train_images "$labels" --num_train_epochs "$epochs" \
         --seed "$2" --eval_strategy no --save_strategy no --output_dir "$run" \
         $([ "$1" = scratch ] && echo --from_scratch --layer_decay 1)

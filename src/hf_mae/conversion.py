@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file, logging
 
-from .configuration_mae import _PRESETS, MAEConfig, _pair
-from .image_processing_mae import MAEImageProcessor
-from .modeling_mae import _HUB_KWARGS, MAEForPreTraining, MAEModel, MAEPreTrainedModel
-from .modeling_mae_downstream import MAEForImageClassification
-from .probing import fold_batch_norm
+from .evaluation.probing import fold_batch_norm
+from .modeling.configuration_mae import _PRESETS, MAEConfig, _pair
+from .modeling.image_processing_mae import MAEImageProcessor
+from .modeling.modeling_mae import _HUB_KWARGS, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from .modeling.modeling_mae_downstream import MAEForImageClassification
 
 logger = logging.get_logger(__name__)
 
@@ -103,7 +103,7 @@ _VIT_MAE_DECODER = {
 }
 
 
-class _Flavour(NamedTuple):
+class _Layout(NamedTuple):
     title: str
     names: dict[str, str]
     has_decoder: bool
@@ -111,12 +111,12 @@ class _Flavour(NamedTuple):
     layer_norm_eps: float  # where nothing else tells it
 
 
-_FLAVOURS = {
-    "official": _Flavour("the official MAE code", {**_TIMM, **_OFFICIAL_DECODER}, True, False, 1e-6),
-    "timm": _Flavour("timm", _TIMM, False, True, 1e-6),
-    "vit_mae": _Flavour("transformers' ViTMAE", {**_VIT_ENCODER, **_VIT_MAE_DECODER}, True, True, 1e-12),
-    "vit": _Flavour("transformers' ViT", {**_VIT_ENCODER, "classifier": "classifier"}, False, True, 1e-12),
-    "lightly": _Flavour("lightly", _LIGHTLY, True, False, 1e-6),
+_LAYOUTS = {
+    "official": _Layout("the official MAE code", {**_TIMM, **_OFFICIAL_DECODER}, True, False, 1e-6),
+    "timm": _Layout("timm", _TIMM, False, True, 1e-6),
+    "vit_mae": _Layout("transformers' ViTMAE", {**_VIT_ENCODER, **_VIT_MAE_DECODER}, True, True, 1e-12),
+    "vit": _Layout("transformers' ViT", {**_VIT_ENCODER, "classifier": "classifier"}, False, True, 1e-12),
+    "lightly": _Layout("lightly", _LIGHTLY, True, False, 1e-6),
 }
 _WEIGHT_FILES = (
     "model.safetensors",
@@ -157,11 +157,11 @@ def _rename(state_dict: dict[str, torch.Tensor], names: dict[str, str]) -> tuple
     return renamed, unknown
 
 
-def names_in(flavour: str, names: Iterable[str]) -> dict[str, list[str]]:
+def names_in(layout: str, names: Iterable[str]) -> dict[str, list[str]]:
     """Tells what tensors of ours are called elsewhere.
 
     Args:
-        flavour (`str`): `"official"`, `"timm"`, `"vit"`, `"vit_mae"` or `"lightly"`.
+        layout (`str`): `"official"`, `"timm"`, `"vit"`, `"vit_mae"` or `"lightly"`.
         names (`Iterable[str]`): Names of tensors of [`MAEForPreTraining`] or [`MAEForImageClassification`].
 
     Returns:
@@ -169,7 +169,7 @@ def names_in(flavour: str, names: Iterable[str]) -> dict[str, list[str]]:
         values are apart there.
     """
     theirs = {}
-    for their_name, our_name in _FLAVOURS[flavour].names.items():
+    for their_name, our_name in _LAYOUTS[layout].names.items():
         theirs.setdefault(our_name, their_name)
     found, whole = {}, False
     for name in names:
@@ -201,11 +201,11 @@ _RANKS = {
 }
 
 
-def flavour_of(checkpoint: str | os.PathLike | Mapping[str, torch.Tensor]) -> str:
-    """Tells whose layout a checkpoint has: a key of the flavours, or `"mae"` for a folder of hf_mae.
+def detect_layout(checkpoint: str | os.PathLike | Mapping[str, torch.Tensor]) -> str:
+    """Tells whose layout a checkpoint has: a key of the layouts, or `"mae"` for a folder of hf_mae.
 
     Args:
-        checkpoint (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`): As in [`load_checkpoint`].
+        checkpoint (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`): As in [`import_checkpoint`].
 
     Raises:
         OSError: If it can't be read, or holds anything but tensors and training arguments.
@@ -217,7 +217,7 @@ def flavour_of(checkpoint: str | os.PathLike | Mapping[str, torch.Tensor]) -> st
     return _recognise(state_dict, beside)[0]
 
 
-def load_checkpoint(
+def import_checkpoint(
     checkpoint: str | os.PathLike | Mapping[str, torch.Tensor],
     model_class: type[MAEPreTrainedModel] | None = None,
     **config,
@@ -377,8 +377,8 @@ def _convert(
 ) -> tuple[type[MAEPreTrainedModel], dict, dict[str, torch.Tensor]]:
     """Returns the class of the content, the fields of its configuration, and all tensors under our names and shapes."""
     state_dict = _without_batch_norm(state_dict)
-    flavour, title = _recognise(state_dict, beside)
-    tensors, left_over = _rename(state_dict, _FLAVOURS[flavour].names)
+    layout, title = _recognise(state_dict, beside)
+    tensors, left_over = _rename(state_dict, _LAYOUTS[layout].names)
     other = f"{_OTHER_ARCHITECTURE}|{_OTHER_CLASSIFIER}" if "classifier.weight" in tensors else _OTHER_ARCHITECTURE
     if others := [name for name in left_over if re.search(other, name)]:
         raise ValueError(
@@ -389,7 +389,7 @@ def _convert(
     needed = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.weight")
     needed = [f"mae.{name}" for name in (*needed, "layers.0.attention.qkv.weight", "layers.0.mlp.fc1.weight")]
     if missing := [name for name in needed if name not in tensors]:
-        theirs = names_in(flavour, missing)
+        theirs = names_in(layout, missing)
         raise ValueError(
             f"The names are those of {title}, but there is no "
             f"{', '.join(name for names in theirs.values() for name in names)}."
@@ -400,7 +400,7 @@ def _convert(
                 f"{name} (as hf_mae calls it) must have {rank} dimensions, got the shape {tuple(tensors[name].shape)}."
             )
     fields = {
-        "layer_norm_eps": _FLAVOURS[flavour].layer_norm_eps,
+        "layer_norm_eps": _LAYOUTS[layout].layer_norm_eps,
         **_sizes(tensors, image_size),
         **_told(beside, has_fc_norm="fc_norm.weight" in tensors, has_classifier="classifier.weight" in tensors),
         "mask_tokens_in_encoder": False,  # nowhere else
@@ -443,11 +443,10 @@ def _fuse_queries_keys_values(tensors: dict[str, torch.Tensor]):
 
 
 def _recognise(state_dict: dict[str, torch.Tensor], beside: dict) -> tuple[str, str]:
-    """Returns the flavour that knows most of the names, and what to call it: several may know all."""
+    """Returns the layout that knows most of the names, and what to call it: several may know all."""
     told = "timm" if "architecture" in beside else beside.get("model_type")
     known = {
-        flavour: sum(_to_ours(name, each.names) is not None for name in state_dict)
-        for flavour, each in _FLAVOURS.items()
+        layout: sum(_to_ours(name, each.names) is not None for name in state_dict) for layout, each in _LAYOUTS.items()
     }
     most = max(known.values())
     if most < 2:
@@ -456,12 +455,12 @@ def _recognise(state_dict: dict[str, torch.Tensor], beside: dict) -> tuple[str, 
             "These are weights of hf_mae itself: load the folder that they were saved in."
             if ours
             else "Not a layout that is known here ("
-            + "; ".join(each.title for each in _FLAVOURS.values())
+            + "; ".join(each.title for each in _LAYOUTS.values())
             + f"). Among the names are: {', '.join(list(state_dict)[:5])}."
         )
-    best = [flavour for flavour in _FLAVOURS if known[flavour] == most]
+    best = [layout for layout in _LAYOUTS if known[layout] == most]
     best = [told] if told in best else best
-    return best[0], " or ".join(_FLAVOURS[flavour].title for flavour in best)
+    return best[0], " or ".join(_LAYOUTS[layout].title for layout in best)
 
 
 def _without_batch_norm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -574,12 +573,12 @@ def _check_complete(model_class: type[MAEPreTrainedModel], fields: dict, tensors
 def export_checkpoint(
     model: MAEModel | MAEForPreTraining | MAEForImageClassification,
     path: str | os.PathLike,
-    flavour: str,
+    layout: str,
     image_processor: MAEImageProcessor | None = None,
 ):
     """Writes a model for another library, which then loads it without any code of ours.
 
-    | flavour | `path` becomes | read there by |
+    | layout | `path` becomes | read there by |
     |---|---|---|
     | `"official"` | a `.pth` file, weights under `"model"` | the official MAE code |
     | `"vit_mae"` | a folder | `transformers.ViTMAEForPreTraining`, `ViTMAEModel` |
@@ -587,22 +586,22 @@ def export_checkpoint(
     | `"timm"` | a folder | `timm.create_model("local-dir:<path>", pretrained=True)` |
     | `"lightly"` | a `.pth` file | `load_state_dict` of lightly's MAE with a timm backbone |
 
-    The configuration is written too, so that [`load_checkpoint`] gives the same model back. `"vit"` and `"timm"` have
+    The configuration is written too, so that [`import_checkpoint`] gives the same model back. `"vit"` and `"timm"` have
     no decoder: it is left out, and the log says so. Everything else that the other library can't do is refused.
 
     Args:
         model ([`MAEModel`], [`MAEForPreTraining`] or [`MAEForImageClassification`]): The model; any dtype.
         path (`str` or `os.PathLike`): File or folder to make.
-        flavour (`str`): See the table.
+        layout (`str`): See the table.
         image_processor ([`MAEImageProcessor`], *optional*): Written as the other library's, where it has one.
 
     Raises:
-        ValueError: If there is no such flavour, the other library can't do what the model does, or `path` does not fit.
+        ValueError: If there is no such layout, the other library can't do what the model does, or `path` does not fit.
         OSError: If there is something at `path` already.
     """
-    if flavour not in _FLAVOURS:
-        raise ValueError(f"There is no flavour {flavour!r}; choose one of {', '.join(_FLAVOURS)}.")
-    target, config, path = _FLAVOURS[flavour], model.config, Path(path)
+    if layout not in _LAYOUTS:
+        raise ValueError(f"There is no layout {layout!r}; choose one of {', '.join(_LAYOUTS)}.")
+    target, config, path = _LAYOUTS[layout], model.config, Path(path)
     if target.is_folder == (path.suffix == ".pth"):
         raise ValueError(
             f"For {target.title} the path must be a {'folder' if target.is_folder else '.pth file'}: {path}"
@@ -611,16 +610,16 @@ def export_checkpoint(
         raise OSError(f"{path} exists already. Choose another path, or remove it.")
     if not isinstance(model, MAEModel | MAEForPreTraining | MAEForImageClassification):
         raise ValueError(f"{type(model).__name__} can't be exported, only encoders, pre-training models, classifiers.")
-    if problem := _what_is_impossible(flavour, model):
+    if problem := _what_is_impossible(layout, model):
         raise ValueError(f"{target.title[0].upper()}{target.title[1:]} {problem}")
-    if config.layer_norm_eps != target.layer_norm_eps and flavour not in ("vit", "vit_mae"):
+    if config.layer_norm_eps != target.layer_norm_eps and layout not in ("vit", "vit_mae"):
         logger.warning(
             f"The norms of {target.title} add {target.layer_norm_eps} and can't be told otherwise; this model was made "
             f"with layer_norm_eps={config.layer_norm_eps}."
         )
     tensors = {name if not isinstance(model, MAEModel) else f"mae.{name}": t for name, t in model.state_dict().items()}
     theirs, left_out = {}, []
-    for name, their_names in names_in(flavour, tensors).items():
+    for name, their_names in names_in(layout, tensors).items():
         tensor = tensors[name]
         if name == "mae.embeddings.patch_embeddings.weight":  # back to a convolution's (D, C, height, width)
             tensor = tensor.unflatten(1, (*_pair(config.patch_size), config.num_channels)).permute(0, 3, 1, 2)
@@ -633,16 +632,16 @@ def export_checkpoint(
     fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_FIELDS}
     path.parent.mkdir(parents=True, exist_ok=True)
     if not target.is_folder:
-        torch.save({"model": theirs, "args": fields} if flavour == "official" else theirs, path)
+        torch.save({"model": theirs, "args": fields} if layout == "official" else theirs, path)
     else:
         path.mkdir(exist_ok=True)
         save_file(theirs, path / "model.safetensors", metadata={"format": "pt"})
-        if flavour == "timm":
+        if layout == "timm":
             fields = _timm_config(model, image_processor)
         else:
             parts = {MAEModel: "Model", MAEForPreTraining: "ForPreTraining"}
             part = parts.get(type(model), "ForImageClassification") if whole else "Model"
-            fields.update(model_type=flavour, architectures=[("ViTMAE" if flavour == "vit_mae" else "ViT") + part])
+            fields.update(model_type=layout, architectures=[("ViTMAE" if layout == "vit_mae" else "ViT") + part])
             if image_processor is not None:
                 _write_json(path / "preprocessor_config.json", _vit_image_processor(image_processor))
         _write_json(path / "config.json", fields)
@@ -650,18 +649,18 @@ def export_checkpoint(
         logger.warning(f"Left out, as {target.title} has no place for it: {', '.join(_parts_of(left_out))}.")
 
 
-def _what_is_impossible(flavour: str, model: MAEPreTrainedModel) -> str | None:
+def _what_is_impossible(layout: str, model: MAEPreTrainedModel) -> str | None:
     config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
     (height, width), (patch_height, patch_width) = _pair(config.image_size), _pair(config.patch_size)
-    if has_classifier and flavour in ("vit_mae", "lightly"):
+    if has_classifier and layout in ("vit_mae", "lightly"):
         return "has no classifier. Export to 'vit' or 'timm'."
-    if has_classifier and flavour == "vit" and config.pooling == "mean":
+    if has_classifier and layout == "vit" and config.pooling == "mean":
         return "classifies by the class token, this model by the mean of the patches. Export to 'timm' or 'official'."
-    if isinstance(model, MAEForPreTraining) and config.mask_tokens_in_encoder and _FLAVOURS[flavour].has_decoder:
+    if isinstance(model, MAEForPreTraining) and config.mask_tokens_in_encoder and _LAYOUTS[layout].has_decoder:
         return "has no mask tokens in the encoder. Export to 'vit' or 'timm', which take the encoder alone."
-    if flavour == "vit_mae" and (height != width or patch_height != patch_width):
+    if layout == "vit_mae" and (height != width or patch_height != patch_width):
         return "takes square images and patches only. Export to 'vit'."
-    if flavour in ("official", "timm", "lightly") and config.hidden_act != "gelu":
+    if layout in ("official", "timm", "lightly") and config.hidden_act != "gelu":
         return f"has 'gelu' as its activation, this model {config.hidden_act!r}."
     return None
 
@@ -724,4 +723,4 @@ def _write_json(path: Path, content: dict):
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-__all__ = ["export_checkpoint", "flavour_of", "load_checkpoint", "names_in"]
+__all__ = ["export_checkpoint", "detect_layout", "import_checkpoint", "names_in"]

@@ -9,12 +9,13 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from .data import default_num_workers
-from .hub import HubPush, link_files, write_model_card
-from .modeling_mae import MAEPreTrainedModel
+from ..data.sampling import default_num_workers
+from ..modeling.modeling_mae import MAEPreTrainedModel
+from ..publishing import HubPush, link_files, write_model_card
+from .arguments import setting
+from .distributed import has_bf16
 from .optimization import layer_decay_parameter_groups
-from .recipes import setting
-from .training import has_bf16, save_record
+from .run_log import save_record
 
 # On a CPU the model has better use for the cores.
 _NUM_WORKERS = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if torch.cuda.is_available() else 0
@@ -85,7 +86,7 @@ class FineTuningTrainer(Trainer):
         """Leaves record and model card beside the model, and with `--push_to_hub` pushes them.
 
         Args:
-            record (`dict`): Of [`hf_mae.training.run_record`], with what else the card is to tell, see
+            record (`dict`): Of [`hf_mae.training.run_log.run_record`], with what else the card is to tell, see
                 [`write_model_card`].
         """
         if not self.is_world_process_zero():

@@ -19,10 +19,10 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, Mo
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
-from .configuration_mae import MAEConfig, _pair
-from .modeling_mae import MAEForPreTraining, MAEModel
-from .modeling_mae_downstream import MAEForImageClassification
-from .visualization import loss_curve
+from .evaluation.visualization import loss_curve
+from .modeling.configuration_mae import MAEConfig, _pair
+from .modeling.modeling_mae import MAEForPreTraining, MAEModel
+from .modeling.modeling_mae_downstream import MAEForImageClassification
 
 _TEMPLATE = Path(__file__).parent / "model_card.md"
 _MARK = "<!-- Written by hf_mae"  # on cards that no one has changed
@@ -85,10 +85,10 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     A card that someone has changed (its last line is gone) is left as it is; so is the folder of another model.
 
     Args:
-        folder (`str` or `os.PathLike`): Has `config.json`; `run.json` (see [`hf_mae.training.run_record`]) and
+        folder (`str` or `os.PathLike`): Has `config.json`; `run.json` (see [`hf_mae.training.run_log.run_record`]) and
             `metrics.jsonl` are used as far as they are there. Of the record: `data`, `num_images`, `held_out`, `hours`,
             `metrics`, `notes` on these, the recipe and machine; `license` (of the weights, an identifier of the Hub),
-            `dataset` (its name on the Hub), `data_license`; `converted_from` and `flavour`.
+            `dataset` (its name on the Hub), `data_license`; `converted_from` and `layout`.
         repo_id (`str`, *optional*): Name on the Hub. Defaults to that of the folder.
     """
     folder = Path(folder)
@@ -209,7 +209,7 @@ def _summary(record: dict, has_classifier: bool, has_decoder: bool) -> str:
 
 
 def _training(folder: Path, record: dict) -> dict:
-    names = ("data", "num_images", "data_license", "machine", "hours", "commit", "converted_from", "flavour")
+    names = ("data", "num_images", "data_license", "machine", "hours", "commit", "converted_from", "layout")
     told = {name: record[name] for name in (*names, "command") if record.get(name) is not None}
     if "machine" in told:
         told["commit"] = record.get("commit")
@@ -287,7 +287,11 @@ def published_files(folder: str | os.PathLike) -> dict[str, Path]:
     config = _json(folder / "config.json")
     if not config:
         raise OSError(f"{folder} holds no model: there is no config.json.")
-    code = Path(__file__).parent.glob("*_mae*.py") if config.get("model_type") == MAEConfig.model_type else ()
+    code = (
+        (Path(__file__).parent / "modeling").glob("*_mae*.py")
+        if config.get("model_type") == MAEConfig.model_type
+        else ()
+    )
     found = {path.name: path for path in code}
     for path in sorted(folder.iterdir()):
         published = any(path.match(pattern) for pattern in _PUBLISHED)

@@ -27,7 +27,7 @@ def patchify(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids: torch
         patch in the order row, column, channel (the layout of the official prediction head).
     """
     batch_size, channels = pixel_values.shape[:2]
-    rows, columns = grid_of(pixel_values, patch_size)
+    rows, columns = patch_grid(pixel_values, patch_size)
     patches = pixel_values.reshape(batch_size, channels, rows, patch_size[0], columns, patch_size[1])
     patches = patches.permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, P height, P width, C), a view
     if ids is None:
@@ -95,7 +95,7 @@ def resample_position_table(table: torch.Tensor, old: tuple[int, int], new: tupl
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
-def grid_of(pixel_values: torch.Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
+def patch_grid(pixel_values: torch.Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
     """Returns how many patches images `(batch, channels, height, width)` have, (rows, columns)."""
     return pixel_values.shape[2] // patch_size[0], pixel_values.shape[3] // patch_size[1]
 
@@ -147,7 +147,7 @@ def masking_order(noise: torch.Tensor, grid_size: tuple[int, int], sampling: str
 
 __all__ = [
     "at_least_float32",
-    "grid_of",
+    "patch_grid",
     "masking_order",
     "patchify",
     "resample_position_table",

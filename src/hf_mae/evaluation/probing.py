@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from .modeling_mae_downstream import MAEForImageClassification
-from .optimization import LARS, learning_rate_at, scaled_learning_rate
+from ..modeling.modeling_mae_downstream import MAEForImageClassification
+from ..training.optimization import LARS, learning_rate_at, scaled_learning_rate
 
 _BATCH_NORM_EPS = 1e-6  # of the official code
 

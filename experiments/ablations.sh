@@ -2,14 +2,14 @@
 # The paper's ablations (He et al. 2021, Table 1 and Fig. 5) in small: each recipe pre-trains on CIFAR-10, and a linear
 # probe of all labels tells what the features are worth. About eight minutes of a CPU core each, two at a time.
 #
-#   records/ablations.sh [a folder of train-*.parquet and test-*.parquet, or a name on the Hub]
+#   experiments/ablations.sh [a folder of train-*.parquet and test-*.parquet, or a name on the Hub]
 set -euo pipefail
 export data=${1:-uoft-cs/cifar10} runs=${RUNS:-runs/ablations} python=${PYTHON:-python} OMP_NUM_THREADS=1
 
 one() { # recipe seed
     local run=$runs/$1-seed$2
     if [ ! -e "$run/probe/run.json" ]; then
-        $python examples/run_pretraining.py "examples/recipes/ablations/$1.yaml" --data "$data" --seed "$2" \
+        $python examples/run_pretraining.py "src/hf_mae/training/recipes/ablations/$1.yaml" --data "$data" --seed "$2" \
             --output_dir "$run"
         $python examples/run_linear_probing.py --model_name_or_path "$run" --data "$data" --fast --pooling mean \
             --num_train_epochs 20 --seed "$2" --output_dir "$run/probe"
@@ -17,7 +17,7 @@ one() { # recipe seed
 }
 export -f one
 {
-    for recipe in examples/recipes/ablations/*.yaml; do echo "$(basename "$recipe" .yaml) 0"; done
+    for recipe in src/hf_mae/training/recipes/ablations/*.yaml; do echo "$(basename "$recipe" .yaml) 0"; done
     echo "default 1"
     echo "default 2"
 } | xargs -P "${JOBS:-2}" -L 1 bash -c 'one $0 $1'

@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from .data import EvaluationDataset, equal_piece
-from .image_processing_mae import MAEImageProcessor
-from .modeling_mae import MAEForPreTraining
-from .sources import ImageSource
+from ..data.datasets import EvaluationDataset
+from ..data.sampling import even_slice
+from ..data.sources import ImageSource
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae import MAEForPreTraining
 
 
 class Evaluation:
@@ -94,7 +95,7 @@ class Evaluation:
         shares = []
         for start in range(0, num_images, together):
             size = min(together, num_images - start)
-            piece = equal_piece(size, self.process_index, self.num_processes)
+            piece = even_slice(size, self.process_index, self.num_processes)
             shares.append([start + place for place in piece])
         return shares
 

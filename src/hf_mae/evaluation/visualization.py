@@ -10,9 +10,9 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 
-from .image_processing_mae import MAEImageProcessor
-from .modeling_mae import MAEForPreTraining, MAEPreTrainedModel
-from .patches_mae import at_least_float32, grid_of
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
+from ..modeling.patches_mae import at_least_float32, patch_grid
 
 _MARGIN, _HEADING = 4, 16  # pixels
 # From little to much. Brightness rises all the way, so that it can be read without colours, too.
@@ -69,7 +69,7 @@ def attention_sheet(
     pixel_values = pixel_values.to(model.device)
     attentions = encoder(pixel_values, output_attentions=True).attentions
     last = attentions[-1].mean(dim=1)[:, 0, 1:]  # (B, N)
-    grid_size = grid_of(pixel_values, encoder.embeddings.patch_size)
+    grid_size = patch_grid(pixel_values, encoder.embeddings.patch_size)
     pictures = image_processor.post_process_reconstruction(pixel_values)
     size = _enlarged(pictures[0].size, min_side)
     maps = ([_heat_map(row, grid_size, size) for row in rows] for rows in (last, attention_rollout(attentions)))

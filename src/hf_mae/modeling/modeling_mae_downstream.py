@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mae import MAEConfig
 from .modeling_mae import MAEModel, MAEPreTrainedModel
-from .patches_mae import at_least_float32, grid_of
+from .patches_mae import at_least_float32, patch_grid
 
 
 class MAEForImageClassification(MAEPreTrainedModel):
@@ -223,7 +223,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
             ValueError: If the patch does not divide the images.
         """
         outputs = self.mae(pixel_values, **kwargs)
-        grid_size = grid_of(pixel_values, self.mae.embeddings.patch_size)
+        grid_size = patch_grid(pixel_values, self.mae.embeddings.patch_size)
 
         def maps(tokens: torch.Tensor) -> torch.Tensor:
             if not self.config.reshape_hidden_states:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Draws the plots of the pages from the records: `python records/plots.py`, with matplotlib (`pip install .[dev]`).
+"""Draws the plots of the pages from the records: `python experiments/plots.py`, with matplotlib (`pip install .[dev]`).
 
 A digest of the figures that a plot shows is written into its file, so that a test can tell whether it is stale.
 """

@@ -33,8 +33,8 @@ from transformers.utils.output_capturing import capture_outputs, maybe_install_c
 from .configuration_mae import MAEConfig, _pair
 from .patches_mae import (
     at_least_float32,
-    grid_of,
     masking_order,
+    patch_grid,
     patchify,
     resample_position_table,
     sincos_position_table,
@@ -175,7 +175,7 @@ class MAEAttention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, query_start: int = 0, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # Cut first and shaped then: the gradients are put together in one copy, not two.
         parts = self.qkv(hidden_states).chunk(3, dim=-1)  # each (B, tokens, D)
@@ -185,7 +185,7 @@ class MAEAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention(
             self,
-            query[:, :, first_query:],
+            query[:, :, query_start:],
             key,
             value,
             None,
@@ -244,11 +244,11 @@ class MAELayer(GradientCheckpointingLayer):
         self.drop_path = MAEDropPath(drop_path)
 
     def forward(
-        self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, query_start: int = 0, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """Returns the block's output for the tokens from `first_query` on; the others are only attended to."""
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), first_query, **kwargs)
-        hidden_states = hidden_states[:, first_query:] + self.drop_path(self.dropout(attention_output))
+        """Returns the block's output for the tokens from `query_start` on; the others are only attended to."""
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), query_start, **kwargs)
+        hidden_states = hidden_states[:, query_start:] + self.drop_path(self.dropout(attention_output))
         return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
 
 
@@ -491,7 +491,7 @@ class MAEPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"{source} holds a checkpoint of model type {stored.get('model_type')!r}, but {cls.__name__} loads "
                 f"{cls.config_class.model_type!r}. Weights of the official MAE code, timm and transformers' ViTMAE are "
-                "read by `hf_mae.load_checkpoint`."
+                "read by `hf_mae.import_checkpoint`."
             )
         # Tables and weights are loaded at the sizes they were saved with, then made to fit.
         saved, wanted = {}, {}
@@ -654,7 +654,7 @@ class MAEModel(MAEPreTrainedModel):
                 f"Images of {size} pixels, but the model is made for {_pair(self.config.image_size)} and "
                 "interpolate_pos_encoding=False forbids resampling its positions. Resize the images or allow it."
             )
-        return grid_of(pixel_values, patch_size)
+        return patch_grid(pixel_values, patch_size)
 
     def _choose_mask(
         self, pixel_values, grid_size, mask_ratio, noise, bool_masked_pos, ids_keep
@@ -831,7 +831,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
             ids_predict = ids_hidden[:, : max(round(ids_hidden.shape[1] * prediction_ratio), 1)]
 
         patch_size = self.mae.embeddings.patch_size
-        grid_size = grid_of(pixel_values, patch_size)
+        grid_size = patch_grid(pixel_values, patch_size)
         decoded = self.decoder(encoded.last_hidden_state, ids_keep, ids_predict, grid_size, **kwargs)
         predictions = decoded.last_hidden_state
         loss = None
@@ -878,7 +878,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         if self.config.norm_pix_loss:
             mean, std = _patch_statistics(pixel_values, patch_size, ids_predict[:, : predictions.shape[1]])
             predictions = predictions * std + mean
-        grid_size = grid_of(pixel_values, patch_size)
+        grid_size = patch_grid(pixel_values, patch_size)
         reconstruction = unpatchify(patches.scatter(1, index, predictions), patch_size, grid_size)
         masked = unpatchify(patches.masked_fill(output.mask[..., None], 0), patch_size, grid_size)
         return MAEReconstructionOutput(reconstruction, masked, output.mask)
@@ -891,7 +891,7 @@ def _patch_statistics(
 
     From the image as it lies in memory: three passes over patches cut out of it would, compiled, cut three times.
     """
-    (rows, columns), (height, width) = grid_of(pixel_values, patch_size), patch_size
+    (rows, columns), (height, width) = patch_grid(pixel_values, patch_size), patch_size
     patches = at_least_float32(pixel_values).unflatten(3, (columns, width)).unflatten(2, (rows, height))
     mean = patches.mean(dim=(1, 3, 5), keepdim=True)  # (B, 1, rows, 1, columns, 1)
     # A third of the time of torch.var_mean, which takes the elements one by one on a CPU.

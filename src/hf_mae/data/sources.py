@@ -3,8 +3,8 @@
 """Where images come from: a folder, shards (tar, parquet, Arrow), the Hub, or the embedded sample.
 
 Every source gives images by index and knows how many there are, so that the order of a run is arithmetic (see
-[`hf_mae.data.SampleOrder`]) and any process can read any sample. Nothing is copied or unpacked: a folder is listed, a
-tar is indexed, a parquet file is read by row group, Arrow files are mapped into memory.
+[`hf_mae.data.sampling.SampleOrder`]) and any process can read any sample. Nothing is copied or unpacked: a folder is
+listed, a tar is indexed, a parquet file is read by row group, Arrow files are mapped into memory.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".t
 SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar")
 _PACKED = (".gz", ".tgz", ".zip", ".zst")
 _TRAIN, _TEST = ("train", "training"), ("validation", "valid", "val", "dev", "test", "testing")
-_CACHED_BLOCKS = 64  # of a reader; those of which every image was read are dropped before
+_CACHED_ROW_GROUPS = 64  # of a reader; those of which every image was read are dropped before
 
 
 class ImageSource(Sequence):
@@ -34,8 +34,8 @@ class ImageSource(Sequence):
         name (`str`): Where they come from, for logs and model cards.
         labels (`np.ndarray` of int64 or `None`): The class of each image, from 0.
         label_names (`list[str]` or `None`): What the classes are called, by their numbers, where that is known.
-        blocks (`np.ndarray` of int64 or `None`): Lengths of the runs of consecutive images that are read together, such
-            as the row groups of parquet files. `None` if any image can be read by itself.
+        row_groups (`np.ndarray` of int64 or `None`): Lengths of the runs of consecutive images that are read
+            together, as parquet files are. `None` if any image can be read by itself.
         fingerprint (`str`): Another one if the images, their number or their order are others.
         dataset (`str` or `None`): Their name on the Hub.
         license (`str` or `None`): Their licence, where it is known.
@@ -46,7 +46,7 @@ class ImageSource(Sequence):
     license: str | None = None
     labels: np.ndarray | None = None
     label_names: list[str] | None = None
-    blocks: np.ndarray | None = None
+    row_groups: np.ndarray | None = None
     fingerprint: str
 
     def __getitem__(self, index: int) -> PIL.Image.Image | np.ndarray:
@@ -313,8 +313,8 @@ class ParquetImages(ImageSource):
         if not groups:
             raise ValueError(f"Found no images in {name}: {len(files)} parquet file(s) without rows.")
         self._groups = np.array(groups, dtype=np.int64)
-        self.blocks = self._groups[:, 2]
-        self._ends = np.cumsum(self.blocks)
+        self.row_groups = self._groups[:, 2]
+        self._ends = np.cumsum(self.row_groups)
         if labels:
             self.labels, self.label_names = np.concatenate(labels), label_names
         self.fingerprint = _digest(json.dumps([os.path.basename(file) for file in files]), self._groups)
@@ -326,11 +326,11 @@ class ParquetImages(ImageSource):
         if not 0 <= index < len(self):
             raise IndexError(index)
         block = int(np.searchsorted(self._ends, index, side="right"))
-        rows, unread = self._cache.pop(block, None) or (self._read(block), int(self.blocks[block]))
-        row = rows[index - int(self._ends[block] - self.blocks[block])].as_py()
+        rows, unread = self._cache.pop(block, None) or (self._read(block), int(self.row_groups[block]))
+        row = rows[index - int(self._ends[block] - self.row_groups[block])].as_py()
         if unread > 1:  # each row is read once in a pass, by one reader
             self._cache[block] = (rows, unread - 1)
-        if len(self._cache) > _CACHED_BLOCKS:
+        if len(self._cache) > _CACHED_ROW_GROUPS:
             self._cache.popitem(last=False)
         content = row["bytes"] if isinstance(row, dict) else row
         if content is None:
@@ -339,7 +339,7 @@ class ParquetImages(ImageSource):
 
     def describe(self, index: int) -> str:
         file = int(self._groups[np.searchsorted(self._ends, index, side="right"), 0])
-        first = int(self.blocks[self._groups[:, 0] < file].sum())
+        first = int(self.row_groups[self._groups[:, 0] < file].sum())
         return f"{self._files[file]}:{index - first}"
 
     def _read(self, block: int):
@@ -352,7 +352,7 @@ class ParquetImages(ImageSource):
 
         key = (os.getpid(), number)  # opened anew in a worker: the position of a file is shared across a fork
         if key not in self._open:
-            if len(self._open) > _CACHED_BLOCKS:
+            if len(self._open) > _CACHED_ROW_GROUPS:
                 self._open.clear()
             path = self._files[number]
             file = path if self._filesystem is None else self._filesystem.open(path)

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import HfArgumentParser
 
-from .configuration_mae import MAEConfig
+from ..modeling.configuration_mae import MAEConfig
 
 Arguments = TypeVar("Arguments")
 

@@ -2,10 +2,10 @@
 # Copyright 2026 The hf_mae authors
 """Keeps what tells of runs, and fills the tables of the pages from it, so that no figure can be stale.
 
-    python records/report.py show runs/cifar10        # tables of runs of yours, beside those of records/cifar10/
-    python records/report.py collect runs/cifar10     # copies the record of each run to records/cifar10/
-    python records/report.py                          # fills the tables; records/plots.py draws the plots
-    python records/report.py check                    # says which pages are stale
+    python experiments/report.py show runs/cifar10        # tables of your runs and of experiments/cifar10/
+    python experiments/report.py collect runs/cifar10     # copies the record of each run to experiments/cifar10/
+    python experiments/report.py                          # fills the tables; experiments/plots.py draws the plots
+    python experiments/report.py check                    # says which pages are stale
 
 A record is the `run.json` of a run (recipe, command, commit, machine, versions, seed, results) and, of pre-training,
 its `metrics.jsonl`, its curve and, of the longest, its pictures. Weights are not kept.
@@ -154,7 +154,7 @@ def ablation(name: str, runs: Path = RECORDS / "ablations") -> dict[str, list[fl
     """Returns what the runs of a recipe gave, a value per seed: metrics of the probe, and the speed of pre-training."""
     probes = sorted(runs.glob(f"{name}-seed*/probe"))
     if not probes:
-        sys.exit(f"{runs} has no run of {name}.yaml with a probe: records/ablations.sh makes them.")
+        sys.exit(f"{runs} has no run of {name}.yaml with a probe: experiments/ablations.sh makes them.")
     found = [{**read(probe)["metrics"], "images_per_second": median_speed(probe.parent)} for probe in probes]
     return {key: [metrics[key] for metrics in found] for key in found[0]}
 
@@ -256,7 +256,7 @@ def main(arguments: list[str]):
     texts = {page: page.read_text() for page in PAGES}
     stale = {page: filled for page, text in texts.items() if (filled := fill(text)) != text}
     if arguments == ["check"]:
-        sys.exit(f"Stale: {', '.join(page.name for page in stale)}. Run records/report.py." if stale else 0)
+        sys.exit(f"Stale: {', '.join(page.name for page in stale)}. Run experiments/report.py." if stale else 0)
     for page, filled in stale.items():
         page.write_text(filled)
 

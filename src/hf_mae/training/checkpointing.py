@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Saves, verifies and loads a run: atomic checkpoints, complete or ignored."""
+
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.utils import logging
+
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae import MAEForPreTraining
+from .distributed import _is_sharded, _place_like, gather_model
+
+logger = logging.get_logger(__name__)
+
+
+_STATE, _MANIFEST = "training_state.json", "manifest.json"
+
+
+def save_checkpoint(
+    output_dir: str | os.PathLike,
+    step: int,
+    model: MAEForPreTraining,
+    image_processor: MAEImageProcessor,
+    optimizer: torch.optim.Optimizer,
+    record: dict,
+    save_total_limit: int = 2,
+) -> Path:
+    """Saves everything a run needs to go on, as a folder that `from_pretrained` can load. Called by every process.
+
+    The folder is written beside its place, flushed to the disk with a manifest of sizes and hashes, and renamed in, so
+    that an interrupted save leaves the checkpoints before it as they were. A model that is sharded over processes
+    (FSDP2) leaves its weights in one piece, gathered tensor by tensor, and its optimizer state in a file per process,
+    which [`load_optimizer`] merges for any number of them.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder of the run; the checkpoint becomes `checkpoint-<step>` in it.
+        step (`int`): Optimizer steps done, the position of the run.
+        model ([`MAEForPreTraining`]): Not wrapped by DDP; may be sharded by `fully_shard` over one mesh dimension.
+        image_processor ([`MAEImageProcessor`]): Saved with the weights.
+        optimizer (`torch.optim.Optimizer`): Over parameters of `model`.
+        record (`dict`): What tells this run from another, see [`run_record`].
+        save_total_limit (`int`, *optional*, defaults to 2): Older checkpoints beyond so many are removed.
+
+    Returns:
+        `Path`: The checkpoint.
+
+    Raises:
+        OSError: If it can't be written, for example because the disk is full. What was there before is intact.
+    """
+    output_dir = Path(output_dir)
+    final, partial = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    sharded = _is_sharded(model)
+    if not is_main and not sharded:
+        return final
+    try:
+        if is_main and _find_defect(final) is not None:  # else there is nothing to do: a run has one state at a step
+            for left in output_dir.glob(".checkpoint-*"):  # by a run that was killed
+                shutil.rmtree(left)
+            partial.mkdir(parents=True)
+        if sharded:
+            dist.barrier()  # before the others look
+        if partial.exists():
+            _write_parts(partial, model, image_processor, optimizer, {"step": step, **record}, sharded)
+            if is_main:
+                _publish(partial, final)
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(output_dir).free / 1e6 if output_dir.exists() else 0
+        shutil.rmtree(partial, ignore_errors=True)
+        before = next((path.name for path in _checkpoints(output_dir)), "no checkpoint")
+        raise OSError(
+            f"{final} could not be saved: {error}. {free:,.0f} MB are free there. What was there before is intact "
+            f"({before}). Make room, or lower --save_total_limit."
+        ) from error
+    if is_main:
+        # Later ones are broken, or the run would have gone on from there: no reason to remove good ones.
+        done = [path for path in _checkpoints(output_dir) if _step_of(path) <= step]
+        for old in done[max(save_total_limit, 1) :]:
+            _remove(old)
+    return final
+
+
+def _write_parts(partial, model, image_processor, optimizer, state: dict, sharded: bool):
+    """Writes what this process has to write of a checkpoint; if it is sharded, all wait for all and fail together."""
+    is_main, part, problem = True, "optimizer.safetensors", None
+    if sharded:
+        is_main = dist.get_rank() == 0
+        part = f"optimizer-{dist.get_rank() + 1:05}-of-{dist.get_world_size():05}.safetensors"
+    whole = gather_model(model)
+    try:
+        save_file(_optimizer_tensors(model, optimizer), partial / part)
+        if is_main:
+            whole.save_pretrained(partial)
+            image_processor.save_pretrained(partial)
+            _write_json(partial / _STATE, state)
+    except (OSError, SafetensorError) as error:
+        problem = str(error)
+    if sharded:
+        problems = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        problem = next((p for p in problems if p is not None), None)
+    if problem is not None:
+        raise OSError(problem)
+
+
+def _publish(partial: Path, final: Path):
+    _write_json(partial / _MANIFEST, {path.name: _fingerprint(path) for path in sorted(partial.iterdir())})
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    if final.exists():  # broken, or it would not be written again
+        _remove(final)
+    partial.rename(final)
+    _flush(final.parent)
+
+
+def _remove(checkpoint: Path):
+    """Removes a checkpoint in such an order that a kill in between leaves nothing that looks like one."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
+    """Returns the newest checkpoint of a run that is complete; broken ones are named in the log and passed over."""
+    for checkpoint in _checkpoints(output_dir):
+        problem = _find_defect(checkpoint)
+        if problem is None:
+            return checkpoint
+        logger.warning(f"{checkpoint} is broken and not used: {problem}.")
+    return None
+
+
+def load_training_state(checkpoint: str | os.PathLike) -> dict:
+    """Returns `step` and the record that [`save_checkpoint`] wrote."""
+    return json.loads((Path(checkpoint) / _STATE).read_text())
+
+
+def load_weights(checkpoint: str | os.PathLike, model: nn.Module):
+    """Puts the weights of a checkpoint into a model, in place, also into a sharded one.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): Folder that [`save_checkpoint`] wrote.
+        model (`nn.Module`): Of the same configuration, not wrapped by DDP.
+    """
+    tensors = model.state_dict()
+    for file in Path(checkpoint).glob("model*.safetensors"):
+        with safe_open(file, "pt") as stored, torch.no_grad():
+            for name in stored.keys():  # noqa: SIM118 - no dictionary
+                tensors[name].copy_(_place_like(stored.get_tensor(name), tensors[name]))
+
+
+def load_optimizer(checkpoint: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer):
+    """Restores the optimizer's state, in place, whatever the number of processes that saved it.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): Folder that [`save_checkpoint`] wrote.
+        model (`nn.Module`): The model whose parameters are optimized, not wrapped by DDP.
+        optimizer (`torch.optim.Optimizer`): A fresh one of the same kind.
+    """
+    parameters = dict(model.named_parameters())
+    parts = [safe_open(file, "pt") for file in sorted(Path(checkpoint).glob("optimizer*.safetensors"))]
+    for name_and_key in parts[0].keys():  # noqa: SIM118 - no dictionary
+        name, _, key = name_and_key.rpartition(".")
+        shards = [part.get_tensor(name_and_key) for part in parts]
+        tensor = shards[0] if shards[0].ndim == 0 else torch.cat(shards)
+        optimizer.state[parameters[name]][key] = _place_like(tensor, parameters[name])
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    # By the names of parameters, so that nothing depends on their order; safetensors, so that nothing is pickled.
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor) and parameter.device_mesh.ndim > 1:
+            raise ValueError(
+                "Sharding over more than one mesh dimension (HSDP) can't be saved. Use plain FSDP2 or DDP."
+            )
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{key}"] = (value.to_local() if isinstance(value, DTensor) else value).contiguous()
+    return tensors
+
+
+def _checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """Newest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name[len("checkpoint-") :].isdigit()]
+    return sorted((path for path in found if path.is_dir()), key=_step_of, reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[len("checkpoint-") :])
+
+
+def _find_defect(checkpoint: Path) -> str | None:
+    """Returns what is wrong with a checkpoint, `None` if it is what was saved."""
+    try:
+        manifest = json.loads((checkpoint / _MANIFEST).read_text())
+        expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        return f"its {_MANIFEST} can't be read ({type(error).__name__}: {error})"
+    for part in (_STATE, "config.json", "model*.safetensors", "optimizer*.safetensors"):
+        if not fnmatch.filter(expected, part):
+            return f"its {_MANIFEST} names no {part}"
+    try:
+        for name, (size, sha256) in expected.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} bytes, {size:,} were saved"
+            if _fingerprint(path)["sha256"] != sha256:
+                return f"the content of {name} is not what was saved"
+    except OSError as error:
+        return f"it can't be read ({error})"
+    return None
+
+
+def _fingerprint(path: Path) -> dict:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _flush(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, content: dict):
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) -> Path | None:
+    """Decides what a run may do with its output folder.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): The folder, which need not exist.
+        recipe (`dict`): The settings that make the run what it is; not those of logging and saving.
+        resume (`bool`): Whether a run that is there may be continued.
+
+    Returns:
+        `Path`: The checkpoint to go on from, or `None` to start.
+
+    Raises:
+        ValueError: If the folder holds another run, or holds one and `resume` is false.
+    """
+    output_dir = Path(output_dir)
+    way_out = "Choose another --output_dir, or pass --overwrite_output_dir to delete the run."
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"{output_dir} is a file. Choose another --output_dir.")
+    checkpoint = latest_checkpoint(output_dir)
+    if checkpoint is None:
+        if (output_dir / "config.json").exists() or _checkpoints(output_dir):
+            raise ValueError(f"{output_dir} holds a model or broken checkpoints, but none to go on from. {way_out}")
+        return None
+    if not resume:
+        raise ValueError(f"{output_dir} holds a run at {checkpoint.name}, and --resume is never. {way_out}")
+    theirs = load_training_state(checkpoint)["recipe"]
+    differences = [
+        f"{name}: {theirs.get(name)} there, {value} now" for name, value in recipe.items() if theirs.get(name) != value
+    ]
+    if differences:
+        raise ValueError("\n  ".join([f"{output_dir} holds another run. It differs in", *differences]) + f"\n{way_out}")
+    return checkpoint
+
+
+def delete_run(output_dir: str | os.PathLike):
+    """Removes checkpoints, logs, sheets and record of the run in a folder; other files stay."""
+    output_dir = Path(output_dir)
+    for checkpoint in (*_checkpoints(output_dir), *output_dir.glob(".checkpoint-*")):
+        shutil.rmtree(checkpoint)
+    for pattern in (
+        "config.json",
+        "metrics.jsonl",
+        "run.json",
+        "unreadable.txt",
+        "samples-*.jsonl",
+        "sheets/step-*.png",
+    ):
+        for path in output_dir.glob(pattern):
+            path.unlink()
+
+
+__all__ = [
+    "check_output_dir",
+    "delete_run",
+    "latest_checkpoint",
+    "load_optimizer",
+    "load_training_state",
+    "load_weights",
+    "save_checkpoint",
+]

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Writes what a run did: metrics, throughput, samples, unreadable images, record."""
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.utils import logging
+
+from ..data.decoding import decoder_name
+from ..data.sources import ImageSource
+from ..publishing import json_lines, license_of, redact
+
+logger = logging.get_logger(__name__)
+
+
+class Throughput:
+    """How fast a run is, and how much of its time it waits for data."""
+
+    def __init__(self):
+        self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+        self._shares: list[float] = []
+        self._advised = False
+
+    @contextmanager
+    def waiting(self):
+        """For the time in which the next batch is awaited."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    @contextmanager
+    def paused(self):
+        """For what is no training: it does not count as slow training."""
+        started = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started
+
+    def read(self, samples: int) -> dict[str, float]:
+        """Returns `images_per_second` and `data_wait`, a share in [0, 1], since the last call.
+
+        Args:
+            samples (`int`): How many were trained on since then, in all processes.
+        """
+        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        values = {"images_per_second": samples / seconds, "data_wait": self._waited / seconds}
+        self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+        self._shares.append(values["data_wait"])
+        return values
+
+    def advice(self, num_workers: int, views_per_image: int) -> str | None:
+        """Returns, once, what to change if more than a tenth of the time goes into waiting, else `None`.
+
+        Args:
+            num_workers (`int`): Loader workers of this process.
+            views_per_image (`int`): Crops of one decode.
+        """
+        shares = self._shares[1:]  # the first includes the start of the workers
+        if self._advised or not shares or sum(shares) / len(shares) <= 0.1:
+            return None
+        self._advised = True
+        ways = [f"--dataloader_num_workers above {num_workers}, if there are free cores"]
+        if decoder_name() == "PIL":
+            ways.append("pip install simplejpeg, if the images are JPEGs")
+        ways.append(f"--views_per_image {2 * views_per_image}, which decodes half as often")
+        return (
+            f"{sum(shares) / len(shares):.0%} of the time goes into waiting for data. What helps: {'; '.join(ways)}; "
+            "images on a local disk, not much larger than the crops."
+        )
+
+
+def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
+    """Returns what is needed to repeat a run: recipe, data, command (without tokens), versions, machine, commit.
+
+    Args:
+        recipe (`dict`): The settings of the run, as JSON types.
+        images ([`ImageSource`], *optional*): What it trains on.
+    """
+    data = {}
+    if images is not None:
+        data = {"data": images.name, "num_images": len(images)}
+        data.update(dataset=images.dataset, data_license=images.license)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    return {
+        "recipe": recipe,
+        **data,
+        "license": license_of(recipe.get("model_name_or_path")),
+        "command": redact(shlex.join(["python", *sys.argv])),
+        "commit": _commit(),
+        "machine": f"{platform.machine()}, {device}",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "decoder": decoder_name(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this file is part of, marked if there are changes; `None` if it is installed."""
+    try:
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def save_record(output_dir: str | os.PathLike, record: dict):
+    """Writes the record of a finished run, `run.json`."""
+    text = json.dumps(record, indent=2, default=str) + "\n"
+    (Path(output_dir) / "run.json").write_text(text, encoding="utf-8")
+
+
+class MetricsLog:
+    """One JSON object a line, `metrics.jsonl` in the folder of a run."""
+
+    def __init__(self, output_dir: str | os.PathLike, step: int = 0):
+        """
+        Args:
+            output_dir (`str` or `os.PathLike`): Folder of the run.
+            step (`int`, *optional*, defaults to 0): Position of the run. Lines past it are dropped: they tell of steps
+                that a resumed run takes again.
+        """
+        self.path = Path(output_dir) / "metrics.jsonl"
+        self.lines = [line for line in json_lines(self.path) if line.get("step", step + 1) <= step]
+        beside = self.path.with_suffix(".partial")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        beside.replace(self.path)
+
+    def write(self, step: int, **values: float):
+        """Appends a line. Floats are rounded to six digits; those that are not finite are left out."""
+        finite = {name: float(f"{value:.6g}") for name, value in values.items() if math.isfinite(value)}
+        line = {"step": step, **finite}
+        self.lines.append(line)
+        _append(self.path, [json.dumps(line)])
+
+    def last(self) -> dict[str, float]:
+        """Returns the newest value of everything that was logged."""
+        return {name: value for line in self.lines for name, value in line.items()}
+
+
+def _append(path: Path, lines: list[str]):
+    """Appends to a log. One that can't be written is no reason to end a run."""
+    try:
+        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    except OSError as error:
+        logger.warning(f"{path} could not be written to: {error}.")
+
+
+class SampleLog:
+    """What every step was made of, one JSON object a sample: `samples-<process>.jsonl` in the folder of a run.
+
+    The lines of all processes, sorted and each taken once (`sort -u`), are the same however the run was split and
+    interrupted.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, process_index: int = 0):
+        """
+        Args:
+            output_dir (`str` or `os.PathLike`): Folder of the run, which exists.
+            process_index (`int`, *optional*, defaults to 0): Which process writes.
+        """
+        self.path = Path(output_dir) / f"samples-{process_index}.jsonl"
+
+    def write(self, step: int, batch: dict[str, torch.Tensor], num_kept: int):
+        """Appends the samples of a batch of [`hf_mae.data.datasets.collate`].
+
+        Args:
+            step (`int`): Global step, from 0.
+            batch (`dict`): With `sample`, `crop_box`, `flipped` and `noise`.
+            num_kept (`int`): Patches of an image that stay visible.
+        """
+        kept = batch["noise"].argsort(dim=1)[:, :num_kept].sort(dim=1).values.tolist()
+        rows = zip(batch["sample"].tolist(), batch["crop_box"].tolist(), batch["flipped"].tolist(), kept, strict=True)
+        lines = []
+        for (epoch, index, view), box, flipped, visible in rows:
+            line = {"step": step, "epoch": epoch, "index": index, "view": view, "box": box, "flipped": flipped}
+            lines.append(json.dumps({**line, "visible": visible}))
+        _append(self.path, lines)
+
+
+class UnreadableImages:
+    """The pictures of a run that can't be read, counted and named in `unreadable.txt` in its folder."""
+
+    def __init__(self, output_dir: str | os.PathLike, num_images: int, max_share: float):
+        """
+        Args:
+            output_dir (`str` or `os.PathLike`): Folder of the run.
+            num_images (`int`): Images of the source.
+            max_share (`float`): Share of them that may be unreadable, in [0, 1].
+        """
+        self.path, self.num_images, self.max_share = Path(output_dir) / "unreadable.txt", num_images, max_share
+        text = self.path.read_text(encoding="utf-8", errors="surrogateescape") if self.path.exists() else ""
+        self.names = {line.split("\t")[0] for line in text.splitlines()}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def add(self, found: dict[str, str], write: bool = True) -> list[str]:
+        """Takes up pictures and reasons, and returns those that are new, as lines for the log.
+
+        Args:
+            found (`dict[str, str]`): Reasons by names.
+            write (`bool`, *optional*, defaults to `True`): Whether to write the file: one process does.
+        """
+        new = [f"{name}\t{reason}" for name, reason in found.items() if name not in self.names]
+        self.names.update(found)
+        if new and write:
+            _append(self.path, new)
+        return new
+
+    def problem(self) -> str | None:
+        """Returns why the run should end, or `None`."""
+        if len(self.names) <= self.max_share * self.num_images:
+            return None
+        return (
+            f"{len(self.names):,} of {self.num_images:,} images can't be read, more than --max_unreadable "
+            f"{self.max_share:g} allows. They are named in {self.path}. Repair or remove them, or raise "
+            "--max_unreadable; the same command goes on."
+        )
+
+
+__all__ = ["Throughput", "MetricsLog", "SampleLog", "UnreadableImages", "run_record", "save_record"]
