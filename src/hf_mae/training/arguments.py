@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The settings of a script: a dataclass, a recipe (a YAML file of its fields), and flags."""
+"""Reads the settings of a command: defaults of a dataclass, overridden by a recipe, overridden by flags or keywords."""
 
 import argparse
+import difflib
 import os
 import re
-import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
@@ -20,48 +21,181 @@ from ..modeling.configuration_mae import MAEConfig
 
 Arguments = TypeVar("Arguments")
 
+RECIPES = Path(__file__).parent / "recipes"
 
-def setting(default, text: str):
-    """Returns a field of a dataclass of arguments: its default and what `--help` says of it."""
-    return field(default=default, metadata={"help": text})
+_flags: set[str] = set()  # of all parsers of this process, by which messages are translated
+
+
+class CommandParser(HfArgumentParser):
+    """Parses the arguments of one command. Its mistakes are `ValueError`, its help is short and grouped."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def add_argument(self, *names, **kwargs) -> argparse.Action:
+        _flags.update(name.removeprefix("--") for name in names if name.startswith("--"))
+        return super().add_argument(*names, **kwargs)
+
+    def error(self, message: str):
+        raise ValueError(f"{message}. See {self.prog} --help.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parses arguments.
+
+        Raises:
+            ValueError: If there is an argument that does not exist, or a value that does not fit.
+        """
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings if "-" not in name[2:]]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else f" See {self.prog} --help."
+            raise ValueError(f"There is no argument {unknown[0]}.{hint}")
+        return namespace
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One line for each argument: one spelling, its help and its default."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _format_usage(self, usage, actions, groups, prefix) -> str:
+        positional = [action for action in actions if not action.option_strings]
+        return super()._format_usage(usage, positional, [], prefix).rstrip() + " [--flag value ...]\n\n"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        takes_value = action.nargs != 0 and not isinstance(action.const, bool)
+        metavar = f" {self._format_args(action, self._get_default_metavar_for_optional(action))}" if takes_value else ""
+        return action.option_strings[0] + metavar
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return (getattr(action.type, "__name__", "") or "value").removeprefix("string_to_").upper()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default, text = action.default, (action.help or "").rstrip()
+        if default in (None, argparse.SUPPRESS, False) or default == [] or "Default:" in text:
+            return text
+        return f"{text} Default: {str(default).replace('%', '%%')}."
 
 
 def parse_arguments(
-    arguments_class: type[Arguments], description: str, sample_recipe: str | os.PathLike | None = None
+    arguments_class: type[Arguments],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    sample_recipe: str | None = None,
 ) -> Arguments:
-    """Returns the arguments of a script: defaults, overridden by a recipe, overridden by flags.
+    """Returns the arguments of a command: defaults, overridden by a recipe, overridden by flags.
 
     Args:
-        arguments_class (`type`): A dataclass; its fields are the flags.
-        description (`str`): What `--help` says before the flags.
-        sample_recipe (`str` or `os.PathLike`, *optional*): A recipe, that is a YAML file of fields, for the embedded
-            images: taken if the first argument of the command is no recipe and `--data` is not given.
+        arguments_class (`type`): A dataclass. Its fields are the flags; each class that it inherits from is a group of
+            them in the help, under the first line of its docstring. Those of transformers are not listed.
+        argv (`Sequence[str]`): Arguments of the command. `--recipe` names a recipe or the path of one.
+        prog (`str`): What the command is called.
+        description (`str`): What the help says before the flags.
+        sample_recipe (`str`, *optional*): Recipe for the embedded images, taken without `--recipe` and `--data`.
 
     Raises:
-        ValueError: If the recipe has fields that do not exist.
+        ValueError: If there is an argument or a setting that does not exist, or a value that does not fit.
+        OSError: If there is no such recipe.
     """
-    argv = sys.argv[1:]
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        recipe = argv.pop(0)
-    else:
-        has_data = any(argument.split("=")[0] == "--data" for argument in argv)
-        recipe = None if has_data else sample_recipe
-    parser = HfArgumentParser(
-        arguments_class, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(arguments_class, prog=prog, description=description)
+    parser.add_argument("--recipe", help="Name or path of a recipe, a YAML file of these settings; flags override it.")
+    _group(parser, arguments_class)
+    first = CommandParser(prog=prog, add_help=False)
+    for name in ("--recipe", "--data"):
+        first.add_argument(name)
+    chosen, _ = first.parse_known_args(argv)
+    recipe = chosen.recipe or (None if chosen.data else sample_recipe)
     if recipe is not None:
-        settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
-        if unknown := sorted(set(settings) - {argument.name for argument in fields(arguments_class)}):
-            raise ValueError(f"{recipe} has settings that do not exist: {', '.join(unknown)}. See --help.")
-        parser.set_defaults(**settings)
-    return parser.parse_args_into_dataclasses(argv)[0]
+        parser.set_defaults(**load_recipe(recipe, arguments_class))
+        for action in parser._actions:  # what a recipe gives need not be given again
+            action.required = action.required and action.dest not in parser._defaults
+    settings = vars(parser.parse(argv))
+    del settings["recipe"]
+    return arguments_class(**settings)
+
+
+def _group(parser: CommandParser, arguments_class: type):
+    """Sorts the flags into groups by the class that defines them, and hides those of transformers."""
+    actions = {action.dest: action for action in parser._actions}
+    listed, hidden = parser._optionals._group_actions, False
+    for owner in arguments_class.__mro__:
+        names = [name for name in owner.__dict__.get("__annotations__", {}) if name in actions]
+        if owner.__module__.startswith("transformers."):
+            for name in names:
+                actions.pop(name).help = argparse.SUPPRESS
+                hidden = True
+            continue
+        if not names:
+            continue
+        title = (owner.__doc__ or "").strip().split("\n")[0].rstrip(".")
+        group = parser.add_argument_group(title if owner is not arguments_class and "(" not in title else "Settings")
+        for name in names:
+            action = actions.pop(name)
+            listed.remove(action)
+            group._group_actions.append(action)
+    for action in parser._actions:  # --no_flag, which stands for --flag false
+        if action.dest not in actions and any(name.startswith("--no_") for name in action.option_strings):
+            action.help = argparse.SUPPRESS
+    if hidden:
+        parser.epilog = "All other arguments of transformers' TrainingArguments work, too."
+
+
+def load_recipe(recipe: str | os.PathLike | Mapping, arguments_class: type) -> dict:
+    """Returns the settings of a recipe.
+
+    Args:
+        recipe (`str`, `os.PathLike` or `Mapping`): Name of a recipe that comes with the package, path of a YAML file, or
+            the settings themselves.
+        arguments_class (`type`): The dataclass whose fields they are.
+
+    Raises:
+        ValueError: If it has settings that do not exist.
+        OSError: If there is no such recipe.
+    """
+    settings = dict(recipe) if isinstance(recipe, Mapping) else _read_recipe(recipe)
+    known = {field.name: field for field in fields(arguments_class)}
+    if unknown := sorted(set(settings) - set(known)):
+        name = "The recipe" if isinstance(recipe, Mapping) else f"The recipe {os.fspath(recipe)}"
+        raise ValueError(f"{name} has settings that do not exist: {', '.join(unknown)}.")
+    return {name: _as_number(value, known[name]) for name, value in settings.items()}
+
+
+def _read_recipe(recipe: str | os.PathLike) -> dict:
+    path = Path(recipe)
+    if not path.is_file():
+        path = RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        names = sorted(os.fspath(found.relative_to(RECIPES).with_suffix("")) for found in RECIPES.rglob("*.yaml"))
+        raise OSError(f"There is no recipe {os.fspath(recipe)!r}: neither a file nor one of {', '.join(names)}.")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"The recipe {path} must hold settings, one in each line as `name: value`.")
+    return settings
+
+
+def _as_number(value, field: Field):
+    """Returns a text such as "1e-3", which YAML does not take for a number, as the number that the field wants."""
+    if isinstance(value, str) and "float" in str(field.type):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+def in_flags(message: str) -> str:
+    """Returns a message with the parameters in backticks as flags: `` `max_steps` `` becomes `--max_steps`."""
+    return re.sub(r"`(\w+)`", lambda match: f"--{match[1]}" if match[1] in _flags else match[0], message)
 
 
 def recipe_of(args, without: set[str] = frozenset()) -> dict:
     """Returns the settings that are not the defaults, as a recipe may hold them.
 
     Args:
-        args (a dataclass): What [`parse_arguments`] returned.
+        args (a dataclass): Settings.
         without (`set[str]`, *optional*): Fields to leave out. Those of the Hub and of tokens always are.
     """
     recipe = {}
@@ -75,31 +209,47 @@ def recipe_of(args, without: set[str] = frozenset()) -> dict:
     return recipe
 
 
-def config_changes(text: str | None) -> dict:
+def config_changes(changes: str | Mapping | None) -> dict:
     """Returns the fields of [`MAEConfig`] in a text such as `"hidden_size=128,image_size=[98,126],qkv_bias=false"`.
+
+    Args:
+        changes (`str` or `Mapping`, *optional*): The text, or the fields themselves.
 
     Raises:
         ValueError: If it is no such text, or there is no such field.
     """
-    changes, known = {}, MAEConfig()
-    for pair in re.split(r",(?![^\[]*\])", text) if text else ():
-        name, is_pair, value = (part.strip() for part in pair.partition("="))
+    pairs = (
+        changes.items() if isinstance(changes, Mapping) else map(_pair_of, re.split(r",(?![^\[]*\])", changes or ""))
+    )
+    result, known = {}, MAEConfig()
+    for name, value in pairs if changes else ():
         if not hasattr(known, name):
-            raise ValueError(f"--config_overrides: MAEConfig has no field {name}.")
-        if not is_pair:
-            raise ValueError(f"--config_overrides: {name} has no value, write {name}=value.")
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--config_overrides: {value!r} is no value for {name}.") from error
-        with suppress(ValueError, TypeError):  # YAML takes 1e-5 for a text
-            value = float(value) if isinstance(value, str) else value
+            raise ValueError(f"`config_overrides`: MAEConfig has no field {name}.")
         try:
             setattr(known, name, value)  # which checks its type
         except StrictDataclassFieldValidationError as error:
-            raise ValueError(f"--config_overrides: {value!r} is no value for {name}.") from error
-        changes[name] = value
-    return changes
+            raise ValueError(f"`config_overrides`: {value!r} is no value for {name}.") from error
+        result[name] = value
+    return result
 
 
-__all__ = ["config_changes", "parse_arguments", "recipe_of", "setting"]
+def _pair_of(text: str) -> tuple[str, object]:
+    name, is_pair, value = (part.strip() for part in text.partition("="))
+    if not is_pair:
+        raise ValueError(f"`config_overrides`: {name} has no value, write {name}=value.")
+    try:
+        value = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"`config_overrides`: {value!r} is no value for {name}.") from error
+    with suppress(ValueError, TypeError):  # YAML takes 1e-5 for a text
+        value = float(value) if isinstance(value, str) else value
+    return name, value
+
+
+def setting(default, text: str):  # for a moment: the scripts still use it
+    from dataclasses import field
+
+    return field(default=default, metadata={"help": text})
+
+
+__all__ = ["CommandParser", "config_changes", "in_flags", "load_recipe", "parse_arguments", "recipe_of"]

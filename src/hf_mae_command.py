@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Runs `hf-mae <command>`. It stands outside the package, so that `hf-mae --help` does not have to load torch."""
+
+import difflib
+import importlib
+import os
+import sys
+
+# What each command does, and the function that does it.
+COMMANDS = {
+    "pretrain": ("hf_mae.training.pretraining:pretrain_command", "Pre-train on unlabelled images."),
+    "finetune": ("hf_mae.training.classification:finetune_command", "Fine-tune a classifier on labelled images."),
+    "segment": ("hf_mae.training.segmentation:segment_command", "Train UperNet on images with masks."),
+    "probe": ("hf_mae.evaluation.probing:probe_command", "Train a linear classifier on frozen features."),
+    "features": ("hf_mae.evaluation.features:features_command", "Write features of images to a file."),
+    "reconstruct": ("hf_mae.evaluation.visualization:reconstruct_command", "Draw what a model reconstructs."),
+    "attention": ("hf_mae.evaluation.visualization:attention_command", "Draw where the class token looks."),
+    "convert": ("hf_mae.conversion:convert_command", "Convert weights from and to other implementations."),
+    "push": ("hf_mae.publishing:push_command", "Write the model card and push a model to the Hub."),
+}
+
+
+def wait_passively():
+    """Makes idle threads of OpenMP sleep instead of spin. To be called before torch is loaded, which reads it once.
+
+    On a shared machine spinning threads cost a factor of ten, on a quiet one sleeping costs little; see
+    benchmarks/NOTES.md. What the user has set stays.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["KMP_BLOCKTIME"] = "0"  # the same for Intel's runtime, in milliseconds
+
+
+def main(argv: list[str] | None = None):
+    """Runs one command and ends the process with its exit status.
+
+    Args:
+        argv (`list[str]`, *optional*): The command and its arguments. Default: those of the process.
+
+    The status is 0 after success, 2 after a mistake of the user, which is described in one line, 128 + signal after a
+    run that was stopped and saved, and 1 after any other error.
+    """
+    wait_passively()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in argv
+    argv = [argument for argument in argv if argument != "--traceback"]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    command, *arguments = argv
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"hf-mae {version('hf-mae')}")
+        return
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(COMMANDS)}."
+        _end(f"hf-mae: there is no command {command!r}. {hint}", 2)
+    module, function = COMMANDS[command][0].split(":")
+    try:
+        getattr(importlib.import_module(module), function)(arguments, prog=f"hf-mae {command}")
+    except (Exception, KeyboardInterrupt) as error:
+        status = _exit_status(error)
+        if show_traceback or status is None:
+            raise
+        _end(f"hf-mae {command}: {_in_flags(str(error)) or type(error).__name__}", status)
+
+
+def _exit_status(error: BaseException) -> int | None:
+    """Returns the exit status for an error that one line can describe, `None` for a fault of the program."""
+    if hasattr(error, "exit_status"):  # a run that was stopped
+        return error.exit_status
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, ArithmeticError):  # a run that diverged
+        return 1
+    return 2 if isinstance(error, ValueError | OSError | ImportError) else None
+
+
+def _in_flags(message: str) -> str:
+    from hf_mae.training.arguments import in_flags
+
+    return in_flags(message)
+
+
+def _end(message: str, status: int):
+    print(message, file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hf-mae <command> [arguments]",
+            "",
+            "Masked autoencoders: pre-train on your own images, look, judge, fine-tune, publish.",
+            "",
+            *lines,
+            "",
+            "hf-mae <command> --help lists the arguments of a command. --traceback shows where an error came from.",
+            "With several processes: accelerate launch -m hf_mae <command>, or torchrun -m hf_mae <command>.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
