@@ -6,7 +6,6 @@ import torch
 from hf_mae import MAEImageProcessor
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
-from hf_mae.evaluation.visualization import reconstruction_sheet
 
 
 def test_knn__finds_clusters_and_nothing_in_noise():
@@ -54,15 +53,3 @@ def test_evaluation__is_the_same_at_every_call_and_leaves_the_mode(tiny_model):
     third = evaluation(model)
     assert third["eval_loss"] != first["eval_loss"]
     assert third["knn_accuracy"] == first["knn_accuracy"]  # features are the encoder's
-
-
-def test_sheet__shows_original_masked_and_reconstruction(tiny_model):
-    model = tiny_model(image_size=(32, 64))
-    processor = MAEImageProcessor.for_image_size((32, 64))
-    pixels = torch.full((3, 3, 32, 64), 1.0)
-    sheet = reconstruction_sheet(model, processor, pixels, columns=2, min_side=64)
-    assert sheet.mode == "RGB"
-    (white,) = {colour for _, colour in processor.post_process_reconstruction(pixels)[0].getcolors()}
-    assert sheet.getpixel((5, 30)) == white  # the original, at twice its size: 128 x 64
-    masked = {sheet.getpixel((132 + 16 * column + 8, 16 + 16 * row + 8)) for row in range(4) for column in range(8)}
-    assert masked == {white, (124, 116, 104)}  # ImageNet's mean colour where patches are hidden

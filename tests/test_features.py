@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Features into a file, through pipelines, and attention maps."""
+"""Features into a file and through pipelines."""
 
 import importlib
 import json
@@ -20,7 +20,6 @@ from transformers import AutoModel, pipeline
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.data.sources import open_images
-from hf_mae.evaluation.visualization import attention_rollout, attention_sheet
 
 ROOT = Path(__file__).parent.parent
 
@@ -249,82 +248,6 @@ def test_pipeline__classifies(checkpoint, photos):
     model, processor = MAEForImageClassification.from_pretrained(folder), MAEImageProcessor.from_pretrained(folder)
     logits = model.eval()(**processor(PIL.Image.open(path), return_tensors="pt")).logits
     assert [scores[name] for name in ("cat", "dog", "fox")] == pytest.approx(logits.softmax(dim=1)[0].tolist())
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Attention
-
-
-def test_attentions__are_the_same_whatever_the_implementation(tiny_config):
-    config, attentions, pixel_values = tiny_config(), {}, torch.randn(2, 3, 32, 32)
-    weights = MAEModel(config).state_dict()
-    for implementation in ("eager", "sdpa"):
-        model = MAEModel._from_config(config, attn_implementation=implementation).eval()
-        model.load_state_dict(weights)
-        assert model.config._attn_implementation == implementation
-        attentions[implementation] = model(pixel_values, output_attentions=True).attentions
-    assert len(attentions["eager"]) == len(attentions["sdpa"]) == 2
-    for eager, sdpa in zip(attentions["eager"], attentions["sdpa"], strict=True):
-        assert eager.shape == (2, 4, 17, 17)
-        torch.testing.assert_close(sdpa, eager)
-        torch.testing.assert_close(sdpa.sum(dim=-1), torch.ones(2, 4, 17))
-
-
-def test_rollout__is_the_product_computed_by_hand():
-    first = torch.tensor([[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]])
-    last = torch.tensor([[0.5, 0, 0.5], [1, 0, 0], [0, 0, 1]])
-    apart = torch.tensor([[-0.1, 0.1, 0], [0, 0, 0], [0.2, 0, -0.2]])  # two heads around their mean
-    attentions = [torch.stack([weights + apart, weights - apart])[None] for weights in (first, last)]
-    # With half of each token kept the first rows are (3/4, 1/4, 0) and (3/4, 0, 1/4). Their product is
-    # 3/4 (3/4, 1/4, 0) + 1/4 (0, 0, 1) = (9, 3, 4) / 16, of which the patches have 3 : 4.
-    torch.testing.assert_close(attention_rollout(attentions), torch.tensor([[3 / 7, 4 / 7]]))
-    torch.testing.assert_close(attention_rollout(attentions[1:]), torch.tensor([[0.0, 1.0]]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_rollout__is_a_distribution(tiny_config, dtype):
-    model = MAEModel(tiny_config(num_hidden_layers=5)).eval().to(dtype)
-    rollout = attention_rollout(model(torch.randn(2, 3, 32, 64), output_attentions=True).attentions)
-    assert rollout.shape == (2, 32)
-    assert rollout.dtype == (dtype if dtype == torch.float64 else torch.float32)
-    assert (rollout > 0).all()
-    torch.testing.assert_close(rollout.sum(dim=1), torch.ones(2, dtype=rollout.dtype))
-
-
-def test_rollout__without_whole_attentions_is_refused(tiny_model):
-    model, pixel_values = tiny_model(), torch.randn(1, 3, 32, 32)
-    for missing in ((), model.mae(pixel_values).attentions):
-        with pytest.raises(ValueError, match="call the model with output_attentions=True"):
-            attention_rollout(missing)
-    decoder = model(pixel_values, output_attentions=True).decoder_output.attentions
-    with pytest.raises(ValueError, match=r"got \(1, 2, 12, 17\).*last block of the decoder has not"):
-        attention_rollout(decoder)
-
-
-def test_attention_sheet__is_bright_where_the_class_token_looks(tiny_model):
-    model = tiny_model(image_size=(32, 64), num_hidden_layers=1)
-    processor, pixel_values = MAEImageProcessor.for_image_size((32, 64)), torch.randn(3, 3, 32, 64)
-    sheet = attention_sheet(model, processor, pixel_values, columns=2, min_side=64)
-    assert sheet.size == (2 * (3 * (128 + 4) + 12) - 12, 16 + 2 * (64 + 4))
-    attention = model.mae(pixel_values, output_attentions=True).attentions[0][0].mean(dim=0)[0, 1:]
-    for place in (1, 2):  # one block: its attention and the rollout have their maxima in the same patch
-        left = place * (128 + 4)
-        for patch, bright in ((int(attention.argmax()), True), (int(attention.argmin()), False)):
-            row, column = divmod(patch, 8)
-            red, green, _ = sheet.getpixel((left + 16 * column + 8, 16 + 16 * row + 8))
-            assert (red > 240 and green > 200) if bright else red < 60
-
-
-def test_draw_attention__writes_a_picture(run, checkpoint, photos, tmp_path):
-    folder, output = checkpoint(), tmp_path / "attention.png"
-    printed = run("draw_attention", folder, "--output", output, "--num_images", 5)
-    assert f"5 picture(s) and their maps are in {output}" in printed
-    assert PIL.Image.open(output).size == (2 * (3 * (192 + 4) + 12) - 12, 16 + 3 * (192 + 4))
-    pictures = (photos / "cat" / "0.png", photos / "dog" / "0.jpg")
-    run("draw_attention", folder, *pictures, "--output", output, "--image_size", 176, "--columns", 1)
-    assert PIL.Image.open(output).size == (3 * (176 + 4), 16 + 2 * (176 + 4))
-    with pytest.raises(ValueError, match=r"Images of \(30, 30\) pixels can't be cut into patches of \(8, 8\)"):
-        run("draw_attention", folder, "--output", output, "--image_size", 30)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

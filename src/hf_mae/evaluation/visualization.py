@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Sheets of pictures: original | masked | reconstruction, what the class token attends to; and the curve of a loss."""
+"""Draws sheets of pictures (reconstructions, attention of the class token) and the curve of a training loss."""
 
+import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import PIL.ImageOps
 import torch
 
+from ..data.sampling import spread_indices
+from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
+from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..modeling.patches_mae import at_least_float32, patch_grid
+from ..training.arguments import CommandParser
 
 _MARGIN, _HEADING = 4, 16  # pixels
-# From little to much. Brightness rises all the way, so that it can be read without colours, too.
+# Colours of a heat map from low to high. Brightness rises throughout, so that it also reads in grey.
 _HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 
@@ -27,15 +33,15 @@ def reconstruction_sheet(
     min_side: int = 112,
     **kwargs,
 ) -> PIL.Image.Image:
-    """Returns one picture of images beside what the model sees of them and makes of it.
+    """Draws each image three times: the original, its visible patches, and the reconstruction.
 
     Args:
         model ([`MAEForPreTraining`]): The model.
-        image_processor ([`MAEImageProcessor`]): The one that made the pixel values.
-        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The images.
-        columns (`int`, *optional*, defaults to 3): Triples beside each other.
+        image_processor ([`MAEImageProcessor`]): The processor that made the pixel values.
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The images, any number of channels.
+        columns (`int`, *optional*, defaults to 3): Images in a row of the sheet, each as a triple of pictures.
         min_side (`int`, *optional*, defaults to 112): Smaller images are enlarged by a whole factor to this side.
-        **kwargs: Of `MAEForPreTraining.reconstruct`, such as `noise`.
+        **kwargs: Arguments of `MAEForPreTraining.reconstruct`, such as `noise` or `mask_ratio`.
     """
     pixel_values = pixel_values.to(model.device)
     output = model.reconstruct(pixel_values, **kwargs)
@@ -53,16 +59,16 @@ def attention_sheet(
     columns: int = 3,
     min_side: int = 168,
 ) -> PIL.Image.Image:
-    """Returns one picture of images beside heat maps of what the class token attends to, from black to yellow.
+    """Draws each image next to two heat maps of what its class token attends to, from black to yellow.
 
-    The first map is the attention of the last block, averaged over heads, the second is [`attention_rollout`]. Each is
-    scaled to its own least and largest value and interpolated between the middles of the patches.
+    The first map is the attention of the last block, averaged over its heads; the second is [`attention_rollout`]. Each
+    map is scaled to its own range and interpolated between the centres of the patches.
 
     Args:
-        model ([`MAEPreTrainedModel`]): Any model of ours; its encoder sees the whole images.
-        image_processor ([`MAEImageProcessor`]): The one that made the pixel values.
+        model ([`MAEPreTrainedModel`]): Any MAE model. Its encoder sees the whole images.
+        image_processor ([`MAEImageProcessor`]): The processor that made the pixel values.
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The images.
-        columns (`int`, *optional*, defaults to 3): Triples beside each other.
+        columns (`int`, *optional*, defaults to 3): Images in a row of the sheet, each as a triple of pictures.
         min_side (`int`, *optional*, defaults to 168): Smaller images are enlarged by a whole factor to this side.
     """
     encoder = model.base_model
@@ -78,52 +84,52 @@ def attention_sheet(
 
 
 def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns how much of the class token comes from each patch, followed through all blocks: attention rollout.
+    """Computes how much each patch contributes to the class token through all blocks: attention rollout.
 
-    Of each block the heads are averaged, and the residual connection counts as much as the attention: `0.5 * A + 0.5 *
-    I`, its rows normalised. The product over the blocks tells what each token is a mixture of. Source: Abnar and
-    Zuidema 2020 (arXiv 2005.00928), section 3, equation 1.
+    The heads of each block are averaged, and the residual connection gets the same weight as the attention:
+    `0.5 * A + 0.5 * I` with normalised rows. The product over all blocks gives the share of every input token in every
+    output token. Source: Abnar and Zuidema 2020 (arXiv 2005.00928), section 3, equation 1.
 
     Args:
-        attentions (`tuple` of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): Of each block, from first to
-            last, the class token first: `attentions` of an encoder called with `output_attentions=True`.
+        attentions (`tuple` of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): Attention of each block, from
+            first to last, with the class token first: `attentions` of an encoder called with `output_attentions=True`.
 
     Returns:
         `torch.Tensor` of shape `(batch, num_patches)`: Shares of the patches, in the order of their tokens, in float32
-        or better. What the class token has of itself is left out, and the rest adds up to 1.
+        or better. The share of the class token itself is left out; the others add up to 1.
 
     Raises:
         ValueError: If there are no attentions, or they are not square.
     """
     if attentions is None or len(attentions) == 0:
-        raise ValueError("There are no attentions to follow: call the model with output_attentions=True.")
+        raise ValueError("There are no attentions: call the model with output_attentions=True.")
     rollout = None
     for weights in attentions:
         if weights.ndim != 4 or weights.shape[2] != weights.shape[3]:
             raise ValueError(
-                "Attention must have the shape (batch, heads, tokens, tokens), every token attending to every one; "
-                f"got {tuple(weights.shape)}. That of the encoder has; the last block of the decoder has not."
+                "Every attention must have the shape (batch, heads, tokens, tokens), as those of the encoder; got "
+                f"{tuple(weights.shape)}. The last block of the decoder has fewer queries than keys."
             )
         mixing = at_least_float32(weights).mean(dim=1)  # (B, tokens, tokens)
         mixing = mixing + torch.eye(mixing.shape[-1], dtype=mixing.dtype, device=mixing.device)
-        mixing = mixing / mixing.sum(dim=-1, keepdim=True)  # the half of each; rows of bfloat16 don't add up to 1
+        mixing = mixing / mixing.sum(dim=-1, keepdim=True)  # rows of bfloat16 do not add up to 1
         rollout = mixing if rollout is None else mixing @ rollout
     patches = rollout[:, 0, 1:]
     return patches / patches.sum(dim=-1, keepdim=True)
 
 
 def _heat_map(values: torch.Tensor, grid_size: tuple[int, int], size: tuple[int, int]) -> PIL.Image.Image:
-    """A picture of `size` (width, height) of values (N,) in raster order."""
+    """Draws values (N,) in raster order as a picture of `size` (width, height)."""
     values = values.float().cpu()
     values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12)
     smooth = PIL.Image.fromarray(values.reshape(grid_size).numpy()).resize(size, PIL.Image.Resampling.BICUBIC)
     levels = np.linspace(0, 1, len(_HEAT))
-    channels = [np.interp(np.array(smooth), levels, _HEAT[:, channel]) for channel in range(3)]  # clips what overshoots
+    channels = [np.interp(np.array(smooth), levels, _HEAT[:, channel]) for channel in range(3)]  # clips overshoots
     return PIL.Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
 def loss_curve(points: Sequence[tuple[int, float]], size: tuple[int, int] = (640, 320)) -> PIL.Image.Image:
-    """Returns a picture of a loss over steps, both axes labelled with the least and the largest value.
+    """Draws a loss over steps; both axes are labelled with their smallest and largest value.
 
     Args:
         points (`Sequence[tuple[int, float]]`): Steps in ascending order and losses, at least two.
@@ -147,7 +153,7 @@ def loss_curve(points: Sequence[tuple[int, float]], size: tuple[int, int] = (640
 
 
 def _enlarged(size: tuple[int, int], min_side: int) -> tuple[int, int]:
-    """(Width, height) times the least whole factor that brings the shorter side to `min_side`."""
+    """Returns (width, height) times the smallest whole factor that brings the shorter side to `min_side`."""
     factor = max(math.ceil(min_side / min(size)), 1)
     return size[0] * factor, size[1] * factor
 
@@ -155,7 +161,7 @@ def _enlarged(size: tuple[int, int], min_side: int) -> tuple[int, int]:
 def _sheet(
     triples: list[tuple[PIL.Image.Image, ...]], titles: tuple[str, ...], size: tuple[int, int], columns: int
 ) -> PIL.Image.Image:
-    """Three pictures of each image beside each other, at `size` (width, height), under their titles."""
+    """Puts the three pictures of each image in a row under their titles, each at `size` (width, height)."""
     width, height = size
     columns = min(columns, len(triples))
     step_x, step_y = 3 * (width + _MARGIN) + 3 * _MARGIN, height + _MARGIN
@@ -173,4 +179,90 @@ def _sheet(
     return sheet
 
 
-__all__ = ["attention_rollout", "attention_sheet", "loss_curve", "reconstruction_sheet"]
+# ----------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def reconstruct_command(argv: list[str], prog: str) -> None:
+    """Runs `hf-mae reconstruct`: draws what a pre-trained model predicts for hidden patches of pictures."""
+    description = "Draws pictures next to their visible patches and to what the model predicts for the hidden ones."
+    parser = _parser(prog, description, "reconstructions.png")
+    parser.add_argument("--mask_ratio", type=float, help="Share of hidden patches. Default: that of the checkpoint.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the masks.")
+    args = parser.parse(argv)
+    processor, pixel_values = _read_inputs(args)
+    model = _load(MAEForPreTraining, args.model_name_or_path)
+    rows, columns = patch_grid(pixel_values, model.mae.embeddings.patch_size)
+    noise = torch.rand(len(pixel_values), rows * columns, generator=torch.Generator().manual_seed(args.seed))
+    sheet = reconstruction_sheet(model, processor, pixel_values, args.columns, noise=noise, mask_ratio=args.mask_ratio)
+    _save(sheet, args.output)
+    print(f"Original, visible patches and reconstruction of {len(pixel_values)} pictures: {args.output}")
+
+
+def attention_command(argv: list[str], prog: str) -> None:
+    """Runs `hf-mae attention`: draws what the class token attends to."""
+    description = (
+        "Draws pictures next to two maps of what the class token attends to: in the last block, and over all blocks."
+    )
+    args = _parser(prog, description, "attention.png").parse(argv)
+    processor, pixel_values = _read_inputs(args)
+    model = _load(MAEModel, args.model_name_or_path)
+    _save(attention_sheet(model, processor, pixel_values, args.columns), args.output)
+    print(f"Attention maps of {len(pixel_values)} pictures: {args.output}")
+
+
+def _parser(prog: str, description: str, output: str) -> CommandParser:
+    """Returns the arguments that both commands share."""
+    parser = CommandParser(prog=prog, description=description)
+    parser.add_argument("model_name_or_path", help="Checkpoint: a folder, or a name on the Hub.")
+    parser.add_argument("images", nargs="*", help="Pictures. Default: some of the embedded images.")
+    parser.add_argument("--num_images", type=int, default=6, help="Number of embedded images.")
+    parser.add_argument("--image_size", type=int, help="Pixels, a multiple of the patch. Default: the checkpoint's.")
+    parser.add_argument("--columns", type=int, default=2, help="Images in a row of the sheet.")
+    parser.add_argument("--output", type=Path, default=output, help="Picture to write; an older one is replaced.")
+    return parser
+
+
+def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, torch.Tensor]:
+    """Returns the image processor of the checkpoint, and the pixel values of the pictures."""
+    for name in ("num_images", "columns"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+    processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
+    if args.image_size is not None:
+        processor = processor.with_image_size(args.image_size)
+    return processor, processor(_pictures(args.images, args.num_images), return_tensors="pt").pixel_values
+
+
+def _pictures(paths: Sequence[str], num_images: int) -> list[PIL.Image.Image]:
+    """Opens pictures, turned as their EXIF orientation says; without paths, some of the embedded images."""
+    if paths:
+        return [PIL.ImageOps.exif_transpose(PIL.Image.open(path)) for path in paths]
+    embedded = open_images(split="test")
+    return [embedded[index] for index in spread_indices(embedded, num_images)]
+
+
+def _load(model_class: type[MAEPreTrainedModel], checkpoint: str) -> MAEPreTrainedModel:
+    """Loads a model in float32, in whichever type it was saved, and refuses a decoder that would be new."""
+    model, info = model_class.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
+    if any(name.startswith("decoder.") for name in info["missing_keys"]):
+        raise ValueError(
+            f"{checkpoint} holds no decoder, so it cannot predict patches. Give the folder of a pre-training run, or "
+            "draw the attention of its encoder."
+        )
+    return model.eval()
+
+
+def _save(sheet: PIL.Image.Image, path: Path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+__all__ = [
+    "attention_command",
+    "attention_rollout",
+    "attention_sheet",
+    "loss_curve",
+    "reconstruct_command",
+    "reconstruction_sheet",
+]

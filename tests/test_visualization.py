@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Attention maps, sheets of reconstructions, the loss curve, and the two commands that draw sheets."""
+
+import PIL.Image
+import pytest
+import torch
+from conftest import picture
+
+from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.evaluation.visualization import (
+    attention_command,
+    attention_rollout,
+    attention_sheet,
+    loss_curve,
+    reconstruct_command,
+    reconstruction_sheet,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def test_attentions__are_the_same_whatever_the_implementation(tiny_config):
+    config, attentions, pixel_values = tiny_config(), {}, torch.randn(2, 3, 32, 32)
+    weights = MAEModel(config).state_dict()
+    for implementation in ("eager", "sdpa"):
+        model = MAEModel._from_config(config, attn_implementation=implementation).eval()
+        model.load_state_dict(weights)
+        assert model.config._attn_implementation == implementation
+        attentions[implementation] = model(pixel_values, output_attentions=True).attentions
+    assert len(attentions["eager"]) == len(attentions["sdpa"]) == 2
+    for eager, sdpa in zip(attentions["eager"], attentions["sdpa"], strict=True):
+        assert eager.shape == (2, 4, 17, 17)
+        torch.testing.assert_close(sdpa, eager)
+        torch.testing.assert_close(sdpa.sum(dim=-1), torch.ones(2, 4, 17))
+
+
+def test_rollout__is_the_product_computed_by_hand():
+    first = torch.tensor([[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]])
+    last = torch.tensor([[0.5, 0, 0.5], [1, 0, 0], [0, 0, 1]])
+    apart = torch.tensor([[-0.1, 0.1, 0], [0, 0, 0], [0.2, 0, -0.2]])  # two heads around their mean
+    attentions = [torch.stack([weights + apart, weights - apart])[None] for weights in (first, last)]
+    # With half of each token kept the first rows are (3/4, 1/4, 0) and (3/4, 0, 1/4). Their product is
+    # 3/4 (3/4, 1/4, 0) + 1/4 (0, 0, 1) = (9, 3, 4) / 16, of which the patches have 3 : 4.
+    torch.testing.assert_close(attention_rollout(attentions), torch.tensor([[3 / 7, 4 / 7]]))
+    torch.testing.assert_close(attention_rollout(attentions[1:]), torch.tensor([[0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rollout__is_a_distribution(tiny_config, dtype):
+    model = MAEModel(tiny_config(num_hidden_layers=5)).eval().to(dtype)
+    rollout = attention_rollout(model(torch.randn(2, 3, 32, 64), output_attentions=True).attentions)
+    assert rollout.shape == (2, 32)
+    assert rollout.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    assert (rollout > 0).all()
+    torch.testing.assert_close(rollout.sum(dim=1), torch.ones(2, dtype=rollout.dtype))
+
+
+def test_rollout__without_whole_attentions_is_refused(tiny_model):
+    model, pixel_values = tiny_model(), torch.randn(1, 3, 32, 32)
+    for missing in ((), model.mae(pixel_values).attentions):
+        with pytest.raises(ValueError, match="call the model with output_attentions=True"):
+            attention_rollout(missing)
+    decoder = model(pixel_values, output_attentions=True).decoder_output.attentions
+    with pytest.raises(ValueError, match=r"got \(1, 2, 12, 17\)"):
+        attention_rollout(decoder)
+
+
+def test_attention_sheet__is_bright_where_the_class_token_looks(tiny_model):
+    model = tiny_model(image_size=(32, 64), num_hidden_layers=1)
+    processor, pixel_values = MAEImageProcessor.for_image_size((32, 64)), torch.randn(3, 3, 32, 64)
+    sheet = attention_sheet(model, processor, pixel_values, columns=2, min_side=64)
+    assert sheet.size == (2 * (3 * (128 + 4) + 12) - 12, 16 + 2 * (64 + 4))
+    attention = model.mae(pixel_values, output_attentions=True).attentions[0][0].mean(dim=0)[0, 1:]
+    for place in (1, 2):  # one block: its attention and the rollout have their maxima in the same patch
+        left = place * (128 + 4)
+        for patch, bright in ((int(attention.argmax()), True), (int(attention.argmin()), False)):
+            row, column = divmod(patch, 8)
+            red, green, _ = sheet.getpixel((left + 16 * column + 8, 16 + 16 * row + 8))
+            assert (red > 240 and green > 200) if bright else red < 60
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sheets and the loss curve
+
+
+def test_sheet__shows_original_masked_and_reconstruction(tiny_model):
+    model = tiny_model(image_size=(32, 64))
+    processor = MAEImageProcessor.for_image_size((32, 64))
+    pixels = torch.full((3, 3, 32, 64), 1.0)
+    sheet = reconstruction_sheet(model, processor, pixels, columns=2, min_side=64)
+    assert sheet.mode == "RGB"
+    (white,) = {colour for _, colour in processor.post_process_reconstruction(pixels)[0].getcolors()}
+    assert sheet.getpixel((5, 30)) == white  # the original, at twice its size: 128 x 64
+    masked = {sheet.getpixel((132 + 16 * column + 8, 16 + 16 * row + 8)) for row in range(4) for column in range(8)}
+    assert masked == {white, (124, 116, 104)}  # ImageNet's mean colour where patches are hidden
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_sheet__is_drawn_for_any_number_of_channels(tiny_model, channels, norm_pix_loss):
+    model = tiny_model(num_channels=channels, norm_pix_loss=norm_pix_loss)
+    processor = MAEImageProcessor.for_image_size(32, num_channels=channels)
+    sheet = reconstruction_sheet(model, processor, torch.rand(2, channels, 32, 32), columns=1, min_side=32)
+    assert (sheet.mode, sheet.size) == ("RGB", (3 * (32 + 4), 16 + 2 * (32 + 4)))
+
+
+def test_loss_curve__falls_where_the_loss_does():
+    curve = loss_curve([(0, 1.0), (50, 0.2), (100, 0.1)], size=(200, 100)).convert("RGB")
+    line = [(x, y) for x in range(200) for y in range(100) if curve.getpixel((x, y)) == (0, 0, 128)]
+    assert min(line)[1] < 45 < 55 < max(line)[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+@pytest.fixture
+def checkpoint(tiny_config, tmp_path):
+    """Saves a model of 32 pixels and its image processor, and returns the folder."""
+
+    def save(model_class=MAEForPreTraining, **fields):
+        config = tiny_config(**fields)
+        model_class(config).save_pretrained(tmp_path / "model")
+        processor = MAEImageProcessor.for_image_size(32, num_channels=config.num_channels)
+        processor.save_pretrained(tmp_path / "model")
+        return str(tmp_path / "model")
+
+    return save
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Paths of a colour picture, a grey one and a JPEG that lies on its side."""
+    paths = [str(tmp_path / name) for name in ("colour.png", "grey.png", "turned.jpg")]
+    picture(0, (49, 30)).save(paths[0])
+    picture(1, (40, 30), "L").save(paths[1])
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture(2, (64, 48)).save(paths[2], exif=exif)
+    return paths
+
+
+COMMANDS = {"attention.png": attention_command, "reconstructions.png": reconstruct_command}
+
+
+@pytest.mark.parametrize("output", COMMANDS)
+def test_command__draws_embedded_images_into_the_folder_it_runs_in(checkpoint, output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    COMMANDS[output]([checkpoint(num_channels=1), "--num_images", "5"], prog="hf-mae")
+    side = 192 if output == "attention.png" else 128  # of a picture; five images are three rows of two
+    assert PIL.Image.open(output).size == (2 * (3 * (side + 4) + 12) - 12, 16 + 3 * (side + 4))
+    printed = capsys.readouterr().out
+    assert "5 pictures" in printed
+    assert output in printed
+
+
+@pytest.mark.parametrize("output", COMMANDS)
+def test_command__draws_pictures_of_its_users(checkpoint, photos, output, tmp_path):
+    path = tmp_path / "new folder" / output
+    arguments = ["--output", str(path), "--image_size", "176", "--columns", "1"]
+    COMMANDS[output]([checkpoint(), *photos, *arguments], prog="hf-mae")
+    assert PIL.Image.open(path).size == (3 * (176 + 4), 16 + 3 * (176 + 4))
+
+
+def test_reconstruct__hides_what_seed_and_ratio_say(checkpoint, photos, tmp_path):
+    folder, sheets = checkpoint(), {}
+    for name, flags in {"0": [], "0 again": [], "1": ["--seed", "1"], "half": ["--mask_ratio", "0.5"]}.items():
+        output = tmp_path / f"{name}.png"
+        reconstruct_command([folder, photos[0], "--output", str(output), *flags], prog="hf-mae")
+        sheets[name] = PIL.Image.open(output)
+    assert sheets["0"].tobytes() == sheets["0 again"].tobytes() != sheets["1"].tobytes()
+    side = 4 * (sheets["0"].size[0] // 3 - 4) // 4  # of a picture: 4 x 4 patches
+
+    def hidden(sheet):
+        places = [
+            (side + 4 + side * (2 * column + 1) // 8, 16 + side * (2 * row + 1) // 8)
+            for row in range(4)
+            for column in range(4)
+        ]
+        return sum(sheet.getpixel(place) == (124, 116, 104) for place in places)  # ImageNet's mean colour
+
+    assert (hidden(sheets["0"]), hidden(sheets["half"])) == (12, 8)
+
+
+@pytest.mark.parametrize("model_class", [MAEModel, MAEForImageClassification])
+def test_reconstruct__without_a_decoder_is_refused_and_attention_is_not(checkpoint, model_class, tmp_path):
+    folder, output = checkpoint(model_class), tmp_path / "sheet.png"
+    with pytest.raises(ValueError, match="no decoder"):
+        reconstruct_command([folder, "--output", str(output)], prog="hf-mae")
+    assert not output.exists()
+    attention_command([folder, "--output", str(output), "--num_images", "1"], prog="hf-mae")
+    assert output.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_images", "0"], "`num_images` must be at least 1"),
+        (["--columns", "0"], "`columns` must be at least 1"),
+        (["--image_size", "30"], r"\(30, 30\)"),
+        (["--number", "3"], "no argument --number"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS.values())
+def test_command__says_what_is_wrong_with_an_argument(checkpoint, command, flags, message):
+    with pytest.raises(ValueError, match=message):
+        command([checkpoint(), *flags], prog="hf-mae")
