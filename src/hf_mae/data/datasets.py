@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Makes samples of images: crops to pre-train on, images to evaluate, labelled crops; and their batches."""
+"""Turns images into samples and batches: random crops to pre-train on, images to evaluate on, labelled crops."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import PIL.Image
@@ -21,7 +21,11 @@ logger = logging.get_logger(__name__)
 
 
 class PretrainingDataset(Dataset):
-    """Random crops with the noise that their masks are made of, each a function of (seed, epoch, index, view)."""
+    """Yields random crops and the noise their masks are made from, each a function of (seed, epoch, index, view).
+
+    A sample's index is (epoch, index, view), which [`StepBatchSampler`] yields. An integer index, as the samplers of
+    PyTorch and of transformers' `Trainer` yield it, stands for (`epoch`, index, 0), see `set_epoch`.
+    """
 
     def __init__(
         self,
@@ -38,70 +42,112 @@ class PretrainingDataset(Dataset):
         Args:
             images ([`ImageSource`]): The images.
             image_size (`(height, width)`): Pixels of the crops.
-            num_patches (`int`): Patches of a crop, the length of the noise.
+            num_patches (`int`): Patches of a crop, which is the length of the noise.
             num_channels (`int`, *optional*, defaults to 3): Channels of the crops.
-            crop_scale (`(low, high)`, *optional*, defaults to `(0.2, 1.0)`): Share of the area that a crop may have.
-            horizontal_flip (`bool`, *optional*, defaults to `True`): Whether half of the crops are mirrored.
+            crop_scale (`(low, high)`, *optional*, defaults to `(0.2, 1.0)`): Range of a crop's share of the image's
+                area, in (0, 1].
+            horizontal_flip (`bool`, *optional*, defaults to `True`): Whether to mirror half of the crops.
             color_jitter (`float`, *optional*, defaults to 0.0): Strength of [`jitter_colors`], in [0, 1].
             seed (`int`, *optional*, defaults to 0): Seed of the run.
         """
-        self.images, self.seed, self.num_patches = images, seed, num_patches
+        self.images, self.seed, self.num_patches, self.epoch = images, seed, num_patches, 0
         self.image_size, self.num_channels = image_size, num_channels
         self.crop_scale, self.horizontal_flip, self.color_jitter = crop_scale, horizontal_flip, color_jitter
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, sample: tuple[int, int, int]) -> dict:
+    def set_epoch(self, epoch: int):
+        """Sets the epoch of integer indices. Accelerate's loaders, and so `Trainer`, call it when an epoch begins."""
+        self.epoch = epoch
+
+    def __getitem__(self, sample: int | tuple[int, int, int]) -> dict:
         """Returns one sample, see [`PretrainingDataset.__getitems__`]."""
         return self.__getitems__([sample])[0]
 
-    def __getitems__(self, samples: list[tuple[int, int, int]]) -> list[dict]:
-        """Returns the samples (epoch, index, view); consecutive views of an image share one decode.
+    def __getitems__(self, samples: Sequence[int | tuple[int, int, int]]) -> list[dict]:
+        """Returns a list of samples. Consecutive views of an image are cropped from one decoded picture.
 
-        Each has `pixel_values` (channels, height, width), uint8; `noise` (num_patches,), float32 in [0, 1); `sample`
-        (epoch, index, view), `crop_box` (top, left, height, width) and `flipped`, int64; and `unreadable`, a dictionary
-        of pictures that can't be read and the reasons. Such a picture is replaced by another one that can be.
+        Args:
+            samples (`list` of `(epoch, index, view)` or of `int`): Which samples.
+
+        Returns:
+            `list[dict]`: Of each sample `pixel_values` (channels, height, width), uint8, or float32 in [0, 255] for
+            images of more than 8 bits; `noise` (num_patches,), float32 in [0, 1); `sample` (epoch, index, view),
+            `crop_box` (top, left, height, width) and `flipped`, int64; and `unreadable`, a dictionary from the names
+            of unreadable pictures to the reasons. An unreadable picture is replaced by a readable one.
         """
+        plain = [sample for sample in samples if not isinstance(sample, tuple | list)]
+        samples = [sample if isinstance(sample, tuple | list) else (self.epoch, sample, 0) for sample in samples]
         results = []
-        for (epoch, index), group in itertools.groupby(samples, key=lambda sample: sample[:2]):
-            views = [view for _, _, view in group]
-
-            def load(image, key=(self.seed, epoch, index), views=views):
-                image = apply_orientation(image)
-                rngs = [np.random.default_rng([*key, view]) for view in views]
-                size = oriented_size(image, self.num_channels)
-                boxes = [random_crop_box(size, self.image_size, self.crop_scale, rng) for rng in rngs]
-                return rngs, boxes, crop_and_resize(image, boxes, self.image_size, self.num_channels)
-
-            (rngs, boxes, crops), _, unreadable = read_image(self.images, index, load)
-            for view, rng, box, crop in zip(views, rngs, boxes, crops, strict=True):
-                flipped = self.horizontal_flip and rng.random() < 0.5
-                # Noise without ties, whose order would depend on the device and the batch.
-                noise = rng.permutation(self.num_patches).astype(np.float32) / self.num_patches
-                crop = crop.flip(-1) if flipped else crop
-                results.append(
-                    {
-                        "pixel_values": jitter_colors(crop, self.color_jitter, rng) if self.color_jitter else crop,
-                        "noise": torch.from_numpy(noise),
-                        "sample": torch.tensor([epoch, index, view]),
-                        "crop_box": torch.tensor(box),
-                        "flipped": torch.tensor(int(flipped)),
-                        "unreadable": unreadable,
-                    }
-                )
+        for (epoch, index), group in itertools.groupby(samples, key=lambda sample: tuple(sample[:2])):
+            results.extend(self._views(epoch, index, [view for _, _, view in group]))
+        if plain:  # Trainer keeps only what the model takes as an argument, so nobody else would report them
+            _warn_of_unreadable({name: reason for sample in results for name, reason in sample["unreadable"].items()})
         return results
+
+    def _views(self, epoch: int, index: int, views: list[int]) -> list[dict]:
+        """Returns the samples (epoch, index, view) of one image."""
+
+        def load(image):
+            rngs = [np.random.default_rng([self.seed, epoch, index, view]) for view in views]
+            image = apply_orientation(image)
+            size = oriented_size(image, self.num_channels)
+            boxes = [random_crop_box(size, self.image_size, self.crop_scale, rng) for rng in rngs]
+            return rngs, boxes, crop_and_resize(image, boxes, self.image_size, self.num_channels)
+
+        (rngs, boxes, crops), _, unreadable = read_image(self.images, index, load)
+        samples = []
+        for view, rng, box, crop in zip(views, rngs, boxes, crops, strict=True):
+            flipped = self.horizontal_flip and rng.random() < 0.5
+            # A permutation has no ties, whose order would depend on the device and the batch.
+            noise = rng.permutation(self.num_patches).astype(np.float32) / self.num_patches
+            crop = crop.flip(-1) if flipped else crop
+            samples.append(
+                {
+                    "pixel_values": jitter_colors(crop, self.color_jitter, rng) if self.color_jitter else crop,
+                    "noise": torch.from_numpy(noise),
+                    "sample": torch.tensor([epoch, index, view]),
+                    "crop_box": torch.tensor(box),
+                    "flipped": torch.tensor(int(flipped)),
+                    "unreadable": unreadable,
+                }
+            )
+        return samples
+
+
+class PretrainingCollator:
+    """Makes batches of a [`PretrainingDataset`] for transformers' `Trainer`, which feeds the model with them directly.
+
+    The package's own training loop uses [`collate`] instead and normalises uint8 pixels on the device, which transfers
+    a quarter of the bytes.
+    """
+
+    def __init__(self, image_processor: MAEImageProcessor):
+        """
+        Args:
+            image_processor ([`MAEImageProcessor`]): Normalises the pixels.
+        """
+        self.image_processor = image_processor
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        """Returns `pixel_values`, float32, normalised, and `noise` of the samples: the arguments of the model."""
+        pixel_values = torch.stack([sample["pixel_values"].float() for sample in samples])
+        return {
+            "pixel_values": self.image_processor.rescale_and_normalize(pixel_values),
+            "noise": torch.stack([sample["noise"] for sample in samples]),
+        }
 
 
 class EvaluationDataset(Dataset):
-    """Images through the image processor, as at inference, with their labels."""
+    """Yields images as the image processor makes them at inference, with their labels."""
 
     def __init__(self, images: ImageSource, image_processor: MAEImageProcessor, max_images: int | None = None):
         """
         Args:
             images ([`ImageSource`]): The images.
-            image_processor ([`MAEImageProcessor`]): What makes pixel values of them.
-            max_images (`int`, *optional*): Take no more than so many, see [`spread_indices`].
+            image_processor ([`MAEImageProcessor`]): Makes pixel values of the images.
+            max_images (`int`, *optional*): Maximum number of images, see [`spread_indices`]. Default: all.
         """
         self.indices = spread_indices(images, max_images)
         self.images, self.image_processor = images, image_processor
@@ -110,9 +156,9 @@ class EvaluationDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> dict:
-        """Returns `pixel_values` (channels, height, width), float32, `label`, -1 if there is none, and `position`.
+        """Returns `pixel_values` (channels, height, width), float32, `label` (-1 if there is none) and `position`.
 
-        A picture that can't be read is replaced by another one that can be, and named in the log.
+        An unreadable picture is replaced by a readable one and named in the log.
         """
 
         def load(image):
@@ -120,14 +166,16 @@ class EvaluationDataset(Dataset):
             return self.image_processor(image, return_tensors="pt").pixel_values[0]
 
         pixel_values, index, unreadable = read_image(self.images, int(self.indices[position]), load)
-        for name, reason in unreadable.items():
-            logger.warning_once(f"Evaluation skipped {name}, which can't be read: {reason}")
+        _warn_of_unreadable(unreadable)
         label = -1 if self.images.labels is None else int(self.images.labels[index])
         return {"pixel_values": pixel_values, "label": label, "position": position}
 
 
 class ClassificationDataset(Dataset):
-    """Random crops with their labels, for fine-tuning and probing. Their randomness is torch's, as Trainer seeds it."""
+    """Yields random crops with their labels, for fine-tuning and probing.
+
+    The randomness comes from torch's generator, which `Trainer` seeds.
+    """
 
     def __init__(
         self,
@@ -143,15 +191,15 @@ class ClassificationDataset(Dataset):
         Args:
             images ([`ImageSource`]): Labelled images.
             image_size (`(height, width)`): Pixels of the crops.
-            num_labels (`int`): Classes; the labels must be below.
+            num_labels (`int`): Number of classes. All labels must be smaller.
             num_channels (`int`, *optional*, defaults to 3): Channels of the crops.
-            crop_scale (`(low, high)`, *optional*, defaults to `(0.08, 1.0)`): Share of the area that a crop may have.
-                Source: He et al. 2021, Tables 9 and 10 (RandomResizedCrop's defaults).
-            horizontal_flip (`bool`, *optional*, defaults to `True`): Whether half of the crops are mirrored.
+            crop_scale (`(low, high)`, *optional*, defaults to `(0.08, 1.0)`): Range of a crop's share of the image's
+                area. Source: He et al. 2021, Tables 9 and 10 (RandomResizedCrop's defaults).
+            horizontal_flip (`bool`, *optional*, defaults to `True`): Whether to mirror half of the crops.
             transform (`Callable`, *optional*): Takes and returns a crop (channels, height, width), values in [0, 255].
 
         Raises:
-            ValueError: If images have no label, or one that is not in [0, num_labels).
+            ValueError: If an image has no label, or one outside [0, num_labels).
         """
         check_labels(images, num_labels)
         self.images, self.image_size, self.num_channels = images, image_size, num_channels
@@ -163,7 +211,7 @@ class ClassificationDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         """Returns `pixel_values` (channels, height, width), values in [0, 255], and `label`.
 
-        A picture that can't be read is replaced by another one that can be, and named in the log.
+        An unreadable picture is replaced by a readable one and named in the log.
         """
         rng = np.random.default_rng(torch.randint(2**62, ()).item())
 
@@ -173,8 +221,7 @@ class ClassificationDataset(Dataset):
             return crop_and_resize(image, [box], self.image_size, self.num_channels)[0]
 
         crop, index, unreadable = read_image(self.images, index, load)
-        for name, reason in unreadable.items():
-            logger.warning_once(f"Skipped {name}, which can't be read: {reason}")
+        _warn_of_unreadable(unreadable)
         if self.horizontal_flip and rng.random() < 0.5:
             crop = crop.flip(-1)
         if self.transform is not None:
@@ -182,40 +229,57 @@ class ClassificationDataset(Dataset):
         return {"pixel_values": crop, "label": int(self.images.labels[index])}
 
 
+def _warn_of_unreadable(unreadable: dict[str, str]):
+    for name, reason in unreadable.items():
+        logger.warning_once(f"Skipped {name}, which can't be read: {reason}")
+
+
 def class_names(images: ImageSource) -> list[str]:
-    """Returns what the classes of a source are called: their numbers if they have no names.
+    """Returns the names of a source's classes, or their numbers as strings if the classes have no names.
+
+    Args:
+        images ([`ImageSource`]): The source.
 
     Raises:
-        ValueError: If images have no labels.
+        ValueError: If the images have no labels.
     """
     if images.labels is None:
         raise ValueError(
-            f"{images.name} has no labels. Put the images of a folder into sub-folders named by class; give tar shards "
+            f"{images.name} has no labels. Put the images of a folder into sub-folders named by class. Tar shards need "
             ".cls files, parquet files and data sets a column of class labels."
         )
     return images.label_names or [str(label) for label in range(int(images.labels.max()) + 1)]
 
 
 def check_labels(images: ImageSource, num_labels: int):
-    """Raises `ValueError` if images have no labels, or some that are not in [0, num_labels)."""
+    """Checks that every image has a label in [0, num_labels).
+
+    Args:
+        images ([`ImageSource`]): The source.
+        num_labels (`int`): Number of classes.
+
+    Raises:
+        ValueError: If the images have no labels, or a label is outside the range.
+    """
     class_names(images)  # raises if there are no labels at all
     wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_labels))
     if len(wrong):
         raise ValueError(
             f"{len(wrong)} of {len(images)} labels are not in [0, {num_labels}), first {images.labels[wrong[0]]} of "
-            f"{images.describe(wrong[0])}. Leave these images out, or mend the labels: they count from 0."
+            f"{images.describe(wrong[0])}. Remove these images or correct the labels, which count from 0."
         )
 
 
 def align_labels(images: ImageSource, label_names: list[str]):
-    """Numbers the classes of a source as others do, by their names: a split may lack a class.
+    """Renumbers the labels of a source so that equal names have equal numbers, since a split may lack a class.
 
     Args:
-        images ([`ImageSource`]): Its `labels` and `label_names` are changed. Without names they are left as they are.
-        label_names (`list[str]`): Names by the numbers wanted.
+        images ([`ImageSource`]): The source, whose `labels` and `label_names` are replaced. Labels without names stay
+            as they are.
+        label_names (`list[str]`): The class names in the order wanted.
 
     Raises:
-        ValueError: If it has images of a class that is not among them.
+        ValueError: If the source has images of a class that is not in `label_names`.
     """
     if images.label_names is None or images.label_names == label_names:
         return
@@ -230,21 +294,21 @@ def align_labels(images: ImageSource, label_names: list[str]):
 
 
 def collate_labelled(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """Stacks samples of a [`ClassificationDataset`] or [`EvaluationDataset`] to `pixel_values` and `labels`."""
+    """Stacks samples of a [`ClassificationDataset`] or [`EvaluationDataset`] into `pixel_values` and `labels`."""
     pixel_values = [sample["pixel_values"] for sample in samples]
-    if len({pixels.dtype for pixels in pixel_values}) > 1:  # some have more than 8 bits
+    if len({pixels.dtype for pixels in pixel_values}) > 1:  # some images have more than 8 bits
         pixel_values = [pixels.float() for pixels in pixel_values]
     labels = torch.tensor([sample["label"] for sample in samples])
     return {"pixel_values": torch.stack(pixel_values), "labels": labels}
 
 
 def collate(samples: list[dict]) -> dict:
-    """Stacks samples of a [`PretrainingDataset`]; float32 pixel values if some image has more than 8 bits."""
+    """Stacks samples of a [`PretrainingDataset`]; pixel values are float32 if any image has more than 8 bits."""
     pixel_values = [sample["pixel_values"] for sample in samples]
     dtype = torch.float32 if any(pixels.is_floating_point() for pixels in pixel_values) else torch.uint8
     names = [name for name in samples[0] if name not in ("pixel_values", "unreadable")]
     return {
-        # In a loader's worker this stacks into shared memory at once.
+        # In a loader worker, default_collate stacks directly into shared memory.
         "pixel_values": default_collate([pixels.to(dtype) for pixels in pixel_values]),
         **{name: default_collate([sample[name] for sample in samples]) for name in names},
         "unreadable": {name: reason for sample in samples for name, reason in sample["unreadable"].items()},
@@ -256,13 +320,16 @@ def channel_statistics(
 ) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation per channel of a source, for values in [0, 1].
 
-    Every image has the same weight, as in training, whatever its size.
+    Every image has the same weight, whatever its size, as in training.
 
     Args:
-        images ([`ImageSource`]): The images. Those that can't be read are passed over.
-        num_channels (`int`): Channels to convert them to, any number.
-        max_images (`int`, *optional*, defaults to 10000): Look at no more than so many, see [`spread_indices`].
-        num_workers (`int`, *optional*, defaults to 0): Processes that read.
+        images ([`ImageSource`]): The images. Unreadable ones are replaced.
+        num_channels (`int`): Channels of the model.
+        max_images (`int`, *optional*, defaults to 10000): Maximum number of images read, see [`spread_indices`].
+        num_workers (`int`, *optional*, defaults to 0): Number of processes that read.
+
+    Raises:
+        ValueError: If a channel is constant.
     """
     loader = DataLoader(
         _Moments(images, num_channels, max_images), batch_size=32, num_workers=num_workers, collate_fn=torch.stack
@@ -272,13 +339,13 @@ def channel_statistics(
     if (std == 0).any():
         raise ValueError(
             f"Channel {int(std.argmin())} of {images.name} has the same value everywhere and can't be normalised. "
-            "Drop it, or give --image_mean and --image_std."
+            "Remove the channel, or give `image_mean` and `image_std`."
         )
     return [round(value, 6) for value in mean.tolist()], [round(value, 6) for value in std.tolist()]
 
 
 class _Moments(Dataset):
-    """Means of the values and of their squares, per channel (2, C), of single images."""
+    """Yields of each image the mean of its values and of their squares, per channel: (2, C)."""
 
     def __init__(self, images: ImageSource, num_channels: int, max_images: int):
         self.images, self.num_channels, self.indices = images, num_channels, spread_indices(images, max_images)
@@ -297,6 +364,7 @@ class _Moments(Dataset):
 __all__ = [
     "ClassificationDataset",
     "EvaluationDataset",
+    "PretrainingCollator",
     "PretrainingDataset",
     "align_labels",
     "channel_statistics",

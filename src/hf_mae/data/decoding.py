@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Decodes pictures: JPEGs at reduced size, orientation, random crops."""
+"""Decodes pictures: JPEGs at reduced size, EXIF orientation, random crops."""
 
 import math
 import warnings
@@ -14,18 +14,14 @@ import torch
 from ..modeling.image_processing_mae import image_to_tensor, resize, to_byte_range
 from .sources import ImageSource
 
-try:  # a third less time than PIL's decoder, the same pixels
+try:  # takes a third less time than PIL's decoder and gives the same pixels
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
 
-_JPEG = ("JPEG", "MPO")  # MPO: what phones write, a JPEG with more pictures behind it
-
-
+_JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by further pictures, which phones write
 _EXIF_ORIENTATION = 0x0112
-
-
 # (swap rows and columns, then flip rows, flip columns) of each orientation. Source: Exif 2.3, section 4.6.4.
 _ORIENTATIONS = {
     2: (False, False, True),
@@ -36,40 +32,38 @@ _ORIENTATIONS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-
-
 _ATTEMPTS = 10
 
 
 def decoder_name() -> str:
-    """Returns what JPEGs are decoded with: `simplejpeg` where it is installed, else `PIL`."""
+    """Returns the name of the JPEG decoder: `simplejpeg` if it is installed, else `PIL`."""
     return "PIL" if simplejpeg is None else "simplejpeg"
 
 
 def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object, int, dict[str, str]]:
-    """Reads an image, or in its place another one that can be read, always the same.
+    """Reads an image. If it is unreadable, reads a replacement, which is always the same one.
 
     Args:
         images ([`ImageSource`]): The images.
-        index (`int`): Which one.
-        load (`Callable`): Makes of an opened image what is wanted.
+        index (`int`): Which image.
+        load (`Callable`): Turns an opened image into the result.
 
     Returns:
-        `(result, index, unreadable)`: What `load` gave, of which image, and the names of the images tried before that
-        could not be read, with the reasons.
+        `(result, index, unreadable)`: The result of `load`, the index of the image that was read, and a dictionary
+        from the names of unreadable images to the reasons.
 
     Raises:
         OSError: If none of ten images, from all over the source, can be read.
     """
     unreadable, attempts = {}, min(_ATTEMPTS, len(images))
-    stride = max(int(len(images) * 0.618), 1)  # far away: broken files often lie beside each other
+    stride = max(int(len(images) * 0.618), 1)  # far away: broken files are often neighbours
     for attempt in range(attempts):
         candidate = (index + attempt * stride) % len(images)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of PIL about what it mends, in every epoch anew
+                warnings.simplefilter("ignore")  # PIL warns of what it corrects, once an epoch
                 return load(images[candidate]), candidate, unreadable
-        except Exception as error:  # decoders raise what they like for broken files: struct.error, SyntaxError, ...
+        except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
             unreadable[images.describe(candidate)] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     name, reason = list(unreadable.items())[-1]
     raise OSError(
@@ -85,38 +79,43 @@ def random_crop_box(
 
     Args:
         size (`(height, width)`): Pixels of the image.
-        target (`(height, width)`): Pixels that the crop will be resized to; its aspect is the middle of the range.
+        target (`(height, width)`): Pixels that the crop will be resized to. Its aspect is the centre of the range.
         scale (`(low, high)`): Range of the crop's share of the image's area.
         rng (`np.random.Generator`): The source of randomness.
 
     Returns:
-        `(top, left, height, width)`, inside the image. Aspects lie between 3/4 and 4/3 of the target's; after ten draws
-        that do not fit, the largest centred box with such an aspect is taken. Source: Szegedy et al. 2014 (arXiv
+        `(top, left, height, width)`, inside the image. The aspect lies between 3/4 and 4/3 of the target's. If ten
+        draws do not fit, the largest box with such an aspect is placed at random along the image's longer side, where
+        the official augmentation would always take the centre. Source: Szegedy et al. 2014 (arXiv
         1409.4842), section 6; scale 0.2 to 1: He et al. 2021, appendix A.1.
     """
     height, width = size
-    middle = target[1] / target[0]
+    centre = target[1] / target[0]
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        aspect = middle * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        aspect = centre * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
             top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
             return int(top), int(left), crop_height, crop_width
-    aspect = min(max(width / height, middle * 3 / 4), middle * 4 / 3)
+    aspect = min(max(width / height, centre * 3 / 4), centre * 4 / 3)
     crop_height, crop_width = max(min(height, round(width / aspect)), 1), max(min(width, round(height * aspect)), 1)
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+    top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
+    return int(top), int(left), crop_height, crop_width
 
 
 def apply_orientation(image: PIL.Image.Image | np.ndarray) -> PIL.Image.Image | np.ndarray:
-    """Returns a picture turned as its EXIF orientation says; a JPEG as it came: [`crop_and_resize`] turns its crops."""
+    """Returns a picture with its EXIF orientation applied.
+
+    JPEGs are returned unchanged: [`crop_and_resize`] applies their orientation to the crops, which are smaller.
+    """
     if isinstance(image, np.ndarray) or image.format in _JPEG:
         return image
     return PIL.ImageOps.exif_transpose(image)
 
 
 def oriented_size(image: PIL.Image.Image | np.ndarray, num_channels: int) -> tuple[int, int]:
-    """Returns (height, width) of an image as it is to be seen, after its EXIF orientation."""
+    """Returns (height, width) of an image after its EXIF orientation is applied."""
     if isinstance(image, np.ndarray):
         return tuple(image_to_tensor(image, num_channels).shape[1:])
     swap, *_ = _orientation(image)
@@ -129,23 +128,24 @@ def crop_and_resize(
     target: tuple[int, int],
     num_channels: int,
 ) -> list[torch.Tensor]:
-    """Returns crops of one decode at the size of the model, bicubic and antialiased, each (channels, height, width).
+    """Decodes an image once and returns crops of it, resized (bicubic, antialiased) to the size of the model.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where the smallest crop allows, and its orientation
-    is applied to the crops, not to the whole picture.
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the smallest crop allows it, and its
+    orientation is applied to the crops instead of the whole picture.
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray`): Of any mode, freshly opened, see [`apply_orientation`].
-        boxes (`list` of `(top, left, height, width)`): In pixels of the upright image, see [`oriented_size`].
-        target (`(height, width)`): Pixels wanted.
-        num_channels (`int`): Channels wanted; see [`image_to_tensor`].
+        boxes (`list` of `(top, left, height, width)`): In pixels of the oriented image, see [`oriented_size`].
+        target (`(height, width)`): Pixels of the crops.
+        num_channels (`int`): Channels of the crops, see [`image_to_tensor`].
 
     Returns:
-        `list[torch.Tensor]`: uint8, or float32 in [0, 255] for images of more than 8 bits.
+        `list[torch.Tensor]`: Each (channels, height, width), uint8, or float32 in [0, 255] for images of more than 8
+        bits.
     """
     swap, flip_rows, flip_columns = _orientation(image)
     height, width = oriented_size(image, num_channels)
-    stored = []  # the boxes in the picture as it is stored
+    stored = []  # the boxes in the picture as stored
     for top, left, crop_height, crop_width in boxes:
         top = height - top - crop_height if flip_rows else top
         left = width - left - crop_width if flip_columns else left
@@ -166,13 +166,13 @@ def crop_and_resize(
 
 
 def jitter_colors(image: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
-    """Changes brightness, contrast and saturation of a picture at random; of other than three channels no saturation.
+    """Changes brightness, contrast and saturation of a picture at random. Saturation needs three channels.
 
-    Not in the paper's recipe: He et al. 2021, Table 1e, find that it hurts.
+    The paper's recipe does without: He et al. 2021, Table 1e, find that it hurts.
 
     Args:
-        image (`torch.Tensor` of shape `(channels, height, width)`): Values in [0, 255]; the type is kept.
-        strength (`float`): Each factor is uniform in [1 - strength, 1 + strength]; at most 1.
+        image (`torch.Tensor` of shape `(channels, height, width)`): Values in [0, 255]. The type is kept.
+        strength (`float`): Each factor is uniform in [1 - strength, 1 + strength]. At most 1.
         rng (`np.random.Generator`): The source of randomness.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
@@ -194,7 +194,7 @@ def _orientation(image: PIL.Image.Image | np.ndarray) -> tuple[bool, bool, bool]
 def _decode(
     image: PIL.Image.Image | np.ndarray, boxes: list[tuple], target: tuple[int, int], num_channels: int
 ) -> torch.Tensor:
-    """Returns (channels, height, width) of the whole picture, of a JPEG perhaps at reduced size."""
+    """Returns the whole picture (channels, height, width), a JPEG possibly at reduced size."""
     if isinstance(image, np.ndarray):
         return image_to_tensor(image, num_channels)
     if image.format in _JPEG:
@@ -202,12 +202,12 @@ def _decode(
         wanted = (image.width * target[1] / smallest_width, image.height * target[0] / smallest_height)
         image.draft(None, tuple(math.ceil(side) for side in wanted))
         if simplejpeg is not None and image.mode in ("L", "RGB"):
-            # At the size that PIL would decode it to, which gives the same pixels.
+            # The size that PIL would decode at, which gives the same pixels.
             size = {"min_width": image.width, "min_height": image.height}
             image.fp.seek(0)
             try:
                 array = simplejpeg.decode_jpeg(image.fp.read(), "GRAY" if image.mode == "L" else "RGB", **size)
-            except ValueError:  # broken, or only unusual: PIL decides
+            except ValueError:  # broken or merely unusual: PIL decides
                 image.fp.seek(0)
             else:
                 if array.shape[2] == num_channels:
@@ -217,11 +217,11 @@ def _decode(
 
 
 __all__ = [
+    "apply_orientation",
     "crop_and_resize",
     "decoder_name",
     "jitter_colors",
     "oriented_size",
     "random_crop_box",
     "read_image",
-    "apply_orientation",
 ]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Orders the samples of a run, as a function of seed and step."""
+"""Computes the order of a run's samples as a function of seed and step."""
 
 import math
 import os
@@ -13,24 +13,29 @@ from .sources import ImageSource
 
 
 def spread_indices(images: ImageSource, count: int | None = None) -> np.ndarray:
-    """Returns indices of at most `count` images, evenly spaced, or whole row groups that are evenly spaced."""
+    """Returns the indices of at most `count` evenly spaced images (of evenly spaced row groups, where there are any).
+
+    Args:
+        images ([`ImageSource`]): The source.
+        count (`int`, *optional*): Maximum number of indices. Default: all images.
+    """
     if count is None or count >= len(images):
         return np.arange(len(images))
     if images.row_groups is None:
         return np.arange(count) * len(images) // count
-    # One image of each block would read everything for little.
+    # Single images from all over the source would make the reader load every row group.
     num_row_groups = min(math.ceil(count / images.row_groups.mean()), len(images.row_groups))
     chosen = np.arange(num_row_groups) * len(images.row_groups) // num_row_groups
     starts = np.cumsum(images.row_groups) - images.row_groups
-    return np.concatenate([starts[b] + np.arange(images.row_groups[b]) for b in chosen])[:count]
+    return np.concatenate([starts[g] + np.arange(images.row_groups[g]) for g in chosen])[:count]
 
 
 class SampleOrder:
-    """The endless sequence of samples of a run: all images in one order, then in another, and so on.
+    """Lists the samples of a run, epoch after epoch, each epoch in a new order.
 
-    The order of an epoch is made from (seed, epoch), so any part of the sequence can be had without the rest, and no
-    state of it need be saved. Sources that are read by row group are shuffled by row
-    group, so that each reader (a process, or a loader worker) needs few at a time: see
+    The order of an epoch depends on (seed, epoch) alone. Any part of the sequence can be computed without the parts
+    before it, so that a checkpoint need not save a position in the data. Sources that are read by row group are
+    shuffled by row group, so that each reader (a process or a loader worker) holds few of them at a time, see
     [`SampleOrder._by_row_groups`].
     """
 
@@ -39,11 +44,11 @@ class SampleOrder:
     ):
         """
         Args:
-            images ([`ImageSource`] or `int`): The source, or how many images it has.
+            images ([`ImageSource`] or `int`): The source, or its number of images.
             seed (`int`): Seed of the run.
             views_per_image (`int`, *optional*, defaults to 1): Consecutive samples that are views of one image
                 (repeated augmentation; Hoffer et al. 2019, arXiv 1901.09335).
-            effective_batch_size (`int`, *optional*): Samples of a step. Needed for sources with row groups.
+            effective_batch_size (`int`, *optional*): Samples of a step. Required for sources with row groups.
         """
         self.num_images = images if isinstance(images, int) else len(images)
         self.row_groups = None if isinstance(images, int) else images.row_groups
@@ -51,7 +56,7 @@ class SampleOrder:
         self._permutations: dict[int, np.ndarray] = {}
 
     def __getitem__(self, samples: slice) -> list[tuple[int, int, int]]:
-        """Returns (epoch, index, view) of the samples `start` to `stop` of the run."""
+        """Returns (epoch, index, view) of the samples from `start` to `stop` (exclusive) of the run."""
         result = []
         for sample in range(samples.start, samples.stop):
             position, view = divmod(sample, self.views_per_image)
@@ -63,21 +68,22 @@ class SampleOrder:
         if epoch not in self._permutations:
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
             rng = np.random.default_rng([self.seed, epoch])
-            blockwise = self.row_groups is not None and len(self.row_groups) > 1
+            by_group = self.row_groups is not None and len(self.row_groups) > 1
             self._permutations[epoch] = (
-                self._by_row_groups(epoch, rng) if blockwise else rng.permutation(self.num_images)
+                self._by_row_groups(epoch, rng) if by_group else rng.permutation(self.num_images)
             )
         return self._permutations[epoch]
 
     def _by_row_groups(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
-        """An order in which every place of a batch goes through shuffled row groups one after the other.
+        """Returns an order in which 64 lanes each read their own row groups, one after the other.
 
-        A batch is cut into up to eight parts, and up to eight batches in a row take turns: that makes 64 lanes, of
-        which each reads its own share of the row groups. A process owns parts and a worker turns, so with up to eight
-        of each no two read the same row group (except at the ends of lanes), while 64 row groups mix at any time.
+        A batch is divided into up to eight parts, and up to eight consecutive batches take turns, which makes up to 64
+        lanes. A process reads some parts of every batch, and a loader worker reads every n-th batch, so with up to
+        eight processes of up to eight workers no two readers need the same row group (except where a lane ends), while
+        images of 64 row groups are mixed at any time.
         """
         starts = np.cumsum(self.row_groups) - self.row_groups
-        shuffled = [starts[b] + rng.permutation(self.row_groups[b]) for b in rng.permutation(len(self.row_groups))]
+        shuffled = [starts[g] + rng.permutation(self.row_groups[g]) for g in rng.permutation(len(self.row_groups))]
         lanes = 2 ** int(math.log2(min(len(self.row_groups), 64)))
         parts = 2 ** math.ceil(math.log2(lanes) / 2)
         first_view = (epoch * self.num_images + np.arange(self.num_images)) * self.views_per_image
@@ -89,15 +95,16 @@ class SampleOrder:
 
 
 def even_slice(size: int, number: int, pieces: int) -> range:
-    """Returns piece `number` of `range(size)`, cut into so many pieces that are equal to one item."""
+    """Returns piece `number` of `range(size)` divided into `pieces` pieces, whose sizes differ by at most one."""
     return range(size * number // pieces, size * (number + 1) // pieces)
 
 
 class StepBatchSampler(Sampler):
-    """Batches of one process, from any global step on.
+    """Yields the batches of one process, starting at any global step.
 
-    The samples of a step are a slice of the [`SampleOrder`] that does not depend on the number of processes. It is cut
-    into equal pieces (to one sample), as many for each process as gradients are accumulated over.
+    The samples of a step are a slice of the [`SampleOrder`] that does not depend on the number of processes. It is
+    divided into pieces whose sizes differ by at most one sample. Each process takes as many pieces as it accumulates
+    gradients over.
     """
 
     def __init__(
@@ -113,9 +120,9 @@ class StepBatchSampler(Sampler):
         Args:
             order ([`SampleOrder`]): The samples of the run.
             effective_batch_size (`int`): Samples of an optimizer step over all processes.
-            per_device_batch_size (`int`): Samples of one forward pass at most.
-            steps (`range`): The global steps to go through.
-            process_index, num_processes (`int`, *optional*): Which share to take.
+            per_device_batch_size (`int`): Maximum number of samples of one forward pass.
+            steps (`range`): The global steps to yield batches for.
+            process_index, num_processes (`int`, *optional*): The share of this process.
 
         Raises:
             ValueError: If there are fewer samples than processes.
@@ -123,10 +130,10 @@ class StepBatchSampler(Sampler):
         if effective_batch_size < num_processes:
             raise ValueError(
                 f"An effective batch of {effective_batch_size} can't be shared by {num_processes} processes. Start "
-                f"fewer, or set --effective_batch_size to {num_processes} or more."
+                f"fewer processes, or set `effective_batch_size` to {num_processes} or more."
             )
         if per_device_batch_size < 1:
-            raise ValueError(f"The batch of a device must be at least 1, got {per_device_batch_size}.")
+            raise ValueError(f"`per_device_batch_size` must be at least 1, got {per_device_batch_size}.")
         self.order, self.steps, self.process_index = order, steps, process_index
         self.effective_batch_size, self.num_processes = effective_batch_size, num_processes
         self.accumulation = min(
@@ -147,25 +154,30 @@ class StepBatchSampler(Sampler):
 
 
 def check_readers(images: ImageSource, num_processes: int, num_workers: int):
-    """Raises `ValueError` if a source has fewer row groups than readers, which would then fetch the same ones.
+    """Checks that a source has at least one row group for every reader.
 
-    Every sample is seen once an epoch all the same; it is the network that would carry row groups over and over.
+    With fewer row groups several readers would download the same ones, again and again. (Every sample would still be
+    used exactly once an epoch.)
 
     Args:
         images ([`ImageSource`]): The source.
-        num_processes, num_workers (`int`): Processes, and loader workers of each (0: the process reads itself).
+        num_processes (`int`): Number of processes.
+        num_workers (`int`): Loader workers of each process. 0: the process reads the images itself.
+
+    Raises:
+        ValueError: If there are fewer row groups than readers.
     """
     readers = num_processes * max(num_workers, 1)
     if images.row_groups is not None and len(images.row_groups) < readers:
         raise ValueError(
             f"{images.name} has {len(images.row_groups)} row groups for {readers} readers ({num_processes} process(es) "
-            f"x {max(num_workers, 1)} worker(s)), which would fetch the same ones over and over. Lower "
-            "--dataloader_num_workers, leave --streaming out, or write smaller row groups."
+            f"x {max(num_workers, 1)} worker(s)), which would download the same ones again and again. Lower "
+            "`dataloader_num_workers`, leave `streaming` out, or write smaller row groups."
         )
 
 
 def default_num_workers(num_local_processes: int = 1) -> int:
-    """Returns how many loader workers suit a process: its share of the usable cores, at most 16."""
+    """Returns the default number of loader workers of a process: its share of the usable cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(min(cores // num_local_processes, 16), 1)
 

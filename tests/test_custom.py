@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""The examples of extending the package from outside."""
+
+import importlib.util
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, picture
+
+import hf_mae
+from hf_mae import MAEForPreTraining
+from hf_mae.data.datasets import PretrainingCollator, PretrainingDataset
+from hf_mae.data.sources import FolderImages, open_images
+from hf_mae.modeling.image_processing_mae import MAEImageProcessor
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name):
+    """A script of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_trainer__learns_from_the_pretraining_dataset(tmp_path):
+    trainer = example("custom_trainer").pretrain_with_trainer(None, str(tmp_path), max_steps=30)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]
+    assert type(hf_mae.MAEForPreTraining.from_pretrained(tmp_path)) is MAEForPreTraining
+    assert MAEImageProcessor.from_pretrained(tmp_path).num_channels == 1
+
+
+def test_integer_index__is_view_0_of_the_epoch_that_is_set():
+    dataset = PretrainingDataset(open_images(), (28, 28), 49, 1)
+    for epoch in (0, 3):
+        dataset.set_epoch(epoch)
+        assert dataset[np.int64(7)]["sample"].tolist() == [epoch, 7, 0]
+        assert torch.equal(dataset[7]["pixel_values"], dataset[epoch, 7, 0]["pixel_values"])
+    assert [sample["sample"].tolist() for sample in dataset.__getitems__([2, 9])] == [[3, 2, 0], [3, 9, 0]]
+
+
+def test_integer_index__names_unreadable_pictures_in_the_log(tmp_path, log):
+    (tmp_path / "broken.png").write_bytes(b"")
+    picture(1).save(tmp_path / "good.png")
+    PretrainingDataset(FolderImages(tmp_path), (16, 16), 4)[0]
+    assert "broken.png" in log()
+
+
+def test_collator__normalises_and_keeps_what_the_model_takes(tiny_model):
+    images, processor = open_images(), MAEImageProcessor.for_image_size(32, num_channels=1)
+    dataset = PretrainingDataset(images, (32, 32), 16, 1)
+    samples = [dataset[index] for index in range(3)]
+    batch = PretrainingCollator(processor)(samples)
+    expected = (samples[2]["pixel_values"].float() / 255 - 0.5) / 0.5
+    torch.testing.assert_close(batch["pixel_values"][2], expected)
+    assert tiny_model(num_channels=1)(**batch).loss.isfinite()
+
+
+def test_source__of_a_zip_file_trains(tmp_path):
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        for number in range(8):
+            picture(number).save(tmp_path / "picture.png")
+            archive.write(tmp_path / "picture.png", f"folder/{number}.png")
+    images = example("custom_source").ZipImages(str(tmp_path / "pictures.zip"))
+    assert len(images) == 8
+    assert np.array_equal(np.array(images[3]), np.array(picture(3)))
+    if not hasattr(hf_mae, "pretrain"):
+        pytest.skip("the engine is not there yet")
+    config = hf_mae.MAEConfig(**TINY)
+    hf_mae.pretrain(images, tmp_path / "out", model=config, max_steps=2, effective_batch_size=4)
+    assert MAEForPreTraining.from_pretrained(tmp_path / "out").config.hidden_size == TINY["hidden_size"]
