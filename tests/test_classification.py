@@ -14,8 +14,9 @@ from transformers import AutoModelForImageClassification
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
 from hf_mae.conversion import _LAYOUTS, _rename
-from hf_mae.evaluation.probing import LinearProbe, fold_batch_norm, train_linear_probes
+from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
 from hf_mae.modeling.modeling_mae import MAEDropPath
+from hf_mae.modeling.modeling_mae_downstream import fold_batch_norm
 from hf_mae.training.optimization import LARS, layer_decay_parameter_groups
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file, logging
 
-from .evaluation.probing import fold_batch_norm
 from .modeling.configuration_mae import _PRESETS, MAEConfig, _pair
 from .modeling.image_processing_mae import MAEImageProcessor
 from .modeling.modeling_mae import _HUB_KWARGS, MAEForPreTraining, MAEModel, MAEPreTrainedModel
-from .modeling.modeling_mae_downstream import MAEForImageClassification
+from .modeling.modeling_mae_downstream import MAEForImageClassification, fold_batch_norm
 
 logger = logging.get_logger(__name__)
 

@@ -12,10 +12,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..modeling.modeling_mae_downstream import MAEForImageClassification
+from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
 from ..training.optimization import LARS, learning_rate_at, scaled_learning_rate
-
-_BATCH_NORM_EPS = 1e-6  # of the official code
 
 
 class LinearProbe(nn.Module):
@@ -29,7 +27,7 @@ class LinearProbe(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         hidden_size, num_labels = model.config.hidden_size, model.config.num_labels
-        self.batch_norm = nn.BatchNorm1d(hidden_size, eps=_BATCH_NORM_EPS, affine=False)
+        self.batch_norm = nn.BatchNorm1d(hidden_size, eps=PROBE_BATCH_NORM_EPS, affine=False)
         self.classifier = _probe(hidden_size, num_labels)
 
     def train(self, mode: bool = True) -> "LinearProbe":
@@ -55,20 +53,6 @@ def _probe(hidden_size: int, num_labels: int) -> nn.Linear:
     nn.init.trunc_normal_(classifier.weight, std=0.01)  # official; LARS takes its steps by the norm of the weights
     nn.init.zeros_(classifier.bias)
     return classifier
-
-
-def fold_batch_norm(
-    weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns weight and bias of the linear layer that does what batch norm, in evaluation, and a linear one do.
-
-    Args:
-        weight (`torch.Tensor` of shape `(num_labels, hidden_size)`): Of the linear layer.
-        bias (`torch.Tensor` of shape `(num_labels,)`): Of the linear layer.
-        mean, variance (`torch.Tensor` of shape `(hidden_size,)`): Running statistics of the batch norm.
-    """
-    weight = weight / (variance + _BATCH_NORM_EPS).sqrt()
-    return weight, bias - weight @ mean
 
 
 @torch.no_grad()
@@ -126,7 +110,7 @@ def train_linear_probes(
         orders = [torch.randperm(len(features)) for _ in range(num_epochs)]
     classifiers = nn.ModuleList([copy.deepcopy(classifier) for _ in base_learning_rates])
     classifiers.to(features.device)
-    batch_norm = nn.BatchNorm1d(features.shape[1], eps=_BATCH_NORM_EPS, affine=False).to(features.device)
+    batch_norm = nn.BatchNorm1d(features.shape[1], eps=PROBE_BATCH_NORM_EPS, affine=False).to(features.device)
     rates = [scaled_learning_rate(rate, batch_size) for rate in base_learning_rates]
     groups = [{"params": list(c.parameters()), "lr": rate} for c, rate in zip(classifiers, rates, strict=True)]
     optimizer = LARS(groups, lr=0.0, weight_decay=weight_decay)
@@ -144,4 +128,4 @@ def train_linear_probes(
     return batch_norm.eval(), list(classifiers.eval())
 
 
-__all__ = ["LinearProbe", "fold_batch_norm", "train_linear_probes", "with_classifier"]
+__all__ = ["LinearProbe", "train_linear_probes", "with_classifier"]

@@ -139,6 +139,23 @@ class MAELayerNorm2d(nn.LayerNorm):
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+PROBE_BATCH_NORM_EPS = 1e-6  # of the batch norm in linear probes, as in the official code
+
+
+def fold_batch_norm(
+    weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns weight and bias of a linear classifier that includes the batch norm before it, as linear probes have it.
+
+    Args:
+        weight (`torch.Tensor` of shape `(num_labels, hidden_size)`): Weight of the classifier behind the norm.
+        bias (`torch.Tensor` of shape `(num_labels,)`): Its bias.
+        mean, variance (`torch.Tensor` of shape `(hidden_size,)`): Running statistics of the norm, which has no weights.
+    """
+    weight = weight / (variance + PROBE_BATCH_NORM_EPS).sqrt()
+    return weight, bias - weight @ mean
+
+
 class MAEFeaturePyramid(nn.Module):
     """Maps of four scales from one: the simple feature pyramid of Li et al. 2022 (arXiv 2203.16527, section 3)."""
 
