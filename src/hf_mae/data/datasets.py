@@ -167,7 +167,7 @@ class EvaluationDataset(Dataset):
 
         pixel_values, index, unreadable = read_image(self.images, int(self.indices[position]), load)
         _warn_of_unreadable(unreadable)
-        label = -1 if self.images.labels is None else int(self.images.labels[index])
+        label = torch.tensor(-1) if self.images.labels is None else torch.as_tensor(self.images.labels[index])
         return {"pixel_values": pixel_values, "label": label, "position": position}
 
 
@@ -226,7 +226,7 @@ class ClassificationDataset(Dataset):
             crop = crop.flip(-1)
         if self.transform is not None:
             crop = self.transform(crop)
-        return {"pixel_values": crop, "label": int(self.images.labels[index])}
+        return {"pixel_values": crop, "label": torch.as_tensor(self.images.labels[index])}
 
 
 def _warn_of_unreadable(unreadable: dict[str, str]):
@@ -262,6 +262,8 @@ def check_labels(images: ImageSource, num_labels: int):
         ValueError: If the images have no labels, or a label is outside the range.
     """
     class_names(images)  # raises if there are no labels at all
+    if np.issubdtype(images.labels.dtype, np.floating):  # several classes an image, or numbers
+        return
     wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_labels))
     if len(wrong):
         raise ValueError(
@@ -283,14 +285,15 @@ def align_labels(images: ImageSource, label_names: list[str]):
     """
     if images.label_names is None or images.label_names == label_names:
         return
-    present = {images.label_names[label] for label in np.unique(images.labels)}
+    present = {images.label_names[label] for label in np.unique(images.labels) if label >= 0}
     if unknown := sorted(present.difference(label_names)):
         raise ValueError(
             f"{images.name} has the classes {', '.join(unknown)}, which are not among the {len(label_names)} of the "
             f"model or the training images: {', '.join(label_names[:20])}{' ...' if len(label_names) > 20 else ''}."
         )
     numbers = np.array([label_names.index(name) if name in label_names else -1 for name in images.label_names])
-    images.labels, images.label_names = numbers[images.labels], list(label_names)
+    unlabelled = images.labels < 0
+    images.labels, images.label_names = np.where(unlabelled, -1, numbers[images.labels]), list(label_names)
 
 
 def collate_labelled(samples: list[dict]) -> dict[str, torch.Tensor]:
@@ -298,7 +301,7 @@ def collate_labelled(samples: list[dict]) -> dict[str, torch.Tensor]:
     pixel_values = [sample["pixel_values"] for sample in samples]
     if len({pixels.dtype for pixels in pixel_values}) > 1:  # some images have more than 8 bits
         pixel_values = [pixels.float() for pixels in pixel_values]
-    labels = torch.tensor([sample["label"] for sample in samples])
+    labels = torch.stack([torch.as_tensor(sample["label"]) for sample in samples])
     return {"pixel_values": torch.stack(pixel_values), "labels": labels}
 
 
