@@ -84,12 +84,12 @@ def test_offloaded_model__is_not_resized_by_halves(pretrained, tmp_path):
     options = {"device_map": device_map, "offload_folder": tmp_path / "offload"}
     assert MAEModel.from_pretrained(pretrained[0], **options)(PIXELS).pooler_output.shape == (4, 32)
     for change in ({"image_size": 64}, {"num_channels": 4}):
-        with pytest.raises(ValueError, match="offloaded and can't be resized. Load it into memory"):
+        with pytest.raises(ValueError, match="offloaded"):
             MAEModel.from_pretrained(pretrained[0], **options, **change)
 
 
 def test_channels__unknown_way(pretrained):
-    with pytest.raises(ValueError, match="channel_init must be 'repeat', 'mean' or 'zero'"):
+    with pytest.raises(ValueError, match="channel_init.*'repeat', 'mean' or 'zero', got 'average'"):
         MAEModel.from_pretrained(pretrained[0], num_channels=4, channel_init="average")
 
 

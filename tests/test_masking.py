@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_mae.modeling.patches_mae import masking_order
+from hf_mae.modeling.masking_mae import masking_order
 
 IMAGES = torch.randn(6, 3, 32, 64, generator=torch.Generator().manual_seed(1))  # 4 x 8 patches
 GRID, N = (4, 8), 32
@@ -104,17 +104,20 @@ def test_ratio_zero__finite_loss_over_all_patches(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask_ratio": 1.0}, r"mask_ratio must be in \[0, 1\), got 1.0"),
-        ({"mask_ratio": -0.5}, r"mask_ratio must be in \[0, 1\), got -0.5"),
+        ({"mask_ratio": 1.0}, r"mask_ratio.* in \[0, 1\), got 1.0"),
+        ({"mask_ratio": -0.5}, r"mask_ratio.* in \[0, 1\), got -0.5"),
         ({"mask_ratio": 0.99}, "hides all 32 patches"),
-        ({"noise": torch.rand(6, N + 1)}, r"noise must have the shape \(batch, patches\) = \(6, 32\).*got \(6, 33\)"),
+        ({"noise": torch.rand(6, N + 1)}, r"noise.*\(batch, patches\) = \(6, 32\).*got \(6, 33\)"),
         ({"noise": torch.rand(5, N)}, r"got \(5, 32\)"),
-        ({"bool_masked_pos": torch.zeros(6, 4, 8).bool()}, r"bool_masked_pos must have the shape.*got \(6, 4, 8\)"),
+        ({"bool_masked_pos": torch.zeros(6, 4, 8).bool()}, r"bool_masked_pos.*got \(6, 4, 8\)"),
         ({"bool_masked_pos": torch.ones(6, N).bool()}, "hides all 32 patches"),
-        ({"bool_masked_pos": torch.arange(6)[:, None] > torch.arange(N)}, r"same number.*\[0, 1, 2, 3, 4, 5\]"),
-        ({"ids_keep": torch.arange(33).expand(6, 33)}, r"ids_keep must have the shape.*got \(6, 33\)"),
-        ({"bool_masked_pos": torch.zeros(6, N).bool(), "mask_ratio": 0.5}, "Give one of mask_ratio"),
-        ({"prediction_ratio": 0.0}, r"prediction_ratio must be in \(0, 1\], got 0.0"),
+        ({"bool_masked_pos": torch.arange(6)[:, None] > torch.arange(N)}, r"bool_masked_pos.*\[0, 1, 2, 3, 4, 5\]"),
+        ({"ids_keep": torch.arange(33).expand(6, 33)}, r"ids_keep.*got \(6, 33\)"),
+        (
+            {"bool_masked_pos": torch.zeros(6, N).bool(), "mask_ratio": 0.5},
+            "one of `mask_ratio`, `bool_masked_pos` and `ids_keep`",
+        ),
+        ({"prediction_ratio": 0.0}, r"prediction_ratio.* in \(0, 1\], got 0.0"),
     ],
 )
 def test_bad_masks__say_what_is_wrong(tiny_model, arguments, message):

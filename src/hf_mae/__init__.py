@@ -2,41 +2,48 @@
 # Copyright 2026 The hf_mae authors
 """Masked autoencoders (He et al. 2021) for the Hugging Face ecosystem. Importing this registers the Auto classes."""
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-)
+import sys
+
+if sys.argv[:1] == ["-m"]:  # `python -m hf_mae`: this file runs before __main__.py, and nothing has loaded torch yet
+    from hf_mae_command import wait_passively
+
+    wait_passively()
+
+import transformers
 
 # Not from `transformers` itself: up to 5.17 that name is a dummy where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .conversion import export_checkpoint, import_checkpoint
-from .modeling.configuration_mae import MAEConfig
-from .modeling.image_processing_mae import MAEImageProcessor
-from .modeling.modeling_mae import MAEForPreTraining, MAEModel
-from .modeling.modeling_mae_downstream import MAEBackbone, MAEForImageClassification
+from .modeling.auto_mae import (
+    MODEL_CLASSES,
+    MAEBackbone,
+    MAEConfig,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEImageProcessor,
+    MAEModel,
+)
 
 __version__ = "0.1.0"
 
-AutoConfig.register(MAEConfig.model_type, MAEConfig)
-AutoModel.register(MAEConfig, MAEModel)
-AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining)
-AutoModelForImageClassification.register(MAEConfig, MAEForImageClassification)
-AutoBackbone.register(MAEConfig, MAEBackbone)
+transformers.AutoConfig.register(MAEConfig.model_type, MAEConfig)
+for _auto_class, _model_class in MODEL_CLASSES.items():
+    getattr(transformers, _auto_class).register(MAEConfig, _model_class)
 # One class, in plain torch, serves both back ends.
 AutoImageProcessor.register(
     MAEConfig, image_processor_classes={"pil": MAEImageProcessor, "torchvision": MAEImageProcessor}
 )
-# Saved folders bring the code with them and load where hf_mae is not installed.
-MAEConfig.register_for_auto_class()
-MAEModel.register_for_auto_class("AutoModel")
-MAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-MAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-MAEBackbone.register_for_auto_class("AutoBackbone")
-MAEImageProcessor.register_for_auto_class()
+
+
+def __getattr__(name: str):
+    """Loads the training code when it is asked for: what only needs a model does not have to load it."""
+    if name == "pretrain":
+        from .training.pretraining import pretrain
+
+        return pretrain
+    raise AttributeError(f"module 'hf_mae' has no attribute {name!r}")
+
 
 __all__ = [
     "MAEBackbone",
@@ -47,4 +54,5 @@ __all__ = [
     "MAEModel",
     "export_checkpoint",
     "import_checkpoint",
+    "pretrain",
 ]

@@ -8,6 +8,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .masking_mae import MASK_SAMPLINGS
+from .saving_mae import SavesCode
+
 # Note for maintainers: `from __future__ import annotations` would silently switch off the type
 # checks of `@strict`, which skip annotations that are strings.
 
@@ -37,7 +40,7 @@ _PRESET_FIELDS = (
 
 
 @strict
-class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
+class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of all MAE models. The defaults are ViT-B/16 at 224 px.
 
     Args:
@@ -206,6 +209,13 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             del fields["out_features"], fields["out_indices"]
         return fields
 
+    def _auto_map_to_save(self) -> dict[str, str]:
+        auto_map = super()._auto_map_to_save()
+        classes = {reference.split(".")[1] for reference in auto_map.values()}
+        if not set(self.architectures or ()) <= classes:  # a subclass, whose decoder may predict something else
+            auto_map.pop("AutoModelForPreTraining", None)
+        return auto_map
+
     def check_labels(self):
         """Makes `id2label` and `label2id` agree where only one of them was given. Called by the classifier.
 
@@ -266,7 +276,7 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 "feature_pyramid_size must be positive and needs reshape_hidden_states=True, got "
                 f"{self.feature_pyramid_size} and {self.reshape_hidden_states}."
             )
-        for name, choices in (("mask_sampling", ("random", "block", "grid")), ("pooling", ("mean", "class"))):
+        for name, choices in (("mask_sampling", tuple(MASK_SAMPLINGS)), ("pooling", ("mean", "class"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
 

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""What a pre-trained encoder is used for: classification, and feature maps for the heads of other tasks."""
+"""Models that use a pre-trained encoder: a classifier, and a backbone for the heads of other tasks."""
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mae import MAEConfig
-from .modeling_mae import MAEModel, MAEPreTrainedModel
+from .modeling_mae import MAEModel, MAEPreTrainedModel, choose_states
 from .patches_mae import at_least_float32, patch_grid
 
 
 class MAEForImageClassification(MAEPreTrainedModel):
-    """The encoder with a linear classifier, as the paper's end-to-end fine-tuning (He et al. 2021, appendix A.1).
+    """The encoder with a linear classifier, as in the paper's end-to-end fine-tuning (He et al. 2021, appendix A.1).
 
     With `config.pooling="mean"` the patch tokens of the last block are averaged and then normalised by `fc_norm`; the
     encoder has no final norm. With `"class"` the classifier gets the class token after the final norm.
@@ -27,9 +27,10 @@ class MAEForImageClassification(MAEPreTrainedModel):
     _is_fine_tuned = True
 
     def __init__(self, config: MAEConfig):
-        """
+        """Makes a classifier with fresh weights.
+
         Args:
-            config ([`MAEConfig`]): Sizes and options; `num_labels` (or `id2label`) classes.
+            config ([`MAEConfig`]): Sizes and options; `num_labels` or `id2label` gives the classes.
 
         Raises:
             ValueError: If `id2label` and `label2id` disagree.
@@ -49,8 +50,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
             init.trunc_normal_(module.weight, std=2e-5)
 
     def pool(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Returns what the classifier sees, `(batch, hidden_size)`. Arguments as in [`MAEModel.forward`]."""
-        return self.fc_norm(self.mae(pixel_values, **kwargs).pooler_output)
+        """Returns the input of the classifier, `(batch, hidden_size)`. Arguments as in [`MAEModel.forward`]."""
+        return self.fc_norm(self.mae(pixel_values, return_dict=True, **kwargs).pooler_output)
 
     @can_return_tuple
     def forward(
@@ -79,7 +80,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
         Raises:
             ValueError: If the labels do not fit.
         """
-        outputs = self.mae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        outputs = self.mae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs)
         logits = self.classifier(self.fc_norm(outputs.pooler_output))
         return ImageClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
@@ -89,7 +90,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
         )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        # Not `self.loss_function`, which knows neither soft targets nor label smoothing.
+        # Not `self.loss_function`, which supports neither soft targets nor label smoothing.
         logits = at_least_float32(logits)
         labels = labels.to(logits.device)
         num_labels = self.config.num_labels
@@ -103,8 +104,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
             return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         if labels.numel() != logits.numel():
             raise ValueError(
-                f"labels of shape {tuple(labels.shape)} do not fit problem_type={problem_type!r} with {len(logits)} "
-                f"images and {num_labels} labels: {tuple(logits.shape)} is expected."
+                f"`labels` of shape {tuple(labels.shape)} do not fit problem_type={problem_type!r} with {len(logits)} "
+                f"images and {num_labels} labels: the shape {tuple(logits.shape)} is expected."
             )
         labels = labels.reshape(logits.shape).to(logits.dtype)
         if problem_type == "regression":
@@ -115,25 +116,25 @@ class MAEForImageClassification(MAEPreTrainedModel):
         num_labels, soft = self.config.num_labels, labels.is_floating_point()
         if labels.shape != ((num_images, num_labels) if soft else (num_images,)):
             raise ValueError(
-                f"labels must be {num_images} class indices or probabilities of shape ({num_images}, {num_labels}), "
+                f"`labels` must be {num_images} class indices or probabilities of shape ({num_images}, {num_labels}), "
                 f"got {labels.dtype} of shape {tuple(labels.shape)}."
             )
-        if torch.compiler.is_compiling():  # values are not known there
+        if torch.compiler.is_compiling():  # compiled code can't look at the values
             return
         if soft and not torch.allclose(labels.sum(dim=1), labels.new_ones(()), atol=1e-2):
             raise ValueError(
-                "Labels of a float type are taken for class probabilities, but those of an image do not add up to 1. "
-                "For images of several classes set problem_type='multi_label_classification' in the configuration."
+                "Float labels are read as class probabilities, but those of at least one image do not add up to 1. For "
+                "images with several classes set problem_type='multi_label_classification' in the configuration."
             )
-        if not soft and not bool(((labels >= 0) & (labels < num_labels)).all()):  # else a GPU aborts without a reason
+        if not soft and not bool(((labels >= 0) & (labels < num_labels)).all()):  # else a GPU aborts without saying why
             raise ValueError(
-                f"Labels must be in [0, {num_labels}), got {labels.min().item()} to {labels.max().item()}. Images "
-                "without a label (-1) have to be left out; more classes need num_labels= when the model is loaded."
+                f"Labels must be in [0, {num_labels}), got {labels.min().item()} to {labels.max().item()}. Leave out "
+                "images without a label (-1); for more classes load the model with `num_labels`."
             )
 
 
 class MAELayerNorm2d(nn.LayerNorm):
-    """Normalises the channels at each place of maps (B, C, rows, columns)."""
+    """Normalises the channels at each position of maps (B, C, rows, columns)."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -157,7 +158,10 @@ def fold_batch_norm(
 
 
 class MAEFeaturePyramid(nn.Module):
-    """Maps of four scales from one: the simple feature pyramid of Li et al. 2022 (arXiv 2203.16527, section 3)."""
+    """Makes maps of four scales from one map: the simple feature pyramid.
+
+    Source: Li et al. 2022 (arXiv 2203.16527), section 3.
+    """
 
     def __init__(self, config: MAEConfig):
         super().__init__()
@@ -186,12 +190,14 @@ class MAEFeaturePyramid(nn.Module):
         )
 
     def forward(self, maps: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
-        """Returns maps of 4, 2, 1 or 1/2 times (index 0 to 3) the rows and columns of `maps` (B, D, rows, columns)."""
+        """Returns maps with 4, 2, 1 or 1/2 (index 0 to 3) times the rows and columns of `maps`."""
         return [self.levels[index](maps) for index in indices]
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
-    """The encoder as a backbone: maps of chosen blocks, or a pyramid of four scales, of images of any size.
+    """The encoder as a backbone: maps of chosen blocks, or a pyramid of four scales, for images of any size.
+
+    Blocks after the last of the chosen ones are not run and not trained.
 
     Example:
 
@@ -204,11 +210,10 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     """
 
     _is_fine_tuned = True
-    # By the encoder; BackboneMixin would install them a second time and record each block twice.
-    _output_capturing_hooks_installed = True
 
     def __init__(self, config: MAEConfig):
-        """
+        """Makes a backbone with fresh weights.
+
         Args:
             config ([`MAEConfig`]): Sizes; `out_features` or `out_indices`, `apply_layernorm`, `reshape_hidden_states`,
                 `feature_pyramid_size`.
@@ -221,15 +226,27 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         self.num_features = [config.feature_pyramid_size if pyramid else config.hidden_size] * len(self.stage_names)
         self.post_init()
 
+    def _num_layers(self) -> int:
+        """Returns how many blocks the chosen stages need."""
+        return len(self.mae.layers) if self.feature_pyramid is not None else max(self.out_indices)
+
+    def _set_trainable(self):
+        super()._set_trainable()
+        for layer in self.mae.layers[self._num_layers() :]:
+            layer.requires_grad_(False)  # DistributedDataParallel would wait for their gradients
+
     @can_return_tuple
-    @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
         """Returns feature maps.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images. Any size that
-                the patch divides.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images of any size
+                that the patch divides.
+            output_hidden_states (`bool`, *optional*): Whether to return the hidden states of all blocks. All blocks are
+                run then.
+            **kwargs: `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, one for each of `out_features`, of shape
@@ -237,22 +254,26 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
             `reshape_hidden_states=False` tokens `(batch, 1 + patches, hidden_size)`.
 
         Raises:
-            ValueError: If the patch does not divide the images.
+            ValueError: If `pixel_values` are integers or the patch does not divide the images.
         """
-        outputs = self.mae(pixel_values, **kwargs)
-        grid_size = patch_grid(pixel_values, self.mae.embeddings.patch_size)
-
-        def maps(tokens: torch.Tensor) -> torch.Tensor:
-            if not self.config.reshape_hidden_states:
-                return tokens
-            return tokens[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
-
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        num_layers = self._num_layers() if output_hidden_states is False else None
+        outputs = self.mae(pixel_values, num_layers=num_layers, output_hidden_states=True, return_dict=True, **kwargs)
         if self.feature_pyramid is not None:
-            feature_maps = self.feature_pyramid(maps(outputs.last_hidden_state), self.out_indices)
+            maps = self._to_maps(outputs.last_hidden_state, pixel_values)
+            feature_maps = self.feature_pyramid(maps, self.out_indices)
         else:
             stages = [outputs.hidden_states[index] for index in self.out_indices]
-            feature_maps = [maps(self.mae.layernorm(tokens)) for tokens in stages]
-        return BackboneOutput(tuple(feature_maps), outputs.hidden_states, outputs.attentions)
+            feature_maps = [self._to_maps(self.mae.layernorm(tokens), pixel_values) for tokens in stages]
+        hidden_states = choose_states(outputs.hidden_states, output_hidden_states)
+        return BackboneOutput(tuple(feature_maps), hidden_states, outputs.attentions)
+
+    def _to_maps(self, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        if not self.config.reshape_hidden_states:
+            return tokens
+        grid_size = patch_grid(pixel_values, self.mae.embeddings.patch_size)
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
 
 
 __all__ = ["MAEBackbone", "MAEForImageClassification"]

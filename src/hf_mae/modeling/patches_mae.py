@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Images to patches and back, where patches stand, and which are hidden: functions without weights.
+"""Images to patches and back, and the position tables: functions without weights.
 
-*Patch* indices never count the class token. Shapes in comments: B batch, C channels, P pixels of a patch, N patches of
-an image, K those asked for, D width.
+*Patch* indices never count the class token. Shapes in comments: B batch, C channels, P pixels of a patch (height times
+width), N patches of an image, K requested ones, D width.
 """
 
 import torch
 from torch import nn
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Patches and positions
-
 
 def patchify(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids: torch.Tensor | None = None) -> torch.Tensor:
-    """Cuts patches out of images, in raster order or those asked for; pixels of other patches are not touched.
+    """Cuts images into patches: all of them in raster order, or only the requested ones.
+
+    Only the pixels of the requested patches are read.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Height and width are multiples of
@@ -37,10 +36,11 @@ def patchify(pixel_values: torch.Tensor, patch_size: tuple[int, int], ids: torch
 
 
 def unpatchify(patches: torch.Tensor, patch_size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
-    """Puts images together from all their patches; the inverse of [`patchify`].
+    """Assembles images from all their patches; the inverse of [`patchify`].
 
     Args:
-        patches (`torch.Tensor` of shape `(batch, num_patches, patch_height * patch_width * channels)`): As cut.
+        patches (`torch.Tensor` of shape `(batch, num_patches, patch_height * patch_width * channels)`): As
+            [`patchify`] returns them.
         patch_size (`(height, width)`): Pixels of a patch.
         grid_size (`(rows, columns)`): Patches of an image.
 
@@ -56,19 +56,19 @@ def unpatchify(patches: torch.Tensor, patch_size: tuple[int, int], grid_size: tu
 def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
     """Returns the fixed two-dimensional sine-cosine table in the layout of the official checkpoints.
 
-    The first half of the channels tells the column, the second the row; each half holds the sines, then the cosines of
-    `position / 10000**(i / (width / 4))`. Source: Vaswani et al. 2017, section 3.5, per coordinate; the order of
-    coordinates is that of the official code, whose weights depend on it.
+    The first half of the channels encodes the column, the second half the row. Each half holds the sines, then the
+    cosines of `position / 10000**(i / (width / 4))`. Source: Vaswani et al. 2017, section 3.5, for each coordinate. The
+    order of the coordinates is that of the official code, because its weights depend on it.
 
     Args:
         width (`int`): Channels, divisible by 4.
         grid_size (`(rows, columns)`): Patches of an image.
 
     Returns:
-        `torch.DoubleTensor` of shape `(1, 1 + rows * columns, width)`: a row of zeros for the class token, then the
-        patches in raster order.
+        `torch.DoubleTensor` of shape `(1, 1 + rows * columns, width)`: a row of zeros for the class token, then one row
+        for each patch in raster order.
     """
-    # On the CPU whatever the default device: models are constructed on "meta", where nothing can be computed.
+    # Always on the CPU: models are often constructed on the device "meta", where nothing can be computed.
     double = {"dtype": torch.float64, "device": "cpu"}
     frequencies = 10000 ** -(torch.arange(width // 4, **double) / (width // 4))
     rows, columns = (torch.arange(size, **double) for size in grid_size)
@@ -81,12 +81,13 @@ def resample_position_table(table: torch.Tensor, old: tuple[int, int], new: tupl
     """Resamples a position table to another grid in two dimensions (bicubic, corners not aligned).
 
     Args:
-        table (`torch.Tensor` of shape `(1, 1 + rows * columns, width)`): Row of the class token first; it is kept.
+        table (`torch.Tensor` of shape `(1, 1 + rows * columns, width)`): The first row belongs to the class token
+            and is kept.
         old (`(rows, columns)`): Grid of the table.
-        new (`(rows, columns)`): Grid wanted. The same grid returns the table itself.
+        new (`(rows, columns)`): Requested grid. For the same grid the table itself is returned.
 
     Returns:
-        `torch.Tensor` of shape `(1, 1 + new_rows * new_columns, width)`, dtype as given.
+        `torch.Tensor` of shape `(1, 1 + new_rows * new_columns, width)`, of the dtype of `table`.
     """
     if old == new:
         return table
@@ -95,60 +96,35 @@ def resample_position_table(table: torch.Tensor, old: tuple[int, int], new: tupl
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
+def patch_resampling(old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
+    """Returns the matrix that resizes patches, as rows of pixels, from one size to another (bicubic).
+
+    Args:
+        old (`(height, width)`): Pixels of the patches that are multiplied by the matrix.
+        new (`(height, width)`): Pixels of the resized patches.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(old_height * old_width, new_height * new_width)`.
+    """
+    pixels = torch.eye(old[0] * old[1], dtype=torch.float64, device="cpu").unflatten(1, (1, *old))
+    options = {"mode": "bicubic", "align_corners": False, "antialias": new[0] < old[0] or new[1] < old[1]}
+    return nn.functional.interpolate(pixels, size=new, **options).flatten(1)
+
+
 def patch_grid(pixel_values: torch.Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Returns how many patches images `(batch, channels, height, width)` have, (rows, columns)."""
+    """Returns the number of patches of images `(batch, channels, height, width)` as (rows, columns)."""
     return pixel_values.shape[2] // patch_size[0], pixel_values.shape[3] // patch_size[1]
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns half-precision tensors as float32, others as they are."""
+    """Returns half-precision tensors as float32 and others unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Masking
-
-
-def masking_order(noise: torch.Tensor, grid_size: tuple[int, int], sampling: str) -> torch.Tensor:
-    """Turns noise into scores whose ascending order tells which patches stay visible: the first ones.
-
-    Args:
-        noise (`torch.Tensor` of shape `(batch, num_patches)`): Any values; those of an image should differ.
-        grid_size (`(rows, columns)`): Patches of an image.
-        sampling (`"random"`, `"block"` or `"grid"`): `"random"` returns the noise, which the official code sorts.
-            `"grid"` orders the four positions of a 2 x 2 cell by noise and keeps whole positions first: at a ratio of
-            0.75 one patch of every four stays, on a regular grid. `"block"` hides rectangles of a quarter of the image
-            one after the other (centre and aspect from the noise, aspect between 0.3 and 1 / 0.3 as in BEiT, Bao et
-            al. 2021, Algorithm 1) until enough is hidden. Source: He et al. 2021, Fig. 6 and Table 1f.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, num_patches)`.
-    """
-    if sampling == "random":
-        return noise
-    (rows, columns), num_patches = grid_size, noise.shape[1]
-    order = noise.argsort(dim=1)
-    rank = order.argsort(dim=1)  # (B, N), 0 to N - 1: the noise as integers, with which ties can be broken exactly
-    patch = torch.arange(num_patches, device=noise.device)
-    row, column = patch // columns, patch % columns
-    if sampling == "grid":
-        position_in_cell = row % 2 * columns + column % 2  # the patch of the first cell that stands there
-        return rank[:, position_in_cell] * num_patches + rank
-    blocks = min(16, num_patches)
-    centre = order[:, :blocks, None]  # (B, blocks, 1): distinct patches, each equally likely
-    aspect = 0.3 ** (2 * rank[:, :blocks, None] / num_patches - 1)  # log-uniform
-    height = (rows * columns / 4 * aspect).sqrt()
-    covered = ((row - centre // columns).abs() <= height / 2) & (
-        (column - centre % columns).abs() <= height / aspect / 2
-    )  # (B, blocks, N)
-    first = torch.where(covered, torch.arange(blocks, device=noise.device)[:, None], blocks).amin(dim=1)  # (B, N)
-    return (blocks - first) * num_patches + rank
 
 
 __all__ = [
     "at_least_float32",
     "patch_grid",
-    "masking_order",
+    "patch_resampling",
     "patchify",
     "resample_position_table",
     "sincos_position_table",

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Loading checkpoints at other sizes and channels, from adapters and from wrapped models; freezing the encoder."""
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import find_adapter_config_file, is_peft_available, logging
+
+from .configuration_mae import MAEConfig, _pair
+from .patches_mae import patch_resampling, resample_position_table
+
+logger = logging.get_logger(__name__)
+
+Resize = Callable[[torch.Tensor], torch.Tensor]
+
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_SIZES = ("image_size", "patch_size", "num_channels")
+# Names in checkpoints of models that torch.compile or a parallel wrapper has wrapped, as a whole or in part.
+_WRAPPERS = {r"^(?:module\.|_orig_mod\.)+": "", r"\._orig_mod\.": "."}
+
+
+class ResizableModule:
+    """A module with weights that depend on the sizes of images or patches or on the number of channels."""
+
+    def resize_weights(self, config: MAEConfig, resize_input: Resize | None, resize_output: Resize | None):
+        """Fits the weights of this module, without its submodules, to changed sizes, in place.
+
+        Args:
+            config (`MAEConfig`): The configuration with the new sizes.
+            resize_input (`Callable`, *optional*): Takes weights `(..., old patch elements)` that are multiplied by
+                patches to `(..., new patch elements)`. By default the patches are the same.
+            resize_output (`Callable`, *optional*): Does so for weights that predict patches.
+        """
+        raise NotImplementedError
+
+    def resize_positions(self, grid_size: tuple[int, int]):
+        """Resamples the position table of this module to another grid, in place."""
+        table = self.position_embeddings
+        resampled = resample_position_table(table.detach(), self.grid_size, grid_size)
+        self.position_embeddings = nn.Parameter(resampled, requires_grad=table.requires_grad)
+        self.grid_size = grid_size
+
+
+class LoadingMixin:
+    """Loading and resizing of all MAE models. A base class of [`MAEPreTrainedModel`]."""
+
+    # Fine-tuning trains the position tables, as the official code does, and does not need a mask token.
+    _is_fine_tuned = False
+    # Reads repositories of transformers' ViTMAE and ViT. Set by hf_mae.conversion, which is not saved with the weights.
+    _from_repository = None
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel"):
+        """Does nothing, since the configuration saves the code of all classes (see saving_mae.py)."""
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: MAEConfig | str | os.PathLike | None = None,
+        channel_init: str = "repeat",
+        **kwargs,
+    ):
+        """Loads a model as [`~transformers.PreTrainedModel.from_pretrained`] does, from a checkpoint of any MAE model.
+
+        One line of the log says what is new and what was left out. The folder of a PEFT adapter gives the base model
+        with the adapter.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or name on the Hub.
+            config (`MAEConfig`, *optional*): Defaults to the one of the checkpoint.
+            channel_init (`"repeat"`, `"mean"` or `"zero"`): How weights for another `num_channels` are made, see
+                [`LoadingMixin.resize_channels`].
+            **kwargs: Arguments of `from_pretrained`, or fields of the configuration to change. With another
+                `image_size` the position tables are resampled (see [`LoadingMixin.resize_position_embeddings`]), with
+                another `patch_size` the weights for patches (see [`LoadingMixin.resize_patches`]).
+
+        Raises:
+            ValueError: If the checkpoint is of another architecture or has no encoder.
+        """
+        source = pretrained_model_name_or_path
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        if source is None:  # the weights are given as `state_dict`
+            stored = config.to_dict()
+        else:
+            try:
+                stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)
+            except OSError:
+                if (base := _base_of_adapter(source, hub_kwargs)) is None:
+                    raise
+                kwargs["adapter_kwargs"] = {"_adapter_model_path": source, "revision": kwargs.pop("revision", None)}
+                return cls.from_pretrained(base, *model_args, config=config, channel_init=channel_init, **kwargs)
+        if stored.get("model_type") in ("vit_mae", "vit") and cls._from_repository is not None:
+            source, stored, config, kwargs = cls._read_foreign(source, config, kwargs, hub_kwargs)
+        elif stored.get("model_type") != cls.config_class.model_type:
+            raise ValueError(
+                f"{source} holds a checkpoint of model type {stored.get('model_type')!r}, but {cls.__name__} loads "
+                f"{cls.config_class.model_type!r}. Weights of the official MAE code, timm and transformers' ViTMAE are "
+                "read by `hf_mae.import_checkpoint`."
+            )
+        config, saved, wanted = cls._separate_sizes(stored, config, kwargs)
+        return cls._load(source, stored, saved, wanted, channel_init, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def _read_foreign(cls, source, config, kwargs: dict, hub_kwargs: dict) -> tuple:
+        """Reads a checkpoint of transformers' ViTMAE or ViT: its tensors become the argument `state_dict`."""
+        # Not by a registered mapping of names, because new models would then be saved under the foreign names.
+        stored, tensors = cls._from_repository(source, **hub_kwargs)
+        dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or "auto"
+        if not isinstance(config, PreTrainedConfig):
+            config, kwargs = cls.config_class.from_dict(dict(stored), return_unused_kwargs=True, **kwargs)
+        kwargs["dtype"] = next(iter(tensors.values())).dtype if dtype == "auto" else dtype
+        kwargs["state_dict"] = tensors
+        return None, stored, config, kwargs
+
+    @classmethod
+    def _separate_sizes(cls, stored: dict, config, kwargs: dict) -> tuple:
+        """Returns the configuration with the sizes of the checkpoint, these sizes, and the requested ones."""
+        saved = {name: stored.get(name, getattr(cls.config_class, name)) for name in _SIZES}
+        if not isinstance(config, PreTrainedConfig):
+            return config, saved, {name: kwargs.pop(name, saved[name]) for name in _SIZES}
+        wanted = {name: getattr(config, name) for name in _SIZES}
+        config = copy.deepcopy(config)
+        for name in _SIZES:
+            setattr(config, name, saved[name])
+        return config, saved, wanted
+
+    @classmethod
+    def _load(cls, source, stored: dict, saved: dict, wanted: dict, channel_init: str, *model_args, **kwargs):
+        """Loads weights at the sizes they were saved with, then resizes them."""
+        with_info = kwargs.pop("output_loading_info", False)
+        adapter_kwargs = dict(kwargs.get("adapter_kwargs") or {})
+        adapter = adapter_kwargs.pop("_adapter_model_path", None)
+        if adapter is not None and adapter != source:  # loaded when the model has its final sizes
+            del kwargs["adapter_kwargs"]
+        else:
+            adapter = None
+        own_names = kwargs.get("key_mapping") is None
+        if own_names:
+            kwargs["key_mapping"] = _WRAPPERS
+        model, info = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        if own_names:
+            model.__dict__.pop("_weight_conversions", None)  # else the model would be saved with the names of a wrapper
+        model._check_loaded(source, stored, info)
+        model._set_trainable()  # the loader makes every parameter trainable
+        if any(_pair(wanted[name]) != _pair(saved[name]) for name in ("image_size", "patch_size")):
+            model.resize_patches(wanted["patch_size"], wanted["image_size"])
+        if wanted["num_channels"] != saved["num_channels"]:
+            logger.warning(
+                f"{cls.__name__}: from {saved['num_channels']} to {wanted['num_channels']} channels, by "
+                f"channel_init={channel_init!r}. Give the image processor a mean and a deviation for each of them."
+            )
+            model.resize_channels(wanted["num_channels"], channel_init)
+        if adapter is not None:
+            model.load_adapter(os.fspath(adapter), adapter_kwargs=adapter_kwargs)
+        return (model, info) if with_info else model
+
+    def _check_loaded(self, source, stored: dict, info: dict):
+        """Completes the loading info, and raises `ValueError` if weights of the encoder were not found."""
+        new_tensors, left_out = (self.__dict__.pop(name, set()) for name in ("_new_tensors", "_left_out"))
+        info["missing_keys"] |= new_tensors
+        loaded = set(self.state_dict()) - set(info["missing_keys"])
+        if not any(".attention." in name and not name.startswith("decoder.") for name in loaded):
+            found = sorted({*left_out, *info["unexpected_keys"], *(name.split(".")[0] for name in loaded)})
+            raise ValueError(
+                f"{source} holds no encoder with the names of {type(self).__name__}; it holds: {', '.join(found[:5])}. "
+                "Save whole models with save_pretrained. Tensors with other names can be renamed by the argument "
+                "`key_mapping` of from_pretrained."
+            )
+        has_decoder = any(name.startswith("decoder.") for name in loaded)
+        target = bool(stored.get("norm_pix_loss", False))
+        if has_decoder and self.config.norm_pix_loss != target:
+            logger.warning(
+                f"{source} was trained with norm_pix_loss={target}, and it is {not target} now: its decoder has to "
+                "learn another target. Leave `norm_pix_loss` out to keep the one of the checkpoint."
+            )
+        architecture = (stored.get("architectures") or [type(self).__name__])[0]
+        if has_decoder and architecture != type(self).__name__:
+            logger.warning(
+                f"{source} was saved by {architecture}, and {type(self).__name__} may predict something else: load it "
+                "with its own class, or train the decoder again."
+            )
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        """Reports parts that are new or left out as a whole in one line; the rest stays for the library's table."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+
+        def part(name: str) -> str:
+            return name.removeprefix("mae.").split(".")[0]
+
+        missing, unexpected = loading_info.missing_keys, loading_info.unexpected_keys
+        parts = {part(name) for name in self.state_dict()}
+        partly = {part(name) for name in self.state_dict() if name not in missing} | {"embeddings", "layers"}
+        self._new_tensors = {name for name in missing if part(name) not in partly}
+        self._left_out = {part(name) for name in unexpected if part(name) not in parts}
+        missing -= self._new_tensors
+        unexpected -= {name for name in unexpected if part(name) in self._left_out}
+        new = {part(name) for name in self._new_tensors}
+        is_head = self.base_model is not self  # an encoder need not mention that it leaves out the decoder
+        if new or (is_head and self._left_out):
+            groups = (("new, to be trained", new), ("left out of the checkpoint", self._left_out))
+            line = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in groups if names)
+            logger.warning(f"{type(self).__name__}: {line}.")
+
+    def _set_trainable(self):
+        for module in self.modules():
+            if isinstance(getattr(module, "position_embeddings", None), nn.Parameter):
+                module.position_embeddings.requires_grad_(self._is_fine_tuned)
+                if module.mask_token is not None:
+                    module.mask_token.requires_grad_(not self._is_fine_tuned)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Resizing
+
+    def resize_position_embeddings(self, image_size: int | tuple[int, int]):
+        """Resamples the position tables of encoder and decoder to another image size, in place.
+
+        Args:
+            image_size (`int` or `(height, width)`): Pixels, multiples of the patch. Becomes `config.image_size`.
+
+        Raises:
+            ValueError: If `patch_size` does not divide it, or parts of the model are offloaded.
+        """
+        self._resize(None, None, image_size=image_size)
+
+    def resize_patches(self, patch_size: int | tuple[int, int], image_size: int | tuple[int, int] | None = None):
+        """Resamples the patch embedding, the decoder's head and the position tables to another patch size, in place.
+
+        The embedding is resized such that a patch that is enlarged (bicubic) gives the token that the original patch
+        gave; where patches become smaller, as nearly as possible. Source: FlexiViT (Beyer et al. 2022, arXiv
+        2212.08013, section 3.4). The head predicts the patch that it predicted before, resized (bicubic).
+
+        Args:
+            patch_size (`int` or `(height, width)`): Pixels. Becomes `config.patch_size`.
+            image_size (`int` or `(height, width)`, *optional*): Pixels. Becomes `config.image_size`, which stays as it
+                is by default.
+
+        Raises:
+            ValueError: If the patch does not divide the image, or parts of the model are offloaded.
+        """
+        image_size = self.config.image_size if image_size is None else image_size
+        old, new = _pair(self.config.patch_size), _pair(patch_size)
+        resize_input = resize_output = None
+        if old != new:
+            matrix = patch_resampling(old, new)  # (old P, new P)
+            resize_input, resize_output = _multiply_pixels(torch.linalg.pinv(matrix).T), _multiply_pixels(matrix)
+        self._resize(resize_input, resize_output, image_size=image_size, patch_size=patch_size)
+
+    def resize_channels(self, num_channels: int, channel_init: str = "repeat"):
+        """Changes the number of channels of a pre-trained model, in place: patch embedding and decoder head.
+
+        Args:
+            num_channels (`int`): Number of channels. Becomes `config.num_channels`.
+            channel_init (`"repeat"`, `"mean"` or `"zero"`): What the additional channels start from: the old ones,
+                repeated; their mean; or zero. With `"repeat"` and `"mean"` the patch embedding is scaled by old / new,
+                so that its output keeps its scale (as timm does); with `"zero"` the model computes from the old
+                channels what it did before. If there are fewer channels than before, all get the scaled mean: one grey
+                channel gives what its copies in all the old channels gave.
+
+        Raises:
+            ValueError: If `channel_init` or `num_channels` is none of these, or parts of the model are offloaded.
+        """
+        if channel_init not in ("repeat", "mean", "zero"):
+            raise ValueError(f"`channel_init` must be 'repeat', 'mean' or 'zero', got {channel_init!r}.")
+        old = self.config.num_channels
+
+        def resize_and_scale(weights: torch.Tensor) -> torch.Tensor:
+            return resize(weights) * (1 if channel_init == "zero" and num_channels > old else old / num_channels)
+
+        def resize(weights: torch.Tensor) -> torch.Tensor:
+            weights = weights.unflatten(-1, (-1, old))  # (..., P, C)
+            mean = weights.mean(dim=-1, keepdim=True)
+            if num_channels < old:
+                weights = mean.expand(*mean.shape[:-1], num_channels)
+            elif channel_init == "repeat":
+                weights = weights[..., torch.arange(num_channels) % old]
+            else:
+                new = mean if channel_init == "mean" else torch.zeros_like(mean)
+                weights = torch.cat([weights, new.expand(*mean.shape[:-1], num_channels - old)], dim=-1)
+            return weights.flatten(-2)
+
+        self._resize(resize_and_scale, resize, num_channels=num_channels)
+
+    @torch.no_grad()
+    def _resize(self, resize_input: Resize | None, resize_output: Resize | None, **sizes):
+        if getattr(self, "hf_device_map", None) and any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError(
+                "Parts of the model are offloaded and can't be resized. Load it into memory at the new `image_size`, "
+                "`patch_size` or `num_channels`, save it, and load that with `device_map`."
+            )
+        sizes = {name: list(size) if isinstance(size, tuple) else size for name, size in sizes.items()}
+        changed = copy.deepcopy(self.config)
+        for config in (changed, self.config):
+            for name, size in sizes.items():
+                setattr(config, name, size)
+            config.check()  # the copy first: if the sizes are refused, the model stays as it is
+        for module in self.modules():
+            if isinstance(module, ResizableModule):
+                module.resize_weights(self.config, resize_input, resize_output)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Freezing
+
+    def freeze_encoder(self, num_trainable_layers: float = 0):
+        """Freezes the encoder except for its last blocks: for partial fine-tuning, or with 0 for a probe.
+
+        Args:
+            num_trainable_layers (`float`, *optional*, defaults to 0): Number of blocks that stay trainable, with the
+                final norm. A half is the MLP of a block with its norm. Source: He et al. 2021, Fig. 9.
+
+        Raises:
+            ValueError: If the number is not a multiple of a half or larger than the number of blocks.
+        """
+        encoder = self.base_model
+        depth = len(encoder.layers)
+        if not 0 <= num_trainable_layers <= depth or num_trainable_layers * 2 % 1:
+            raise ValueError(
+                f"`num_trainable_layers` must be a multiple of 0.5 in [0, {depth}], got {num_trainable_layers}."
+            )
+        encoder.requires_grad_(False)
+        whole = int(num_trainable_layers)
+        trainable = list(encoder.layers[depth - whole :])
+        if num_trainable_layers % 1:
+            layer = encoder.layers[depth - whole - 1]
+            trainable += [layer.layernorm_after, layer.mlp]
+        for module in [*trainable, *([encoder.layernorm] if trainable else [])]:
+            module.requires_grad_(True)
+
+
+def _multiply_pixels(matrix: torch.Tensor) -> Resize:
+    """Returns a function that multiplies the pixels of weights (..., P * C) by a matrix (P, new P)."""
+
+    def resize(weights: torch.Tensor) -> torch.Tensor:
+        pixels = weights.double().unflatten(-1, (len(matrix), -1))  # (..., P, C)
+        return torch.einsum("...pc,pq->...qc", pixels, matrix.to(weights.device)).flatten(-2).to(weights.dtype)
+
+    return resize
+
+
+def _base_of_adapter(source: str | os.PathLike | None, hub_kwargs: dict) -> str | None:
+    """Returns the folder or name of the model that a PEFT adapter was made for, or `None` if `source` is no adapter."""
+    if not is_peft_available():
+        return None
+    path = find_adapter_config_file(source, **hub_kwargs)
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+__all__ = ["HUB_KWARGS", "LoadingMixin", "ResizableModule"]

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Masking: which patches of an image the encoder sees and which are hidden from it. Functions without weights.
+
+A mask is given as noise, as a bool tensor (True = hidden) or as the indices of the visible patches, or it is drawn at
+random. *Patch* indices never count the class token. Shapes in comments: B batch, N patches of an image, K visible ones.
+"""
+
+import torch
+
+
+def choose_mask(
+    pixel_values: torch.Tensor,
+    grid_size: tuple[int, int],
+    sampling: str,
+    mask_ratio: float | None = None,
+    noise: torch.Tensor | None = None,
+    bool_masked_pos: torch.Tensor | None = None,
+    ids_keep: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Returns the patch indices of the visible and of the hidden patches, or `(None, None)` if no mask is given.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The images.
+        grid_size (`(rows, columns)`): Patches of an image.
+        sampling (`str`): How hidden patches are chosen, see [`masking_order`].
+        mask_ratio (`float`, *optional*): Fraction of patches to hide, in [0, 1).
+        noise (`torch.Tensor` of shape `(batch, num_patches)`, *optional*): Decides which patches are hidden, with
+            `mask_ratio`. Drawn from the uniform distribution by default.
+        bool_masked_pos (`torch.BoolTensor` of shape `(batch, num_patches)`, *optional*): The mask, True = hidden.
+        ids_keep (`torch.LongTensor` of shape `(batch, num_kept)`, *optional*): Patch indices of the visible patches.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, num_kept)` and `torch.LongTensor` of shape `(batch, num_patches -
+        num_kept)`.
+
+    Raises:
+        ValueError: If a shape, a device or the ratio does not fit, if more than one mask is given, or if the mask hides
+            everything.
+    """
+    if sum(given is not None for given in (mask_ratio, bool_masked_pos, ids_keep)) > 1:
+        raise ValueError("Give only one of `mask_ratio`, `bool_masked_pos` and `ids_keep`: each determines the mask.")
+    _check_mask_arguments(pixel_values, grid_size, noise=noise, bool_masked_pos=bool_masked_pos, ids_keep=ids_keep)
+    num_images, num_patches = pixel_values.shape[0], grid_size[0] * grid_size[1]
+    if bool_masked_pos is not None:
+        order, num_kept = _order_of_mask(bool_masked_pos)
+    elif ids_keep is not None:
+        order, num_kept = _order_of_ids(ids_keep, num_patches), ids_keep.shape[1]
+    elif mask_ratio is not None:
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"`mask_ratio` must be in [0, 1), got {mask_ratio}.")
+        if noise is None:
+            noise = torch.rand(num_images, num_patches, device=pixel_values.device)
+        order, num_kept = masking_order(noise, grid_size, sampling).argsort(dim=1), int(num_patches * (1 - mask_ratio))
+    else:
+        return None, None
+    if num_kept == 0:
+        raise ValueError(f"The mask hides all {num_patches} patches; leave at least one visible.")
+    return order[:, :num_kept], order[:, num_kept:]
+
+
+def _check_mask_arguments(pixel_values: torch.Tensor, grid_size: tuple[int, int], **arguments: torch.Tensor | None):
+    (rows, columns), num_images = grid_size, pixel_values.shape[0]
+    for name, given in arguments.items():
+        if given is None:
+            continue
+        if given.device != pixel_values.device:
+            raise ValueError(
+                f"`{name}` is on {given.device} and the images are on {pixel_values.device}; move it with "
+                f"{name}.to(pixel_values.device)."
+            )
+        if name == "ids_keep":
+            fits = given.ndim == 2 and given.shape[0] == num_images and given.shape[1] <= rows * columns
+            expected = f"(batch, at most the number of patches) = ({num_images}, <= {rows * columns})"
+        else:
+            fits = given.shape == (num_images, rows * columns)
+            expected = f"(batch, patches) = ({num_images}, {rows * columns})"
+        if not fits:
+            raise ValueError(
+                f"`{name}` must have the shape {expected} for images of {rows} x {columns} patches, got "
+                f"{tuple(given.shape)}. The class token does not count."
+            )
+
+
+def _order_of_mask(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Returns patch indices (B, N), the visible ones first and each group in raster order, and the number of these."""
+    counts = mask.bool().logical_not().sum(dim=1)
+    num_kept = int(counts[0])
+    if (counts != num_kept).any():
+        raise ValueError(
+            "`bool_masked_pos` must hide the same number of patches in each image, because a batch is one tensor; got "
+            f"{(mask.shape[1] - counts).tolist()}. Pass images with other numbers in batches of their own."
+        )
+    return mask.byte().argsort(dim=1, stable=True), num_kept
+
+
+def _order_of_ids(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """Returns patch indices (B, N): the visible ones as given, then the others in raster order."""
+    hidden = torch.ones(ids_keep.shape[0], num_patches, dtype=torch.uint8, device=ids_keep.device)
+    hidden = hidden.scatter(1, ids_keep, 0).argsort(dim=1, stable=True)[:, ids_keep.shape[1] :]
+    return torch.cat([ids_keep, hidden], dim=1)
+
+
+def masking_order(noise: torch.Tensor, grid_size: tuple[int, int], sampling: str) -> torch.Tensor:
+    """Turns noise into scores: the patches with the lowest scores stay visible.
+
+    Args:
+        noise (`torch.Tensor` of shape `(batch, num_patches)`): Any values; those of an image should differ.
+        grid_size (`(rows, columns)`): Patches of an image.
+        sampling (`str`): A key of `MASK_SAMPLINGS`: `"random"`, `"block"` or `"grid"`. Source: He et al. 2021, Fig. 6
+            and Table 1f.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_patches)`.
+
+    Raises:
+        ValueError: If there is no such sampling.
+    """
+    if sampling not in MASK_SAMPLINGS:
+        raise ValueError(f"`mask_sampling` must be one of {tuple(MASK_SAMPLINGS)}, got {sampling!r}.")
+    return MASK_SAMPLINGS[sampling](noise, grid_size)
+
+
+def _random_order(noise: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Returns the noise itself, which the official code sorts."""
+    return noise
+
+
+def _grid_order(noise: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Orders the four positions of a 2 x 2 cell by the noise, the same positions in every cell.
+
+    At a ratio of 0.75 one patch of every four stays visible, and these form a regular grid.
+    """
+    _, rank, row, column = _ranks_and_places(noise, grid_size)
+    position_in_cell = row % 2 * grid_size[1] + column % 2  # the patch of the first cell at this position
+    return rank[:, position_in_cell] * noise.shape[1] + rank
+
+
+def _block_order(noise: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Hides rectangles of a quarter of the image, one after the other, until enough patches are hidden.
+
+    The noise decides the centre and the aspect ratio, which is between 0.3 and 1 / 0.3 as in BEiT (Bao et al. 2021,
+    Algorithm 1).
+    """
+    (rows, columns), num_patches = grid_size, noise.shape[1]
+    order, rank, row, column = _ranks_and_places(noise, grid_size)
+    num_blocks = min(16, num_patches)
+    centre = order[:, :num_blocks, None]  # (B, blocks, 1): distinct patches, each equally likely
+    aspect = 0.3 ** (2 * rank[:, :num_blocks, None] / num_patches - 1)  # log-uniform
+    height = (rows * columns / 4 * aspect).sqrt()
+    covered = ((row - centre // columns).abs() <= height / 2) & (
+        (column - centre % columns).abs() <= height / aspect / 2
+    )  # (B, blocks, N)
+    block = torch.arange(num_blocks, device=noise.device)[:, None]
+    first = torch.where(covered, block, num_blocks).amin(dim=1)  # (B, N): the first block that covers the patch
+    return (num_blocks - first) * num_patches + rank
+
+
+def _ranks_and_places(
+    noise: torch.Tensor, grid_size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the patches in the order of their noise (B, N), their ranks in it (B, N), their rows and columns (N)."""
+    order = noise.argsort(dim=1)
+    rank = order.argsort(dim=1)  # integers from 0 to N - 1: with these, ties of scores can be broken exactly
+    patch = torch.arange(noise.shape[1], device=noise.device)
+    return order, rank, patch // grid_size[1], patch % grid_size[1]
+
+
+# What `config.mask_sampling` can be. A new way of masking is one function from (noise, grid_size) to scores.
+MASK_SAMPLINGS = {"random": _random_order, "block": _block_order, "grid": _grid_order}
+
+__all__ = ["MASK_SAMPLINGS", "choose_mask", "masking_order"]

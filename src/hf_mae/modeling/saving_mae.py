@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Saving with the code, so that a folder loads with `trust_remote_code=True` where hf_mae is not installed."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+
+class SavesCode:
+    """Adds the code and an `auto_map` to what is saved. For the configuration and the image processor.
+
+    transformers would save the files that one class imports and an `auto_map` for this class alone. Here every folder
+    gets all files of the model and an `auto_map` that points into `auto_mae.py`, which imports them all.
+    """
+
+    # "AutoModel": "auto_mae.MAEModel" and so on. Set by auto_mae.py: this file can't import the classes that import it.
+    _full_auto_map: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | None = None):
+        """Does nothing, since all classes are saved anyway.
+
+        transformers calls this on classes that it loaded as remote code, and would then write an `auto_map` of its own.
+        """
+
+    def to_json_file(self, json_file_path: str | os.PathLike, *args, **kwargs):
+        """Writes the JSON file with `auto_map`, and the code next to it.
+
+        `save_pretrained` calls this after it has listed what the folder held before, so `push_to_hub=True` uploads the
+        code as well.
+        """
+        self.auto_map = self._auto_map_to_save()
+        super().to_json_file(json_file_path, *args, **kwargs)
+        folder = Path(json_file_path).resolve().parent
+        for path in Path(__file__).resolve().parent.glob("*_mae*.py"):
+            if path.parent != folder:
+                shutil.copyfile(path, folder / path.name)
+
+    def _auto_map_to_save(self) -> dict[str, str]:
+        return dict(self._full_auto_map)
