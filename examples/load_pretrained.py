@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Loads a pre-trained encoder and its image processor, and prints the features of a picture.
+"""Loads a pre-trained encoder and its image processor, and prints the shapes of the features of a picture.
 
 python examples/load_pretrained.py runs/fashion_mnist_sample [picture.jpg]
 """
@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-# Importing hf_mae registers the model. Where it is not installed, pass trust_remote_code=True below.
+# This import registers the model. Where hf_mae is not installed, pass trust_remote_code=True below.
 from hf_mae.data.sources import open_images
 
 folder, *pictures = sys.argv[1:] or ["runs/fashion_mnist_sample"]

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
-from hf_mae.conversion import _LAYOUTS, _rename
+from hf_mae.conversion_names import rename
 from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
 from hf_mae.modeling.modeling_mae import MAEDropPath
 from hf_mae.modeling.modeling_mae_downstream import fold_batch_norm
@@ -77,7 +77,7 @@ def test_layer_decay__official_groups(official, official_weights, drop_path_rate
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = layer_decay_parameter_groups(model, 2.0, stored["weight_decay"], stored["layer_decay"])
     ours = {names[p]: (g["lr"] / 2.0, g["weight_decay"]) for g in groups for p in g["params"]}
-    theirs, unknown = _rename(stored["groups"], _LAYOUTS["official"].names)
+    theirs, unknown = rename(stored["groups"], "official")
     assert not unknown
     assert ours == {name: pytest.approx(tuple(values), rel=1e-12) for name, values in theirs.items()}
 

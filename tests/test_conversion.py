@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+"""Weights of other implementations: in, out, and from files to files."""
+
 import argparse
 import json
 import os
 import pathlib
 import pickle
+import re
 
 import pytest
 import torch
-from conftest import OFFICIAL_HEADS, TINY
+from conftest import OFFICIAL_HEADS, TINY, picture
 from safetensors.torch import load_file, save_file
 from transformers import (
     ViTConfig,
@@ -21,6 +24,7 @@ from transformers import (
 
 import hf_mae
 from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.conversion import convert_checkpoint, convert_command
 
 PIXELS, NOISE = torch.linspace(-2, 2, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32), torch.rand(2, 16)
 EXACT = {"rtol": 0, "atol": 1e-5}
@@ -119,7 +123,7 @@ def test_heads__of_published_sizes_are_known(tmp_path):
 
 
 def test_heads__that_cannot_be_told_are_asked_for(official_weights):
-    with pytest.raises(ValueError, match="do not tell num_attention_heads.*pass num_attention_heads="):
+    with pytest.raises(ValueError, match="num_attention_heads.*pass num_attention_heads="):
         hf_mae.import_checkpoint(official_weights)
     with pytest.raises(ValueError, match="pass decoder_num_attention_heads="):
         hf_mae.import_checkpoint(official_weights, num_attention_heads=4)
@@ -153,9 +157,10 @@ def test_tensors_of_another_shape__are_named(official_weights):
 
 
 def test_left_over_tensors__are_named(official_weights, log):
-    weights = {**encoder_only(official_weights), "extra_head.weight": torch.zeros(10, 64), "centre": torch.zeros(10)}
+    heads = {"extra_head.weight": torch.zeros(10, 64), "projector.0.bias": torch.zeros(10)}
+    weights = {**encoder_only(official_weights), **heads}
     assert type(hf_mae.import_checkpoint(weights, num_attention_heads=4)) is MAEModel
-    assert "Left out, as there is no place for them: extra_head.weight, centre" in log()
+    assert "no place for them: extra_head.weight, projector.0.bias" in log()
     hf_mae.import_checkpoint({**official_weights, "head.weight": torch.zeros(10, 64)}, **OFFICIAL_HEADS)
     assert "no place for them: classifier.weight" in log()
 
@@ -188,7 +193,7 @@ def test_fine_tuned_encoder__without_its_classifier(official_weights, log):
 
 @pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"patch_embed.x": torch.zeros(3)}])
 def test_another_architecture__is_refused(content):
-    with pytest.raises(ValueError, match="Not a layout that is known here.*official MAE code; timm; .*conv1|patch_emb"):
+    with pytest.raises(ValueError, match="not known.*official MAE code; timm; .*(conv1|patch_emb)"):
         hf_mae.import_checkpoint(content)
 
 
@@ -197,12 +202,39 @@ def test_another_architecture__is_refused(content):
     [
         *("blocks.0.ls1.gamma", "reg_token", "norm_pre.weight", "blocks.1.attn.q_norm.weight", "rel_pos_bias.table"),
         *("patch_embed.backbone.stem.weight", "patch_embed.norm.weight"),
+        # Embeddings of bands, of times, of scales, and anything else that nobody has thought of.
+        *(
+            "channel_embed",
+            "temporal_embed",
+            "pos_embed_spatial",
+            "scale_embed.weight",
+            "level_embedding",
+            "adapter.0.bias",
+        ),
     ],
 )
 def test_another_encoder__under_the_same_names_is_refused(official_weights, name):
     """It would load, and compute something else."""
     with pytest.raises(ValueError, match=f"another architecture: it has {name}"):
         hf_mae.import_checkpoint({**encoder_only(official_weights), name: torch.zeros(64)}, num_attention_heads=4)
+
+
+@pytest.mark.parametrize("name", ["decoder_channel_embed", "decoder_blocks.0.ls1.gamma", "decoder.extra.weight"])
+def test_another_decoder__under_the_same_names_is_refused(official_weights, name, log):
+    weights = {**official_weights, name: torch.zeros(64)}
+    with pytest.raises(ValueError, match=f"another architecture: it has {name}.*remove them from the state dict"):
+        hf_mae.import_checkpoint(weights, **OFFICIAL_HEADS)
+    del weights["decoder_embed.weight"]  # an encoder, next to parts of a decoder that is not used
+    assert type(hf_mae.import_checkpoint(weights, num_attention_heads=4)) is MAEModel
+    assert name in log()
+
+
+def test_two_last_norms__are_refused(official_weights):
+    """The mean of normalised patches, normalised again, is no model of ours."""
+    norms = {"fc_norm.weight": torch.ones(64), "fc_norm.bias": torch.zeros(64)}
+    head = {"head.weight": torch.zeros(3, 64), "head.bias": torch.zeros(3)}
+    with pytest.raises(ValueError, match="another architecture.*norm"):
+        hf_mae.import_checkpoint({**encoder_only(official_weights), **norms, **head}, num_attention_heads=4)
 
 
 @pytest.mark.parametrize("name", ["pre_logits.fc.weight", "attn_pool.q.weight", "head_dist.weight"])
@@ -271,15 +303,15 @@ BROKEN = {  # file, content, what is said
     "truncated": ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "was not loaded"),
     "no json": ("config.json", b"{", "is not JSON"),
     "a list": ("config.json", b"[1, 2]", "must hold an object, got list"),
-    "no map": ("model.safetensors.index.json", b"{}", "does not name files beside it"),
-    "elsewhere": ("model.safetensors.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "does not name files"),
+    "no map": ("model.safetensors.index.json", b"{}", "weight_map"),
+    "elsewhere": ("model.safetensors.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "weight_map"),
     "wrong type": ("config.json", b'{"model_type": "vit", "hidden_size": "wide"}', "is not a configuration"),
     "wrong value": ("config.json", b'{"model_type": "vit", "hidden_act": "nope", "image_size": 32}', "does not fit"),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_folders__are_told(tmp_path, kind):
+def test_broken_folders__are_refused(tmp_path, kind):
     file, content, message = BROKEN[kind]
     stock_folder("ViTModel", tmp_path)
     if "index" in file:
@@ -322,6 +354,49 @@ def test_files_that_are_none(tmp_path):
         hf_mae.import_checkpoint(tmp_path / "empty")
     with pytest.raises(ValueError, match="mapping from names to tensors"):
         hf_mae.import_checkpoint({"epoch": 3})
+
+
+PREFIXES = {
+    "module.": "DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+    "model.": "an attribute of a Lightning module",
+    "backbone.": "the encoder of a larger model",
+    "net.encoder._orig_mod.": "all of these",
+    "_fsdp_wrapped_module.": "FSDP",
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("head", ["with the prefix", "without"])
+def test_prefixes__are_removed(official_weights, prefix, head):
+    heads = {"head.weight": torch.randn(3, 64), "head.bias": torch.randn(3)}
+    expected = hf_mae.import_checkpoint({**encoder_only(official_weights), **heads}, num_attention_heads=4)
+    weights = {f"{prefix}{name}": tensor for name, tensor in encoder_only(official_weights).items()}
+    weights.update({f"{prefix if head == 'with the prefix' else ''}{name}": tensor for name, tensor in heads.items()})
+    model = hf_mae.import_checkpoint(weights, num_attention_heads=4)
+    assert type(model) is MAEForImageClassification
+    assert same_weights(model, expected)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_prefixes__of_stock_models_are_removed(name):
+    stock, heads = perturbed(STOCK[name]()), {"num_attention_heads": 4, "decoder_num_attention_heads": 2}
+    weights = {f"model.{name}": tensor for name, tensor in stock.state_dict().items()}
+    model = hf_mae.import_checkpoint(weights, **heads, norm_pix_loss=True, mask_ratio=0.5)
+    torch.testing.assert_close(computed(model), computed(stock), **EXACT)
+
+
+def test_prefixes__that_are_ambiguous_are_refused(official_weights):
+    encoder = encoder_only(official_weights)
+    two = {f"{part}.{name}": tensor for part in ("student", "teacher") for name, tensor in encoder.items()}
+    with pytest.raises(ValueError, match="several encoders.*'student.*'teacher"):
+        hf_mae.import_checkpoint(two, num_attention_heads=4)
+    twice = {**{f"model.{name}": tensor for name, tensor in encoder.items()}, "norm.weight": torch.ones(64)}
+    with pytest.raises(ValueError, match="norm.weight both with and without"):
+        hf_mae.import_checkpoint(twice, num_attention_heads=4)
+    wrapped = {**encoder, "module.norm.weight": torch.ones(64)}
+    with pytest.raises(ValueError, match="there twice"):
+        hf_mae.import_checkpoint(wrapped, num_attention_heads=4)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -415,7 +490,7 @@ def test_timm_pooling__that_is_not_ours_is_refused(tmp_path, pooling, has_fc_nor
 def test_pooler__is_left_out_by_name(tmp_path, log):
     stock_folder("ViTModel", tmp_path)
     hf_mae.import_checkpoint(tmp_path)
-    assert "Left out, as there is no place for them: pooler.dense.bias, pooler.dense.weight" in log()
+    assert "no place for them: pooler.dense.bias, pooler.dense.weight" in log()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -440,10 +515,11 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.parametrize("layout", ["official", "timm", "vit", "vit_mae"])
+@pytest.mark.parametrize("layout", ["official", "timm", "vit", "vit_mae", "mmpretrain"])
 @pytest.mark.parametrize("name", models())
 def test_export__round_trip_is_exact(tmp_path, log, name, layout):
-    model, path = perturbed(models()[name]), tmp_path / ("out.pth" if layout == "official" else "out")
+    path = tmp_path / ("out.pth" if layout in ("official", "mmpretrain") else "out")
+    model = perturbed(models()[name])
     if (name, layout) in IMPOSSIBLE:
         with pytest.raises(ValueError, match=IMPOSSIBLE[name, layout]):
             hf_mae.export_checkpoint(model, path, layout)
@@ -538,6 +614,64 @@ def test_export__lightly_names(official_weights, tmp_path):
     assert same_weights(hf_mae.import_checkpoint(names, **OFFICIAL_HEADS), model)
 
 
+def test_export__mmpretrain_names(official_weights, tmp_path):
+    """Those of its MAEViT and MAEPretrainDecoder, all of them and no others; its loader looks under "state_dict"."""
+    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS)
+    hf_mae.export_checkpoint(model, tmp_path / "out.pth", "mmpretrain")
+    weights = torch.load(tmp_path / "out.pth")["state_dict"]
+    block = ["ln1", "attn.qkv", "attn.proj", "ln2", "ffn.layers.0.0", "ffn.layers.1"]
+    modules = ["backbone.patch_embed.projection", "backbone.ln1", "neck.decoder_embed", "neck.ln1", "neck.decoder_pred"]
+    modules += [f"backbone.layers.{number}.{name}" for number in range(3) for name in block]
+    modules += [f"neck.decoder_blocks.{number}.{name}" for number in range(2) for name in block]
+    tensors = {"backbone.cls_token", "backbone.pos_embed", "neck.mask_token", "neck.decoder_pos_embed"}
+    assert set(weights) == tensors | {f"{name}.{part}" for name in modules for part in ("weight", "bias")}
+    convolution = weights["backbone.patch_embed.projection.weight"]
+    assert torch.equal(convolution, official_weights["patch_embed.proj.weight"])
+    assert same_weights(hf_mae.import_checkpoint(weights, **OFFICIAL_HEADS), model)
+    encoder = hf_mae.import_checkpoint({n: t for n, t in weights.items() if "neck" not in n}, num_attention_heads=4)
+    assert type(encoder) is MAEModel
+    alone = {n.removeprefix("backbone."): t for n, t in weights.items() if n.startswith("backbone.")}
+    assert same_weights(hf_mae.import_checkpoint(alone, num_attention_heads=4), encoder)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_mmpretrain__classifiers(official_weights, tmp_path, pooling):
+    """Its `LinearClsHead` is `head.fc`, its `VisionTransformerClsHead` `head.layers.head`; `ln2` follows the mean."""
+    model = perturbed(MAEForImageClassification(MAEConfig(**TINY, num_labels=3, pooling=pooling)))
+    hf_mae.export_checkpoint(model, tmp_path / "out.pth", "mmpretrain")
+    weights = torch.load(tmp_path / "out.pth")["state_dict"]
+    assert ("backbone.ln2.weight" in weights, "backbone.ln1.weight" in weights) == (
+        pooling == "mean",
+        pooling == "class",
+    )
+    other_head = {name.replace("head.fc", "head.layers.head"): tensor for name, tensor in weights.items()}
+    for content in (weights, other_head):
+        assert same_weights(hf_mae.import_checkpoint(content, num_attention_heads=4), model)
+    scale = {"backbone.layers.0.attn.gamma1.weight": torch.ones(32)}
+    with pytest.raises(ValueError, match="mmpretrain, but the model is of another architecture"):
+        hf_mae.import_checkpoint({**weights, **scale}, num_attention_heads=4)
+
+
+PROBES = {"official": ("head.0", "head.1"), "mmpretrain": ("neck.bn", "head.layers.head")}
+
+
+@pytest.mark.parametrize("layout", PROBES)
+def test_linear_probe__has_its_batch_norm_folded(tmp_path, layout):
+    model = perturbed(MAEForImageClassification(MAEConfig(**TINY, num_labels=3, pooling="class", layer_norm_eps=1e-6)))
+    hf_mae.export_checkpoint(model, tmp_path / "out.pth", layout)
+    weights = next(iter(torch.load(tmp_path / "out.pth").values()))
+    head = "head" if layout == "official" else "head.fc"
+    norm, linear = PROBES[layout]
+    mean, variance = torch.randn(32), torch.rand(32) + 0.5
+    weights[f"{linear}.weight"], weights[f"{linear}.bias"] = weights.pop(f"{head}.weight"), weights.pop(f"{head}.bias")
+    statistics = {"running_mean": mean, "running_var": variance, "num_batches_tracked": torch.tensor(3)}
+    weights.update({f"{norm}.{name}": tensor for name, tensor in statistics.items()})
+    probe = hf_mae.import_checkpoint(weights, num_attention_heads=4)
+    with torch.no_grad():
+        features = (model.pool(PIXELS) - mean) / (variance + 1e-6).sqrt()
+        torch.testing.assert_close(probe(PIXELS).logits, model.classifier(features))
+
+
 def test_export__image_processor_of_stock_transformers(tmp_path, tiny_model):
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -567,3 +701,102 @@ def test_export__what_cannot_be_is_refused(tmp_path, tiny_model, tiny_config, lo
     assert not list(tmp_path.iterdir())
     hf_mae.export_checkpoint(tiny_model(layer_norm_eps=1e-5), tmp_path / "out", "timm")
     assert "this model was made with layer_norm_eps=1e-05" in log()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From files to files
+
+
+@pytest.fixture
+def run_folder(tiny_model, tmp_path):
+    """Returns a folder as pre-training leaves it."""
+    folder = tmp_path / "run"
+    tiny_model().save_pretrained(folder)
+    MAEImageProcessor.for_image_size(32, image_mean=(0.1, 0.2, 0.3), image_std=(1, 1, 1)).save_pretrained(folder)
+    (folder / "run.json").write_text(json.dumps({"metrics": {"knn_accuracy": 0.5}}))
+    (folder / "metrics.jsonl").write_text('{"step": 10, "loss": 0.9}\n{"step": 20, "loss": 0.51}\n')
+    return folder
+
+
+def convert(*arguments):
+    convert_command([*map(str, arguments)], prog="hf-mae convert")
+
+
+def test_convert__official_file_and_back(official_weights, tmp_path, capsys, log):
+    torch.save({"model": official_weights}, tmp_path / "mae.pth")
+    overrides = "num_attention_heads=4,decoder_num_attention_heads=4,norm_pix_loss=true"
+    convert(tmp_path / "mae.pth", tmp_path / "out", "--config_overrides", overrides, "--license", "mit")
+    model = MAEForPreTraining.from_pretrained(tmp_path / "out")
+    assert model.config.norm_pix_loss
+    assert same_weights(model, hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS))
+    assert MAEImageProcessor.from_pretrained(tmp_path / "out").crop_height_width == (32, 32)
+    assert "those of ImageNet are taken" in log()
+    record = {"converted_from": "mae.pth", "layout": "official", "license": "mit"}
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == record
+    assert "converted from `mae.pth` (official)" in (tmp_path / "out" / "README.md").read_text()
+    printed = capsys.readouterr().out
+    assert "(official) to " in printed
+    assert re.search(r"blocks\.N\.attn\.qkv +mae\.layers\.N\.attention\.qkv +6 tensors", printed)
+    convert(tmp_path / "out", tmp_path / "again.pth", "--to", "official")
+    again = torch.load(tmp_path / "again.pth")["model"]
+    assert all(torch.equal(again[name], official_weights[name]) for name in official_weights)
+
+
+def test_convert__of_a_run_keeps_its_record_and_halves_its_size(run_folder, tmp_path):
+    convert(run_folder, tmp_path / "half", "--dtype", "float16")
+    assert (tmp_path / "half" / "run.json").read_text() == (run_folder / "run.json").read_text()
+    assert "![loss over steps](loss.png)" in (tmp_path / "half" / "README.md").read_text()
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (run_folder, tmp_path / "half")]
+    assert sizes[1] < 0.7 * sizes[0]  # names take some of it
+    model = MAEForPreTraining.from_pretrained(tmp_path / "half")
+    assert model.dtype == torch.float32
+    expected = MAEForPreTraining.from_pretrained(run_folder).decoder.head.weight.half().float()
+    assert torch.equal(model.decoder.head.weight, expected)
+
+
+def test_convert__to_a_stock_folder_and_its_table(run_folder, tmp_path, capsys):
+    convert(run_folder, tmp_path / "vit", "--to", "vit")
+    printed = capsys.readouterr().out
+    assert re.search(r"mae\.layers\.N\.attention\.qkv +encoder\.layer\.N\.attention\.attention\.\{q,k,v\}", printed)
+    assert re.search(r"decoder\.head +- +2 tensors", printed)
+    processor = json.loads((tmp_path / "vit" / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.1, 0.2, 0.3]
+
+
+def test_convert__from_python(run_folder, tmp_path):
+    model, layout = convert_checkpoint(run_folder, tmp_path / "mm.pth", "mmpretrain")
+    assert (type(model), layout) == (MAEForPreTraining, "mae")
+    again, layout = convert_checkpoint(tmp_path / "mm.pth", tmp_path / "again", mask_ratio=0.5)
+    assert layout == "mmpretrain"
+    assert same_weights(again, model)
+    assert MAEModel.from_pretrained(tmp_path / "again").config.mask_ratio == 0.5
+
+
+def test_convert__overrides_reach_model_and_processor(run_folder, tmp_path):
+    overrides = "image_size=[64,96],num_channels=1,layer_norm_eps=1e-5"
+    convert(run_folder / "model.safetensors", tmp_path / "out", "--config_overrides", overrides)
+    model, processor = (each.from_pretrained(tmp_path / "out") for each in (MAEModel, MAEImageProcessor))
+    assert (model.config.image_size, model.config.layer_norm_eps) == ([64, 96], 1e-5)
+    assert model(**processor(picture(mode="L"), return_tensors="pt")).last_hidden_state.shape == (1, 97, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["run", "out", "--config_overrides", "norm_pix_los=true"], ValueError, "norm_pix_los"),
+        (["run", "out", "--config_overrides", "norm_pix_loss"], ValueError, "norm_pix_loss=value"),
+        (["run", "out", "--config_overrides", "norm_pix_loss=maybe"], ValueError, "'maybe'"),
+        (["run", "out", "--config_overrides", "num_attention_heads=3.0"], ValueError, "3.0"),
+        (["run", "out", "--to", "keras"], ValueError, "keras"),
+        (["run", "out.pth"], ValueError, "name of a file"),
+        (["run", "out.pth", "--to", "official", "--push_to_hub", "me/mae"], ValueError, "`push_to_hub`"),
+        (["missing.pth", "out"], OSError, "no checkpoint"),
+        (["run", "run"], OSError, "exists already"),
+    ],
+)
+def test_convert__says_what_is_wrong_before_it_writes(run_folder, monkeypatch, arguments, error, message):
+    monkeypatch.chdir(run_folder.parent)
+    before = sorted(run_folder.parent.rglob("*"))
+    with pytest.raises(error, match=message):
+        convert(*arguments)
+    assert sorted(run_folder.parent.rglob("*")) == before

@@ -5,7 +5,7 @@
 import json
 import os
 import re
-import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -24,9 +24,18 @@ from transformers.utils import cached_file
 
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
-from hf_mae.evaluation.visualization import loss_curve
-from hf_mae.publishing import HubPush, link_files, push_folder, redact, write_model_card
-from hf_mae.training.run_log import run_record, save_record
+from hf_mae.conversion import convert_command
+from hf_mae.publishing import (
+    HubPush,
+    link_files,
+    push_command,
+    push_folder,
+    read_record,
+    redact,
+    save_record,
+    write_model_card,
+)
+from hf_mae.training.run_log import run_record
 
 ROOT = Path(__file__).parents[1]
 CODE = {path.name for path in (ROOT / "src" / "hf_mae" / "modeling").glob("*_mae*.py")}
@@ -63,16 +72,12 @@ def saved(tiny_model, tmp_path):
     return folder
 
 
-@pytest.fixture
-def script(monkeypatch, capsys):
-    """Runs a script in this process and returns what it printed."""
+def convert(*arguments):
+    convert_command([*map(str, arguments)], prog="hf-mae convert")
 
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        runpy.run_path(ROOT / "examples" / name, run_name="__main__")
-        return capsys.readouterr().out
 
-    return run
+def push(*arguments):
+    push_command([*map(str, arguments)], prog="hf-mae push")
 
 
 def change_weights(folder, value):
@@ -102,7 +107,7 @@ def test_card__metadata_are_those_of_the_hub(saved):
     assert "images. Licence: MIT" in card.text
 
 
-def test_card__tells_what_a_stranger_asks(saved, tiny_model):
+def test_card__answers_what_a_stranger_asks(saved, tiny_model):
     text = (saved / "README.md").read_text()
     record = json.loads((saved / "run.json").read_text())
     for fact in (record["command"], record["commit"] or "installed", "0.50 hours", "| training loss | 0.51 |"):
@@ -157,74 +162,15 @@ def test_card__of_a_classifier(tiny_config, tmp_path):
     assert not re.search(r"\{\{|\}\}|None|Undefined|\n\n\n|^ ", card.text.split("## Citation")[0], re.MULTILINE)
 
 
-def test_card__of_converted_weights_marks_the_licence(tiny_model, tmp_path, script):
+def test_card__of_converted_weights_marks_the_licence(tiny_model, tmp_path):
     model = tiny_model()
     hf_mae.export_checkpoint(model, tmp_path / "mae_pretrain_vit_tiny.pth", "official")
-    printed = script("convert_checkpoint.py", tmp_path / "mae_pretrain_vit_tiny.pth", tmp_path / "out")
+    convert(tmp_path / "mae_pretrain_vit_tiny.pth", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "cc-by-nc-4.0"
     assert "come from those that Meta published and are under CC-BY-NC 4.0: no commercial use" in card.text
     assert "converted from `mae_pretrain_vit_tiny.pth` (official)" in card.text
     assert str(tmp_path) not in card.text
-    assert re.search(r"blocks\.N\.attn\.qkv +mae\.layers\.N\.attention\.qkv +4 tensors", printed)
-    assert "those of ImageNet are taken" in printed
-    again = MAEForPreTraining.from_pretrained(tmp_path / "out")
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
-    with pytest.raises(SystemExit, match="exists already"):
-        script("convert_checkpoint.py", tmp_path / "mae_pretrain_vit_tiny.pth", tmp_path / "out")
-
-
-def test_conversion__of_ours_keeps_its_story_and_halves_its_size(saved, tmp_path, script):
-    script("convert_checkpoint.py", saved, tmp_path / "half", "--dtype", "float16")
-    assert (tmp_path / "half" / "run.json").read_text() == (saved / "run.json").read_text()
-    assert "![loss over steps](loss.png)" in (tmp_path / "half" / "README.md").read_text()
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in (saved, tmp_path / "half")]
-    assert sizes[1] < 0.7 * sizes[0]  # names take some of it
-    model = MAEForPreTraining.from_pretrained(tmp_path / "half")
-    assert model.dtype == torch.float32
-    expected = MAEForPreTraining.from_pretrained(saved).decoder.head.weight.half().float()
-    assert torch.equal(model.decoder.head.weight, expected)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ("norm_pix_los=true", "MAEConfig has no field norm_pix_los"),
-        ("norm_pix_loss", "norm_pix_loss has no value, write norm_pix_loss=value"),
-        ("norm_pix_loss=maybe", "'maybe' is no value for norm_pix_loss"),
-        ("num_attention_heads=3.0", "3.0 is no value for num_attention_heads"),
-        ("x={", "MAEConfig has no field x"),
-    ],
-)
-def test_conversion__overrides_that_are_none(saved, tmp_path, script, overrides, message):
-    with pytest.raises(SystemExit, match=message):
-        script("convert_checkpoint.py", saved, tmp_path / "out", "--config_overrides", overrides)
-    assert not (tmp_path / "out").exists()
-
-
-def test_conversion__overrides_reach_model_and_processor(saved, tmp_path, script):
-    overrides = "image_size=[64,96],num_channels=1,layer_norm_eps=1e-5"
-    script("convert_checkpoint.py", saved / "model.safetensors", tmp_path / "out", "--config_overrides", overrides)
-    model, processor = (each.from_pretrained(tmp_path / "out") for each in (MAEModel, MAEImageProcessor))
-    assert (model.config.image_size, model.config.layer_norm_eps) == ([64, 96], 1e-5)
-    assert model(**processor(picture(mode="L"), return_tensors="pt")).last_hidden_state.shape == (1, 97, 32)
-
-
-def test_conversion__without_an_image_processor(saved, tmp_path, script):
-    (saved / "preprocessor_config.json").unlink()
-    script("convert_checkpoint.py", saved, tmp_path / "mae.pth", "--to", "official")
-    assert "those of ImageNet are taken" in script("convert_checkpoint.py", tmp_path / "mae.pth", tmp_path / "out")
-    with pytest.raises(SystemExit, match="makes a folder, and .* is the name of a file"):
-        script("convert_checkpoint.py", saved, tmp_path / "other.pth")
-
-
-def test_conversion__table_and_stock_folder(saved, tmp_path, script):
-    printed = script("convert_checkpoint.py", saved, tmp_path / "vit", "--to", "vit")
-    assert re.search(r"mae\.layers\.N\.attention\.qkv +encoder\.layer\.N\.attention\.attention\.\{q,k,v\}", printed)
-    assert re.search(r"decoder\.head +- +2 tensors", printed)
-    assert (tmp_path / "vit" / "preprocessor_config.json").exists()
-    with pytest.raises(SystemExit, match="There is no checkpoint"):
-        script("convert_checkpoint.py", tmp_path / "missing.pth", tmp_path / "out")
 
 
 METAS = [
@@ -252,15 +198,15 @@ def test_license__of_others_is_left_to_them(tmp_path, source, monkeypatch):
     assert run_record({"model_name_or_path": source})["license"] is None
 
 
-def test_license__goes_through_the_hub_and_through_other_layouts(hub, saved, tmp_path, script, monkeypatch):
+def test_license__goes_through_the_hub_and_through_other_layouts(hub, saved, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     save_record(saved, {"license": "cc-by-nc-4.0"})
     push_folder(saved, "me/converted")
     monkeypatch.setattr("hf_mae.publishing.cached_file", partial(cached_file, cache_dir=tmp_path / "cache"))
     assert run_record({"model_name_or_path": "me/converted"})["license"] == "cc-by-nc-4.0"
-    script("convert_checkpoint.py", saved, tmp_path / "vit", "--to", "vit")
+    convert(saved, tmp_path / "vit", "--to", "vit")
     assert run_record({"model_name_or_path": str(tmp_path / "vit")})["license"] == "cc-by-nc-4.0"
-    assert "The weights are under CC-BY-NC 4.0: no commercial use" in (saved / "README.md").read_text()
+    assert "under CC-BY-NC 4.0: no commercial use" in (saved / "README.md").read_text()
 
 
 def test_card__of_a_record_with_holes(saved):
@@ -305,14 +251,25 @@ def test_card__changed_by_hand_stays(saved):
     assert card.read_text().endswith("Our own words.\n")
 
 
+def test_card__of_the_released_model_is_what_the_template_makes(tmp_path):
+    released = ROOT / "model_cards" / "mae-fashion-mnist"
+    shutil.copytree(released, tmp_path / released.name)
+    write_model_card(tmp_path / released.name)
+    assert (tmp_path / released.name / "README.md").read_text() == (released / "README.md").read_text()
+
+
+@pytest.mark.parametrize("record", sorted((ROOT / "experiments").glob("**/run.json"))[::6], ids=lambda path: path.parent.name)
+def test_card__of_a_run_of_the_experiments(record, tmp_path):
+    shutil.copy(ROOT / "model_cards" / "mae-fashion-mnist" / "config.json", tmp_path)
+    shutil.copy(record, tmp_path)
+    write_model_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert json.loads(record.read_text())["commit"] in text
+    assert not re.search("nan|None|Undefined", text.split("## Citation")[0])
+
+
 def test_template__is_where_one_looks_for_it():
     assert (ROOT / "model_cards" / "template.md").read_text() == (ROOT / "src/hf_mae/model_card.md").read_text()
-
-
-def test_loss_curve__falls_where_the_loss_does():
-    picture = loss_curve([(0, 1.0), (50, 0.2), (100, 0.1)], size=(200, 100)).convert("RGB")
-    line = [(x, y) for x in range(200) for y in range(100) if picture.getpixel((x, y)) == (0, 0, 128)]
-    assert min(line)[1] < 45 < 55 < max(line)[1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -392,31 +349,32 @@ def test_background__pushes_while_the_run_goes_on(hub, saved):
     push.start(lambda folder: link_files(saved, folder), "Step 10")
     assert time.monotonic() - start < 0.3
     push.start(lambda folder: link_files(saved, folder), "Step 20")
-    assert push.news() == ["The push before is still under way: 'Step 20' is left to the next one."]
+    (line,) = push.messages()
+    assert "still under way: 'Step 20'" in line
     weights = (saved / "model.safetensors").read_bytes()
     change_weights(saved, 1.0)  # does not reach what is being pushed
     (saved / "model.safetensors").unlink()
     push.finish()
-    assert push.news() == [f"Pushed 'Step 10' to {hub.url}/me/mae"]
+    assert push.messages() == [f"Pushed 'Step 10' to {hub.url}/me/mae"]
     assert [title for _, title, _ in hub.commits] == ["Step 10"]
     assert hub.repositories["me/mae"]["model.safetensors"] == weights
     assert not (saved.parent / ".push").exists()
 
 
-def test_background__failure_is_told_and_the_next_push_brings_it(hub, saved, monkeypatch):
+def test_background__failure_is_a_message_and_the_next_push_brings_it(hub, saved, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no one listens
     push = HubPush(saved.parent, "me/mae")
     push.start(lambda folder: link_files(saved, folder), "Step 10")
     push.finish()
-    (line,) = push.news()
-    assert re.search(r"could not be pushed to me/mae: .* The next push tries again, or: python .*push_to_hub.py", line)
+    (line,) = push.messages()
+    assert re.search(rf"could not be pushed to me/mae: .*hf-mae push {saved.parent} me/mae", line)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     push.start(lambda folder: link_files(saved, folder), "Step 20")
     push.finish()
     assert [title for _, title, _ in hub.commits] == ["Step 20"]
-    push.news()
+    push.messages()
     push.start(lambda folder: link_files(saved / "nowhere", folder), "Step 30")  # nor does a full disk end a run
-    assert "Nothing was pushed" in push.news()[0]
+    assert "Nothing was pushed" in push.messages()[0]
 
 
 def test_background__no_error_of_any_kind_leaves_it(hub, saved):
@@ -425,7 +383,8 @@ def test_background__no_error_of_any_kind_leaves_it(hub, saved):
 
     push = HubPush(saved.parent, "me/mae")
     push.start(stage, "Step 10")
-    assert push.news() == ["Nothing was pushed: odd. The next push tries again."]
+    (line,) = push.messages()
+    assert "Nothing was pushed: odd." in line
     (saved / "config.json").write_text("{")
     assert "Nothing was pushed" in push.push(saved, "Step 20")[0]
     with pytest.raises(ValueError, match="Repo id must"):
@@ -442,12 +401,12 @@ def test_background__card_of_the_run_is_not_written_through_a_link(hub, saved):
 def test_background__wants_a_token_at_the_start(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("hf_mae.publishing.get_token", lambda: None)
-    with pytest.raises(ValueError, match="needs an access token that may write: run `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(ValueError, match="`hf auth login`, or set HF_TOKEN"):
         HubPush(tmp_path, "me/mae")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The scripts, and whoever loads what they pushed
+# The commands, and whoever loads what they pushed
 
 
 def run(hub, tmp_path, *command, code=0):
@@ -460,6 +419,34 @@ def run(hub, tmp_path, *command, code=0):
     assert done.returncode == code, printed
     assert hub.token not in printed
     return printed
+
+
+def test_push__without_a_name_completes_record_and_card_only(hub, saved, tmp_path, capsys):
+    for name, metrics in {
+        "probe": {"linear_accuracy": 0.75, "loss": 0.3},
+        "classifier": {"eval_accuracy": 0.875},
+    }.items():
+        (tmp_path / name).mkdir()
+        save_record(tmp_path / name, {"metrics": metrics})
+    evaluations = ("--evaluation", tmp_path / "probe", "--evaluation", tmp_path / "classifier")
+    push(saved, "--license", "mit", "--data_license", "cc0-1.0", "--notes", "One run each.", *evaluations)
+    record = read_record(saved)
+    assert (record["license"], record["data_license"], record["hours"]) == ("mit", "cc0-1.0", 0.5)
+    accuracies = {"knn_accuracy": 0.625, "linear_accuracy": 0.75, "finetuned_accuracy": 0.875}
+    assert record["metrics"] == {"step": 20, "loss": 0.51, **accuracies}
+    card = (saved / "README.md").read_text()
+    for fact in ("license: mit", "| accuracy of a linear probe | 0.75 |", "| accuracy after fine-tuning | 0.875 |"):
+        assert fact in card
+    assert "One run each." in card
+    assert str(saved / "README.md") in capsys.readouterr().out
+    assert not hub.repositories
+
+
+def test_push__says_what_is_missing(saved, tmp_path):
+    with pytest.raises(OSError, match="no config.json"):
+        push(tmp_path)
+    with pytest.raises(OSError, match="`evaluation`: .*no run.json"):
+        push(saved, "--evaluation", tmp_path)
 
 
 def assert_no_token(hub, folder):
@@ -530,7 +517,7 @@ def test_pretraining__pushes_while_it_runs_and_at_its_end(hub, tmp_path):
     assert "fine" in run(hub, tmp_path, tmp_path / "load.py", "me/mae", tmp_path / "trained")
 
 
-def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, script):
+def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, capsys):
     url, hub.url = hub.url, "http://127.0.0.1:9"
     out = tmp_path / "out"
     flags = f"--output_dir {out} --max_steps 2 --effective_batch_size 8 --eval_images 40 --push_to_hub true"
@@ -539,7 +526,8 @@ def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, script):
     assert "could not be pushed to me/mae" in printed
     assert (out / "model.safetensors").exists()
     hub.url = url
-    assert "Pushed" in script("push_to_hub.py", out, "me/mae", "--license", "apache-2.0")
+    push(out, "me/mae", "--license", "apache-2.0")
+    assert "Pushed" in capsys.readouterr().out
     assert b"license: apache-2.0" in hub.repositories["me/mae"]["README.md"]
 
 

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Reads checkpoints of other implementations: files, folders and repositories of the Hub. Nothing is ever unpickled."""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING
+from transformers.utils import cached_file
+
+from .modeling.configuration_mae import MAEConfig
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Entries of a config.json that are not fields of the model.
+NOT_FIELDS = {"architectures", "auto_map", "dtype", "model_type", "transformers_version"}
+# Fields that files and users may state: those of MAEConfig, and of labels.
+FIELDS = set(MAEConfig().to_dict()) - NOT_FIELDS | {"id2label", "label2id", "num_labels", "problem_type"}
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+# Where training code keeps the weights among other things.
+_CONTAINERS = ("model", "state_dict", "module", "model_state_dict")
+# Parts of names that wrappers add: DistributedDataParallel, torch.compile, FSDP, activation checkpointing, Fabric.
+_WRAPPERS = (
+    r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_original_module)\."
+)
+
+
+def folder_of(checkpoint: str | os.PathLike | Mapping) -> str | os.PathLike | Mapping:
+    """Returns the folder, if a checkpoint is the weight file of a folder with a configuration; else the checkpoint."""
+    if isinstance(checkpoint, str | os.PathLike):
+        path = Path(checkpoint)
+        if path.name in WEIGHT_FILES and path.is_file() and (path.parent / "config.json").is_file():
+            return path.parent
+    return checkpoint
+
+
+def read_checkpoint(
+    checkpoint: str | os.PathLike | Mapping[str, torch.Tensor], **hub_kwargs
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """Reads tensors, and what is stated next to them.
+
+    Args:
+        checkpoint (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`): As in [`import_checkpoint`].
+        **hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
+
+    Returns:
+        `(state_dict, stated)`: `stated` is the content of `config.json`, or the training arguments in the file. The
+        state dict is empty for folders of hf_mae, which load by themselves.
+
+    Raises:
+        OSError: If it cannot be read, or holds anything but tensors and training arguments.
+        ValueError: If it is not a mapping from names to tensors, or the configuration is broken.
+    """
+    if isinstance(checkpoint, Mapping):
+        return _split_content(checkpoint)
+    path = Path(checkpoint)
+    if path.is_file():
+        return _split_content(_load_file(path))
+    if not path.exists() and (path.suffix in _SUFFIXES or path.is_absolute()):
+        raise OSError(f"There is no checkpoint {os.fspath(checkpoint)!r}.")
+    return _read_folder(os.fspath(checkpoint), **hub_kwargs)
+
+
+def _read_folder(name: str, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict]:
+    config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    stated = {} if config is None else read_json(config)
+    if stated.get("model_type") == MAEConfig.model_type:
+        return {}, stated
+    if stated.get("model_type") in ("vit", "vit_mae"):  # adds the defaults of fields that it leaves out
+        with as_value_error(f"{config} is not a configuration"):
+            stated = CONFIG_MAPPING[stated["model_type"]].from_dict(stated).to_dict()
+    for file in WEIGHT_FILES:
+        weights = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        if weights is None:
+            continue
+        shards = _shards(weights) if file.endswith(".json") else [file]
+        state_dict = {}
+        for shard in shards:
+            state_dict.update(_split_content(_load_file(Path(cached_file(name, shard, **hub_kwargs))))[0])
+        return state_dict, stated
+    raise OSError(f"{name} holds no weights: none of {', '.join(WEIGHT_FILES)}.")
+
+
+def _shards(index: str | os.PathLike) -> list[str]:
+    """Returns the files that an index names. Only files next to it are read."""
+    places = read_json(index).get("weight_map")
+    shards = set(places.values()) if isinstance(places, Mapping) else set()
+    if not shards or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+        raise OSError(f"{index} must name files of the same folder under 'weight_map'.")
+    return sorted(shards)
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+        OSError: If the file holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{path} must hold an object, got {type(content).__name__}.")
+    return content
+
+
+@contextmanager
+def as_value_error(what: str):
+    """Turns any error into a `ValueError`: configurations of other libraries raise errors of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _load_file(path: Path):
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # The official code saves its parsed arguments next to the weights. Nothing else is let in.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Not the message of torch, which advises to unpickle everything.
+        held = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {held[1]}, which is neither tensor nor plain value" if held else _last_line(error)
+        raise OSError(f"{os.fspath(path)!r} is not a checkpoint of tensors and was not loaded: {reason}.") from None
+
+
+def _last_line(error: Exception) -> str:
+    lines = re.sub(r"\x1b\[\d*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:300].rstrip(".")
+
+
+def _split_content(content) -> tuple[dict[str, torch.Tensor], dict]:
+    """Splits the content of a file into tensors by name and training arguments."""
+    state_dict, arguments = content, {}
+    if isinstance(content, Mapping):
+        state_dict = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), content)
+        arguments = content.get("args")
+    is_mapping = isinstance(state_dict, Mapping)
+    if not is_mapping or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state_dict.items()):
+        raise ValueError("A checkpoint must be a mapping from names to tensors, bare or under the key 'model'.")
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    arguments = {name: value for name, value in arguments.items() if name in FIELDS and value is not None}
+    tensors = {re.sub(_WRAPPERS, "", name): tensor for name, tensor in state_dict.items()}
+    if len(tensors) < len(state_dict):
+        raise ValueError("Some tensors are there twice, with and without 'module.' or the like. Pass one state dict.")
+    return tensors, arguments
+
+
+__all__ = ["FIELDS", "NOT_FIELDS", "WEIGHT_FILES", "as_value_error", "folder_of", "read_checkpoint", "read_json"]
