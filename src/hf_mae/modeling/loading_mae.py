@@ -149,7 +149,17 @@ class LoadingMixin:
         own_names = kwargs.get("key_mapping") is None
         if own_names:
             kwargs["key_mapping"] = _WRAPPERS
-        model, info = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        try:
+            model, info = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        except RuntimeError as error:
+            architecture = (stored.get("architectures") or [cls.__name__])[0]
+            if architecture == cls.__name__ or "mismatched" not in str(error):
+                raise
+            raise ValueError(
+                f"{source} was saved by {architecture}, whose weights have other shapes than those of {cls.__name__}. "
+                "Load it with its own class, its encoder alone with AutoModel, or all weights that fit with "
+                "ignore_mismatched_sizes=True."
+            ) from error
         if own_names:
             model.__dict__.pop("_weight_conversions", None)  # else the model would be saved with the names of a wrapper
         model._check_loaded(source, stored, info)

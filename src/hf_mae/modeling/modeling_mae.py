@@ -30,7 +30,6 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mae import MAEConfig, _pair
-from .loading_mae import HUB_KWARGS as _HUB_KWARGS  # noqa: F401
 from .loading_mae import LoadingMixin, ResizableModule, Resize
 from .masking_mae import choose_mask
 from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
