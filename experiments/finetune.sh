@@ -10,7 +10,7 @@ shift 5
 one() { # start seed
     local run=$runs/$1-$labels-seed$2
     [ -e "$run/run.json" ] && return
-    $python examples/run_image_classification.py src/hf_mae/training/recipes/finetune_sample.yaml \
+    $python examples/run_image_classification.py --recipe finetune_sample \
         --model_name_or_path "$checkpoint" --data "$data" --max_train_images "$labels" --num_train_epochs "$epochs" \
         --seed "$2" --eval_strategy no --save_strategy no --output_dir "$run" \
         $([ "$1" = scratch ] && echo --from_scratch --layer_decay 1)

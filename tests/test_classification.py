@@ -147,7 +147,7 @@ def test_problem_types(classifier):
     ("labels", "message"),
     [
         (torch.tensor([0, 5, 1, 1]), r"Labels must be in \[0, 5\), got 0 to 5"),
-        (torch.tensor([0, -1, 1, 1]), r"got -1 to 1. Images without a label \(-1\) have to be left out"),
+        (torch.tensor([0, -1, 1, 1]), r"got -1 to 1.*without a label"),
         (torch.tensor([0, 1]), "4 class indices or probabilities of shape"),
         (torch.ones(4, 5), "problem_type='multi_label_classification'"),
         (torch.rand(4, 3), r"got torch.float32 of shape \(4, 3\)"),

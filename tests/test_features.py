@@ -2,12 +2,10 @@
 # Copyright 2026 The hf_mae authors
 """Features into a file and through pipelines."""
 
-import importlib
 import json
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import PIL.Image
@@ -20,21 +18,20 @@ from transformers import AutoModel, pipeline
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.data.sources import open_images
+from hf_mae.evaluation import features
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a script of examples/ here, as `python script arguments` would, and returns what it printed."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+def run(capsys):
+    """Runs `hf-mae features` in this process and returns what it printed."""
 
-    def run_script(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        importlib.import_module(name).main()
+    def call(*arguments):
+        features.features_command([*map(str, arguments)], prog="hf-mae features")
         return "".join(capsys.readouterr())
 
-    return run_script
+    return call
 
 
 @pytest.fixture
@@ -112,7 +109,7 @@ def test_extraction__stores_what_the_model_gives_for_each_image(
     arguments = ["--features", "class_token", "mean", "patches", "pooler", "--layers", 0, 1, "-1", "--batch_size", 3]
     arguments += [] if image_size is None else ["--image_size", image_size]
     arguments += ["--dataloader_num_workers", workers]
-    printed = run("extract_features", "--model_name_or_path", folder, "--data", photos, "--output", output, *arguments)
+    printed = run("--model_name_or_path", folder, "--data", photos, "--output", output, *arguments)
     columns, label_names = read(output)
     kept = [str(photos / name) for name in ("cat/0.png", "cat/1.png", "cat/2.png", "cat/3.png", "dog/0.jpg")]
     assert columns.pop("names") == kept
@@ -133,7 +130,7 @@ def test_extraction__stores_what_the_model_gives_for_each_image(
 def test_extraction__in_half_precision_of_images_without_labels(run, checkpoint, photos, tmp_path, kind, dtype):
     folder, output = checkpoint(MAEModel, pooling="class"), tmp_path / f"features.{kind}"
     common = ["--model_name_or_path", folder, "--data", photos / "cat", "--output", output, "--dtype", dtype]
-    run("extract_features", *common)
+    run(*common)
     columns, label_names = read(output)
     assert label_names is None
     expected = expected_features(folder, columns.pop("names"), ())["pooler"].to(getattr(torch, dtype))
@@ -145,17 +142,17 @@ def test_extraction__in_half_precision_of_images_without_labels(run, checkpoint,
 def test_extraction__writes_parquet_piece_by_piece(run, checkpoint, tmp_path, monkeypatch):
     output = tmp_path / "features.parquet"
     arguments = ["--model_name_or_path", checkpoint(), "--split", "test", "--output", output, "--batch_size", 100]
-    run("extract_features", *arguments)
+    run(*arguments)
     whole, _ = read(output)
     assert pq.ParquetFile(output).num_row_groups == 1
     assert whole["label"].tolist() == open_images(split="test").labels.tolist()
-    monkeypatch.setattr(sys.modules["extract_features"], "ROW_GROUP_BYTES", 30_000)
-    run("extract_features", *arguments, "--overwrite")
+    monkeypatch.setattr(features, "_ROW_GROUP_BYTES", 30_000)
+    run(*arguments, "--overwrite")
     pieces, _ = read(output)
     assert pq.ParquetFile(output).num_row_groups == 4  # a batch takes 100 x (32 floats, index and label)
     assert pieces.pop("names") == whole.pop("names")
     assert all(torch.equal(pieces[name], whole[name]) for name in whole)
-    run("extract_features", *arguments[:-2], "--overwrite", "--features", "mean", "class_token")
+    run(*arguments[:-2], "--overwrite", "--features", "mean", "class_token")
     assert list(read(output)[0]) == ["names", "index", "label", "class_token", "mean"]
 
 
@@ -167,7 +164,7 @@ def test_extraction__of_a_classifier_gives_what_it_sees(run, checkpoint, photos,
         (model.fc_norm if pooling == "mean" else model.mae.layernorm).weight.uniform_(0.5, 2)
     model.save_pretrained(folder)
     arguments = ["--data", photos, "--output", output, "--features", "pooler", "mean"]
-    run("extract_features", "--model_name_or_path", folder, *arguments)
+    run("--model_name_or_path", folder, *arguments)
     columns, _ = read(output)
     images = [PIL.ImageOps.exif_transpose(PIL.Image.open(path)) for path in columns["names"]]
     pixel_values = MAEImageProcessor.from_pretrained(folder)(images, return_tensors="pt").pixel_values
@@ -180,21 +177,20 @@ def test_extraction__of_a_classifier_gives_what_it_sees(run, checkpoint, photos,
 def test_extraction__interrupted_leaves_no_half_file(run, checkpoint, photos, tmp_path, monkeypatch, kind):
     output = tmp_path / "out" / f"features.{kind}"
     arguments = ["--model_name_or_path", checkpoint(), "--data", photos, "--output", output, "--batch_size", 2]
-    run("extract_features", *arguments)
+    run(*arguments)
     before = output.read_bytes()
-    script = sys.modules["extract_features"]
-    monkeypatch.setattr(script, "ROW_GROUP_BYTES", 0)
-    extract, calls = script.extract, []
+    monkeypatch.setattr(features, "_ROW_GROUP_BYTES", 0)
+    compute, calls = features.compute_features, []
 
     def interrupted(*given):
         calls.append(given)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return extract(*given)
+        return compute(*given)
 
-    monkeypatch.setattr(script, "extract", interrupted)
+    monkeypatch.setattr(features, "compute_features", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run("extract_features", *arguments, "--overwrite")
+        run(*arguments, "--overwrite")
     assert os.listdir(output.parent) == [output.name]
     assert output.read_bytes() == before
 
@@ -202,31 +198,32 @@ def test_extraction__interrupted_leaves_no_half_file(run, checkpoint, photos, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "features.csv"], r"features\.csv: the name must end in \.parquet or \.safetensors"),
-        (["--output", "{photos}.parquet"], "is there already. Name another file, or add --overwrite"),
+        (["--output", "features.csv"], r"features\.csv: .*\.parquet or \.safetensors"),
+        (["--output", "{photos}.parquet"], "`output` .*photos.parquet is there already.*`overwrite`"),
         (["--dtype", "bfloat16"], "Parquet has no bfloat16"),
-        (["--layers", "3"], "--layers 3: the model has 2 blocks: 0 to 2, or -1 to -3"),
-        (["--layers", "0", "-4"], "--layers -4: the model has 2 blocks"),
+        (["--layers", "3"], "`layers` 3: .* 2 blocks: 0 to 2, or -1 to -3"),
+        (["--layers", "0", "-4"], "`layers` -4: the model has 2 blocks"),
         (["--image_size", "44"], r"\(44, 44\) is not a multiple of patch_size \(8, 8\)"),
-        (["--split", "test"], "has no images for --split test"),
+        (["--split", "test"], "no images for `split` test"),
         (["--data", "{photos}/broken"], "None of the images of .* could be read. Skipped .*1.png"),
     ],
 )
-def test_extraction__mistakes_are_told(run, checkpoint, photos, tmp_path, arguments, message):
+def test_extraction__mistakes_are_named(run, checkpoint, photos, tmp_path, arguments, message):
     (tmp_path / "photos.parquet").touch()
     (photos / "broken").mkdir()
     (photos / "dog" / "1.png").rename(photos / "broken" / "1.png")
     arguments = [argument.format(photos=photos) for argument in arguments]
     output = tmp_path / "out" / "features.parquet"
     with pytest.raises(ValueError, match=message):
-        run("extract_features", "--model_name_or_path", checkpoint(), "--data", photos, "--output", output, *arguments)
+        run("--model_name_or_path", checkpoint(), "--data", photos, "--output", output, *arguments)
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_extraction__names_the_features_there_are(run, checkpoint, capsys):
-    with pytest.raises(SystemExit):
-        run("extract_features", "--model_name_or_path", checkpoint(), "--features", "pooled")
-    assert "invalid choice: 'pooled' (choose from" in capsys.readouterr().err
+def test_extraction__names_the_features_there_are(run, checkpoint):
+    with pytest.raises(ValueError, match="'pooled' .choose from"):
+        run("--model_name_or_path", checkpoint(), "--features", "pooled")
+    with pytest.raises(ValueError, match="`model_name_or_path` is missing"):
+        run("--output", "x.parquet")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -264,9 +261,9 @@ def test_docs__blocks_run_from_top_to_bottom(run, tiny_model, tmp_path, monkeypa
             exec(compile(block, "docs/features.md", "exec"), names)
             continue
         for command in block.replace("\\\n", " ").splitlines():
-            python, script, *arguments = shlex.split(command)
-            assert python == "python"
-            run(Path(script).stem, *arguments)
+            program, name, *arguments = shlex.split(command)
+            assert (program, name) == ("hf-mae", "features")
+            run(*arguments)
     assert names["features"].shape == (1000, 32)
     assert names["pooler"].shape == (3000, 32)
     assert names["maps"].shape == (1000, 32, 7, 7)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""examples/run_semantic_segmentation.py: pairs of images and masks, views, the mean IoU, runs, and what errors say."""
+"""Segmentation: pairs of images and masks, views, the mean IoU, runs, and what errors say."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,11 @@ from transformers import EvalPrediction, UperNetForSemanticSegmentation
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_mae import MAEImageProcessor, MAEModel
-from hf_mae.data.sources import open_images
+from hf_mae.data.augmentation import RandomOrientation
+from hf_mae.data.sources import FolderImages, open_images
+from hf_mae.modeling.image_processing_mae import resize
+from hf_mae.training import segmentation as script
+from hf_mae.training.segmentation import Pair
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]
@@ -30,15 +32,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("segmentation", ROOT / "examples" / "run_semantic_segmentation.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["segmentation"] = module  # Trainer pickles the arguments
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -56,15 +49,9 @@ def checkpoint(tiny_model, tmp_path):
     return save
 
 
-@pytest.fixture
-def run(script, monkeypatch):
-    """Runs the script as a command line would."""
-
-    def main(*arguments):
-        monkeypatch.setattr("sys.argv", ["run_semantic_segmentation.py", *map(str, arguments), *SMALL])
-        script.main()
-
-    return main
+def run(*arguments):
+    """Runs the command in this process."""
+    script.segment_command([*map(str, arguments), *SMALL], prog="hf-mae segment")
 
 
 def shapes(folder, count, seed=0, size=(48, 40)):
@@ -88,7 +75,7 @@ def shapes(folder, count, seed=0, size=(48, 40)):
 # The figures
 
 
-def test_mean_iou__of_a_case_worked_out_by_hand(script):
+def test_mean_iou__of_a_case_worked_out_by_hand():
     figures = script.ConfusionMatrix(4)
     first = EvalPrediction(torch.tensor([[[0, 1], [1, 3]]]), torch.tensor([[[0, 0], [1, 255]]]))
     assert figures(first, compute_result=False) == {}
@@ -101,7 +88,7 @@ def test_mean_iou__of_a_case_worked_out_by_hand(script):
     assert figures(first, compute_result=True)["pixel_accuracy"] == pytest.approx(2 / 3)  # starts anew
 
 
-def test_mean_iou__a_class_that_is_only_predicted_counts_as_missed(script):
+def test_mean_iou__a_class_that_is_only_predicted_counts_as_missed():
     result = script.ConfusionMatrix(2)(EvalPrediction(torch.tensor([0, 1]), torch.tensor([0, 0])), compute_result=True)
     assert result == pytest.approx({"mean_iou": 1 / 4, "pixel_accuracy": 1 / 2})
 
@@ -110,13 +97,14 @@ def test_mean_iou__a_class_that_is_only_predicted_counts_as_missed(script):
 # Images and masks
 
 
-def test_views__move_image_and_mask_alike(script, tmp_path):
+@pytest.mark.parametrize("turned", [RandomOrientation(True), RandomOrientation(True, True, True)])
+def test_views__move_image_and_mask_alike(turned):
     """The picture is its mask, so each view must be its labels: the same scale, place, padding and mirror."""
     mask = PIL.Image.new("L", (60, 44))
     PIL.ImageDraw.Draw(mask).polygon([(5, 3), (40, 10), (12, 40)], fill=1)
-    pair = (mask.point([20, 220, *[0] * 254]), mask)
+    pair = Pair([mask.point([20, 220, *[0] * 254])], 0, mask, "shape")
     processor = MAEImageProcessor(size={"height": 24, "width": 32}, num_channels=1, image_mean=[0.0], image_std=[1.0])
-    dataset = script.SegmentationDataset([pair], processor, scale=(0.5, 2.0), flip=True)
+    dataset = script.SegmentationDataset([pair], processor, scale=(0.5, 2.0), orientation=turned)
     padded, centres = 0, set()
     for _ in range(60):
         sample = dataset[0]
@@ -131,22 +119,24 @@ def test_views__move_image_and_mask_alike(script, tmp_path):
     assert len(centres) > 10
 
 
-def test_evaluation__shows_the_whole_image_each_time(script):
-    pair = (PIL.Image.radial_gradient("L"), PIL.Image.radial_gradient("L").point(lambda value: value > 128))
+def test_evaluation__shows_the_whole_image_each_time():
+    image = PIL.Image.radial_gradient("L")
+    mask = image.point(lambda value: value > 128)
+    pair = Pair([image], 0, mask, "gradient")
     processor = MAEImageProcessor(size={"height": 32, "width": 64}, num_channels=1, do_center_crop=False)
     first, second = (script.SegmentationDataset([pair], processor)[0] for _ in range(2))
-    assert torch.equal(first["pixel_values"], processor(pair[0], return_tensors="pt").pixel_values[0])
+    assert torch.equal(first["pixel_values"], processor(image, return_tensors="pt").pixel_values[0])
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert first["labels"].float().mean() == pytest.approx(np.array(pair[1]).mean(), abs=0.01)
+    assert first["labels"].float().mean() == pytest.approx(np.array(mask).mean(), abs=0.01)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3])
-def test_sample__labels_each_part_with_its_garment(script, side):
+def test_sample__labels_each_part_with_its_garment(side):
     for split, source in (("train", open_images(None, "train")), ("val", open_images(None, "test"))):
         pairs = script.sample_pairs(split, side)
         assert len(pairs) == len(source) // side**2
         known = {source[index].tobytes(): source.labels[index] for index in range(len(source))}
-        for image, mask in pairs[:20]:
+        for image, mask in [(pair.images[pair.index], pair.mask) for pair in pairs[:20]]:
             for part in range(side**2):
                 x, y = 28 * (part % side), 28 * (part // side)
                 garment, classes = (picture.crop((x, y, x + 28, y + 28)) for picture in (image, mask))
@@ -154,34 +144,35 @@ def test_sample__labels_each_part_with_its_garment(script, side):
                 assert np.array_equal(np.array(classes), expected)
 
 
-def test_masks__turned_pictures_palettes_and_reduced_labels(script, tmp_path):
+def test_masks__turned_pictures_palettes_and_reduced_labels(tmp_path):
     image, exif = PIL.Image.new("RGB", (8, 6)), PIL.Image.Exif()
     exif[0x0112] = 6  # lies on its side
     image.save(tmp_path / "image.jpg", exif=exif)
+    pair = Pair(FolderImages(tmp_path), 0, tmp_path / "mask.png", "image.jpg")
     mask = PIL.Image.fromarray(np.tile(np.array([0, 1, 2, 255, 7, 0], dtype=np.uint8), (8, 1)))
     mask.putpalette(list(range(255, -1, -1)) * 3)
     mask.save(tmp_path / "mask.png")
-    read, classes = script.read_pair((tmp_path / "image.jpg", tmp_path / "mask.png"), False)
+    read, classes = script.read_pair(pair, False)
     assert read.size == (6, 8)
     assert classes[0].tolist() == [0, 1, 2, 255, 7, 0]
-    _, classes = script.read_pair((tmp_path / "image.jpg", tmp_path / "mask.png"), True)
+    _, classes = script.read_pair(pair, True)
     assert classes[0].tolist() == [255, 0, 1, 255, 6, 255]
 
 
-def test_data__splits_names_and_masks_without_labels(script, tmp_path, capsys):
+def test_data__splits_names_and_masks_without_labels(tmp_path, capsys):
     def opened(**fields):
-        return script.open_data(script.SegmentationArguments(data=str(tmp_path), **fields))
+        return script.open_pairs(script.SegmentationArguments(data=str(tmp_path), preset="tiny", **fields))
 
     shapes(tmp_path, 21)
     PIL.Image.new("L", (48, 40), 255).save(tmp_path / "masks" / "3.png")
     train, val, names = opened()
     assert (len(train), len(val), names) == (17, 3, ["0", "1", "2"])
-    assert not {pair[0] for pair in train} & {pair[0] for pair in val}
+    assert not {pair.name for pair in train} & {pair.name for pair in val}
     printed = capsys.readouterr().out
     assert "every tenth image is kept from training" in printed
     assert "1 masks of train have no pixel that counts: left out" in printed
-    (tmp_path / "names.txt").write_text("wall\nsquare\ndisc\nsky\n")
-    assert opened(class_names=[str(tmp_path / "names.txt")])[2] == ["wall", "square", "disc", "sky"]
+    (tmp_path / "names.txt").write_text("wall\nsquare\ndisc\n")
+    assert opened(class_names=[str(tmp_path / "names.txt")])[2] == ["wall", "square", "disc"]
     (tmp_path / "train").mkdir()
     for name in ("images", "masks"):
         (tmp_path / name).rename(tmp_path / "train" / name)
@@ -194,11 +185,11 @@ def test_data__splits_names_and_masks_without_labels(script, tmp_path, capsys):
 # Models and runs
 
 
-def test_model__starts_from_the_encoder_and_its_resampled_positions(script, checkpoint):
+def test_model__starts_from_the_encoder_and_its_resampled_positions(checkpoint):
     folder = checkpoint()
     for scratch in (False, True):
         options = {"model_name_or_path": str(folder), "image_size": [64, 32], "from_scratch": scratch}
-        model = script.build_model(script.SegmentationArguments(data="somewhere", **options), ["a", "b"])
+        model = script.build_segmenter(script.SegmentationArguments(data="somewhere", **options), ["a", "b"])
         ours = model.backbone.mae.state_dict()
         theirs = MAEModel.from_pretrained(folder, image_size=(64, 32)).state_dict()
         assert ours.keys() == theirs.keys()
@@ -211,7 +202,7 @@ def test_model__starts_from_the_encoder_and_its_resampled_positions(script, chec
     assert [tuple(each.shape[2:]) for each in maps] == [(32, 16), (16, 8), (8, 4), (4, 2)]  # strides 2 to 16, patch 8
 
 
-def test_run__learns_and_reports_what_the_saved_model_does(run, script, checkpoint, tmp_path, capsys):
+def test_run__learns_and_reports_what_the_saved_model_does(checkpoint, tmp_path, capsys):
     data = tmp_path / "data"
     shapes(data / "train", 9)
     shapes(data / "val", 7)  # of the same seed: can be learned by heart
@@ -219,7 +210,7 @@ def test_run__learns_and_reports_what_the_saved_model_does(run, script, checkpoi
     arguments += ["--max_steps", 50, "--learning_rate", "1e-2", "--per_device_train_batch_size", 4, "--min_scale", 1]
     arguments += ["--max_scale", 1.2, "--gradient_accumulation_steps", 2, "--logging_steps", 1, "--drop_path_rate", 0]
     arguments += ["--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 50]
-    run(*arguments, "--output_dir", tmp_path / "out", "--per_device_eval_batch_size", 3, "--gradient_checkpointing")
+    run(*arguments, "--output_dir", tmp_path / "out", "--per_device_eval_batch_size", 3, "--activation_checkpointing")
     printed = capsys.readouterr().out
     assert "3: wall, square, disc" in printed
     assert "Batch    8 over 1 process(es)" in printed
@@ -237,7 +228,7 @@ def test_run__learns_and_reports_what_the_saved_model_does(run, script, checkpoi
     for number in range(7):
         pixel_values = processor(PIL.Image.open(data / f"val/images/{number}.png"), return_tensors="pt").pixel_values
         mask = PIL.Image.open(data / f"val/masks/{number}.png")
-        mask = script.resize(torch.from_numpy(np.array(mask))[None], (32, 32), "nearest-exact")[0].numpy()
+        mask = resize(torch.from_numpy(np.array(mask))[None], (32, 32), "nearest-exact")[0].numpy()
         with torch.no_grad():
             predicted = model(pixel_values).logits.argmax(dim=1)[0].numpy()
         for index in range(3):
@@ -260,7 +251,7 @@ def test_run__learns_and_reports_what_the_saved_model_does(run, script, checkpoi
     assert "Continues from" in capsys.readouterr().out
 
 
-def test_run__of_the_sample_with_one_channel(run, checkpoint, tmp_path, capsys):
+def test_run__of_the_sample_with_one_channel(checkpoint, tmp_path, capsys):
     folder = checkpoint(image_size=28, patch_size=4, num_channels=1)
     arguments = ["--model_name_or_path", folder, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no"]
     arguments += ["--sample_side", 2]
@@ -308,6 +299,11 @@ def broken(folder, how):
     elif how == "binary":
         for path in (folder / "masks").iterdir():
             PIL.Image.fromarray(np.where(np.array(PIL.Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
+    elif how == "two classes of three":
+        for path in (folder / "masks").iterdir():
+            PIL.Image.fromarray(np.where(np.array(PIL.Image.open(path)) == 1, 0, np.array(PIL.Image.open(path)))).save(
+                path
+            )
     elif how == "one image":
         for path in [*folder.glob("images/[1-9].png"), *folder.glob("masks/[1-9].png")]:
             path.unlink()
@@ -316,33 +312,55 @@ def broken(folder, how):
 @pytest.mark.parametrize(
     ("how", "arguments", "error", "message"),
     [
-        ("cut", [], OSError, r"images/1.png or its mask can't be read: .*Mend both or take both out"),
-        ("no mask", [], ValueError, r"1 of 4 images have no mask, first .*1.png: expected .*masks/1.png"),
-        ("no images", [], ValueError, r"Found no images in .*images'"),
-        ("no masks", [], OSError, r"has no folder 'masks'. Expected images/ and masks/"),
-        (
-            "other size",
-            [],
-            ValueError,
-            r"masks/1.png has shape \(48, 40\), its image \(40, 48\). Make both of one size",
-        ),
-        ("colours", [], ValueError, r"has format PNG and mode RGB. Expected a PNG of one channel"),
-        ("binary", [], ValueError, r"has 1 class\(es\).*masks of two classes hold 0 and 1"),
-        ("one image", [], ValueError, r"has 3 class\(es\), 0 images to train on and 1 to evaluate on"),
-        ("", ["--class_names", "a", "b"], ValueError, r"has the class 2, but there are 2 --class_names: .*\[0, 2\)"),
-        ("", ["--class_names", "a", "b", "a"], ValueError, r"--class_names has a more than once"),
-        (
-            "",
-            ["--image_size", "30"],
-            ValueError,
-            r"not a multiple of patch_size \(8, 8\). The nearest size .*\(32, 32\)",
-        ),
+        ("cut", [], OSError, r"images/1.png or its mask can't be read"),
+        ("no mask", [], ValueError, r"1 of 4 images .*1.png: expected .*masks/1.png"),
+        ("no images", [], ValueError, r"no images in .*images'"),
+        ("no masks", [], OSError, r"no folder 'masks'"),
+        ("other size", [], ValueError, r"masks/1.png .*\(48, 40\).*\(40, 48\)"),
+        ("colours", [], ValueError, r"masks/1.png has format PNG and mode RGB"),
+        ("binary", [], ValueError, r"1 class\(es\).*two classes hold 0 and 1"),
+        ("one image", [], ValueError, r"3 class\(es\), 0 images to train on and 1 to evaluate on"),
+        ("", ["--class_names", "a", "b"], ValueError, r"has the class 2, .*2 `class_names`.*\[0, 2\)"),
+        ("", ["--class_names", "a", "b", "a"], ValueError, r"`class_names` has a more than once"),
+        ("", ["--class_names", "wall", "square", "disc", "sky"], ValueError, r"No training mask .* sky"),
+        ("two classes of three", [], ValueError, r"No training mask .* 1\. "),
+        ("", ["--image_size", "30"], ValueError, r"not a multiple of patch_size \(8, 8\).*\(32, 32\)"),
+        ("", ["--image_size", "32", "64", "--rotate90"], ValueError, r"`rotate90` .*32 x 64"),
         ("", ["--per_device_train_batch_size", "1"], ValueError, r"needs 2 images on each of 1 device"),
-        ("", ["--model_name_or_path", ""], ValueError, r"--model_name_or_path is missing: .*--preset tiny"),
+        ("", ["--model_name_or_path", ""], ValueError, r"`model_name_or_path` is missing: .*`preset`"),
     ],
 )
-def test_mistakes__are_told(run, checkpoint, tmp_path, how, arguments, error, message):
+def test_mistakes__are_named(checkpoint, tmp_path, how, arguments, error, message):
     broken(shapes(tmp_path / "data", 4), how)
     given = ["--model_name_or_path", checkpoint(), "--data", tmp_path / "data", "--output_dir", tmp_path / "out"]
     with pytest.raises(error, match=message):
         run(*given, *arguments)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Masks of other kinds
+
+
+def test_masks__of_16_bits_and_arrays_hold_the_same_classes(tmp_path):
+    classes = np.tile(np.array([0, 1, 200, 255], dtype=np.uint8), (3, 1))
+    PIL.Image.fromarray(classes.astype(np.uint16)).save(tmp_path / "deep.png")
+    np.save(tmp_path / "array.npy", np.where(classes == 255, -1, classes.astype(np.int32)))
+    PIL.Image.fromarray(np.where(classes == 255, 65535, classes).astype(np.uint16)).save(tmp_path / "ones.png")
+    for name in ("deep.png", "array.npy", "ones.png"):
+        assert np.array_equal(script.read_mask(tmp_path / name), classes), name
+    np.save(tmp_path / "many.npy", np.array([[0, 300]]))
+    np.save(tmp_path / "floats.npy", np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="many.npy has the class 300"):
+        script.read_mask(tmp_path / "many.npy")
+    with pytest.raises(ValueError, match="floats.npy has .*float64"):
+        script.read_mask(tmp_path / "floats.npy")
+
+
+def test_folder__pairs_images_with_masks_of_any_kind(tmp_path):
+    shapes(tmp_path, 3)
+    np.save(tmp_path / "masks" / "1.npy", np.array(PIL.Image.open(tmp_path / "masks" / "1.png")))
+    before = script.read_pair(script.folder_pairs(str(tmp_path), "train")[1])[1]
+    (tmp_path / "masks" / "1.png").unlink()
+    pairs = script.folder_pairs(str(tmp_path), "train")
+    assert [pair.mask.name for pair in pairs] == ["0.png", "1.npy", "2.png"]
+    assert np.array_equal(script.read_pair(pairs[1])[1], before)

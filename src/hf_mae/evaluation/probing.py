@@ -1,28 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Linear probing: a batch norm without weights and a linear classifier on the features of a frozen encoder.
+"""Probes a frozen encoder: a batch norm without weights and a linear classifier on its features; k-NN.
 
 Source: He et al. 2021, appendix A.1, Linear probing, and Table 10.
 """
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import EvalPrediction, set_seed
+from transformers.hf_argparser import HfArg
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..data.augmentation import RandomOrientation
+from ..data.datasets import ClassificationDataset, EvaluationDataset, collate_labelled
+from ..data.labels import names_of_labels, number_labels, open_labelled
+from ..data.sources import ImageSource
+from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
-from ..training.optimization import LARS, learning_rate_at, scaled_learning_rate
+from ..publishing import HubPush
+from ..training.arguments import parse_arguments
+from ..training.finetuning import (
+    FineTuned,
+    FineTuningArguments,
+    FineTuningTrainer,
+    OrientationArguments,
+    check_experiment,
+    fingerprint_of,
+    limit_batch_size,
+    weights_fingerprint,
+    write_record,
+)
+from ..training.optimization import LARS, default_effective_batch_size, learning_rate_at, scaled_learning_rate
+from ..training.run_log import run_record
+from .monitoring import knn_accuracy
+
+_DESCRIPTION = """Train a linear classifier on the features of a frozen encoder, to see how good they are.
+
+  hf-mae probe --model_name_or_path runs/fashion_mnist_sample --fast              # on the embedded images
+  hf-mae probe --model_name_or_path out --data path/to/images --fast              # a grid of learning rates
+  hf-mae probe --model_name_or_path out --data path/to/images --base_learning_rates 0.1
+
+With --fast each image goes through the encoder once, uncropped, and classifiers for a grid of learning rates are
+trained on the stored features at the same time. Held-out training images choose the rate; k-NN is measured, too.
+Without it, images are cropped anew in each epoch, as in the paper (He et al. 2021, Table 10), by Trainer, for one rate.
+The output folder gets a classifier that AutoModelForImageClassification loads, the batch norm inside its weights."""
+
+
+@dataclass
+class ProbeArguments:
+    """Probe."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
+    data: str | None = HfArg(
+        default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
+    )
+    fast: bool = HfArg(default=False, help="Compute features once, without crops, and train a grid of rates on them.")
+    base_learning_rates: list[float] | None = HfArg(
+        default=None,
+        help="Learning rates per 256 images of a step; one without fast. Default: 0.1, or with fast a grid around it.",
+    )
+    image_size: int | None = HfArg(default=None, help="Pixels; positions are resampled. Default: the checkpoint's.")
+    pooling: Literal["class", "mean"] = HfArg(default="class", help="The class token, or the mean of the patches.")
+    batch_size: int | None = HfArg(
+        default=None, help="With fast: images of a step. Default: 16384, or less for few images."
+    )
+    num_neighbors: list[int] = HfArg(
+        default_factory=lambda: [10, 20, 100], help="With fast: numbers of neighbours of k-NN. Default: 10 20 100."
+    )
+    crop_scale_min: float = HfArg(default=0.08, help="Smallest share of an image that a random crop keeps.")
+    label_column: list[str] | None = HfArg(default=None, help="Column of metadata.csv or .jsonl with the labels.")
+
+
+@dataclass
+class ProbeTrainingArguments:
+    """Optimization."""
+
+    num_train_epochs: float = HfArg(default=90, help="Passes over the images.")
+    per_device_train_batch_size: int = HfArg(default=512, help="Images of one forward pass on one device.")
+    per_device_eval_batch_size: int = HfArg(default=64, help="The same in evaluation and, with fast, for features.")
+    weight_decay: float = HfArg(default=0.0, help="Weight decay of the linear layer.")
+    lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rate.")
+    warmup_steps: float = HfArg(default=1 / 9, help="Steps with a rising rate; below 1: their share.")
+    save_strategy: str = HfArg(default="no", help="When to save: no, steps or epoch.")
+
+
+@dataclass
+class ProbingArguments(ProbeArguments, OrientationArguments, ProbeTrainingArguments, FineTuningArguments):
+    """Settings of [`probe`]: groups of its own and those of [`FineTuningArguments`]."""
+
+    output_dir: str = HfArg(default="runs/probe", help="Folder for the final classifier.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model_name_or_path is None:
+            raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
+        if self.base_learning_rates is None:
+            self.base_learning_rates = [0.1, 0.3, 1, 3, 10, 30, 100, 300] if self.fast else [0.1]
+        if len(self.base_learning_rates) > 1 and not self.fast:
+            raise ValueError("Give one of `base_learning_rates`, or set `fast`: otherwise each takes a run of its own.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The probe
 
 
 class LinearProbe(nn.Module):
-    """A classifier whose encoder is frozen and always in evaluation mode; only a new linear layer is trained."""
+    """Classifies with a new linear layer on a frozen encoder that stays in evaluation mode."""
 
     def __init__(self, model: MAEForImageClassification):
         """
         Args:
-            model ([`MAEForImageClassification`]): Its encoder is probed; its classifier starts anew.
+            model ([`MAEForImageClassification`]): Its encoder is probed. Its own classifier is not used.
         """
         super().__init__()
         self.model = model.requires_grad_(False).eval()
@@ -31,12 +127,13 @@ class LinearProbe(nn.Module):
         self.classifier = _probe(hidden_size, num_labels)
 
     def train(self, mode: bool = True) -> "LinearProbe":
+        """Sets the mode of the batch norm and the linear layer. The encoder stays in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.LongTensor | None = None) -> ImageClassifierOutput:
-        """Classifies images; arguments and output as of [`MAEForImageClassification.forward`]."""
+        """Classifies images. Arguments and output are those of [`MAEForImageClassification.forward`]."""
         with torch.no_grad():
             features = self.model.pool(pixel_values)
         logits = self.classifier(self.batch_norm(features.float()))
@@ -44,13 +141,14 @@ class LinearProbe(nn.Module):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def to_classifier(self) -> MAEForImageClassification:
-        """Returns the model with the trained classifier, the batch norm inside its weights."""
+        """Returns the model with the trained classifier, whose weights include the batch norm."""
         return with_classifier(self.model, self.classifier, self.batch_norm)
 
 
 def _probe(hidden_size: int, num_labels: int) -> nn.Linear:
     classifier = nn.Linear(hidden_size, num_labels)
-    nn.init.trunc_normal_(classifier.weight, std=0.01)  # official; LARS takes its steps by the norm of the weights
+    # As in the official code. Steps of LARS grow with the norm of the weights, which must not be 0.
+    nn.init.trunc_normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     return classifier
 
@@ -84,32 +182,36 @@ def train_linear_probes(
     weight_decay: float = 0.0,
     seed: int = 0,
 ) -> tuple[nn.BatchNorm1d, list[nn.Linear]]:
-    """Trains probes of stored features, one for each rate, all at the same time.
+    """Trains probes on stored features, one for each learning rate, all at the same time.
 
     Args:
-        features (`torch.Tensor` of shape `(images, hidden_size)`): What [`MAEForImageClassification.pool`] gives, on
-            the device to train on.
+        features (`torch.Tensor` of shape `(images, hidden_size)`): Output of [`MAEForImageClassification.pool`], on the
+            device to train on.
         labels (`torch.LongTensor` of shape `(images,)`): Classes in [0, num_labels).
-        num_labels (`int`): Classes.
+        num_labels (`int`): Number of classes.
         base_learning_rates (`Sequence[float]`): Rates per 256 images. The paper uses 0.1 for ImageNet.
         num_epochs (`int`, *optional*, defaults to 90): Passes over the features.
         batch_size (`int`, *optional*, defaults to 16384): Images of a step, at most all.
         warmup_epochs (`int`, *optional*, defaults to 10): Passes with a rising rate, at most a fifth of all.
-        weight_decay (`float`, *optional*, defaults to 0.0): Of the linear layers.
-        seed (`int`, *optional*, defaults to 0): Of weights and order.
+        weight_decay (`float`, *optional*, defaults to 0.0): Weight decay of the linear layers.
+        seed (`int`, *optional*, defaults to 0): Seed of weights and order.
 
     Returns:
         `(batch_norm, classifiers)`, in evaluation mode: one norm for all, one linear layer for each rate.
+
+    Raises:
+        ValueError: If there are fewer than two images.
     """
-    batch_size = min(batch_size, len(features))
-    steps_per_epoch = len(features) // batch_size  # what is left over has its turn in another order of the next epoch
+    if len(features) < 2:
+        raise ValueError(f"A probe normalises over a batch and needs at least 2 images, got {len(features)}.")
+    batch_size = max(min(batch_size, len(features)), 2)
+    steps_per_epoch = len(features) // batch_size  # the next epoch, in another order, takes what is left over
     max_steps, warmup_steps = num_epochs * steps_per_epoch, min(warmup_epochs, num_epochs // 5) * steps_per_epoch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = _probe(features.shape[1], num_labels)
         orders = [torch.randperm(len(features)) for _ in range(num_epochs)]
-    classifiers = nn.ModuleList([copy.deepcopy(classifier) for _ in base_learning_rates])
-    classifiers.to(features.device)
+    classifiers = nn.ModuleList([copy.deepcopy(classifier) for _ in base_learning_rates]).to(features.device)
     batch_norm = nn.BatchNorm1d(features.shape[1], eps=PROBE_BATCH_NORM_EPS, affine=False).to(features.device)
     rates = [scaled_learning_rate(rate, batch_size) for rate in base_learning_rates]
     groups = [{"params": list(c.parameters()), "lr": rate} for c, rate in zip(classifiers, rates, strict=True)]
@@ -120,7 +222,7 @@ def train_linear_probes(
         start = step % steps_per_epoch * batch_size
         batch = orders[step // steps_per_epoch][start : start + batch_size].to(features.device)
         normalized, target = batch_norm(features[batch].float()), labels[batch].to(features.device)
-        # The sum: each classifier gets the gradient of its own loss alone.
+        # In the sum each classifier gets the gradient of its own loss alone.
         loss = sum(nn.functional.cross_entropy(classifier(normalized), target) for classifier in classifiers)
         optimizer.zero_grad()
         loss.backward()
@@ -128,4 +230,282 @@ def train_linear_probes(
     return batch_norm.eval(), list(classifiers.eval())
 
 
-__all__ = ["LinearProbe", "train_linear_probes", "with_classifier"]
+# ----------------------------------------------------------------------------------------------------------------------
+# On stored features
+
+
+class Features(NamedTuple):
+    """Features of images `(images, hidden_size)`, float32, and their labels `(images,)`."""
+
+    values: torch.Tensor
+    labels: torch.Tensor
+
+    def at(self, indices: torch.Tensor) -> "Features":
+        """Returns those of some images."""
+        return Features(self.values[indices], self.labels[indices])
+
+
+@torch.no_grad()
+def _pooled_features(
+    model: MAEForImageClassification, dataset: EvaluationDataset, args: ProbingArguments, name: str
+) -> Features:
+    """Returns what the classifier sees of each image, on the device."""
+    options = {"num_workers": args.dataloader_num_workers, "collate_fn": collate_labelled}
+    values, labels = [], []
+    loader = DataLoader(dataset, args.eval_batch_size, **options)
+    for batch in tqdm(loader, desc=f"Features, {name}", unit="batch", disable=args.disable_tqdm):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            values.append(model.pool(batch["pixel_values"].to(args.device)).float())
+        labels.append(batch["labels"].to(args.device))
+    return Features(torch.cat(values), torch.cat(labels))
+
+
+def _train_probes(train: Features, rates: Sequence[float], args: ProbingArguments, num_labels: int, num_images: int):
+    """Trains a probe for each rate, with the settings of a run on `num_images` images."""
+    return train_linear_probes(
+        train.values,
+        train.labels,
+        num_labels,
+        rates,
+        num_epochs=int(args.num_train_epochs),
+        batch_size=args.batch_size or default_effective_batch_size(num_images, largest=16384),
+        warmup_epochs=round(args.warmup_steps * args.num_train_epochs),
+        weight_decay=args.weight_decay,
+        seed=args.seed,
+    )
+
+
+@torch.no_grad()
+def _accuracy(classifier: nn.Linear, batch_norm: nn.BatchNorm1d, features: Features) -> float:
+    return (classifier(batch_norm(features.values)).argmax(dim=1) == features.labels).float().mean().item()
+
+
+def _choose_rate(train: Features, args: ProbingArguments, num_labels: int) -> float:
+    """Returns the learning rate that is best for a tenth of the training images, which is held out for that."""
+    rates, count = args.base_learning_rates, len(train.labels)
+    if len(rates) == 1:
+        return rates[0]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(args.seed)).to(train.labels.device)
+    held_out, rest = train.at(order[: -(-count // 10)]), train.at(order[-(-count // 10) :])
+    batch_norm, classifiers = _train_probes(rest, rates, args, num_labels, count)
+    shares = [_accuracy(classifier, batch_norm, held_out) for classifier in classifiers]
+    for rate, share in zip(rates, shares, strict=True):
+        print(f"linear probe, base rate {rate:<6g} accuracy {share:.4f} of {len(held_out.labels)} held-out images")
+    return rates[shares.index(max(shares))]
+
+
+def probe_features(
+    model: MAEForImageClassification, train: EvaluationDataset, test: EvaluationDataset, args: ProbingArguments
+) -> tuple[MAEForImageClassification, dict[str, float]]:
+    """Trains a probe on features that are computed once, and measures k-NN on them.
+
+    Of several learning rates a tenth of the training images, held out, chooses one. The test images are used once.
+
+    Args:
+        model ([`MAEForImageClassification`]): Its encoder is probed, its classifier is replaced.
+        train, test ([`EvaluationDataset`]): Labelled images.
+        args ([`ProbingArguments`]): The settings.
+
+    Returns:
+        The classifier and its `linear_accuracy`, `base_rate` and, for 20 neighbours, `knn_accuracy`.
+    """
+    model.to(args.device).eval()
+    num_labels = model.config.num_labels
+    train_features = _pooled_features(model, train, args, "train")
+    test_features = _pooled_features(model, test, args, "test")
+    rate = _choose_rate(train_features, args, num_labels)
+    batch_norm, (classifier,) = _train_probes(train_features, [rate], args, num_labels, len(train))
+    metrics = {"linear_accuracy": _accuracy(classifier, batch_norm, test_features), "base_rate": rate}
+    print(f"linear probe, base rate {rate:<6g} accuracy {metrics['linear_accuracy']:.4f} of the test images")
+    on_cpu = [tensor.cpu() for tensor in (*train_features, *test_features)]
+    for neighbors in args.num_neighbors:
+        share = knn_accuracy(*on_cpu, neighbors)
+        print(f"k-NN, k {neighbors:<4} accuracy {share:.4f}")
+        if neighbors == 20:
+            metrics["knn_accuracy"] = share
+    return with_classifier(model, classifier, batch_norm), metrics
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# With crops
+
+
+class ProbingTrainer(FineTuningTrainer):
+    """Trains a [`LinearProbe`] with LARS, and normalises whole batches on their device."""
+
+    drops_last_batch = True  # one image has no statistics for the batch norm
+
+    def __init__(self, *args, image_processor: MAEImageProcessor, **kwargs):
+        """
+        Args:
+            image_processor ([`MAEImageProcessor`]): Normalises the pixels of training batches.
+            *args, **kwargs: Arguments of [`~transformers.Trainer`].
+        """
+        super().__init__(*args, compute_metrics=_figures, preprocess_logits_for_metrics=_most_probable, **kwargs)
+        self.image_processor = image_processor
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Makes LARS for the linear layer."""
+        if self.optimizer is None:
+            parameters = self.model.classifier.parameters()
+            self.optimizer = LARS(parameters, lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """Returns the loss of a batch. Training images come as crops that are not normalised yet."""
+        if model.training:
+            inputs["pixel_values"] = self.image_processor.rescale_and_normalize(inputs["pixel_values"])
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the probe into a checkpoint, the classifier that it becomes into the output folder."""
+        if output_dir is not None:
+            super().save_model(output_dir, _internal_call)
+        elif self.is_world_process_zero():
+            self.model.to_classifier().save_pretrained(self.args.output_dir)
+            self.image_processor.save_pretrained(self.args.output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        """Pushes nothing during the run: a checkpoint holds the probe and no classifier."""
+
+    def describe_results(self, metrics: dict) -> dict:
+        """Returns the accuracy under the name that it has in model cards."""
+        return {"linear_accuracy": metrics["eval_accuracy"]}
+
+
+def _figures(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": (prediction.predictions == prediction.label_ids).mean().item()}
+
+
+def _most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns what Trainer keeps of the logits."""
+    return logits.argmax(dim=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def probe(args: ProbingArguments) -> FineTuned:
+    """Trains a linear classifier on frozen features.
+
+    Args:
+        args ([`ProbingArguments`]): The settings.
+
+    Returns:
+        [`FineTuned`]: The classifier, its figures on the test images, and the folder that holds it.
+
+    Raises:
+        ValueError: If the settings do not fit the images or the model, or the folder holds another run.
+    """
+    set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
+    recipe = args.recipe()
+    train_images, test_images = open_labelled(args.data, args.label_column, "single_label_classification")
+    if test_images is None:
+        raise ValueError(f"{train_images.name} has no images to evaluate on: put some below a folder `val`.")
+    names = names_of_labels(train_images)
+    number_labels(names, train_images, test_images)
+    if not args.fast:
+        limit_batch_size(args, len(train_images))
+    fingerprints = {
+        "images": train_images.fingerprint,
+        "evaluation images": test_images.fingerprint,
+        "labels": fingerprint_of(train_images.labels, test_images.labels),
+        "initial weights": weights_fingerprint(args.model_name_or_path),
+    }
+    checkpoint = check_experiment(args, "probe", fingerprints)
+    model = _build_classifier(args, names)
+    image_processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
+    image_processor = image_processor.with_image_size(model.config.image_size)
+    record = run_record(recipe, train_images)
+    if not args.fast:
+        trainer = _build_trainer(args, model, image_processor, train_images, test_images)
+        metrics = trainer.run(record, checkpoint)
+    else:
+        hub = HubPush(args.output_dir, args.hub_model_id, args.hub_private_repo) if args.push_to_hub else None
+        datasets = (EvaluationDataset(images, image_processor) for images in (train_images, test_images))
+        model, metrics = probe_features(model, *datasets, args)
+        _save(args, hub, model, image_processor, {**record, "metrics": metrics})
+    if args.process_index == 0:
+        print(f"The classifier is in {args.output_dir}.")
+    return FineTuned(model, metrics, Path(args.output_dir))
+
+
+def _build_classifier(args: ProbingArguments, names: list[str]) -> MAEForImageClassification:
+    sizes = {} if args.image_size is None else {"image_size": args.image_size}
+    return MAEForImageClassification.from_pretrained(
+        args.model_name_or_path,
+        id2label=dict(enumerate(names)),
+        label2id={name: label for label, name in enumerate(names)},
+        pooling=args.pooling,
+        ignore_mismatched_sizes=True,  # a classifier that is there is not used
+        **sizes,
+    )
+
+
+def _build_trainer(
+    args: ProbingArguments,
+    model: MAEForImageClassification,
+    image_processor: MAEImageProcessor,
+    train_images: ImageSource,
+    test_images: ImageSource,
+) -> ProbingTrainer:
+    size = image_processor.crop_height_width
+    args.learning_rate = scaled_learning_rate(args.base_learning_rates[0], args.effective_batch_size)
+    if args.process_index == 0:
+        print(f"{args.effective_batch_size} images a step, rate {args.learning_rate:.3g}", flush=True)
+    train_dataset = ClassificationDataset(
+        train_images,
+        size,
+        model.config.num_labels,
+        model.config.num_channels,
+        crop_scale=(args.crop_scale_min, 1.0),
+        horizontal_flip=args.horizontal_flip,
+        transform=RandomOrientation(False, args.vertical_flip, args.check_rotation(size)),
+    )
+    return ProbingTrainer(
+        model=LinearProbe(model),
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=EvaluationDataset(test_images, image_processor),
+        data_collator=collate_labelled,
+        image_processor=image_processor,
+    )
+
+
+def _save(
+    args: ProbingArguments,
+    hub: HubPush | None,
+    model: MAEForImageClassification,
+    image_processor: MAEImageProcessor,
+    record: dict,
+):
+    if args.process_index > 0:
+        return
+    model.save_pretrained(args.output_dir)
+    image_processor.save_pretrained(args.output_dir)
+    write_record(args.output_dir, record, args.hub_model_id)
+    if hub is not None:
+        print(*hub.push(args.output_dir, "Linear probe"), sep="\n")
+
+
+def probe_command(argv: list[str], prog: str):
+    """Runs `hf-mae probe`.
+
+    Args:
+        argv (`list[str]`): Arguments of the command.
+        prog (`str`): What the command is called.
+    """
+    probe(parse_arguments(ProbingArguments, argv, prog=prog, description=_DESCRIPTION))
+
+
+__all__ = [
+    "LinearProbe",
+    "ProbingArguments",
+    "ProbingTrainer",
+    "probe",
+    "probe_command",
+    "probe_features",
+    "train_linear_probes",
+    "with_classifier",
+]

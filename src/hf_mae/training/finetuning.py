@@ -1,65 +1,330 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Trainer for pre-trained encoders: defaults of the paper's fine-tuning and layer-wise learning rates."""
+"""Trains what is built on a pre-trained encoder: Trainer with the paper's defaults, and what all tasks share.
 
+A task (see `classification.py` and `segmentation.py`) brings its data, its model and a [`FineTuningTrainer`]. Shared
+are the settings, the layer-wise learning rates, the check of the output folder, complete checkpoints, the end of a run
+that is stopped or diverges, and what is left behind: model, figures, record and card.
+"""
+
+import hashlib
+import json
+import multiprocessing
 import os
+from argparse import SUPPRESS
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import HubStrategy
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.hf_argparser import HfArg
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+from transformers.utils import logging
 
 from ..data.sampling import default_num_workers
-from ..modeling.modeling_mae import MAEPreTrainedModel
-from ..publishing import HubPush, link_files, write_model_card
-from .arguments import setting
+from ..publishing import HubPush, link_files, save_record, write_model_card
+from .arguments import recipe_of
+from .checkpointing import delete_run, find_defect, list_checkpoints, remove_checkpoint, write_manifest
 from .distributed import has_bf16
 from .optimization import layer_decay_parameter_groups
-from .run_log import save_record
+from .step_guard import RunStopped, StopSignals, end_workers, start_worker
 
-# On a CPU the model has better use for the cores.
-_NUM_WORKERS = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if torch.cuda.is_available() else 0
+logger = logging.get_logger(__name__)
+
+EXPERIMENT = "experiment.json"
+# Settings that leave the experiment what it is: where it reads and writes, how it logs, saves and evaluates. What is
+# read is compared by its content, the sizes of batches by their product.
+_NOT_COMPARED = {"output_dir", "overwrite_output_dir", "data", "model_name_or_path", "run_name", "report_to"}
+_NOT_COMPARED |= {"per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"}
+_NOT_COMPARED |= {"bf16", "fp16", "tf32", "use_cpu", "disable_tqdm", "full_determinism", "num_neighbors"}
+_PREFIXES_NOT_COMPARED = ("logging_", "log_", "save_", "eval_", "dataloader_", "ddp_", "torch_compile", "do_")
+_PREFIXES_NOT_COMPARED += ("gradient_checkpointing", "activation_checkpointing", "torch_empty_cache", "include_")
+# What follows from the machine or the task is no part of a recipe.
+_NOT_IN_RECIPE = {"output_dir", "data", "overwrite_output_dir", "bf16", "batch_eval_metrics"}
+_NOT_IN_RECIPE |= {"dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"}
+_LEFT_BY_A_RUN = (EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json")
+_LEFT_BY_A_RUN += ("training_args.bin", "segmentation.png", "confusion.png", "predictions.csv")
 
 
 @dataclass
 class FineTuningArguments(TrainingArguments):
-    """Arguments of Trainer with other defaults: AdamW and weight decay of He et al. 2021, Table 9, the rest ours.
+    """Training, saving and logging.
+
+    AdamW with the weight decay of He et al. 2021, Table 9; the other defaults are ours.
 
     Args:
         layer_decay (`float`, *optional*, defaults to 0.75): Factor of the learning rate from each block of the encoder
             to the one before, see [`layer_decay_parameter_groups`].
-        **kwargs: Of [`~transformers.TrainingArguments`].
+        **kwargs: Arguments of [`~transformers.TrainingArguments`].
     """
 
-    layer_decay: float = setting(0.75, "Factor of the learning rate from each block to the one before.")
-    weight_decay: float = setting(0.05, "Of matrices.")
-    adam_beta2: float = setting(0.999, "AdamW's second beta.")
-    max_grad_norm: float = setting(0.0, "Clip gradients to this norm; 0, as in the paper: do not.")
-    bf16: bool | None = setting(None, "Mixed precision. Nothing: where the device is a GPU that has it.")
-    eval_strategy: str = setting("epoch", "When to evaluate.")
-    save_strategy: str = setting("epoch", "When to save.")
-    save_total_limit: int | None = setting(2, "Checkpoints to keep.")
-    logging_steps: float = setting(20, "Steps between lines of the log.")
-    dataloader_pin_memory: bool = setting(torch.cuda.is_available(), "Faster copies to a GPU.")
-    dataloader_num_workers: int = setting(_NUM_WORKERS, "Loader processes; beside a GPU one per CPU core.")
-    dataloader_persistent_workers: bool = setting(_NUM_WORKERS > 0, "Keep them from epoch to epoch.")
-    ddp_find_unused_parameters: bool = setting(False, "Look for parameters without gradient; here all have one.")
-    remove_unused_columns: bool = setting(False, "Must be false: our data sets have the columns that are used.")
-    report_to: str = setting("none", "tensorboard, trackio, wandb, ...")
+    overwrite_output_dir: bool = HfArg(default=False, help="Delete the run that the output folder holds.")
+    layer_decay: float = HfArg(default=0.75, help="Factor of the learning rate from each block to the one before.")
+    weight_decay: float = HfArg(default=0.05, help="Weight decay of matrices.")
+    adam_beta2: float = HfArg(default=0.999, help="Second beta of AdamW.")
+    max_grad_norm: float = HfArg(default=0.0, help="Gradients are clipped to this norm. 0, as in the paper: never.")
+    bf16: bool | None = HfArg(default=None, help="Mixed precision. Default: where a GPU has it.")
+    eval_strategy: str = HfArg(default="epoch", help="When to evaluate: no, steps or epoch.")
+    save_strategy: str = HfArg(default="epoch", help="When to save: no, steps or epoch.")
+    save_total_limit: int | None = HfArg(default=2, help="Number of checkpoints to keep.")
+    logging_steps: float = HfArg(default=20, help="Steps between two lines of the log.")
+    dataloader_num_workers: int | None = HfArg(
+        default=None, help="Loader processes. Default: one per CPU core with a GPU, none without."
+    )
+    report_to: str = HfArg(default="none", help="Trackers: tensorboard, trackio, wandb, ...")
+    # Not shown in the help, as there is no reason to change them.
+    logging_nan_inf_filter: bool = HfArg(default=False, help=SUPPRESS)  # a loss that is not finite ends the run
+    dataloader_pin_memory: bool | None = HfArg(default=None, help=SUPPRESS)
+    dataloader_persistent_workers: bool | None = HfArg(default=None, help=SUPPRESS)
+    ddp_find_unused_parameters: bool = HfArg(default=False, help=SUPPRESS)  # all have a gradient
+    remove_unused_columns: bool = HfArg(default=False, help=SUPPRESS)  # our data sets have only what is used
 
     def __post_init__(self):
-        if self.bf16 is None:  # not asked at import, which should not touch a GPU
-            self.bf16 = has_bf16()
+        # What depends on the machine is asked here and not at import, which should not touch a GPU.
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        if self.bf16 is None:
+            self.bf16 = has_bf16() and not self.use_cpu
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = on_gpu
+        if self.dataloader_num_workers is None:  # on a CPU the model has better use for the cores
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            self.dataloader_num_workers = default_num_workers(processes) if on_gpu else 0
+        # DataLoader refuses persistent workers where there are none.
+        self.dataloader_persistent_workers = (
+            self.dataloader_persistent_workers is not False and self.dataloader_num_workers > 0
+        )
         super().__post_init__()
-        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0  # else DataLoader refuses
-        if self.hub_token:  # else it would be pickled with the arguments, beside the model
+        if self.hub_token:  # else it would be pickled with the arguments into the folder of the model
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Images of one optimizer step, over all devices and accumulated batches."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def recipe(self) -> dict:
+        """Returns the settings that make the run repeatable: those that differ from the defaults."""
+        return recipe_of(self, _NOT_IN_RECIPE)
+
+
+@dataclass
+class OrientationArguments:
+    """Orientation of training images."""
+
+    horizontal_flip: bool = HfArg(default=True, help="Mirror half of the images left to right.")
+    vertical_flip: bool = HfArg(default=False, help="Mirror half of the images top to bottom.")
+    rotate90: bool = HfArg(default=False, help="Rotate images by 0, 90, 180 or 270 degrees.")
+
+    def check_rotation(self, size: tuple[int, int]) -> bool:
+        """Returns `rotate90`.
+
+        Args:
+            size (`(height, width)`): Pixels of the model's images.
+
+        Raises:
+            ValueError: If rotated images would have another size.
+        """
+        if self.rotate90 and size[0] != size[1]:
+            raise ValueError(f"`rotate90` needs square images, got {size[0]} x {size[1]} pixels.")
+        return self.rotate90
+
+
+@dataclass
+class FineTuned:
+    """Holds what a run gives.
+
+    Attributes:
+        model (`nn.Module`): The trained model, as it is saved.
+        metrics (`dict[str, float]`): Figures on the evaluation images.
+        output_dir (`Path`): Folder that holds the model.
+    """
+
+    model: nn.Module
+    metrics: dict
+    output_dir: Path
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The output folder
+
+
+def check_experiment(args: FineTuningArguments, task: str, fingerprints: dict) -> Path | None:
+    """Decides whether a run starts in its output folder, goes on there, or is refused, and writes `experiment.json`.
+
+    Args:
+        args ([`FineTuningArguments`]): The settings, as they were given.
+        task (`str`): Which command it is.
+        fingerprints (`dict`): What tells the data and the initial weights from others, by name.
+
+    Returns:
+        `Path`: The newest complete checkpoint to go on from, or `None` to start.
+
+    Raises:
+        ValueError: If the folder holds another experiment, or a model of unknown origin.
+    """
+    with args.main_process_first(local=False):
+        output_dir = Path(args.output_dir)
+        if output_dir.exists() and not output_dir.is_dir():
+            raise ValueError(f"{output_dir} is a file. Choose another `output_dir`.")
+        if args.process_index == 0 and args.overwrite_output_dir:
+            _delete_experiment(output_dir)
+        settings = {
+            name: value
+            for name, value in recipe_of(args, _NOT_COMPARED).items()
+            if not name.startswith(_PREFIXES_NOT_COMPARED)
+        }
+        batch = {"effective batch size": args.effective_batch_size}
+        experiment = json.loads(json.dumps({"task": task, **settings, **batch, **fingerprints}))
+        _compare(output_dir, experiment)
+        if args.process_index == 0 and not (output_dir / EXPERIMENT).exists():
+            output_dir.mkdir(parents=True, exist_ok=True)
+            partial_file = output_dir / f".{EXPERIMENT}.partial"
+            partial_file.write_text(json.dumps(experiment, indent=2) + "\n", encoding="utf-8")
+            partial_file.replace(output_dir / EXPERIMENT)
+        return latest_complete_checkpoint(output_dir)
+
+
+def _compare(output_dir: Path, experiment: dict):
+    way_out = "Choose another `output_dir`, or set `overwrite_output_dir` to delete what is there."
+    if not (output_dir / EXPERIMENT).exists():
+        if (output_dir / "config.json").exists() or list_checkpoints(output_dir):
+            raise ValueError(f"{output_dir} holds a model or checkpoints, but no {EXPERIMENT} of this run. {way_out}")
+        return
+    theirs = json.loads((output_dir / EXPERIMENT).read_text(encoding="utf-8"))
+    names = [name for name in {**experiment, **theirs} if experiment.get(name) != theirs.get(name)]
+    differences = [
+        f"{name}: {theirs.get(name, 'the default')} there, {experiment.get(name, 'the default')} now" for name in names
+    ]
+    if differences:
+        raise ValueError("\n  ".join([f"{output_dir} holds another run. It differs in", *differences]) + f"\n{way_out}")
+
+
+def _delete_experiment(output_dir: Path):
+    if not output_dir.is_dir():
+        return
+    delete_run(output_dir)
+    for pattern in _LEFT_BY_A_RUN:
+        for path in output_dir.glob(pattern):
+            path.unlink()
+
+
+def latest_complete_checkpoint(output_dir: str | os.PathLike) -> Path | None:
+    """Returns the newest checkpoint of a fine-tuning run that was saved completely. The log names broken ones."""
+    for checkpoint in list_checkpoints(output_dir):
+        defect = find_defect(checkpoint, required=("trainer_state.json",))
+        if defect is None:
+            return checkpoint
+        logger.warning(f"{checkpoint} is broken and not used: {defect}.")
+    return None
+
+
+def limit_batch_size(args: FineTuningArguments, num_images: int):
+    """Lowers the size of training batches to what there is, for models that normalise over a batch.
+
+    Args:
+        args ([`FineTuningArguments`]): `per_device_train_batch_size` is changed.
+        num_images (`int`): Number of training images.
+
+    Raises:
+        ValueError: If a batch would have fewer than two images.
+    """
+    size = min(args.per_device_train_batch_size, num_images // args.world_size)
+    if size < 2:
+        raise ValueError(
+            f"The model normalises over a batch and needs 2 images on each of {args.world_size} device(s), got "
+            f"{num_images} in all and `per_device_train_batch_size` {args.per_device_train_batch_size}."
+        )
+    args.per_device_train_batch_size = size
+
+
+def fingerprint_of(*parts: str | bytes | np.ndarray) -> str:
+    """Returns a short text that changes whenever one of the parts does."""
+    digest = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        digest.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else part)
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(model_name_or_path: str | None) -> str | None:
+    """Returns what tells initial weights from others: of a folder its content, else the name on the Hub."""
+    if model_name_or_path is None or not Path(model_name_or_path).is_dir():
+        return model_name_or_path
+    digest = hashlib.sha256()
+    for path in sorted(Path(model_name_or_path).glob("*.safetensors")):
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Trainer
+
+
+class _StopAtSignal(TrainerCallback):
+    """Saves and ends a run at the first step after a stop signal came to one of its processes."""
+
+    def __init__(self, signals: StopSignals):
+        self.signals, self.number = signals, 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.number = self.signals.number
+        if args.world_size > 1:
+            number = torch.tensor(self.number, device=args.device)
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+            self.number = int(number)
+        if self.number:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.number:  # the step has saved, and there is no time to evaluate
+            control.should_save = control.should_evaluate = False
+        return control
+
+
+class _EndIfNotFinite(TrainerCallback):
+    """Ends a run before the step whose loss or gradient is not finite, since its weights would be lost."""
+
+    def __init__(self):
+        self.loss = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        norm = torch.zeros((), device=args.device)
+        if not args.fp16:  # there the scaler leaves out such steps and lowers its scale
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        loss = float(self.loss) if self.loss is not None else 0.0
+        if not (np.isfinite(loss) and bool(norm.isfinite())):
+            raise FloatingPointError(
+                f"Loss {loss:g} and gradient norm {float(norm):g} at step {state.global_step + 1}: training ends "
+                "before this step, and nothing is published. The last checkpoint stays. Look for images whose values "
+                "are not finite; otherwise lower the learning rate, set `max_grad_norm` to 1, or set `bf16` to false."
+            )
+        return control
 
 
 class FineTuningTrainer(Trainer):
-    """Trainer with layer-wise learning rates, whose pushes never end a run; its `args` are [`FineTuningArguments`]."""
+    """Trainer with layer-wise learning rates and complete checkpoints; its `args` are [`FineTuningArguments`]."""
+
+    drops_last_batch = False  # whether the model cannot be trained on a last batch of one image
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._finite = _EndIfNotFinite()
+        self.add_callback(self._finite)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Makes the optimizer, whose learning rate falls from block to block towards the embeddings."""
         if self.optimizer is None:
             args = self.args
             groups = layer_decay_parameter_groups(self.model, args.learning_rate, args.weight_decay, args.layer_decay)
@@ -67,8 +332,119 @@ class FineTuningTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """Computes the gradients of a batch and returns its loss, which is checked before the optimizer's step."""
+        self._finite.loss = super().training_step(*args, **kwargs)
+        return self._finite.loss
+
+    # Loaders ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _drop_last(self, drop: bool):
+        """Says whether the last, incomplete batch is left out. TrainingArguments has one setting for all loaders."""
+        before, self.args.dataloader_drop_last = self.args.dataloader_drop_last, drop
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = before
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Returns the loader of the training images."""
+        with self._drop_last(self.args.dataloader_drop_last or self.drops_last_batch):
+            return _with_prepared_workers(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Returns the loader of the evaluation images, which never leaves out any."""
+        with self._drop_last(False):
+            return _with_prepared_workers(super().get_eval_dataloader(eval_dataset))
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        """Saves a checkpoint and then its manifest, without which it counts as incomplete."""
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero() and checkpoint.exists():  # what an interrupted save left
+            remove_checkpoint(checkpoint)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go when this one is complete
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process has written its random state
+        if self.is_world_process_zero():
+            write_manifest(checkpoint)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best)
+
+    # Runs -------------------------------------------------------------------------------------------------------------
+
+    def run(self, record: dict, checkpoint: Path | None = None) -> dict:
+        """Trains, evaluates, saves and publishes.
+
+        Args:
+            record (`dict`): Describes the run, see [`hf_mae.training.run_log.run_record`].
+            checkpoint (`Path`, *optional*): Where to go on, see [`check_experiment`].
+
+        Returns:
+            `dict`: Figures on the evaluation images, empty if there are none.
+
+        Raises:
+            RunStopped: If a signal stopped the run, which has saved a checkpoint.
+            FloatingPointError: If a loss or a gradient was not finite.
+        """
+        if checkpoint is not None and self.is_world_process_zero():
+            print(f"Continues from {checkpoint}.", flush=True)
+        record = {**record, "hours": self._train_until_stopped(checkpoint) / 3600}
+        self.finish_model()
+        self.save_model(_internal_call=True)  # it is pushed later, together with its card
+        metrics = self.evaluate() if self.eval_dataset is not None else {}
+        if self.is_world_process_zero():
+            self.log_metrics("eval", metrics)
+            metrics = self.describe_results(metrics)
+            self.save_metrics("eval", metrics)
+        self.publish({**record, "metrics": metrics})
+        return metrics
+
+    def _train_until_stopped(self, checkpoint: Path | None) -> float:
+        """Trains to the end and returns the seconds it took. Raises [`RunStopped`] if a signal came."""
+        there_before = multiprocessing.active_children()
+        try:
+            with StopSignals() as signals:
+                stop = _StopAtSignal(signals)
+                self.add_callback(stop)
+                try:
+                    result = self.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+                finally:
+                    self.remove_callback(stop)
+        except BaseException:
+            end_workers(there_before)
+            raise
+        if stop.number:
+            end_workers(there_before)
+            raise RunStopped(
+                f"Stopped by signal {stop.number} after step {self.state.global_step} of {self.state.max_steps}, which "
+                f"is saved in {self.args.output_dir}. The same command goes on from there.",
+                exit_status=128 + stop.number,
+            )
+        return result.metrics["train_runtime"]
+
+    def finish_model(self):
+        """Changes the trained model to what is saved. To be overridden; by default nothing is changed."""
+
+    def describe_results(self, metrics: dict) -> dict:
+        """Leaves pictures and tables of the last evaluation in the output folder and returns the figures to record.
+
+        To be overridden. It is called by the main process only.
+
+        Args:
+            metrics (`dict`): Figures of the last evaluation, empty if there was none.
+        """
+        return metrics
+
+    # The Hub ----------------------------------------------------------------------------------------------------------
+
     def init_hf_repo(self, *args, **kwargs):
-        """Called at the start with `--push_to_hub`. The first push makes the repository: a run starts offline, too."""
+        """Prepares pushes. The first one makes the repository, so that a run can start offline."""
         self._hub = HubPush(self.args.output_dir, self.args.hub_model_id, self.args.hub_private_repo)
         self.hub_model_id = self._hub.repo_id
 
@@ -78,25 +454,60 @@ class FineTuningTrainer(Trainer):
             self._hub.start(lambda folder: link_files(checkpoint_folder, folder), message)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs):
-        """Pushes the output folder, and waits for it. A failure is told, and how to try again."""
+        """Pushes the output folder and waits for it. A failure is printed with the way to try again."""
         if self.is_world_process_zero():
             print(*self._hub.push(self.args.output_dir, commit_message), sep="\n")
 
     def publish(self, record: dict):
-        """Leaves record and model card beside the model, and with `--push_to_hub` pushes them.
+        """Writes record and model card into the folder of the model, and pushes them if `push_to_hub` is set.
 
         Args:
-            record (`dict`): Of [`hf_mae.training.run_log.run_record`], with what else the card is to tell, see
+            record (`dict`): Made by [`hf_mae.training.run_log.run_record`], with further entries for the card, see
                 [`write_model_card`].
         """
         if not self.is_world_process_zero():
             return
-        save_record(self.args.output_dir, record)
-        write_model_card(self.args.output_dir, self.args.hub_model_id)
+        write_record(self.args.output_dir, record, self.args.hub_model_id)
         if self.args.push_to_hub:
-            if not isinstance(self.model, MAEPreTrainedModel):
+            if not (Path(self.args.output_dir) / "README.md").exists():  # our encoder is part of another model
                 self.create_model_card()
             self.push_to_hub()
 
 
-__all__ = ["FineTuningArguments", "FineTuningTrainer"]
+def write_record(output_dir: str | os.PathLike, record: dict, hub_model_id: str | None = None):
+    """Writes `run.json` and the model card into the folder of a model.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder of the model.
+        record (`dict`): See [`FineTuningTrainer.publish`].
+        hub_model_id (`str`, *optional*): Name of the model on the Hub.
+    """
+    save_record(output_dir, record)
+    write_model_card(output_dir, hub_model_id)
+
+
+def _with_prepared_workers(loader: DataLoader) -> DataLoader:
+    """Makes the workers of a loader ignore stop signals and end by themselves when the run is gone."""
+    if loader.num_workers > 0:
+        loader.worker_init_fn = partial(_start_worker, seed_worker=loader.worker_init_fn)
+    return loader
+
+
+def _start_worker(worker_id: int, seed_worker: Callable | None):
+    start_worker(worker_id)
+    if seed_worker is not None:
+        seed_worker(worker_id)
+
+
+__all__ = [
+    "FineTuned",
+    "FineTuningArguments",
+    "FineTuningTrainer",
+    "OrientationArguments",
+    "check_experiment",
+    "fingerprint_of",
+    "latest_complete_checkpoint",
+    "limit_batch_size",
+    "weights_fingerprint",
+    "write_record",
+]

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Writes features of images to a file: one row per image, with its name, its index and its label if it has one.
+
+Vectors and maps are flat lists in parquet, with their shape in the metadata of the column. A `.safetensors` file is
+kept in memory until the end. Pictures that cannot be read are named and get no row.
+"""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
+
+from ..data.sampling import default_num_workers
+from ..data.sources import ImageSource, open_images
+from ..modeling.configuration_mae import MAEConfig
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae import MAEModel
+from ..modeling.modeling_mae_downstream import MAEForImageClassification
+from ..modeling.patches_mae import patch_grid
+from ..training.arguments import parse_arguments
+
+KINDS = ("class_token", "mean", "patches", "pooler")
+_ROW_GROUP_BYTES = 2**26  # small row groups are slow to read, large ones take memory
+_DESCRIPTION = """Write features of images to a file, one row per image.
+
+  hf-mae features --model_name_or_path out --data path/to/images --features class_token mean
+  hf-mae features --model_name_or_path out --features patches --layers 6 -1 --output features.safetensors
+
+Features, of each of --layers (1 is the first block, 0 its input; negative numbers count from the end):
+
+  class_token  (width,)                the class token
+  mean         (width,)                the mean of the patch tokens
+  patches      (width, rows, columns)  the patch tokens as a map
+  pooler       (width,)                the model's pooler_output, whatever --layers is
+
+The output of the last block is taken after the final norm, as last_hidden_state; the others are taken without it, as
+hidden_states. Of a classifier, pooler is the input of its linear layer; with mean pooling there is no final norm."""
+
+
+@dataclass
+class ExtractionArguments:
+    """Settings of [`extract_features`]."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
+    data: str | None = HfArg(
+        default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
+    )
+    split: Literal["train", "test"] = HfArg(default="train", help="Which images of the data.")
+    output: str = HfArg(default="features.parquet", help="File to write, .parquet or .safetensors.")
+    overwrite: bool = HfArg(default=False, help="Replace the file if it is there.")
+    features: list[str] = HfArg(
+        default_factory=lambda: ["pooler"], help="Features to write, see above.", metadata={"choices": KINDS}
+    )
+    layers: list[int] | None = HfArg(
+        default=None, help="Blocks. If given, the names of columns end in the block: mean_6. Default: the last."
+    )
+    image_size: int | None = HfArg(default=None, help="Pixels, a multiple of the patch. Default: the checkpoint's.")
+    dtype: Literal["float32", "float16", "bfloat16"] = HfArg(
+        default="float32", help="Type of what is written. Parquet has no bfloat16."
+    )
+    batch_size: int = HfArg(default=64, help="Images of one forward pass.")
+    device: str | None = HfArg(
+        default=None, help="Device, with bfloat16 autocast on cuda. Default: cuda if there is a GPU, else cpu."
+    )
+    dataloader_num_workers: int | None = HfArg(
+        default=None, help="Loader processes. Default: one per CPU core, at most 16; none without a GPU."
+    )
+
+    def __post_init__(self):
+        output = Path(self.output)
+        if self.model_name_or_path is None:
+            raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
+        if output.suffix not in (".parquet", ".safetensors"):
+            raise ValueError(f"`output` {self.output}: the name must end in .parquet or .safetensors.")
+        if output.exists() and not self.overwrite:
+            raise ValueError(f"`output` {self.output} is there already. Name another file, or set `overwrite`.")
+        if output.suffix == ".parquet" and self.dtype == "bfloat16":
+            raise ValueError(
+                "Parquet has no bfloat16: set `dtype` to float16 or float32, or write a .safetensors file."
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.dataloader_num_workers is None:  # on a CPU the model has better use for the cores
+            self.dataloader_num_workers = 0 if self.device == "cpu" else default_num_workers()
+
+
+class ReadableImages(Dataset):
+    """Gives images as the image processor makes them. One that cannot be read is not replaced by another."""
+
+    def __init__(self, images: ImageSource, image_processor: MAEImageProcessor):
+        """
+        Args:
+            images ([`ImageSource`]): The images.
+            image_processor ([`MAEImageProcessor`]): Makes pixel values of them.
+        """
+        self.images, self.image_processor = images, image_processor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[int, str, torch.Tensor | None, str | None]:
+        """Returns index, name, pixel values (channels, height, width), and why there are none."""
+        name = os.fsencode(self.images.describe(index)).decode(errors="replace")  # files may not be named in UTF-8
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PIL warns about what it repairs
+                image = self.images[index]
+                image = ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image
+                return index, name, self.image_processor(image, return_tensors="pt").pixel_values[0], None
+        except Exception as error:  # decoders raise errors of any type for broken files
+            reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+            return index, name, None, f"Skipped {name}, which can't be read: {reason}"
+
+
+def collate_readable(samples: list[tuple]) -> tuple[list[int], list[str], torch.Tensor | None, list[str]]:
+    """Returns indices, names and stacked pixel values of the images that can be read, and messages about the others."""
+    messages = [sample[3] for sample in samples if sample[2] is None]
+    samples = [sample for sample in samples if sample[2] is not None]
+    pixel_values = torch.stack([sample[2] for sample in samples]) if samples else None
+    return [sample[0] for sample in samples], [sample[1] for sample in samples], pixel_values, messages
+
+
+def _layer_endings(layers: list[int] | None, depth: int) -> dict[int, str]:
+    """Returns the numbers of blocks, from 0 to depth, and how the names of their columns end."""
+    if layers is None:
+        return {depth: ""}
+    if wrong := [layer for layer in layers if not -depth - 1 <= layer <= depth]:
+        raise ValueError(f"`layers` {wrong[0]}: the model has {depth} blocks: 0 to {depth}, or -1 to {-depth - 1}.")
+    return {layer % (depth + 1): f"_{layer % (depth + 1)}" for layer in layers}
+
+
+@torch.no_grad()
+def compute_features(
+    model: MAEModel | MAEForImageClassification,
+    pixel_values: torch.Tensor,
+    kinds: list[str],
+    layers: list[int] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Returns features of a batch by name, on the device of the model.
+
+    Args:
+        model ([`MAEModel`] or [`MAEForImageClassification`]): The model, in evaluation mode.
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
+        kinds (`list[str]`): Some of `class_token`, `mean`, `patches`, `pooler`.
+        layers (`list[int]`, *optional*): Blocks from 0 (the input of the first) to the depth, or negative ones from the
+            end. Default: the last.
+    """
+    pixel_values = pixel_values.to(model.device, non_blocking=True)
+    grid_size = patch_grid(pixel_values, model.base_model.embeddings.patch_size)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+        outputs = model.base_model(pixel_values, output_hidden_states=True)
+        features = {"pooler": getattr(model, "fc_norm", torch.nn.Identity())(outputs.pooler_output)}
+    states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
+    for layer, ending in _layer_endings(layers, len(states) - 1).items():
+        patches = states[layer][:, 1:]
+        features["class_token" + ending] = states[layer][:, 0]
+        features["mean" + ending] = patches.mean(dim=1)
+        features["patches" + ending] = patches.transpose(1, 2).unflatten(2, grid_size)
+    return {name: values for name, values in features.items() if name.startswith(tuple(kinds))}
+
+
+def _as_stored(features: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    # Copied, since a view would keep all tokens in memory.
+    stored = {n: values.contiguous().to("cpu", getattr(torch, dtype), copy=True) for n, values in features.items()}
+    if broken := [name for name, values in stored.items() if not values.isfinite().all()]:
+        way_out = "" if dtype == "float32" else " Set `dtype` to float32."
+        raise ValueError(f"{broken[0]} has values that are not finite in {dtype}.{way_out}")
+    return stored
+
+
+class FeatureFile:
+    """Writes batches of rows to a parquet or safetensors file, which gets its name when it is complete."""
+
+    def __init__(self, output: str, metadata: dict):
+        """
+        Args:
+            output (`str`): Name of the file.
+            metadata (`dict`): Written into the file as JSON.
+        """
+        self.output, self.metadata = Path(output), {name: json.dumps(value) for name, value in metadata.items()}
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = self.output.with_name(self.output.name + ".partial")
+        self.parquet, self.writer, self.names, self.batches = self.output.suffix == ".parquet", None, [], []
+
+    def add(self, names: list[str], columns: dict[str, torch.Tensor]):
+        """Adds rows: names of images, and columns whose first dimension is the number of images."""
+        if self.parquet and sum(t.nbytes for batch in self.batches for t in batch.values()) > _ROW_GROUP_BYTES:
+            self._write()  # without this batch, so that `finish` has something to write
+        self.names += names
+        self.batches.append(columns)
+
+    def finish(self):
+        """Writes what is left and gives the file its name."""
+        self._write()
+        if self.parquet:
+            self.writer.close()
+        os.replace(self.partial, self.output)
+
+    def _write(self):
+        columns = {name: torch.cat([batch[name] for batch in self.batches]) for name in self.batches[0]}
+        if not self.parquet:  # the names are a tensor, too, since metadata have a limit of 100 MB
+            names = torch.frombuffer(bytearray(json.dumps(self.names).encode()), dtype=torch.uint8)
+            save_file({"names": names, **columns}, self.partial, metadata=self.metadata)
+            return
+        arrays, fields = [pa.array(self.names)], [pa.field("name", pa.string())]
+        for name, values in columns.items():
+            array, shape = pa.array(values.flatten().numpy()), list(values.shape[1:])
+            arrays.append(pa.FixedSizeListArray.from_arrays(array, math.prod(shape)) if shape else array)
+            fields.append(pa.field(name, arrays[-1].type, metadata={"shape": json.dumps(shape)}))
+        table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=self.metadata))
+        self.writer = self.writer or pq.ParquetWriter(self.partial, table.schema)
+        self.writer.write_table(table)
+        self.names, self.batches = [], []
+
+
+@contextmanager
+def _feature_file(output: str, metadata: dict) -> Iterator[FeatureFile]:
+    """Opens a [`FeatureFile`] and leaves no half one behind."""
+    file = FeatureFile(output, metadata)
+    try:
+        yield file
+    finally:
+        file.partial.unlink(missing_ok=True)
+
+
+def load_feature_model(
+    model_name_or_path: str, image_size: int | None = None
+) -> tuple[MAEModel | MAEForImageClassification, MAEImageProcessor]:
+    """Returns a model that gives features, in float32 and evaluation mode, and its image processor.
+
+    Args:
+        model_name_or_path (`str`): Folder or name on the Hub.
+        image_size (`int`, *optional*): Pixels of the images. Default: the checkpoint's.
+    """
+    # AutoModel would give a classifier that pools by the mean a final norm that was never trained.
+    config, sizes = MAEConfig.from_pretrained(model_name_or_path), {}
+    model_class = MAEForImageClassification if _is_classifier(config) else MAEModel
+    image_processor = MAEImageProcessor.from_pretrained(model_name_or_path)
+    if image_size is not None:
+        sizes["image_size"], image_processor = image_size, image_processor.with_image_size(image_size)
+    model = model_class.from_pretrained(model_name_or_path, dtype=torch.float32, **sizes)
+    return model.eval(), image_processor
+
+
+def _is_classifier(config: MAEConfig) -> bool:
+    return "MAEForImageClassification" in (config.architectures or [])
+
+
+def extract_features(args: ExtractionArguments) -> Path:
+    """Writes features of images to a file and returns its path. Prints progress and the pictures that it skipped.
+
+    Args:
+        args ([`ExtractionArguments`]): The settings.
+
+    Raises:
+        ValueError: If there are no images, none can be read, or the settings do not fit the model.
+    """
+    images = open_images(args.data, args.split)
+    if images is None:
+        raise ValueError(f"{args.data} has no images for `split` {args.split}.")
+    model, image_processor = load_feature_model(args.model_name_or_path, args.image_size)
+    model.to(args.device)
+    _layer_endings(args.layers, model.config.num_hidden_layers)  # a wrong number is an error before the work
+    options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.startswith("cuda")}
+    dataset = ReadableImages(images, image_processor)
+    loader = DataLoader(dataset, args.batch_size, collate_fn=collate_readable, **options)
+    print(f"{len(images):,} images from {images.name}, on {args.device}", flush=True)
+    metadata = {"model": args.model_name_or_path, "label_names": images.label_names}
+    written, skipped = 0, []
+    with _feature_file(args.output, metadata) as file, tqdm(total=len(images), unit="image") as bar:
+        for indices, names, pixel_values, messages in loader:
+            bar.write("".join(f"{message}\n" for message in messages), end="")
+            if indices:
+                labels = {} if images.labels is None else {"label": torch.from_numpy(images.labels[indices])}
+                features = compute_features(model, pixel_values, args.features, args.layers)
+                columns = _as_stored(features, args.dtype)
+                file.add(names, {"index": torch.tensor(indices), **labels, **columns})
+            written += len(indices)
+            skipped += messages
+            bar.update(len(indices) + len(messages))
+        if written == 0:
+            raise ValueError(f"None of the images of {images.name} could be read. {skipped[-1]}")
+        file.finish()
+    speed = f"{written / bar.format_dict['elapsed']:,.0f} images/s"
+    print(f"{written:,} rows in {args.output}, {len(skipped)} unreadable picture(s) left out, {speed}")
+    return Path(args.output)
+
+
+def features_command(argv: list[str], prog: str):
+    """Runs `hf-mae features`.
+
+    Args:
+        argv (`list[str]`): Arguments of the command.
+        prog (`str`): What the command is called.
+    """
+    extract_features(parse_arguments(ExtractionArguments, argv, prog=prog, description=_DESCRIPTION))
+
+
+__all__ = [
+    "ExtractionArguments",
+    "FeatureFile",
+    "ReadableImages",
+    "collate_readable",
+    "compute_features",
+    "extract_features",
+    "features_command",
+    "load_feature_model",
+]

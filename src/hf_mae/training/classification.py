@@ -1,0 +1,617 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Fine-tunes a pre-trained encoder on labelled images: classes, several classes an image, or numbers."""
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import EvalPrediction, set_seed
+from transformers.hf_argparser import HfArg
+
+from ..data.augmentation import BatchAugmentation, Compose, RandomAugmentation, RandomOrientation
+from ..data.datasets import ClassificationDataset, EvaluationDataset, check_labels, collate_labelled
+from ..data.labels import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    LabelledImages,
+    align_all_labels,
+    has_label,
+    names_of_labels,
+    number_labels,
+    open_labelled,
+    problem_type_of,
+    read_label_table,
+)
+from ..data.sources import ImageSource, open_images
+from ..evaluation.classification_metrics import (
+    accuracy_by_class,
+    accuracy_figures,
+    average_precisions,
+    confusion_matrix,
+    confusion_sheet,
+    multi_label_figures,
+    regression_figures,
+)
+from ..evaluation.features import ReadableImages, collate_readable
+from ..modeling.configuration_mae import MAEConfig
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae_downstream import MAEForImageClassification
+from .arguments import parse_arguments
+from .finetuning import (
+    FineTuned,
+    FineTuningArguments,
+    FineTuningTrainer,
+    OrientationArguments,
+    check_experiment,
+    fingerprint_of,
+    weights_fingerprint,
+)
+from .optimization import scaled_learning_rate
+from .run_log import run_record
+
+_DESCRIPTION = """Fine-tune a pre-trained encoder for classification.
+
+  hf-mae finetune --model_name_or_path runs/fashion_mnist_sample                    # on the embedded images
+  hf-mae finetune --model_name_or_path out --data path/to/images --output_dir classifier
+  hf-mae finetune --recipe finetune_base --model_name_or_path out --data ...        # the official settings for ViT-B
+  hf-mae finetune --model_name_or_path classifier --data ... --eval_only            # figures, or predictions
+
+Images lie in sub-folders named by class, below train and val, or in a folder with metadata.csv or metadata.jsonl: a
+column file_name and one of labels. Shards and names of the Hub work as well. The defaults are those of the paper's
+end-to-end fine-tuning (He et al. 2021, Table 9) where it has any. The same command continues an interrupted run."""
+
+
+@dataclass
+class ClassifierModelArguments:
+    """Model."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
+    from_scratch: bool = HfArg(default=False, help="Take the checkpoint's configuration but fresh weights, to compare.")
+    image_size: int | None = HfArg(default=None, help="Pixels; positions are resampled. Default: the checkpoint's.")
+    pooling: Literal["mean", "class"] = HfArg(default="mean", help="mean of the patches, or the class token.")
+    drop_path_rate: float = HfArg(default=0.1, help="Drop path of the last block; it rises from 0 at the first.")
+    num_trainable_layers: float | None = HfArg(
+        default=None, help="Train only this number of last blocks; a half is the MLP of one. Default: all."
+    )
+
+
+@dataclass
+class LabelArguments:
+    """Images and labels."""
+
+    data: str | None = HfArg(
+        default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
+    )
+    label_column: list[str] | None = HfArg(
+        default=None, help="Column of the table with the labels; several for several classes or numbers."
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = HfArg(
+        default=None, help="What labels are: one class, several classes, or numbers. Default: as the labels look."
+    )
+    max_train_images: int | None = HfArg(default=None, help="Train on this number of images, the same for a seed.")
+    class_weights: Literal["none", "balanced"] = HfArg(
+        default="none", help="balanced: classes count alike in the loss, however many images they have."
+    )
+    eval_only: bool = HfArg(
+        default=False, help="Train nothing. Evaluate a classifier on any labelled images, or predict unlabelled ones."
+    )
+
+
+@dataclass
+class ImageAugmentationArguments:
+    """Augmentation."""
+
+    crop_scale_min: float = HfArg(default=0.08, help="Smallest share of an image that a random crop keeps.")
+    rand_augment: float = HfArg(default=9.0, help="Magnitude of random augmentation, below 10. 0: none.")
+    random_erasing: float = HfArg(default=0.25, help="Share of the images that lose a rectangle.")
+    mixup: float | None = HfArg(
+        default=None, help="Parameter of the distribution. 0: no mixup. Default: 0.8, and 0 for numbers."
+    )
+    cutmix: float | None = HfArg(
+        default=None, help="Parameter of the distribution. 0: no cutmix. Default: 1, and 0 for numbers."
+    )
+
+
+@dataclass
+class ClassifierTrainingArguments:
+    """Optimization."""
+
+    base_learning_rate: float = HfArg(default=1e-3, help="Learning rate per 256 images of a step over all devices.")
+    learning_rate: float | None = HfArg(default=None, help="Absolute learning rate. Default: by the base rate.")
+    label_smoothing: float = HfArg(default=0.1, help="Share of the target that is spread over all classes.")
+    num_train_epochs: float = HfArg(default=100, help="Passes over the images.")
+    per_device_train_batch_size: int = HfArg(default=64, help="Images of one forward pass on one device.")
+    per_device_eval_batch_size: int = HfArg(default=64, help="The same in evaluation.")
+    lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rate.")
+    warmup_steps: float = HfArg(default=0.05, help="Steps with a rising rate; below 1: their share.")
+
+
+@dataclass
+class ClassificationArguments(
+    ClassifierModelArguments,
+    LabelArguments,
+    OrientationArguments,
+    ImageAugmentationArguments,
+    ClassifierTrainingArguments,
+    FineTuningArguments,
+):
+    """Settings of [`finetune`]: groups of its own and those of [`FineTuningArguments`]."""
+
+    output_dir: str | None = HfArg(
+        default=None, help="Folder for the results. Default: runs/classifier, or runs/evaluation with eval_only."
+    )
+
+    def __post_init__(self):
+        self.output_dir = self.output_dir or ("runs/evaluation" if self.eval_only else "runs/classifier")
+        super().__post_init__()
+        if self.model_name_or_path is None:
+            raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
+        if self.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` cannot handle mixed labels. Set `label_smoothing` instead.")
+
+    def share_of_mixing(self, problem_type: str) -> dict[str, float]:
+        """Returns the parameters `mixup` and `cutmix` for a kind of labels.
+
+        Raises:
+            ValueError: If rectangles are to be mixed whose label is a number: it has no share in the number.
+        """
+        if problem_type == REGRESSION and self.cutmix:
+            raise ValueError("`cutmix` needs classes: part of a picture has no part of a number. Set it to 0.")
+        defaults = (0.0, 0.0) if problem_type == REGRESSION else (0.8, 1.0)
+        mixup, cutmix = (
+            default if value is None else value
+            for value, default in zip((self.mixup, self.cutmix), defaults, strict=True)
+        )
+        return {"mixup": mixup, "cutmix": cutmix}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class ClassificationTrainer(FineTuningTrainer):
+    """Trains a classifier: augments whole batches on their device, weights classes, scales numbers."""
+
+    def __init__(self, *args, augmentation: BatchAugmentation, train_labels: np.ndarray, **kwargs):
+        """
+        Args:
+            augmentation ([`BatchAugmentation`]): Makes pixel values and labels of a training batch.
+            train_labels (`np.ndarray`): Labels of the training images, for the weights of classes and the scale of
+                numbers.
+            *args, **kwargs: Arguments of [`~transformers.Trainer`].
+        """
+        self.augmentation = augmentation
+        self.problem_type = kwargs["model"].config.problem_type or SINGLE
+        # Numbers are learned with mean 0 and deviation 1. `finish_model` puts the scale into the classifier.
+        self.scale, self.offset, self.weights = torch.ones(()), torch.zeros(()), None
+        if self.problem_type == REGRESSION:
+            std = train_labels.std(axis=0)
+            self.scale = torch.from_numpy(np.where(std > 0, std, 1.0).astype(np.float32))
+            self.offset = torch.from_numpy(train_labels.mean(axis=0).astype(np.float32))
+        if kwargs["args"].class_weights == "balanced":
+            self.weights = balanced_weights(train_labels, self.problem_type, kwargs["model"].config.num_labels)
+        super().__init__(*args, **kwargs, compute_metrics=self._figures, preprocess_logits_for_metrics=self._kept)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """Returns the loss of a batch, with augmented images if it is a training batch."""
+        if self.problem_type == REGRESSION:
+            scale, offset = (value.to(inputs["labels"].device) for value in (self.scale, self.offset))
+            inputs = {**inputs, "labels": (inputs["labels"] - offset) / scale}
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        inputs = self.augmentation(**inputs)
+        if self.weights is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        logits = model(pixel_values=inputs["pixel_values"]).logits.float()
+        return weighted_loss(logits, inputs["labels"], self.weights.to(logits.device), self._smoothing)
+
+    @property
+    def _smoothing(self) -> float | None:
+        return self.model.config.label_smoothing if self.problem_type == SINGLE else None
+
+    def _kept(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns what the figures need of the logits: the five most probable classes, probabilities, or numbers."""
+        if self.problem_type == SINGLE:
+            return logits.topk(min(5, logits.shape[1])).indices
+        if self.problem_type == MULTI:
+            return logits.float().sigmoid()
+        return logits.float() * self.scale.to(logits.device) + self.offset.to(logits.device)
+
+    def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
+        self.last = prediction.predictions, prediction.label_ids  # for `describe_results`
+        return figures(*self.last, self.problem_type, self.model.config.num_labels)
+
+    @torch.no_grad()
+    def finish_model(self):
+        """Puts the scale of numbers into the classifier, which then gives them as the data have them."""
+        if self.problem_type != REGRESSION:
+            return
+        classifier = self.accelerator.unwrap_model(self.model).classifier
+        scale, offset = (value.to(classifier.weight.device) for value in (self.scale, self.offset))
+        classifier.weight.mul_(scale[:, None])
+        classifier.bias.mul_(scale).add_(offset)
+        self.scale, self.offset = torch.ones_like(self.scale), torch.zeros_like(self.offset)
+
+    def describe_results(self, metrics: dict) -> dict:
+        """Adds the figures of each class, prints them, and draws confusions."""
+        if self.eval_dataset is None:
+            return metrics
+        names = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        return {**metrics, **describe_figures(*self.last, self.problem_type, names, Path(self.args.output_dir))}
+
+
+def balanced_weights(labels: np.ndarray, problem_type: str, num_labels: int) -> torch.Tensor:
+    """Returns weights with which every class has the same sum over the training images, and images 1 on average.
+
+    With several classes an image it is the weight of a class where it is there, relative to where it is not.
+
+    Args:
+        labels (`np.ndarray`): Labels of the training images.
+        problem_type (`str`): Kind of the labels.
+        num_labels (`int`): Number of classes.
+
+    Raises:
+        ValueError: If the labels are numbers.
+    """
+    if problem_type == REGRESSION:
+        raise ValueError("`class_weights` needs classes, and these labels are numbers.")
+    if problem_type == MULTI:
+        counts = labels.sum(axis=0)
+        return torch.from_numpy(((len(labels) - counts) / np.maximum(counts, 1)).astype(np.float32))
+    counts = np.bincount(labels, minlength=num_labels)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def weighted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, smoothing: float | None
+) -> torch.Tensor:
+    """Returns the mean loss of a batch with weighted classes.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, num_labels)`): Of the model.
+        labels (`torch.Tensor`): Classes `(batch,)`, or probabilities or 0 and 1 `(batch, num_labels)`.
+        weights (`torch.Tensor` of shape `(num_labels,)`): See [`balanced_weights`].
+        smoothing (`float`, *optional*): Label smoothing of one class an image; `None` for several.
+    """
+    if smoothing is None:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+    if not labels.is_floating_point():  # else torch divides by the weights of the batch, which then are no weights
+        labels = nn.functional.one_hot(labels, logits.shape[1]).float()
+    return nn.functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+
+
+def build_classifier(args: ClassificationArguments, train_images: ImageSource) -> MAEForImageClassification:
+    """Returns the classifier to train, with a class for each name that the training images have.
+
+    Args:
+        args ([`ClassificationArguments`]): The settings of the model.
+        train_images ([`ImageSource`]): Labelled images.
+    """
+    stored = MAEConfig.from_pretrained(args.model_name_or_path)
+    names = names_of_labels(train_images)
+    known = [stored.id2label[index] for index in range(stored.num_labels)] if _is_classifier(stored) else []
+    if set(names) == set(known):
+        names = known  # goes on with the classifier that is there
+    problem_type = args.problem_type or problem_type_of(train_images)
+    changes = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: label for label, name in enumerate(names)},
+        "problem_type": None if problem_type == SINGLE else problem_type,
+        "pooling": args.pooling,
+        "drop_path_rate": args.drop_path_rate,
+        "label_smoothing": args.label_smoothing,
+        "dtype": torch.float32,
+    }
+    if args.image_size is not None:
+        changes["image_size"] = args.image_size
+    if args.from_scratch:
+        return MAEForImageClassification(MAEConfig.from_pretrained(args.model_name_or_path, **changes))
+    starts_anew = bool(known) and names != known
+    model = MAEForImageClassification.from_pretrained(
+        args.model_name_or_path, **changes, ignore_mismatched_sizes=starts_anew
+    )
+    if starts_anew:
+        print(f"The classes differ from the {len(known)} that the classifier knows: it starts anew.")
+        model.classifier = nn.Linear(model.config.hidden_size, model.config.num_labels)
+        model._init_weights(model.classifier)
+    if args.num_trainable_layers is not None:
+        model.freeze_encoder(args.num_trainable_layers)
+    return model
+
+
+def _is_classifier(config: MAEConfig) -> bool:
+    return "MAEForImageClassification" in (config.architectures or [])
+
+
+def _train_dataset(args: ClassificationArguments, images: ImageSource, config: MAEConfig, size: tuple) -> Dataset:
+    """Returns random crops, of all images or of a choice."""
+    transforms = [RandomOrientation(False, args.vertical_flip, args.check_rotation(size))]
+    if args.rand_augment:
+        transforms.append(RandomAugmentation(config.num_channels, magnitude=args.rand_augment))
+    dataset = ClassificationDataset(
+        images,
+        size,
+        config.num_labels,
+        config.num_channels,
+        crop_scale=(args.crop_scale_min, 1.0),
+        horizontal_flip=args.horizontal_flip,
+        transform=Compose(*transforms),
+    )
+    if args.max_train_images is None:
+        return dataset
+    chosen = np.random.default_rng(args.seed).permutation(len(dataset))[: args.max_train_images]
+    return Subset(dataset, chosen.tolist())
+
+
+def finetune(args: ClassificationArguments) -> FineTuned:
+    """Fine-tunes a classifier, or with `eval_only` evaluates one, see [`evaluate_classifier`].
+
+    Args:
+        args ([`ClassificationArguments`]): The settings.
+
+    Returns:
+        [`FineTuned`]: The model, its figures on the evaluation images, and the folder that holds it.
+
+    Raises:
+        ValueError: If the settings do not fit the images or the model, or the folder holds another run.
+        RunStopped: If a signal stopped the run, which has saved a checkpoint.
+        FloatingPointError: If a loss or a gradient was not finite.
+    """
+    if args.eval_only:
+        return evaluate_classifier(args)
+    set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
+    recipe = args.recipe()
+    train_images, test_images = open_labelled(args.data, args.label_column, args.problem_type)
+    checkpoint = check_experiment(args, "finetune", _fingerprints(args, train_images, test_images))
+    model = build_classifier(args, train_images)
+    config = model.config
+    number_labels([config.id2label[index] for index in range(config.num_labels)], train_images, test_images)
+    trainer = _build_trainer(args, model, train_images, test_images)
+    if trainer.is_world_process_zero():
+        _print_plan(args, model, len(trainer.train_dataset), train_images)
+    record = {**run_record(recipe, train_images), "num_images": len(trainer.train_dataset)}
+    metrics = trainer.run(record, checkpoint)
+    return FineTuned(model, metrics, Path(args.output_dir))
+
+
+def _fingerprints(args: ClassificationArguments, train_images: ImageSource, test_images: ImageSource | None) -> dict:
+    labels = [images.labels for images in (train_images, test_images) if images is not None]
+    return {
+        "images": train_images.fingerprint,
+        "evaluation images": None if test_images is None else test_images.fingerprint,
+        "labels": fingerprint_of(*labels),
+        "initial weights": weights_fingerprint(args.model_name_or_path),
+    }
+
+
+def _build_trainer(
+    args: ClassificationArguments,
+    model: MAEForImageClassification,
+    train_images: ImageSource,
+    test_images: ImageSource | None,
+) -> ClassificationTrainer:
+    config = model.config
+    image_processor = MAEImageProcessor.from_pretrained(args.model_name_or_path).with_image_size(config.image_size)
+    if test_images is None:
+        args.eval_strategy = "no"
+        print(f"{train_images.name} has no images to evaluate on: put some below a folder `val`.", file=sys.stderr)
+    if args.learning_rate is None:
+        args.learning_rate = scaled_learning_rate(args.base_learning_rate, args.effective_batch_size)
+    mixing = args.share_of_mixing(config.problem_type or SINGLE)
+    return ClassificationTrainer(
+        model=model,
+        args=args,
+        train_dataset=_train_dataset(args, train_images, config, image_processor.crop_height_width),
+        eval_dataset=None if test_images is None else EvaluationDataset(test_images, image_processor),
+        data_collator=collate_labelled,
+        processing_class=image_processor,
+        augmentation=BatchAugmentation(image_processor, config.num_labels, args.random_erasing, **mixing),
+        train_labels=train_images.labels,
+    )
+
+
+def _print_plan(args: ClassificationArguments, model: MAEForImageClassification, num_images: int, images: ImageSource):
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    what = {None: "classes", MULTI: "classes, any number an image", REGRESSION: "number(s)"}[model.config.problem_type]
+    print(
+        f"{num_images:,} images of {images.name}, {model.config.num_labels} {what}; {args.effective_batch_size} "
+        f"images a step, rate {args.learning_rate:.3g}, layer decay {args.layer_decay:g}; "
+        f"{trainable / 1e6:.2f} M of {model.num_parameters() / 1e6:.2f} M parameters are trained.",
+        flush=True,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def figures(predicted: np.ndarray, labels: np.ndarray, problem_type: str, num_labels: int) -> dict[str, float]:
+    """Returns the figures that suit a kind of labels.
+
+    Args:
+        predicted (`np.ndarray`): Most probable classes `(images, k)`, probabilities, or numbers.
+        labels (`np.ndarray`): Labels of the same images.
+        problem_type (`str`): Kind of the labels.
+        num_labels (`int`): Number of classes.
+    """
+    if problem_type == MULTI:
+        return multi_label_figures(predicted, labels)
+    if problem_type == REGRESSION:
+        return regression_figures(predicted, labels)
+    return accuracy_figures(predicted, labels, num_labels)
+
+
+def describe_figures(
+    predicted: np.ndarray, labels: np.ndarray, problem_type: str, names: list[str], folder: Path
+) -> dict[str, float | None]:
+    """Prints and returns a figure for each class, and draws `confusion.png` into a folder.
+
+    Args:
+        predicted, labels (`np.ndarray`): See [`figures`].
+        problem_type (`str`): Kind of the labels.
+        names (`list[str]`): Names of the classes.
+        folder (`Path`): Where the picture goes.
+    """
+    if problem_type == REGRESSION:
+        what, values = "mae", np.abs(predicted - labels).mean(axis=0)
+    elif problem_type == MULTI:
+        what, values = "average_precision", average_precisions(predicted, labels)
+    else:
+        matrix = confusion_matrix(predicted[:, 0], labels, len(names))
+        what, values = "accuracy", accuracy_by_class(matrix)
+        folder.mkdir(parents=True, exist_ok=True)
+        confusion_sheet(matrix, names).save(folder / "confusion.png")
+    for name, value in zip(names, values, strict=True):
+        print(f"  {what} of {name:30} {'does not occur' if np.isnan(value) else format(value, '.4f')}")
+    return {
+        f"eval_{what}_{name}": None if np.isnan(value) else float(value)
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Evaluation of a finished classifier
+
+
+def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
+    """Evaluates a classifier on any labelled images, or predicts those without labels.
+
+    Of data with splits the evaluation images are taken, else all. `output_dir` gets `predictions.csv` with a row for
+    each image and, if there are labels, `evaluation.json` and `confusion.png`. One process does it.
+
+    Args:
+        args ([`ClassificationArguments`]): `model_name_or_path`, `data`, `output_dir` and the size of batches.
+
+    Raises:
+        ValueError: If the model is no classifier, or no image can be read.
+    """
+    config = MAEConfig.from_pretrained(args.model_name_or_path)
+    if not _is_classifier(config):
+        raise ValueError(
+            f"{args.model_name_or_path} has no classifier to evaluate: train one, with `eval_only` set to false."
+        )
+    sizes = {} if args.image_size is None else {"image_size": args.image_size}
+    model = MAEForImageClassification.from_pretrained(args.model_name_or_path, **sizes).to(args.device).eval()
+    images = open_images(args.data, "test") or open_images(args.data, "train")
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    problem_type = model.config.problem_type or SINGLE
+    if args.process_index > 0:
+        return FineTuned(model, {}, Path(args.output_dir))
+    read_label_table(images, args.label_column, problem_type)
+    align_all_labels(images, names)
+    image_processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
+    if args.image_size is not None:
+        image_processor = image_processor.with_image_size(args.image_size)
+    indices, files, scores = _predict(model, images, image_processor, args)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = None if images.labels is None else images.labels[indices]
+    _write_predictions(folder / "predictions.csv", files, scores, labels, names, problem_type)
+    known = has_label(images)[indices]
+    metrics = {}
+    if known.any():
+        check_labels(LabelledImages(images), len(names))
+        predicted = np.argsort(-scores, axis=1)[:, :5] if problem_type == SINGLE else scores
+        predicted, labels = predicted[known], labels[known]
+        metrics = {f"eval_{k}": v for k, v in figures(predicted, labels, problem_type, len(names)).items()}
+        print(*(f"{name:28} {value:.4f}" for name, value in metrics.items()), sep="\n")
+        metrics |= describe_figures(predicted, labels, problem_type, names, folder)
+        _write_json(folder / "evaluation.json", {**run_record(args.recipe(), images), "metrics": metrics})
+    print(f"{len(files):,} images, {known.sum():,} with a label. Predictions are in {folder / 'predictions.csv'}.")
+    return FineTuned(model, metrics, folder)
+
+
+@torch.no_grad()
+def _predict(
+    model: MAEForImageClassification, images: ImageSource, image_processor: MAEImageProcessor, args
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Returns indices and names of the images that can be read, and probabilities or numbers `(images, num_labels)`."""
+    loader = DataLoader(
+        ReadableImages(images, image_processor),
+        args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=collate_readable,
+    )
+    indices, files, scores = [], [], []
+    for batch_indices, names, pixel_values, messages in loader:
+        print("".join(f"{message}\n" for message in messages), end="", file=sys.stderr)
+        if not batch_indices:
+            continue
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
+            logits = model(pixel_values.to(args.device)).logits.float()
+        if model.config.problem_type != REGRESSION:
+            logits = logits.sigmoid() if model.config.problem_type == MULTI else logits.softmax(dim=1)
+        indices, files, scores = indices + batch_indices, files + names, [*scores, logits.cpu()]
+    if not indices:
+        raise ValueError(f"None of the images of {images.name} could be read.")
+    return np.array(indices), files, torch.cat(scores).numpy()
+
+
+def _write_json(path: Path, content: dict):
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _write_predictions(
+    path: Path,
+    files: list[str],
+    scores: np.ndarray,
+    labels: np.ndarray | None,
+    names: list[str],
+    problem_type: str,
+):
+    """Writes a table: the file, its label, the prediction, and the probability of each class or the numbers."""
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        predicted = [] if problem_type == REGRESSION else ["prediction"]
+        writer.writerow(["file", *([] if labels is None else ["label"]), *predicted, *names])
+        for index, (name, row) in enumerate(zip(files, scores, strict=True)):
+            cells = [] if labels is None else [_label_text(labels[index], names, problem_type)]
+            if problem_type != REGRESSION:
+                chosen = row > 0.5 if problem_type == MULTI else np.arange(len(row)) == row.argmax()
+                cells.append(";".join(name for name, some in zip(names, chosen, strict=True) if some))
+            writer.writerow([name, *cells, *(f"{value:.6g}" for value in row)])
+
+
+def _label_text(label: np.ndarray, names: list[str], problem_type: str) -> str:
+    if problem_type == SINGLE:
+        return names[label] if 0 <= label < len(names) else ""
+    if np.isnan(label).any():
+        return ""
+    if problem_type == MULTI:
+        return ";".join(name for name, some in zip(names, label > 0.5, strict=True) if some)
+    return ";".join(f"{value:g}" for value in np.atleast_1d(label))
+
+
+def finetune_command(argv: list[str], prog: str):
+    """Runs `hf-mae finetune`.
+
+    Args:
+        argv (`list[str]`): Arguments of the command.
+        prog (`str`): What the command is called.
+    """
+    args = parse_arguments(
+        ClassificationArguments, argv, prog=prog, description=_DESCRIPTION, sample_recipe="finetune_sample"
+    )
+    finetune(args)
+
+
+__all__ = [
+    "ClassificationArguments",
+    "ClassificationTrainer",
+    "balanced_weights",
+    "build_classifier",
+    "evaluate_classifier",
+    "finetune",
+    "finetune_command",
+    "weighted_loss",
+]

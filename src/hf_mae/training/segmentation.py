@@ -1,0 +1,662 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Trains UperNet on a pre-trained encoder for semantic segmentation and measures the mean IoU."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageOps
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, UperNetConfig, UperNetForSemanticSegmentation, set_seed
+from transformers.hf_argparser import HfArg
+
+from ..data.augmentation import RandomOrientation
+from ..data.sources import FolderImages, open_images
+from ..modeling.configuration_mae import MAEConfig
+from ..modeling.image_processing_mae import MAEImageProcessor, image_to_tensor, resize, to_byte_range
+from ..modeling.modeling_mae_downstream import MAEBackbone
+from .arguments import parse_arguments
+from .finetuning import (
+    FineTuned,
+    FineTuningArguments,
+    FineTuningTrainer,
+    OrientationArguments,
+    check_experiment,
+    fingerprint_of,
+    limit_batch_size,
+    weights_fingerprint,
+)
+from .run_log import run_record
+
+IGNORED = 255  # loss_ignore_index of UperNetConfig
+_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+_DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentation.
+
+  hf-mae segment --model_name_or_path runs/fashion_mnist_sample --num_train_epochs 10 --learning_rate 1e-3
+  hf-mae segment --model_name_or_path out --data path/to/folder --image_size 512 --class_names names.txt
+  hf-mae segment --model_name_or_path out --data path/to/folder --from_scratch     # the same without pre-training
+  hf-mae segment --preset small --data path/to/folder                              # without any checkpoint
+
+The folder holds images/ and masks/, perhaps below train/ and val/: for each image a mask of the same name, a PNG of one
+channel (8 or 16 bits) or a .npy file with the class of each pixel, 255 where it does not count. Without --data a sample
+is made of the embedded images. The same command continues an interrupted run."""
+
+
+@dataclass
+class MaskArguments:
+    """Images and masks."""
+
+    data: str | None = HfArg(
+        default=None, help="Folder with images/ and masks/. Default: a sample made of the embedded images."
+    )
+    class_names: list[str] | None = HfArg(
+        default=None, help="Names of the classes 0, 1, ..., or a file with one in each line. Default: their numbers."
+    )
+    reduce_labels: bool = HfArg(
+        default=False, help="0 means that a pixel does not count, and classes count from 1, as in masks of ADE20K."
+    )
+    sample_side: int = HfArg(default=1, help="Rows and columns of pictures of 28 pixels in an image of the sample.")
+    min_scale: float = HfArg(default=0.5, help="Training images are resized by at least this factor,")
+    max_scale: float = HfArg(default=2.0, help="at most by this one, and then cropped or padded to the image size.")
+
+
+@dataclass
+class SegmenterArguments:
+    """Model."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
+    from_scratch: bool = HfArg(default=False, help="Take the checkpoint's configuration but fresh weights, to compare.")
+    preset: str | None = HfArg(
+        default=None, help="Without a checkpoint: tiny, small, base, large or huge, with fresh weights."
+    )
+    image_size: list[int] | None = HfArg(
+        default=None, help="Side, or height and width, in pixels. Default: the model's or the sample's."
+    )
+    feature_pyramid_size: int | None = HfArg(
+        default=None, help="Channels of the pyramid. Default: the encoder's, at most 256."
+    )
+    head_size: int | None = HfArg(default=None, help="Channels of UperNet. Default: the encoder's, at most 512.")
+    drop_path_rate: float = HfArg(default=0.1, help="Drop path of the last block; it rises from 0 at the first.")
+
+
+@dataclass
+class SegmenterTrainingArguments:
+    """Optimization."""
+
+    learning_rate: float = HfArg(default=1e-4, help="Learning rate of everything after the encoder's blocks.")
+    layer_decay: float = HfArg(default=0.65, help="Factor of the learning rate from each block to the one before.")
+    num_train_epochs: float = HfArg(default=100, help="Passes over the images.")
+    per_device_train_batch_size: int = HfArg(default=16, help="Images of one forward pass on one device, at least 2.")
+    per_device_eval_batch_size: int = HfArg(default=16, help="The same in evaluation.")
+    lr_scheduler_type: str = HfArg(default="linear", help="Schedule of the learning rate.")
+    warmup_steps: float = HfArg(default=0.01, help="Steps with a rising rate; below 1: their share.")
+    save_total_limit: int | None = HfArg(default=1, help="Number of checkpoints to keep.")
+
+
+@dataclass
+class SegmentationArguments(
+    MaskArguments, OrientationArguments, SegmenterArguments, SegmenterTrainingArguments, FineTuningArguments
+):
+    """Settings of [`segment`]: groups of its own and those of [`FineTuningArguments`]."""
+
+    output_dir: str = HfArg(default="runs/segmenter", help="Folder for checkpoints and the final model.")
+
+    def __post_init__(self):
+        self.batch_eval_metrics = True  # pixels are counted batch by batch; all predictions would fill the memory
+        super().__post_init__()
+        if not (self.model_name_or_path or self.preset):
+            raise ValueError(
+                "`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae. Without any "
+                "pre-training set `preset` to tiny, small, base, large or huge."
+            )
+        if self.class_names is not None and len(self.class_names) == 1 and Path(self.class_names[0]).is_file():
+            lines = Path(self.class_names[0]).read_text(encoding="utf-8").splitlines()
+            self.class_names = [line.strip() for line in lines if line.strip()]
+        if twice := [name for name, times in Counter(self.class_names).items() if times > 1]:
+            raise ValueError(f"`class_names` has {', '.join(twice)} more than once. Every class needs another name.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images with masks
+
+
+@dataclass
+class Pair:
+    """Holds an image and its mask, opened when they are read.
+
+    Attributes:
+        images (`Sequence`): Source of the image.
+        index (`int`): Position of the image in it.
+        mask (`Path` or `PIL.Image.Image`): The mask, or where it is.
+        name (`str`): What messages call the image.
+    """
+
+    images: Sequence
+    index: int
+    mask: Path | PIL.Image.Image
+    name: str
+
+
+def sample_pairs(split: str, side: int = 2) -> list[Pair]:
+    """Returns images of `side` x `side` embedded pictures. Masks are 0 for background, else the garment's class + 1.
+
+    Args:
+        split (`str`): `train` or `val`.
+        side (`int`, *optional*, defaults to 2): Rows and columns of pictures in an image.
+    """
+    source = open_images(None, "train" if split == "train" else "test")
+    order = np.random.default_rng(0).permutation(len(source))[: len(source) // side**2 * side**2]
+    pixels = np.stack([np.array(source[index]) for index in order])  # (N, 28, 28)
+    masks = np.where(pixels > 20, source.labels[order][:, None, None] + 1, 0).astype(np.uint8)
+    images, masks = (
+        array.reshape(-1, side, side, 28, 28).swapaxes(2, 3).reshape(-1, 28 * side, 28 * side)
+        for array in (pixels, masks)
+    )
+    pictures = [PIL.Image.fromarray(image) for image in images]
+    return [
+        Pair(pictures, number, PIL.Image.fromarray(mask), f"image {number} of the sample")
+        for number, mask in enumerate(masks)
+    ]
+
+
+def folder_pairs(data: str, split: str) -> list[Pair]:
+    """Returns the images of a folder with their masks, none if it has no such split. Without splits all are `train`.
+
+    Args:
+        data (`str`): Folder with `images/` and `masks/`, or with folders of splits that hold them.
+        split (`str`): `train` or `val`.
+
+    Raises:
+        OSError: If there are no such folders.
+        ValueError: If there are no images, or one has no mask.
+    """
+    folder = next((Path(data) / name for name in _SPLITS[split] if (Path(data) / name / "images").is_dir()), None)
+    if folder is None and split == "val":
+        return []
+    folder = folder or Path(data)
+    for name in ("images", "masks"):
+        if not (folder / name).is_dir():
+            raise OSError(f"{folder} has no folder {name!r}. Expected images/ and masks/, or train/images/ and so on.")
+    images = FolderImages(folder / "images")
+    masks = {
+        path.relative_to(folder / "masks").with_suffix(""): path for path in sorted((folder / "masks").rglob("*.*"))
+    }
+    paths = [Path(images.describe(index)) for index in range(len(images))]
+    stems = [path.relative_to(folder / "images").with_suffix("") for path in paths]
+    missing = [(path, stem) for path, stem in zip(paths, stems, strict=True) if stem not in masks]
+    if missing:
+        path, stem = missing[0]
+        raise ValueError(
+            f"{len(missing)} of {len(paths)} images have no mask, first {path}: expected "
+            f"{folder / 'masks' / stem}.png. Add the masks, or take these images out."
+        )
+    return [Pair(images, index, masks[stem], str(paths[index])) for index, stem in enumerate(stems)]
+
+
+def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.ndarray:
+    """Returns the class of each pixel (height, width), uint8, `IGNORED` where it does not count.
+
+    Args:
+        mask (`Path` or `PIL.Image.Image`): A picture of one channel and 8 or 16 bits, or a `.npy` file of integers.
+            Values that do not count are 255 and, in deeper masks, negative ones and 65535.
+        reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 does not count and classes count from 1.
+
+    Raises:
+        ValueError: If it holds something else than numbers of classes.
+    """
+    if isinstance(mask, Path) and mask.suffix == ".npy":
+        classes = np.load(mask, allow_pickle=False)
+    else:
+        picture = PIL.Image.open(mask) if isinstance(mask, Path) else mask
+        if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or picture.format == "JPEG":
+            raise ValueError(
+                f"The mask {mask} has format {picture.format} and mode {picture.mode}. Expected a PNG of one channel "
+                "that holds the numbers of the classes, not their colours."
+            )
+        classes = np.array(picture)
+    if classes.dtype == np.bool_:
+        classes = classes.astype(np.uint8)
+    if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(f"The mask {mask} has shape {classes.shape} and type {classes.dtype}, not integers (H, W).")
+    classes = classes.astype(np.int64)
+    classes = np.where((classes < 0) | (classes == 65535), IGNORED, classes)
+    if classes.max(initial=0) > IGNORED:
+        raise ValueError(f"The mask {mask} has the class {classes.max()}. Classes are numbers below {IGNORED}.")
+    if reduce_labels:
+        classes = np.where(classes % IGNORED, classes - 1, IGNORED)
+    return classes.astype(np.uint8)
+
+
+def read_pair(pair: Pair, reduce_labels: bool = False) -> tuple[PIL.Image.Image | np.ndarray, np.ndarray]:
+    """Returns an image, turned as its EXIF orientation says, and its mask (height, width), see [`read_mask`].
+
+    Args:
+        pair ([`Pair`]): Which one.
+        reduce_labels (`bool`, *optional*, defaults to `False`): See [`read_mask`].
+
+    Raises:
+        OSError: If one cannot be read.
+        ValueError: If they do not fit.
+    """
+    try:
+        classes = read_mask(pair.mask, reduce_labels)
+        image = pair.images[pair.index]
+        if isinstance(image, PIL.Image.Image):
+            image = PIL.ImageOps.exif_transpose(image)
+            image.load()
+    except ValueError:
+        raise
+    except Exception as error:  # decoders raise errors of any type for broken files
+        raise OSError(f"{pair.name} or its mask can't be read: {error}. Mend both or take both out.") from error
+    size = image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape
+    if classes.shape not in (size[:2], size[-2:]):  # arrays have their channels first or last
+        raise ValueError(f"The mask {pair.mask} has shape {classes.shape}, its image {size}. Make both of one size.")
+    return image, classes
+
+
+def open_pairs(args: SegmentationArguments) -> tuple[list[Pair], list[Pair], list[str]]:
+    """Returns what to train on, what to evaluate on, and the names of the classes. Reads everything once, to check it.
+
+    Args:
+        args ([`SegmentationArguments`]): `data`, `class_names`, `reduce_labels`, `sample_side`.
+
+    Raises:
+        OSError: If an image or a mask cannot be read.
+        ValueError: If the masks do not fit the images or the names, or no training mask shows a class.
+    """
+    names = args.class_names
+    if args.data is None:
+        pairs = {split: sample_pairs(split, args.sample_side) for split in _SPLITS}
+        names = ["background", *open_images().label_names]
+    else:
+        pairs = {split: folder_pairs(args.data, split) for split in _SPLITS}
+    if not pairs["val"]:
+        _say(args, f"No folder val in {args.data}: every tenth image is kept from training and evaluated on.")
+        held_out = pairs["train"][::10]
+        pairs = {"train": [pair for number, pair in enumerate(pairs["train"]) if number % 10], "val": held_out}
+    counts = {split: _count_pixels(some, args.reduce_labels) for split, some in pairs.items()}
+    num_labels = _check_classes(args, pairs, counts, names)
+    for split, some in pairs.items():
+        shown = counts[split].any(axis=1)
+        pairs[split] = [pair for pair, counted in zip(some, shown, strict=True) if counted]
+        if not shown.all():
+            _say(args, f"{(~shown).sum()} masks of {split} have no pixel that counts: left out.")
+    if num_labels < 2 or not all(pairs.values()):
+        raise ValueError(
+            f"{args.data} has {num_labels} class(es), {len(pairs['train'])} images to train on and "
+            f"{len(pairs['val'])} to evaluate on. Expected at least two classes, numbered from 0 (255 means that a "
+            "pixel does not count: masks of two classes hold 0 and 1), and some images for both."
+        )
+    names = names or [str(number) for number in range(num_labels)]
+    absent = [name for name, count in zip(names, counts["train"].sum(axis=0), strict=False) if count == 0]
+    if absent:
+        raise ValueError(
+            f"No training mask of {args.data or 'the sample'} shows the class(es) {', '.join(absent)}. Classes are "
+            f"numbers in [0, {len(names)}). Check the values of the masks, or leave out such names and renumber the rest."
+        )
+    return pairs["train"], pairs["val"], names
+
+
+def _say(args: SegmentationArguments, text: str):
+    if args.process_index == 0:
+        print(text, flush=True)
+
+
+def _count_pixels(pairs: list[Pair], reduce_labels: bool) -> np.ndarray:
+    """Returns the pixels of each class (pairs, IGNORED), without those that do not count."""
+
+    def count(pair: Pair) -> np.ndarray:
+        return np.bincount(read_pair(pair, reduce_labels)[1].ravel(), minlength=256)[:IGNORED]
+
+    with ThreadPoolExecutor() as pool:  # decoders work in parallel
+        return np.stack(list(pool.map(count, pairs))) if pairs else np.zeros((0, IGNORED), dtype=np.int64)
+
+
+def _check_classes(
+    args: SegmentationArguments, pairs: dict[str, list[Pair]], counts: dict[str, np.ndarray], names: list[str] | None
+) -> int:
+    """Returns the number of classes. Raises `ValueError` if a mask shows one that has no name."""
+    if names is None:
+        shown = np.concatenate(list(counts.values())).any(axis=0)
+        return int(shown.nonzero()[0].max(initial=-1)) + 1
+    num_labels = len(names)
+    for split, count in counts.items():
+        beyond = count[:, num_labels:].any(axis=1)
+        if beyond.any():
+            wrong = int(beyond.argmax())
+            raise ValueError(
+                f"The mask {pairs[split][wrong].mask} has the class {count[wrong].nonzero()[0][-1]}, but there are "
+                f"{num_labels} `class_names`: classes are numbers in [0, {num_labels}), or 255 where pixels don't "
+                "count. Name more, correct the masks, or see `reduce_labels`."
+            )
+    return num_labels
+
+
+class SegmentationDataset(Dataset):
+    """Gives `pixel_values` (channels, height, width), float32, and `labels` (height, width), int64, 255 for ignored.
+
+    For training images are resized by a random factor, cropped or padded at a random place and turned, and masks alike;
+    the randomness is torch's, as Trainer seeds it. For evaluation they are resized as a whole.
+    """
+
+    def __init__(
+        self,
+        pairs: list[Pair],
+        image_processor: MAEImageProcessor,
+        reduce_labels: bool = False,
+        scale: tuple[float, float] = (1.0, 1.0),
+        orientation: RandomOrientation | None = None,
+    ):
+        """
+        Args:
+            pairs (`list[Pair]`): Images and masks.
+            image_processor ([`MAEImageProcessor`]): Its `size` is that of the pixel values.
+            reduce_labels (`bool`, *optional*, defaults to `False`): See [`read_mask`].
+            scale (`(low, high)`, *optional*, defaults to `(1.0, 1.0)`): Range of the random factor.
+            orientation ([`RandomOrientation`], *optional*): Turns images and masks.
+        """
+        self.pairs, self.image_processor, self.reduce_labels = pairs, image_processor, reduce_labels
+        self.scale, self.orientation = scale, orientation or RandomOrientation()
+        self.size = image_processor.size.height, image_processor.size.width
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        image, mask = read_pair(self.pairs[index], self.reduce_labels)
+        pixels = to_byte_range(image_to_tensor(image, self.image_processor.num_channels))
+        rng = np.random.default_rng(torch.randint(2**62, ()).item())
+        for _ in range(10):  # a view that shows nothing labelled teaches nothing
+            view, labels = self._view(pixels, torch.from_numpy(mask)[None], rng.uniform(*self.scale), rng)
+            if (labels != IGNORED).any():
+                break
+        view, labels = self.orientation(view, labels)
+        return {"pixel_values": view, "labels": labels.long()}
+
+    def _view(self, pixels: torch.Tensor, mask: torch.Tensor, factor: float, rng: np.random.Generator) -> tuple:
+        """Returns what `size` shows of the image at `factor` times that size; outside of it 0 (the mean) and 255."""
+        box = [max(round(side / max(factor, 1)), 1) for side in mask.shape[1:]]  # in pixels of the file
+        target = [max(round(side * min(factor, 1)), 1) for side in self.size]
+        top, left = (int(rng.integers(side - part + 1)) for side, part in zip(mask.shape[1:], box, strict=True))
+        area = (..., slice(top, top + box[0]), slice(left, left + box[1]))
+        view = self.image_processor.rescale_and_normalize(resize(pixels[area], target).clamp(0, 255))
+        labels = resize(mask[area], target, "nearest-exact")[0]
+        below, right = (wanted - side for wanted, side in zip(self.size, target, strict=True))
+        above, before = int(rng.integers(below + 1)), int(rng.integers(right + 1))
+        padding = (before, right - before, above, below - above)
+        return nn.functional.pad(view, padding), nn.functional.pad(labels, padding, value=IGNORED)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures and pictures
+
+
+class ConfusionMatrix:
+    """Counts pixels by true class (rows) and predicted class (columns), batch by batch, as Trainer asks for it."""
+
+    def __init__(self, num_labels: int):
+        """
+        Args:
+            num_labels (`int`): Number of classes.
+        """
+        self.num_labels, self.matrix, self.iou = num_labels, 0, None
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        """Adds a batch of predicted and true classes. At the last one it returns the figures and starts anew."""
+        predicted, true = (torch.as_tensor(classes).cpu() for classes in (prediction.predictions, prediction.label_ids))
+        pairs = (true * self.num_labels + predicted)[true != IGNORED]
+        self.matrix += torch.bincount(pairs, minlength=self.num_labels**2).reshape(self.num_labels, -1).double()
+        if not compute_result:
+            return {}
+        matrix, self.matrix = self.matrix, 0
+        self.iou = intersection_over_union(matrix)
+        return {"mean_iou": self.iou.nanmean().item(), "pixel_accuracy": (matrix.trace() / matrix.sum()).item()}
+
+
+def intersection_over_union(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns of each class: pixels in truth and prediction over pixels in either; NaN if it is in neither.
+
+    Args:
+        matrix (`torch.Tensor` of shape `(classes, classes)`): Counts by true and predicted class.
+    """
+    both = matrix.diagonal()
+    return both / (matrix.sum(dim=0) + matrix.sum(dim=1) - both)
+
+
+def _most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns what Trainer keeps of the logits of a batch."""
+    return logits.argmax(dim=1)
+
+
+def _palette() -> np.ndarray:
+    """Returns the colours of PASCAL VOC (256, 3): black, dark red, dark green, ...; what does not count is white."""
+    bits = (np.arange(256)[:, None, None] >> (3 * np.arange(8)[:, None] + np.arange(3))) & 1  # (256, 8, 3)
+    palette = (bits << np.arange(7, -1, -1)[:, None]).sum(axis=1).astype(np.uint8)
+    palette[IGNORED] = 255
+    return palette
+
+
+@torch.no_grad()
+def segmentation_sheet(
+    model: UperNetForSemanticSegmentation, dataset: SegmentationDataset, names: list[str], count: int = 8
+) -> PIL.Image.Image:
+    """Draws images next to their masks and to what the model predicts, two in a row, and a legend.
+
+    Args:
+        model ([`~transformers.UperNetForSemanticSegmentation`]): The model.
+        dataset ([`SegmentationDataset`]): Images, spread over which some are drawn.
+        names (`list[str]`): Names of the classes.
+        count (`int`, *optional*, defaults to 8): Number of images.
+    """
+    palette = _palette()
+    count = min(count, len(dataset))
+    samples = [dataset[number * len(dataset) // count] for number in range(count)]
+    pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+    predicted = model.eval()(pixel_values.to(model.device)).logits.argmax(dim=1).cpu()
+    images = dataset.image_processor.post_process_reconstruction(pixel_values)
+    factor = max(round(128 / min(images[0].size)), 1)
+    width, height = (side * factor for side in images[0].size)
+    sheet = PIL.Image.new("RGB", (6 * width + 40, (count + 1) // 2 * (height + 4) + 40), "white")
+    draw = PIL.ImageDraw.Draw(sheet)
+    for number, (image, sample, classes) in enumerate(zip(images, samples, predicted, strict=True)):
+        maps = [PIL.Image.fromarray(palette[values.numpy()]) for values in (sample["labels"], classes)]
+        for place, (part, title) in enumerate(zip((image, *maps), ("image", "truth", "prediction"), strict=True)):
+            x, y = number % 2 * (3 * width + 28) + place * (width + 4), 20 + number // 2 * (height + 4)
+            sheet.paste(part.convert("RGB").resize((width, height), PIL.Image.Resampling.NEAREST), (x, y))
+            draw.text((x + 2, 4), title if number < 2 else "", fill="black")
+    x, y = 2, sheet.height - 16
+    for name, colour in zip(names, palette.tolist(), strict=False):  # there may be more classes than fit
+        draw.rectangle((x, y, x + 10, y + 10), fill=tuple(colour))
+        draw.text((x + 14, y), name, fill="black")
+        x += 28 + int(draw.textlength(name))
+    return sheet
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model and run
+
+
+class SegmentationTrainer(FineTuningTrainer):
+    """Trains UperNet, whose batch norms need two images and whose loss is the mean of a batch."""
+
+    drops_last_batch = True  # one image has no statistics for the norms
+
+    def __init__(self, *args, class_names: list[str], **kwargs):
+        """
+        Args:
+            class_names (`list[str]`): Names of the classes.
+            *args, **kwargs: Arguments of [`~transformers.Trainer`].
+        """
+        self.class_names, self.confusion_matrix = class_names, ConfusionMatrix(len(class_names))
+        kept = {"compute_metrics": self.confusion_matrix, "preprocess_logits_for_metrics": _most_probable}
+        super().__init__(*args, **kwargs, **kept)
+        # Without this Trainer assumes that the loss is already divided by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Returns the figures, with the statistics of the norms that are saved: those of the first process."""
+        if self.args.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return super().evaluate(*args, **kwargs)
+
+    def describe_results(self, metrics: dict) -> dict:
+        """Adds the IoU of each class, prints them, and draws images, masks and predictions."""
+        folder, by_class = Path(self.args.output_dir), {}
+        for name, iou in zip(self.class_names, self.confusion_matrix.iou.tolist(), strict=True):
+            by_class[f"eval_iou_{name}"] = None if iou != iou else iou
+            print(f"  {name:30} {'does not occur' if iou != iou else format(iou, '.4f')}")
+        segmentation_sheet(self.model, self.eval_dataset, self.class_names).save(folder / "segmentation.png")
+        return {**metrics, **by_class}
+
+
+def build_segmenter(args: SegmentationArguments, names: list[str]) -> UperNetForSemanticSegmentation:
+    """Returns UperNet on the feature pyramid of the encoder.
+
+    Args:
+        args ([`SegmentationArguments`]): The settings of the model.
+        names (`list[str]`): Names of the classes.
+    """
+    path, fields = args.model_name_or_path, {"drop_path_rate": args.drop_path_rate}
+    if size := args.image_size or ([28 * args.sample_side] if args.data is None else None):
+        fields["image_size"] = size[0] if len(size) == 1 else size
+    config = MAEConfig.from_pretrained(path, **fields) if path else MAEConfig.from_preset(args.preset, **fields)
+    config.feature_pyramid_size = args.feature_pyramid_size or min(config.hidden_size, 256)
+    config.set_output_features_output_indices(None, None)
+    config.check()  # from_pretrained does not check the fields it is given
+    head_size = args.head_size or min(config.hidden_size, 512)
+    torch.manual_seed(args.seed)
+    model = UperNetForSemanticSegmentation(
+        UperNetConfig(
+            backbone_config=config,
+            hidden_size=head_size,
+            auxiliary_channels=min(head_size, 256),
+            id2label=dict(enumerate(names)),
+            label2id={name: number for number, name in enumerate(names)},
+        )
+    )
+    if path and not args.from_scratch:
+        pretrained = MAEBackbone.from_pretrained(path, config=config, dtype=torch.float32)
+        model.backbone.load_state_dict(pretrained.state_dict())
+    model.supports_gradient_checkpointing = True  # UperNet says no, but the blocks of the encoder do
+    return model
+
+
+def _build_image_processor(args: SegmentationArguments, config: MAEConfig) -> MAEImageProcessor:
+    """Returns the checkpoint's processor, but one that resizes the whole image to the size of the model."""
+    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    size = {"height": height, "width": width}
+    changes = {"size": size, "crop_size": size, "do_center_crop": False}
+    if args.model_name_or_path:
+        return MAEImageProcessor.from_pretrained(args.model_name_or_path, **changes)
+    return MAEImageProcessor(num_channels=config.num_channels, **changes)
+
+
+def segment(args: SegmentationArguments) -> FineTuned:
+    """Trains a model for semantic segmentation.
+
+    Args:
+        args ([`SegmentationArguments`]): The settings.
+
+    Returns:
+        [`FineTuned`]: The model, its figures on the evaluation images, and the folder that holds it.
+
+    Raises:
+        OSError: If an image or a mask cannot be read.
+        ValueError: If images, masks and settings do not fit, or the folder holds another run.
+        RunStopped: If a signal stopped the run, which has saved a checkpoint.
+        FloatingPointError: If a loss or a gradient was not finite.
+    """
+    set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
+    recipe = args.recipe()
+    train_pairs, val_pairs, names = open_pairs(args)
+    limit_batch_size(args, len(train_pairs))
+    model = build_segmenter(args, names)
+    config = model.config.backbone_config
+    image_processor = _build_image_processor(args, config)
+    size = image_processor.size.height, image_processor.size.width
+    orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.check_rotation(size))
+    fingerprints = {
+        "images": _fingerprint(train_pairs),
+        "evaluation images": _fingerprint(val_pairs),
+        "initial weights": weights_fingerprint(args.model_name_or_path),
+    }
+    checkpoint = check_experiment(args, "segment", fingerprints)
+    scale = (args.min_scale, args.max_scale)
+    trainer = SegmentationTrainer(
+        model=model,
+        args=args,
+        train_dataset=SegmentationDataset(train_pairs, image_processor, args.reduce_labels, scale, orientation),
+        eval_dataset=SegmentationDataset(val_pairs, image_processor, args.reduce_labels),
+        processing_class=image_processor,
+        class_names=names,
+    )
+    _say(args, _plan(args, model, names, len(train_pairs), len(val_pairs)))
+    metrics = trainer.run({**run_record(recipe), "num_images": len(train_pairs)}, checkpoint)
+    _say(args, f"Done: model, eval_results.json and segmentation.png are in {args.output_dir}.")
+    return FineTuned(model, metrics, Path(args.output_dir))
+
+
+def _fingerprint(pairs: list[Pair]) -> str:
+    """Returns a text that changes with the names of the images and the sizes of the masks."""
+    return fingerprint_of(*(f"{Path(pair.name).name} {_size_of(pair.mask)}\n" for pair in pairs))
+
+
+def _size_of(mask: Path | PIL.Image.Image) -> int:
+    return mask.stat().st_size if isinstance(mask, Path) else len(mask.tobytes())
+
+
+def _plan(
+    args: SegmentationArguments, model: UperNetForSemanticSegmentation, names: list[str], num_train: int, num_val: int
+) -> str:
+    config = model.config.backbone_config
+    rows, columns = config.grid_size
+    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    fresh = args.from_scratch or not args.model_name_or_path
+    return (
+        f"Images   {num_train:,} and {num_val:,} to evaluate on, {args.data or 'generated'}\n"
+        f"Classes  {len(names)}: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}\n"
+        f"Model    {model.num_parameters() / 1e6:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} "
+        f"patches; pyramid of {config.feature_pyramid_size} channels, UperNet of {model.config.hidden_size}\n"
+        f"Weights  {'fresh' if fresh else 'encoder of ' + args.model_name_or_path + ', the rest fresh'}\n"
+        f"Batch    {args.effective_batch_size} over {args.world_size} process(es)\n"
+        f"Rate     {args.learning_rate:.3g}, times {args.layer_decay:g} from each block to the one before\n"
+        f"Output   {args.output_dir}"
+    )
+
+
+def segment_command(argv: list[str], prog: str):
+    """Runs `hf-mae segment`.
+
+    Args:
+        argv (`list[str]`): Arguments of the command.
+        prog (`str`): What the command is called.
+    """
+    segment(parse_arguments(SegmentationArguments, argv, prog=prog, description=_DESCRIPTION))
+
+
+__all__ = [
+    "ConfusionMatrix",
+    "Pair",
+    "SegmentationArguments",
+    "SegmentationDataset",
+    "SegmentationTrainer",
+    "build_segmenter",
+    "folder_pairs",
+    "intersection_over_union",
+    "open_pairs",
+    "read_mask",
+    "read_pair",
+    "sample_pairs",
+    "segment",
+    "segment_command",
+    "segmentation_sheet",
+]
