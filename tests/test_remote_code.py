@@ -124,3 +124,17 @@ def test_shipped_files__import_each_other_without_a_circle():
         leaves = {name for name, needed in imports.items() if not needed & set(imports)}
         assert leaves, f"These import each other in a circle: {sorted(imports)}"
         imports = {name: needed for name, needed in imports.items() if name not in leaves}
+
+
+def test_import__needs_nothing_that_only_training_needs():
+    """`None` in `sys.modules` makes Python and transformers take a library for missing."""
+    script = """
+import sys
+for name in ("accelerate", "datasets", "kornia", "matplotlib", "pandas", "peft", "pyarrow", "torchvision"):
+    sys.modules[name] = None
+import hf_mae, torch
+config = hf_mae.MAEConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+assert hf_mae.MAEModel(config)(torch.randn(1, 3, 224, 224)).pooler_output.shape == (1, 32)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

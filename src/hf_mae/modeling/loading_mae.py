@@ -94,13 +94,10 @@ class LoadingMixin:
         if source is None:  # the weights are given as `state_dict`
             stored = config.to_dict()
         else:
-            try:
-                stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)
-            except OSError:
-                if (base := _base_of_adapter(source, hub_kwargs)) is None:
-                    raise
-                kwargs["adapter_kwargs"] = {"_adapter_model_path": source, "revision": kwargs.pop("revision", None)}
-                return cls.from_pretrained(base, *model_args, config=config, channel_init=channel_init, **kwargs)
+            stored, _ = cls.config_class.get_config_dict(source, **hub_kwargs)
+        if not stored and (base := _base_of_adapter(source, hub_kwargs)) is not None:
+            kwargs["adapter_kwargs"] = {"_adapter_model_path": source, "revision": kwargs.pop("revision", None)}
+            return cls.from_pretrained(base, *model_args, config=config, channel_init=channel_init, **kwargs)
         if stored.get("model_type") in ("vit_mae", "vit") and cls._from_repository is not None:
             source, stored, config, kwargs = cls._read_foreign(source, config, kwargs, hub_kwargs)
         elif stored.get("model_type") != cls.config_class.model_type:

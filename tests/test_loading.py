@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Checkpoints as people have them: saved from wrapped models, with adapters, at another patch size, pickled."""
+
+import copy
+import io
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForImageClassification, pipeline
+
+from hf_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.modeling.patches_mae import patchify, unpatchify
+
+PIXELS = torch.linspace(-2, 2, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)
+NOISE = torch.linspace(0, 9, 2 * 16).sin().view(2, 16)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def rename_tensors(folder, rename):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {rename(name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+WRAPPERS = {
+    "torch.compile": lambda name: f"_orig_mod.{name}",
+    "DistributedDataParallel": lambda name: f"module.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+    "compiled blocks": lambda name: name.replace("layers.0.", "layers.0._orig_mod."),
+    "compiled encoder": lambda name: name.replace("mae.", "mae._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEModel])
+def test_names_of_a_wrapper__are_understood(tiny_model, tmp_path, wrapper, model_class):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    rename_tensors(tmp_path, WRAPPERS[wrapper])
+    loaded = model_class.from_pretrained(tmp_path)
+    expected = model if model_class is MAEForPreTraining else model.mae
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    loaded.save_pretrained(tmp_path / "again")
+    assert set(load_file(tmp_path / "again" / "model.safetensors")) == set(expected.state_dict())
+
+
+def test_names_of_a_compiled_model__as_save_pretrained_writes_them(tiny_model, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path, state_dict=torch.compile(model).state_dict())
+    assert torch.equal(
+        MAEForPreTraining.from_pretrained(tmp_path)(PIXELS, noise=NOISE).loss, model(PIXELS, noise=NOISE).loss
+    )
+
+
+@pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEModel, MAEForImageClassification, MAEBackbone])
+def test_unknown_names__are_an_error_never_random_weights(tiny_model, tmp_path, model_class):
+    tiny_model().save_pretrained(tmp_path)
+    rename_tensors(tmp_path, lambda name: f"student.{name}")
+    with pytest.raises(ValueError, match="holds no encoder.*student.*`key_mapping`"):
+        model_class.from_pretrained(tmp_path)
+    renamed = model_class.from_pretrained(tmp_path, key_mapping={r"^student\.": ""})
+    assert renamed.base_model.layers[0].mlp.fc1.weight.std() > 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Another patch size
+
+
+def resized_patches(pixels, old, new):
+    """The images with each patch resized on its own."""
+    rows, columns = pixels.shape[2] // old, pixels.shape[3] // old
+    patches = patchify(pixels, (old, old)).unflatten(-1, (old, old, -1)).flatten(0, 1).permute(0, 3, 1, 2)
+    patches = nn.functional.interpolate(patches, size=(new, new), mode="bicubic", antialias=new < old)
+    patches = patches.permute(0, 2, 3, 1).flatten(1).unflatten(0, (len(pixels), -1))
+    return unpatchify(patches, (new, new), (rows, columns))
+
+
+def test_patch_size__enlarged_patches_give_the_same_tokens_and_predictions(tiny_model, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    large = MAEForPreTraining.from_pretrained(tmp_path, patch_size=16, image_size=64).eval()
+    assert (large.config.patch_size, large.config.image_size) == (16, 64)
+    pixels = resized_patches(PIXELS, 8, 16)
+    torch.testing.assert_close(
+        large.mae(pixels).last_hidden_state, model.mae(PIXELS).last_hidden_state, rtol=1e-3, atol=1e-4
+    )
+    before, after = (each.reconstruct(images, noise=NOISE) for each, images in ((model, PIXELS), (large, pixels)))
+    expected = resized_patches(before.reconstruction, 8, 16)
+    torch.testing.assert_close(after.reconstruction, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_patch_size__smaller_patches_of_the_same_images_change_little(tiny_model, tmp_path):
+    """Half the patch on images of half the size: smooth images keep their tokens nearly."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    small = MAEModel.from_pretrained(tmp_path, patch_size=4, image_size=16).eval()
+    smooth = nn.functional.interpolate(torch.randn(2, 3, 4, 4), size=32, mode="bicubic")
+    before, after = model.mae(smooth).last_hidden_state, small(resized_patches(smooth, 8, 4)).last_hidden_state
+    assert nn.functional.cosine_similarity(before, after, dim=-1).min() > 0.95
+
+
+@pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEForImageClassification, MAEBackbone])
+def test_patch_size__alone_makes_a_finer_grid_in_every_class(tiny_model, tmp_path, model_class):
+    tiny_model().save_pretrained(tmp_path)
+    model = model_class.from_pretrained(tmp_path, patch_size=(4, 8), num_channels=5).eval()
+    assert model.base_model.embeddings.grid_size == (8, 4)
+    model(torch.randn(1, 5, 32, 32))
+    model.save_pretrained(tmp_path / "again")
+    again = model_class.from_pretrained(tmp_path / "again")
+    assert again.config.patch_size == [4, 8]
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_patch_size__that_does_not_divide_the_image_is_refused_and_changes_nothing(tiny_model):
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"image_size.*patch_size \(5, 5\)"):
+        model.resize_patches(5)
+    assert model.config.patch_size == 8
+    assert model(PIXELS).loss.isfinite()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Adapters
+
+
+@pytest.fixture
+def adapter(tiny_model, tmp_path):
+    """The folder of an adapter with a classifier, and the model with it."""
+    peft = pytest.importorskip("peft")
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = MAEForImageClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    settings = peft.LoraConfig(r=4, target_modules=["qkv"], modules_to_save=["classifier", "fc_norm"])
+    adapted = peft.get_peft_model(model, settings)
+    for name, parameter in adapted.named_parameters():
+        if "lora" in name or "modules_to_save" in name:
+            nn.init.normal_(parameter, std=0.5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "config.json").exists()
+    return tmp_path / "adapter", adapted.eval()
+
+
+def test_adapter__its_folder_gives_the_base_with_the_adapter(adapter):
+    folder, adapted = adapter
+    loaded = MAEForImageClassification.from_pretrained(folder, num_labels=3)
+    torch.testing.assert_close(loaded(PIXELS).logits, adapted(PIXELS).logits)
+
+
+def test_adapter__with_the_auto_class(adapter):
+    folder, adapted = adapter
+    loaded = AutoModelForImageClassification.from_pretrained(folder, num_labels=3)
+    torch.testing.assert_close(loaded(PIXELS).logits, adapted(PIXELS).logits)
+
+
+def test_adapter__at_another_size(adapter):
+    folder, adapted = adapter
+    loaded = MAEForImageClassification.from_pretrained(folder, num_labels=3, image_size=64)
+    assert loaded.config.image_size == 64
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(pixels).logits, adapted(pixels).logits, rtol=1e-4, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pickling and copying
+
+
+@pytest.mark.parametrize("model_class", [MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone])
+def test_models__can_be_pickled_and_copied(tiny_config, model_class):
+    model = model_class(tiny_config()).eval()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    torch.manual_seed(0)
+    expected = model(PIXELS)[0]
+    for again in (torch.load(file, weights_only=False), copy.deepcopy(model)):
+        torch.manual_seed(0)
+        torch.testing.assert_close(again(PIXELS)[0], expected)
+        states = again(PIXELS, output_hidden_states=True).hidden_states
+        assert len(states) == 3
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tuples by configuration
+
+
+@pytest.mark.parametrize("model_class", [MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone])
+def test_return_dict_false_in_the_configuration__gives_tuples(tiny_config, model_class):
+    model = model_class(tiny_config(return_dict=False, num_labels=3)).eval()
+    arguments = {"noise": NOISE} if model_class is MAEForPreTraining else {}
+    output = model(PIXELS, **arguments)
+    assert type(output) is tuple
+    expected = model(PIXELS, **arguments, return_dict=True).to_tuple()
+    for one, other in zip(output, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    if model_class is MAEForPreTraining:
+        assert model.reconstruct(PIXELS).mask.shape == (2, 16)
+    if model_class is MAEForImageClassification:
+        assert model.pool(PIXELS).shape == (2, 32)
+        assert model(PIXELS, labels=torch.tensor([0, 2]))[0].isfinite()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pipelines
+
+
+@pytest.mark.parametrize("task", ["image-classification", "image-feature-extraction"])
+def test_pipeline__takes_the_registered_classes_without_asking(tiny_config, tmp_path, monkeypatch, task):
+    MAEForImageClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path)
+
+    def ask(*args):
+        raise AssertionError("pipeline asks whether it may run custom code")
+
+    monkeypatch.setattr("builtins.input", ask)
+    pipe = pipeline(task, model=str(tmp_path), device="cpu")
+    assert type(pipe.model) is (MAEForImageClassification if task == "image-classification" else MAEModel)
+    assert type(pipe.image_processor) is MAEImageProcessor
