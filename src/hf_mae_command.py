@@ -27,9 +27,8 @@ def wait_passively():
     On a shared machine spinning threads cost a factor of ten, on a quiet one sleeping costs little; see
     benchmarks/NOTES.md. What the user has set stays.
     """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ["KMP_BLOCKTIME"] = "0"  # the same for Intel's runtime, in milliseconds
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's runtime, in milliseconds
 
 
 def main(argv: list[str] | None = None):
@@ -65,7 +64,9 @@ def main(argv: list[str] | None = None):
         status = _exit_status(error)
         if show_traceback or status is None:
             raise
-        _end(f"hf-mae {command}: {_in_flags(str(error)) or type(error).__name__}", status)
+        from hf_mae.training.arguments import in_flags
+
+        _end(f"hf-mae {command}: {in_flags(str(error)) or type(error).__name__}", status)
 
 
 def _exit_status(error: BaseException) -> int | None:
@@ -76,17 +77,13 @@ def _exit_status(error: BaseException) -> int | None:
         return 130
     if isinstance(error, ArithmeticError):  # a run that diverged
         return 1
-    return 2 if isinstance(error, ValueError | OSError | ImportError) else None
-
-
-def _in_flags(message: str) -> str:
-    from hf_mae.training.arguments import in_flags
-
-    return in_flags(message)
+    missing_extra = isinstance(error, ImportError) and "pip install" in str(error)
+    return 2 if isinstance(error, ValueError | OSError) or missing_extra else None
 
 
 def _end(message: str, status: int):
-    print(message, file=sys.stderr, flush=True)
+    if status < 128 or os.environ.get("RANK", "0") == "0":  # all processes stop, and one says so
+        print(message, file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 

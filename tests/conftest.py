@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and a test that tries it should fail at once
 # Threads only wait for each other in models this small: on a busy machine of two cores forty times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # and idle threads sleep
 
 from pathlib import Path
 
@@ -29,6 +31,20 @@ TINY = {
     "decoder_num_attention_heads": 2,
     "decoder_intermediate_size": 32,
 }
+# A run of twelve steps on the embedded images, in seconds.
+SMALL = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,decoder_hidden_size=16,"
+SMALL += "decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16"
+STEPS = {
+    "max_steps": 12,
+    "effective_batch_size": 24,
+    "per_device_train_batch_size": 24,
+    "learning_rate": 3e-3,
+    "logging_steps": 1,
+    "save_steps": 5,
+    "eval_steps": 6,
+    "eval_images": 50,
+    "log_samples": True,
+}
 OFFICIAL_HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 4}
 
 
@@ -36,6 +52,28 @@ def picture(number=0, size=(40, 30), mode="RGB"):
     """A picture of noise, another for every number."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels).convert(mode)
+
+
+def patience(seconds):
+    """Returns a time budget that grows with the load of the machine."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def metrics(output_dir, name):
+    """Returns the logged values of one kind by step."""
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def samples(output_dir):
+    """Returns the samples of a run from all its processes, each as the line that was logged."""
+    return sorted({line for path in output_dir.glob("samples-*.jsonl") for line in path.read_text().splitlines()})
+
+
+def same_tensors(file, ours, theirs):
+    """Returns whether the files of two folders hold the same tensors, bit for bit."""
+    ours, theirs = load_file(ours / file), load_file(theirs / file)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""How good a model is: loss with fixed masks, and nearest neighbours of its features."""
+"""Measures a model during a run: its loss on fixed images with fixed masks, and nearest neighbours of its features."""
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from ..modeling.modeling_mae import MAEForPreTraining
 
 
 class Evaluation:
-    """What a pre-training run measures from time to time, always on the same images with the same masks.
+    """Measures the model of a pre-training run, always on the same images with the same masks.
 
-    Each process looks at a share of the images; all get the whole result.
+    Each process measures a share of the images. All processes get the whole result.
     """
 
     def __init__(
@@ -34,32 +34,35 @@ class Evaluation:
     ):
         """
         Args:
-            train_images ([`ImageSource`]): Neighbours, if they have labels; without `test_images` the queries, too.
-            test_images ([`ImageSource`], *optional*): Held-out images: queries, and for the loss.
-            image_processor ([`MAEImageProcessor`]): What makes pixel values of them.
-            max_images (`int`, *optional*, defaults to 5000): Neighbours at most; of the others a fifth.
+            train_images ([`ImageSource`]): The k-NN bank, if they have labels; without `test_images` the queries, too.
+            test_images ([`ImageSource`], *optional*): Held-out images for the loss and as queries.
+            image_processor ([`MAEImageProcessor`]): Makes pixel values of them.
+            max_images (`int`, *optional*, defaults to 5000): Maximum size of the k-NN bank. Loss and queries take at
+                most a fifth of it.
             batch_size (`int`, *optional*, defaults to 64): Images of one forward pass of a process.
-            process_index, num_processes (`int`, *optional*): Which share to take.
+            process_index, num_processes (`int`, *optional*): The share of this process.
             seed (`int`, *optional*, defaults to 0): Seed of the masks.
-            **loader_options: Of `DataLoader`, such as `num_workers`.
+            **loader_options: Arguments of `DataLoader`, such as `num_workers`.
         """
         self.held_out = test_images is not None
-        self.has_labels = train_images.labels is not None
+        self.has_labels = all(_has_labels(images) for images in (train_images, test_images or train_images))
         self.images = EvaluationDataset(test_images or train_images, image_processor, max(max_images // 5, 1))
         self.neighbors = EvaluationDataset(train_images, image_processor, max_images)
         self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
         self.seed, self.loader_options = seed, loader_options
 
     def __call__(self, model: MAEForPreTraining) -> dict[str, float]:
-        """Returns `eval_loss` and, for labelled images, `knn_accuracy` in [0, 1] of the pooled features."""
+        """Returns `eval_loss` and, if both kinds of images have labels, `knn_accuracy` in [0, 1] of pooled features."""
         was_training = model.training
         model.eval()
         separate_queries = self.has_labels and self.held_out
         loss, *queries = self._pass(model, self.images, with_loss=True, with_features=separate_queries)
         results = {"eval_loss": loss}
         if self.has_labels:
-            _, *neighbors = self._pass(model, self.neighbors, with_loss=False, with_features=True)
-            results["knn_accuracy"] = knn_accuracy(*neighbors, *(queries if separate_queries else ()))
+            _, *bank = self._pass(model, self.neighbors, with_loss=False, with_features=True)
+            bank, queries = _labelled(*bank), _labelled(*queries) if separate_queries else ()
+            if len(bank[0]) > 1 and (not separate_queries or len(queries[0]) > 0):
+                results["knn_accuracy"] = knn_accuracy(*bank, *queries)
         model.train(was_training)
         return results
 
@@ -70,7 +73,7 @@ class Evaluation:
             rows, columns = model.config.grid_size
             noise = np.random.default_rng(self.seed).random((len(images), rows * columns), dtype=np.float32)
         shares = self._shares(len(images))
-        # Every process takes every turn, if only for show: a sharded model's forward needs them all.
+        # Ranks with an empty share run a dummy forward, since FSDP2's collectives need every rank.
         loader = DataLoader(images, batch_sampler=[share or [0] for share in shares], **self.loader_options)
         loss = torch.zeros((), device=model.device)
         features = torch.zeros(len(images), model.config.hidden_size, device=model.device)
@@ -90,14 +93,23 @@ class Evaluation:
         return loss.item() / len(images), features.cpu(), labels.cpu()
 
     def _shares(self, num_images: int) -> list[list[int]]:
-        """The positions of this process, batch by batch; the last may be empty."""
+        """Returns the positions of this process, batch by batch. The last batch may be empty."""
         together = self.batch_size * self.num_processes
         shares = []
         for start in range(0, num_images, together):
             size = min(together, num_images - start)
-            piece = even_slice(size, self.process_index, self.num_processes)
-            shares.append([start + place for place in piece])
+            part = even_slice(size, self.process_index, self.num_processes)
+            shares.append([start + place for place in part])
         return shares
+
+
+def _has_labels(images: ImageSource) -> bool:
+    return images.labels is not None and bool((images.labels >= 0).any())
+
+
+def _labelled(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the features and labels of images that have one: a negative label means that there is none."""
+    return features[labels >= 0], labels[labels >= 0]
 
 
 def knn_accuracy(
@@ -108,17 +120,18 @@ def knn_accuracy(
     num_neighbors: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Returns the share of queries whose class the weighted vote of their nearest neighbours finds, in [0, 1].
+    """Returns the share of queries, in [0, 1], whose class wins the weighted vote of their nearest neighbours.
 
     Each of the nearest features votes for its class with the weight `exp(cosine / temperature)`. Source: Wu et al. 2018
     (arXiv 1805.01978), section 3.4.
 
     Args:
-        features (`torch.Tensor` of shape `(images, width)`): The neighbours.
+        features (`torch.Tensor` of shape `(images, width)`): The bank.
         labels (`torch.LongTensor` of shape `(images,)`): Their classes, from 0.
-        query_features, query_labels (*optional*): The queries. Without them every image is a query to all the others.
-        num_neighbors (`int`, *optional*, defaults to 20): Neighbours that vote.
-        temperature (`float`, *optional*, defaults to 0.07): Smaller gives more weight to the nearest.
+        query_features, query_labels (*optional*): The queries. By default every image of the bank is a query to all the
+            others.
+        num_neighbors (`int`, *optional*, defaults to 20): Number of neighbours that vote.
+        temperature (`float`, *optional*, defaults to 0.07): A smaller one gives more weight to the nearest.
     """
     features = torch.nn.functional.normalize(features, dim=1)
     leave_one_out = query_features is None
@@ -127,7 +140,9 @@ def knn_accuracy(
     num_neighbors = min(num_neighbors, len(features) - leave_one_out)
     correct = 0
     for start in range(0, len(queries), 1024):  # so that the table of similarities stays small
-        with torch.autocast(features.device.type, enabled=False):  # bf16 would make neighbours equally near
+        with torch.autocast(
+            features.device.type, enabled=False
+        ):  # in bf16 many neighbours would have the same distance
             similarity = queries[start : start + 1024] @ features.T
         if leave_one_out:
             rows = torch.arange(len(similarity))

@@ -121,7 +121,8 @@ def parse_arguments(
 
 def _group(parser: CommandParser, arguments_class: type):
     """Sorts the flags into groups by the class that defines them, and hides those of transformers."""
-    actions = {action.dest: action for action in parser._actions}
+    # Reversed, since `--no_flag` comes after `--flag` and has the same name.
+    actions = {action.dest: action for action in reversed(parser._actions)}
     listed, hidden = parser._optionals._group_actions, False
     for owner in arguments_class.__mro__:
         names = [name for name in owner.__dict__.get("__annotations__", {}) if name in actions]
@@ -149,8 +150,8 @@ def load_recipe(recipe: str | os.PathLike | Mapping, arguments_class: type) -> d
     """Returns the settings of a recipe.
 
     Args:
-        recipe (`str`, `os.PathLike` or `Mapping`): Name of a recipe that comes with the package, path of a YAML file, or
-            the settings themselves.
+        recipe (`str`, `os.PathLike` or `Mapping`): Name of a recipe that comes with the package, path of a YAML file,
+            or the settings themselves.
         arguments_class (`type`): The dataclass whose fields they are.
 
     Raises:

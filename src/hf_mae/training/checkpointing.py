@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,12 +20,13 @@ from transformers.utils import logging
 
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from .distributed import _is_sharded, _place_like, gather_model
+from .distributed import gather_from_processes, gather_model, is_sharded, place_like
 
 logger = logging.get_logger(__name__)
 
 
 _STATE, _MANIFEST = "training_state.json", "manifest.json"
+_PARTS = (_STATE, "config.json", "model*.safetensors", "optimizer*.safetensors")
 
 
 def save_checkpoint(
@@ -36,12 +38,12 @@ def save_checkpoint(
     record: dict,
     save_total_limit: int = 2,
 ) -> Path:
-    """Saves everything a run needs to go on, as a folder that `from_pretrained` can load. Called by every process.
+    """Saves everything that a run needs to go on, as a folder that `from_pretrained` can load.
 
-    The folder is written beside its place, flushed to the disk with a manifest of sizes and hashes, and renamed in, so
-    that an interrupted save leaves the checkpoints before it as they were. A model that is sharded over processes
-    (FSDP2) leaves its weights in one piece, gathered tensor by tensor, and its optimizer state in a file per process,
-    which [`load_optimizer`] merges for any number of them.
+    Every process must call this. The folder is written under a temporary name, flushed to the disk with a manifest of
+    sizes and hashes, and renamed, so that an interrupted save changes none of the earlier checkpoints. The weights of
+    a model that is sharded over processes (FSDP2) are gathered tensor by tensor into one file; its optimizer state is
+    written to one file per process, and [`load_optimizer`] merges those for any number of processes.
 
     Args:
         output_dir (`str` or `os.PathLike`): Folder of the run; the checkpoint becomes `checkpoint-<step>` in it.
@@ -49,28 +51,28 @@ def save_checkpoint(
         model ([`MAEForPreTraining`]): Not wrapped by DDP; may be sharded by `fully_shard` over one mesh dimension.
         image_processor ([`MAEImageProcessor`]): Saved with the weights.
         optimizer (`torch.optim.Optimizer`): Over parameters of `model`.
-        record (`dict`): What tells this run from another, see [`run_record`].
-        save_total_limit (`int`, *optional*, defaults to 2): Older checkpoints beyond so many are removed.
+        record (`dict`): Describes the run, see [`hf_mae.training.run_log.run_record`].
+        save_total_limit (`int`, *optional*, defaults to 2): Number of checkpoints to keep; older ones are removed.
 
     Returns:
         `Path`: The checkpoint.
 
     Raises:
-        OSError: If it can't be written, for example because the disk is full. What was there before is intact.
+        OSError: If it cannot be written, for example because the disk is full. Earlier checkpoints are intact.
     """
     output_dir = Path(output_dir)
     final, partial = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}.partial"
     is_main = not dist.is_initialized() or dist.get_rank() == 0
-    sharded = _is_sharded(model)
+    sharded = is_sharded(model)
     if not is_main and not sharded:
         return final
     try:
-        if is_main and _find_defect(final) is not None:  # else there is nothing to do: a run has one state at a step
-            for left in output_dir.glob(".checkpoint-*"):  # by a run that was killed
-                shutil.rmtree(left)
+        if is_main and find_defect(final) is not None:  # a complete one stays: a run has one state at a step
+            for leftover in output_dir.glob(".checkpoint-*"):  # of a run that was killed
+                shutil.rmtree(leftover)
             partial.mkdir(parents=True)
         if sharded:
-            dist.barrier()  # before the others look
+            dist.barrier()  # the others check whether the folder is there
         if partial.exists():
             _write_parts(partial, model, image_processor, optimizer, {"step": step, **record}, sharded)
             if is_main:
@@ -78,21 +80,21 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(output_dir).free / 1e6 if output_dir.exists() else 0
         shutil.rmtree(partial, ignore_errors=True)
-        before = next((path.name for path in _checkpoints(output_dir)), "no checkpoint")
+        before = next((path.name for path in list_checkpoints(output_dir)), "no checkpoint")
         raise OSError(
             f"{final} could not be saved: {error}. {free:,.0f} MB are free there. What was there before is intact "
-            f"({before}). Make room, or lower --save_total_limit."
+            f"({before}). Make room, or lower `save_total_limit`."
         ) from error
     if is_main:
-        # Later ones are broken, or the run would have gone on from there: no reason to remove good ones.
-        done = [path for path in _checkpoints(output_dir) if _step_of(path) <= step]
+        # Checkpoints of later steps are broken, or the run would have gone on from them, so they do not count.
+        done = [path for path in list_checkpoints(output_dir) if _step_of(path) <= step]
         for old in done[max(save_total_limit, 1) :]:
-            _remove(old)
+            remove_checkpoint(old)
     return final
 
 
 def _write_parts(partial, model, image_processor, optimizer, state: dict, sharded: bool):
-    """Writes what this process has to write of a checkpoint; if it is sharded, all wait for all and fail together."""
+    """Writes the files of this process. With a sharded model all processes wait for each other and fail together."""
     is_main, part, problem = True, "optimizer.safetensors", None
     if sharded:
         is_main = dist.get_rank() == 0
@@ -107,25 +109,29 @@ def _write_parts(partial, model, image_processor, optimizer, state: dict, sharde
     except (OSError, SafetensorError) as error:
         problem = str(error)
     if sharded:
-        problems = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-        problem = next((p for p in problems if p is not None), None)
+        problem = next((each for each in gather_from_processes(problem) if each is not None), None)
     if problem is not None:
         raise OSError(problem)
 
 
 def _publish(partial: Path, final: Path):
-    _write_json(partial / _MANIFEST, {path.name: _fingerprint(path) for path in sorted(partial.iterdir())})
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    if final.exists():  # broken, or it would not be written again
-        _remove(final)
+    write_manifest(partial)
+    if final.exists():  # it is broken, since a complete one is not written again
+        remove_checkpoint(final)
     partial.rename(final)
     _flush(final.parent)
 
 
-def _remove(checkpoint: Path):
-    """Removes a checkpoint in such an order that a kill in between leaves nothing that looks like one."""
+def write_manifest(checkpoint: Path):
+    """Writes sizes and hashes of the files of a checkpoint, by which [`find_defect`] knows it to be complete."""
+    files = sorted(path for path in checkpoint.iterdir() if path.is_file() and path.name != _MANIFEST)
+    _write_json(checkpoint / _MANIFEST, {path.name: _fingerprint(path) for path in files})
+    for path in (*files, checkpoint / _MANIFEST, checkpoint):
+        _flush(path)
+
+
+def remove_checkpoint(checkpoint: Path):
+    """Renames a checkpoint before deleting it, so that an interrupted delete leaves no partial checkpoint."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
@@ -133,9 +139,9 @@ def _remove(checkpoint: Path):
 
 
 def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """Returns the newest checkpoint of a run that is complete; broken ones are named in the log and passed over."""
-    for checkpoint in _checkpoints(output_dir):
-        problem = _find_defect(checkpoint)
+    """Returns the newest complete checkpoint of a run, or `None`. The log names broken ones, which are ignored."""
+    for checkpoint in list_checkpoints(output_dir):
+        problem = find_defect(checkpoint)
         if problem is None:
             return checkpoint
         logger.warning(f"{checkpoint} is broken and not used: {problem}.")
@@ -143,26 +149,26 @@ def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
 
 
 def load_training_state(checkpoint: str | os.PathLike) -> dict:
-    """Returns `step` and the record that [`save_checkpoint`] wrote."""
+    """Returns the `step` and the record that [`save_checkpoint`] wrote."""
     return json.loads((Path(checkpoint) / _STATE).read_text())
 
 
 def load_weights(checkpoint: str | os.PathLike, model: nn.Module):
-    """Puts the weights of a checkpoint into a model, in place, also into a sharded one.
+    """Copies the weights of a checkpoint into a model, which may be sharded, in place.
 
     Args:
         checkpoint (`str` or `os.PathLike`): Folder that [`save_checkpoint`] wrote.
-        model (`nn.Module`): Of the same configuration, not wrapped by DDP.
+        model (`nn.Module`): Has the same configuration and is not wrapped by DDP.
     """
     tensors = model.state_dict()
     for file in Path(checkpoint).glob("model*.safetensors"):
         with safe_open(file, "pt") as stored, torch.no_grad():
             for name in stored.keys():  # noqa: SIM118 - no dictionary
-                tensors[name].copy_(_place_like(stored.get_tensor(name), tensors[name]))
+                tensors[name].copy_(place_like(stored.get_tensor(name), tensors[name]))
 
 
 def load_optimizer(checkpoint: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer):
-    """Restores the optimizer's state, in place, whatever the number of processes that saved it.
+    """Restores the state of an optimizer in place, for any number of processes that saved it.
 
     Args:
         checkpoint (`str` or `os.PathLike`): Folder that [`save_checkpoint`] wrote.
@@ -175,7 +181,7 @@ def load_optimizer(checkpoint: str | os.PathLike, model: nn.Module, optimizer: t
         name, _, key = name_and_key.rpartition(".")
         shards = [part.get_tensor(name_and_key) for part in parts]
         tensor = shards[0] if shards[0].ndim == 0 else torch.cat(shards)
-        optimizer.state[parameters[name]][key] = _place_like(tensor, parameters[name])
+        optimizer.state[parameters[name]][key] = place_like(tensor, parameters[name])
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -191,8 +197,8 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     return tensors
 
 
-def _checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """Newest first."""
+def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """Returns the checkpoints of a run, the newest first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name[len("checkpoint-") :].isdigit()]
     return sorted((path for path in found if path.is_dir()), key=_step_of, reverse=True)
 
@@ -201,14 +207,20 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[len("checkpoint-") :])
 
 
-def _find_defect(checkpoint: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, `None` if it is what was saved."""
+def find_defect(checkpoint: Path, required: Sequence[str] = _PARTS) -> str | None:
+    """Returns what is wrong with a checkpoint, or `None` if it is complete and unchanged.
+
+    Args:
+        checkpoint (`Path`): Folder with the manifest that [`write_manifest`] left.
+        required (`Sequence[str]`, *optional*): Patterns of files that must be there. Default: those of a pre-training
+            run.
+    """
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text())
         expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         return f"its {_MANIFEST} can't be read ({type(error).__name__}: {error})"
-    for part in (_STATE, "config.json", "model*.safetensors", "optimizer*.safetensors"):
+    for part in required:
         if not fnmatch.filter(expected, part):
             return f"its {_MANIFEST} names no {part}"
     try:
@@ -246,12 +258,12 @@ def _write_json(path: Path, content: dict):
 
 
 def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) -> Path | None:
-    """Decides what a run may do with its output folder.
+    """Decides whether a run starts in its output folder, goes on there, or is refused.
 
     Args:
         output_dir (`str` or `os.PathLike`): The folder, which need not exist.
-        recipe (`dict`): The settings that make the run what it is; not those of logging and saving.
-        resume (`bool`): Whether a run that is there may be continued.
+        recipe (`dict`): The settings that define the run, without those of logging and saving.
+        resume (`bool`): Whether a run in the folder may be continued.
 
     Returns:
         `Path`: The checkpoint to go on from, or `None` to start.
@@ -260,16 +272,16 @@ def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) 
         ValueError: If the folder holds another run, or holds one and `resume` is false.
     """
     output_dir = Path(output_dir)
-    way_out = "Choose another --output_dir, or pass --overwrite_output_dir to delete the run."
+    way_out = "Choose another `output_dir`, or set `overwrite_output_dir` to delete the run."
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"{output_dir} is a file. Choose another --output_dir.")
+        raise ValueError(f"{output_dir} is a file. Choose another `output_dir`.")
     checkpoint = latest_checkpoint(output_dir)
     if checkpoint is None:
-        if (output_dir / "config.json").exists() or _checkpoints(output_dir):
+        if (output_dir / "config.json").exists() or list_checkpoints(output_dir):
             raise ValueError(f"{output_dir} holds a model or broken checkpoints, but none to go on from. {way_out}")
         return None
     if not resume:
-        raise ValueError(f"{output_dir} holds a run at {checkpoint.name}, and --resume is never. {way_out}")
+        raise ValueError(f"{output_dir} holds a run at {checkpoint.name}, and `resume` is never. {way_out}")
     theirs = load_training_state(checkpoint)["recipe"]
     differences = [
         f"{name}: {theirs.get(name)} there, {value} now" for name, value in recipe.items() if theirs.get(name) != value
@@ -280,9 +292,9 @@ def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) 
 
 
 def delete_run(output_dir: str | os.PathLike):
-    """Removes checkpoints, logs, sheets and record of the run in a folder; other files stay."""
+    """Deletes the checkpoints, logs, sheets and record of the run in a folder. Other files stay."""
     output_dir = Path(output_dir)
-    for checkpoint in (*_checkpoints(output_dir), *output_dir.glob(".checkpoint-*")):
+    for checkpoint in (*list_checkpoints(output_dir), *output_dir.glob(".checkpoint-*")):
         shutil.rmtree(checkpoint)
     for pattern in (
         "config.json",
@@ -299,9 +311,13 @@ def delete_run(output_dir: str | os.PathLike):
 __all__ = [
     "check_output_dir",
     "delete_run",
+    "find_defect",
     "latest_checkpoint",
+    "list_checkpoints",
     "load_optimizer",
     "load_training_state",
     "load_weights",
+    "remove_checkpoint",
     "save_checkpoint",
+    "write_manifest",
 ]

@@ -1,72 +1,126 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Shards a model over processes (FSDP2) and gathers it again."""
+"""Shards a model over processes (FSDP2), gathers it again, and lets one process decide for all."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..modeling.modeling_mae import MAEForPreTraining, MAELayer
 
+Result = TypeVar("Result")
+
 
 def shard_model(model: MAEForPreTraining, bf16: bool = False) -> MAEForPreTraining:
-    """Shards weights, and with them gradients and the optimizer's state, over all processes (FSDP2), in place.
+    """Shards weights, gradients and optimizer state over all processes (FSDP2), in place.
 
-    To be called before the optimizer is made. Units are the blocks, the encoder, which the evaluation calls by itself,
-    and the decoder. Not left to Accelerate, which would shard the patch embedding a second time (1.15).
+    Must be called before the optimizer is made. The units are the blocks, the encoder, which the evaluation calls
+    alone, and the decoder. Accelerate does not do it, since it would shard the patch embedding a second time (1.15).
 
     Args:
         model ([`MAEForPreTraining`]): On its device.
         bf16 (`bool`, *optional*, defaults to `False`): Gather weights in bfloat16, for a forward under autocast. Images
-            and loss stay float32, and gradients are added up in it.
+            and loss stay float32, and gradients are summed in float32.
     """
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
     dtype = torch.bfloat16 if bf16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    blocks = [module for module in model.modules() if isinstance(module, MAELayer)]
-    for part in (*blocks, model.mae, model.decoder, model):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+    layers = [module for module in model.modules() if isinstance(module, MAELayer)]
+    for unit in (*layers, model.mae, model.decoder, model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
     return model
 
 
-def gather_model(model: MAEForPreTraining) -> MAEForPreTraining | None:
-    """Returns the model itself, or, if it is sharded, a whole copy on the CPU of the main process and `None` elsewhere.
+def is_sharded(model: nn.Module) -> bool:
+    """Returns whether parameters of a model are sharded by FSDP2."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
-    Of a sharded model it must be called by every process.
+
+def gather_model(model: MAEForPreTraining) -> MAEForPreTraining | None:
+    """Returns the model itself, or, if it is sharded, a full copy on the CPU of the main process and `None` elsewhere.
+
+    If the model is sharded, every process must call this.
     """
-    if not _is_sharded(model):
+    if not is_sharded(model):
         return model
     is_main, weights = dist.get_rank() == 0, {}
-    for name, tensor in model.state_dict().items():  # one by one: the whole need not fit on a device
+    for name, tensor in model.state_dict().items():  # one by one, since all of them may not fit on a device
         tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if is_main:
             weights[name] = tensor.cpu()
     if not is_main:
         return None
     with torch.device("meta"):
-        whole = MAEForPreTraining(model.config)
-    whole.load_state_dict(weights, assign=True)
-    return whole.train(model.training)
+        gathered = _unsharded_class(model)(model.config)
+    gathered.load_state_dict(weights, assign=True)
+    return gathered.train(model.training)
 
 
-def _is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+def _unsharded_class(model: nn.Module) -> type[MAEForPreTraining]:
+    """Returns the class of a model before `fully_shard`, which replaced it by a subclass."""
+    classes = type(model).__mro__
+    return next(each for each in classes if issubclass(each, nn.Module) and not issubclass(each, FSDPModule))
 
 
-def _place_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-    """On the device of a parameter, and sharded as it is unless the tensor is a mere number."""
-    tensor = tensor.to(example.device)
-    if isinstance(example, DTensor) and tensor.ndim > 0:
-        return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+def place_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor on the device of a parameter, and sharded like it unless the tensor is a single number."""
+    tensor = tensor.to(parameter.device)
+    if isinstance(parameter, DTensor) and tensor.ndim > 0:
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return tensor
 
 
+def call_in_main_process(function: Callable[[], Result]) -> Result:
+    """Calls a function in the main process only. Every process gets its result, or raises its error.
+
+    Args:
+        function (`Callable`): Takes nothing. Its result must be picklable. Of its errors `OSError` and `ValueError`
+            reach the other processes.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return function()
+    outcome = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def gather_from_processes(value: Result) -> list[Result]:
+    """Returns what every process passed, in the order of the processes. Every process must call this.
+
+    Args:
+        value: Anything that can be pickled.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def has_bf16() -> bool:
-    """Whether there is a GPU that computes in bfloat16, and does not only emulate it."""
+    """Returns whether there is a GPU that computes in bfloat16 and does not only emulate it."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-__all__ = ["has_bf16", "shard_model", "gather_model"]
+__all__ = [
+    "call_in_main_process",
+    "gather_from_processes",
+    "gather_model",
+    "has_bf16",
+    "is_sharded",
+    "place_like",
+    "shard_model",
+]

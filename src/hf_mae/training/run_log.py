@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Writes what a run did: metrics, throughput, samples, unreadable images, record."""
+"""Writes down what a run did: metrics, throughput, samples, unreadable images, record."""
 
 import json
 import math
@@ -19,60 +19,60 @@ from transformers.utils import logging
 
 from ..data.decoding import decoder_name
 from ..data.sources import ImageSource
-from ..publishing import json_lines, license_of, redact
+from ..publishing import json_lines, license_of, redact, save_record
 
 logger = logging.get_logger(__name__)
 
 
 class Throughput:
-    """How fast a run is, and how much of its time it waits for data."""
+    """Measures how fast a run is, and how much of its time it waits for data."""
 
     def __init__(self):
-        self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
-        self._shares: list[float] = []
+        self._since, self._waited, self._excluded = time.perf_counter(), 0.0, 0.0
+        self._wait_shares: list[float] = []
         self._advised = False
 
     @contextmanager
     def waiting(self):
-        """For the time in which the next batch is awaited."""
+        """Counts the enclosed time as waiting for data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
     @contextmanager
-    def paused(self):
-        """For what is no training: it does not count as slow training."""
+    def excluded(self):
+        """Excludes the enclosed time from throughput."""
         started = time.perf_counter()
         yield
-        self._paused += time.perf_counter() - started
+        self._excluded += time.perf_counter() - started
 
     def read(self, samples: int) -> dict[str, float]:
         """Returns `images_per_second` and `data_wait`, a share in [0, 1], since the last call.
 
         Args:
-            samples (`int`): How many were trained on since then, in all processes.
+            samples (`int`): Number of samples that all processes together have trained on since then.
         """
-        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        seconds = max(time.perf_counter() - self._since - self._excluded, 1e-9)
         values = {"images_per_second": samples / seconds, "data_wait": self._waited / seconds}
-        self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
-        self._shares.append(values["data_wait"])
+        self._since, self._waited, self._excluded = time.perf_counter(), 0.0, 0.0
+        self._wait_shares.append(values["data_wait"])
         return values
 
     def advice(self, num_workers: int, views_per_image: int) -> str | None:
-        """Returns, once, what to change if more than a tenth of the time goes into waiting, else `None`.
+        """Returns, once, what to change if more than a tenth of the time goes into waiting for data, else `None`.
 
         Args:
             num_workers (`int`): Loader workers of this process.
             views_per_image (`int`): Crops of one decode.
         """
-        shares = self._shares[1:]  # the first includes the start of the workers
+        shares = self._wait_shares[1:]  # the first one includes the start of the workers
         if self._advised or not shares or sum(shares) / len(shares) <= 0.1:
             return None
         self._advised = True
-        ways = [f"--dataloader_num_workers above {num_workers}, if there are free cores"]
+        ways = [f"`dataloader_num_workers` above {num_workers}, if there are free cores"]
         if decoder_name() == "PIL":
             ways.append("pip install simplejpeg, if the images are JPEGs")
-        ways.append(f"--views_per_image {2 * views_per_image}, which decodes half as often")
+        ways.append(f"`views_per_image` {2 * views_per_image}, which decodes half as often")
         return (
             f"{sum(shares) / len(shares):.0%} of the time goes into waiting for data. What helps: {'; '.join(ways)}; "
             "images on a local disk, not much larger than the crops."
@@ -80,11 +80,11 @@ class Throughput:
 
 
 def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
-    """Returns what is needed to repeat a run: recipe, data, command (without tokens), versions, machine, commit.
+    """Returns what is needed to repeat a run: recipe, data, command without tokens, versions, machine, commit.
 
     Args:
         recipe (`dict`): The settings of the run, as JSON types.
-        images ([`ImageSource`], *optional*): What it trains on.
+        images ([`ImageSource`], *optional*): The images that it trains on.
     """
     data = {}
     if images is not None:
@@ -109,7 +109,7 @@ def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this file is part of, marked if there are changes; `None` if it is installed."""
+    """Returns the commit of the checkout that this file is part of, marked if there are changes, else `None`."""
     try:
         describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
@@ -118,27 +118,21 @@ def _commit() -> str | None:
         return None
 
 
-def save_record(output_dir: str | os.PathLike, record: dict):
-    """Writes the record of a finished run, `run.json`."""
-    text = json.dumps(record, indent=2, default=str) + "\n"
-    (Path(output_dir) / "run.json").write_text(text, encoding="utf-8")
-
-
 class MetricsLog:
-    """One JSON object a line, `metrics.jsonl` in the folder of a run."""
+    """Writes the metrics of a run, one JSON object in each line of `metrics.jsonl` in its folder."""
 
     def __init__(self, output_dir: str | os.PathLike, step: int = 0):
         """
         Args:
             output_dir (`str` or `os.PathLike`): Folder of the run.
-            step (`int`, *optional*, defaults to 0): Position of the run. Lines past it are dropped: they tell of steps
-                that a resumed run takes again.
+            step (`int`, *optional*, defaults to 0): Position of the run. Lines of later steps, which a resumed run
+                takes again, are dropped.
         """
         self.path = Path(output_dir) / "metrics.jsonl"
         self.lines = [line for line in json_lines(self.path) if line.get("step", step + 1) <= step]
-        beside = self.path.with_suffix(".partial")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        beside.replace(self.path)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        partial.replace(self.path)
 
     def write(self, step: int, **values: float):
         """Appends a line. Floats are rounded to six digits; those that are not finite are left out."""
@@ -153,7 +147,7 @@ class MetricsLog:
 
 
 def _append(path: Path, lines: list[str]):
-    """Appends to a log. One that can't be written is no reason to end a run."""
+    """Appends lines to a log. A log that cannot be written does not end the run."""
     try:
         with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(f"{line}\n" for line in lines)
@@ -162,17 +156,17 @@ def _append(path: Path, lines: list[str]):
 
 
 class SampleLog:
-    """What every step was made of, one JSON object a sample: `samples-<process>.jsonl` in the folder of a run.
+    """Writes the samples of every step, one JSON object in each line of `samples-<process>.jsonl` in a run's folder.
 
-    The lines of all processes, sorted and each taken once (`sort -u`), are the same however the run was split and
-    interrupted.
+    The lines of all processes together, sorted and without repetitions (`sort -u`), do not depend on the number of
+    processes or on interruptions.
     """
 
     def __init__(self, output_dir: str | os.PathLike, process_index: int = 0):
         """
         Args:
-            output_dir (`str` or `os.PathLike`): Folder of the run, which exists.
-            process_index (`int`, *optional*, defaults to 0): Which process writes.
+            output_dir (`str` or `os.PathLike`): Folder of the run. It must exist.
+            process_index (`int`, *optional*, defaults to 0): Number of the process that writes.
         """
         self.path = Path(output_dir) / f"samples-{process_index}.jsonl"
 
@@ -194,7 +188,7 @@ class SampleLog:
 
 
 class UnreadableImages:
-    """The pictures of a run that can't be read, counted and named in `unreadable.txt` in its folder."""
+    """Counts the images of a run that cannot be read, and names them in `unreadable.txt` in its folder."""
 
     def __init__(self, output_dir: str | os.PathLike, num_images: int, max_share: float):
         """
@@ -211,11 +205,11 @@ class UnreadableImages:
         return len(self.names)
 
     def add(self, found: dict[str, str], write: bool = True) -> list[str]:
-        """Takes up pictures and reasons, and returns those that are new, as lines for the log.
+        """Adds images that could not be read, and returns a line for each that is new: name, tab, reason.
 
         Args:
             found (`dict[str, str]`): Reasons by names.
-            write (`bool`, *optional*, defaults to `True`): Whether to write the file: one process does.
+            write (`bool`, *optional*, defaults to `True`): Whether to write the file, which one process does.
         """
         new = [f"{name}\t{reason}" for name, reason in found.items() if name not in self.names]
         self.names.update(found)
@@ -228,9 +222,9 @@ class UnreadableImages:
         if len(self.names) <= self.max_share * self.num_images:
             return None
         return (
-            f"{len(self.names):,} of {self.num_images:,} images can't be read, more than --max_unreadable "
+            f"{len(self.names):,} of {self.num_images:,} images can't be read, more than `max_unreadable` "
             f"{self.max_share:g} allows. They are named in {self.path}. Repair or remove them, or raise "
-            "--max_unreadable; the same command goes on."
+            "`max_unreadable`, and start the run again: it goes on from its last checkpoint."
         )
 
 

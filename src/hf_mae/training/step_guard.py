@@ -1,44 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Leaves out bad steps, and takes stop signals."""
+"""Keeps bad steps out of the weights, and ends a run: stop signals, loader workers."""
 
+import multiprocessing
+import os
 import signal
+import threading
+import time
+from collections.abc import Iterable
+from types import FrameType
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.data._utils import signal_handling
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
+
+
+class RunStopped(Exception):  # noqa: N818 - a stop that was asked for is no error
+    """Says that a run ended before its last step, and where it stands. The same call goes on from there.
+
+    Attributes:
+        exit_status (`int`): Status that a command ends with: 128 + signal after a signal, 1 after a problem.
+    """
+
+    def __init__(self, message: str, exit_status: int = 1):
+        """
+        Args:
+            message (`str`): Why the run ended and how it goes on.
+            exit_status (`int`, *optional*, defaults to 1): Status that a command ends with.
+        """
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 class StepGuard:
-    """Looks at every step before it is taken: leaves out bad ones, and lets processes agree on when to stop.
+    """Takes the steps of an optimizer, except bad ones, and lets the processes of a run agree on when to stop.
 
-    A step is bad if the loss of any process or the norm of the gradient is not finite. The optimizer then leaves
-    weights and state as they are. Nothing here waits for the device; the counts are read when the run logs.
+    A step is bad if the loss of any process or the norm of the gradient is not finite. Weights and optimizer state then
+    stay as they are. With a fused optimizer of torch the device decides, and nothing here waits for it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float = 0.0):
         """
         Args:
-            optimizer (`torch.optim.Optimizer`): A fused one: it can leave out a step on the device itself.
-            max_grad_norm (`float`, *optional*, defaults to 0.0): Gradients are scaled down to this norm; 0: never.
+            optimizer (`torch.optim.Optimizer`): Any. One that was not created with `fused=True` does not honour
+                `found_inf`: for such a one every step waits for the device.
+            max_grad_norm (`float`, *optional*, defaults to 0.0): Gradients are scaled down to this norm; 0 never does.
         """
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._skips_on_device = all(group.get("fused") for group in optimizer.param_groups)
         self._distributed = dist.is_initialized() and dist.get_world_size() > 1
         device = self.parameters[0].device
-        self._streak = torch.zeros((), device=device)  # bad steps in a row, up to now
-        self._counts = torch.zeros(4, device=device)  # since the last read: losses, norms, good steps, longest streak
-        self._stop_signals = [(0, None)] * 2  # of the last two steps, each with when it can be read
+        self._bad_in_a_row = torch.zeros((), device=device)
+        # Since the last read: sum of losses, sum of norms, number of good steps, longest row of bad steps.
+        self._counts = torch.zeros(4, device=device)
+        self._stop_signals = [(0, None)] * 2  # of the last two steps, each with the event after which it can be read
         self._steps = 0
 
-    def check(self, loss: torch.Tensor, stop_signal: int = 0):
-        """Decides on the step whose gradients have been computed. To be called before `optimizer.step()`.
+    def step(self, loss: torch.Tensor, stop_signal: int = 0):
+        """Takes the optimizer's step unless it is bad. To be called when the gradients have been computed.
 
         Args:
-            loss (`torch.Tensor` of shape `()`): Of this process, on the device; over processes the mean counts.
+            loss (`torch.Tensor` of shape `()`): Of this process, on the device. The log has the mean over processes.
             stop_signal (`int`, *optional*, defaults to 0): Number of the signal that this process received.
         """
         norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
@@ -48,35 +75,45 @@ class StepGuard:
             both = torch.stack([bad, torch.full_like(bad, stop_signal)])
             dist.all_reduce(both, dist.ReduceOp.MAX)
             bad, stop_signal = both
-        self._stop_signals = [self._stop_signals[1], _on_host(stop_signal)]
-        self.optimizer.found_inf = bad
+        self._stop_signals = [self._stop_signals[1], _copy_to_host(stop_signal)]
         if self.max_grad_norm > 0:
             clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
+        self._count(loss.detach(), norm, bad)
+        if self._skips_on_device:
+            self.optimizer.found_inf = bad
+            self.optimizer.step()
+        elif not bad:
+            self.optimizer.step()
+
+    def _count(self, loss: torch.Tensor, norm: torch.Tensor, bad: torch.Tensor):
         self._steps += 1
-        self._streak = (self._streak + bad) * bad
-        loss, norm = (torch.where(bad > 0, 0.0, value.float()) for value in (loss.detach(), norm))
-        counts = self._counts[:3] + torch.stack([loss, norm, 1 - bad])
-        self._counts = torch.cat([counts, torch.maximum(self._counts[3], self._streak)[None]])
+        self._bad_in_a_row = (self._bad_in_a_row + bad) * bad
+        loss, norm = (torch.where(bad > 0, 0.0, value.float()) for value in (loss, norm))
+        sums = self._counts[:3] + torch.stack([loss, norm, 1 - bad])
+        self._counts = torch.cat([sums, torch.maximum(self._counts[3], self._bad_in_a_row)[None]])
 
     @property
     def stop_signal(self) -> int:
         """Number of a signal that some process received, 0 if none did. The same in all processes.
 
-        With several it is that of the step before, whose exchange is over: reading it waits for nothing.
+        With several processes it is that of the step before, whose exchange is over, so that reading it does not wait.
         """
-        signal_number, arrived = self._stop_signals[0 if self._distributed else 1]
-        if arrived is not None:
-            arrived.synchronize()
+        signal_number, event = self._stop_signals[0 if self._distributed else 1]
+        if event is not None:
+            event.synchronize()
         return int(signal_number)
 
     @property
-    def streak(self) -> int:
-        """Bad steps in a row up to now. Waits for the device."""
-        return int(self._streak)
+    def bad_steps_in_a_row(self) -> int:
+        """Number of bad steps up to now since the last good one. Waits for the device."""
+        return int(self._bad_in_a_row)
 
     def read(self) -> tuple[dict[str, float], int]:
-        """Returns means over the good steps since the last call and how many were skipped, and the longest row of bad
-        steps. The same in all processes.
+        """Returns what was counted since the last call. The same in all processes.
+
+        Returns:
+            `(values, longest)`: `loss` and `grad_norm`, means over the good steps if there were any, and `skipped`, the
+            number of bad ones; and the longest row of bad steps.
         """
         if self._distributed:
             losses = self._counts[:1].clone()
@@ -89,8 +126,8 @@ class StepGuard:
         return values, int(longest)
 
 
-def _on_host(value: torch.Tensor | int) -> tuple[torch.Tensor | int, torch.cuda.Event | None]:
-    """Returns a number, to be read once the event has happened: the copy from a GPU waits for nothing."""
+def _copy_to_host(value: torch.Tensor | int) -> tuple[torch.Tensor | int, torch.cuda.Event | None]:
+    """Starts to copy a number and returns where it arrives and the event after which it can be read there."""
     if not isinstance(value, torch.Tensor) or value.device.type != "cuda":
         return value, None
     copied, arrived = torch.empty_like(value, device="cpu", pin_memory=True), torch.cuda.Event()
@@ -100,28 +137,70 @@ def _on_host(value: torch.Tensor | int) -> tuple[torch.Tensor | int, torch.cuda.
 
 
 class StopSignals:
-    """Takes SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as wishes to save and end; a second one of a kind ends at once.
+    """Takes SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as wishes to save and end. A second one of a kind ends at once.
+
+    To be used in a `with` statement, after which the handlers are the ones from before. Outside the main thread, where
+    Python allows no handlers, it takes none.
 
     Attributes:
-        number (`int`): The first that came, 0 as long as none did.
+        number (`int`): The first signal that came, 0 as long as none did.
     """
 
     def __init__(self):
-        self.number, self._seen = 0, set()
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._handle)
+        self.number, self._seen, self._before = 0, set(), {}
 
-    def _handle(self, number: int, frame):
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in set(STOP_SIGNALS)}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None):
         if number in self._seen:
-            raise KeyboardInterrupt("Stopped at once; the last checkpoint stays.")
+            raise KeyboardInterrupt("Stopped at once. The last checkpoint stays.")
         self._seen.add(number)
         self.number = self.number or number
 
-    @staticmethod
-    def ignore(worker_id: int = 0):
-        """Makes a process deaf to them: loader workers, since the step that is on its way still needs them."""
-        for number in _STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+
+def start_worker(worker_id: int):
+    """Prepares a loader worker; the `worker_init_fn` of a `DataLoader`.
+
+    The worker ignores stop signals, which torchrun and Slurm send to every process: the step in progress still needs
+    it. It ends by itself when its parent is gone.
+    """
+    for number in set(STOP_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_without_parent, args=(os.getppid(),), daemon=True).start()
 
 
-__all__ = ["StepGuard", "StopSignals"]
+def _end_without_parent(parent: int):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def end_workers(spared: Iterable[multiprocessing.Process] = ()):
+    """Ends the child processes of this one at once, so that the end of a run does not wait for them.
+
+    Loader workers ignore SIGTERM, with which Python would end them, and then wait for them for ever.
+
+    Args:
+        spared (`Iterable`, *optional*): Children that were there before the run and go on.
+    """
+    children = [child for child in multiprocessing.active_children() if child not in set(spared)]
+    if not children:
+        return
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        # torch's handler would raise an error for each of them. It is set again by the next loader with workers.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal_handling._SIGCHLD_handler_set = False
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+
+
+__all__ = ["STOP_SIGNALS", "RunStopped", "StepGuard", "StopSignals", "end_workers", "start_worker"]

@@ -1,0 +1,699 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Runs pre-training: [`PretrainingRun`], whose methods are the phases of a run in the order in which they happen."""
+
+import hashlib
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import DistributedType
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from ..data.datasets import PretrainingDataset, align_labels, channel_statistics, collate
+from ..data.decoding import decoder_name
+from ..data.sampling import SampleOrder, StepBatchSampler, check_readers, default_num_workers
+from ..data.sources import ImageSource, open_images
+from ..evaluation.monitoring import Evaluation
+from ..evaluation.visualization import reconstruction_sheet
+from ..modeling.configuration_mae import MAEConfig
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae import MAEForPreTraining
+from ..publishing import HubPush, link_files, write_model_card
+from .arguments import config_changes, recipe_of
+from .checkpointing import (
+    check_output_dir,
+    delete_run,
+    latest_checkpoint,
+    load_optimizer,
+    load_training_state,
+    load_weights,
+    save_checkpoint,
+)
+from .distributed import call_in_main_process, gather_from_processes, gather_model, has_bf16, shard_model
+from .optimization import default_effective_batch_size, learning_rate_at, parameter_groups, scaled_learning_rate
+from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of
+from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record, save_record
+from .step_guard import RunStopped, StepGuard, StopSignals, end_workers, start_worker
+
+PREFETCH = 4  # batches that each loader worker has ready
+
+
+@dataclass
+class PretrainingResult:
+    """What a finished run leaves.
+
+    Args:
+        output_dir (`Path`): Folder with model, image processor, card, record, log and pictures.
+        metrics (`dict[str, float]`): Newest value of everything that was logged. Empty except in the main process.
+        model ([`MAEForPreTraining`] or `None`): The trained model in evaluation mode. `None` after a dry run, and, if
+            the model was sharded, except in the main process.
+    """
+
+    output_dir: Path
+    metrics: dict[str, float]
+    model: MAEForPreTraining | None
+
+
+@dataclass
+class Plan:
+    """How long a run is, and its learning rate.
+
+    Args:
+        batch_size (`int`): Images of a step over all processes.
+        steps_per_epoch (`float`): Steps in which as many crops are taken as there are images.
+        max_steps (`int`): Steps of the run.
+        warmup_steps (`int`): Steps with a rising learning rate.
+        learning_rate (`float`): Highest learning rate.
+        eval_steps (`int`): Steps between evaluations.
+    """
+
+    batch_size: int
+    steps_per_epoch: float
+    max_steps: int
+    warmup_steps: int
+    learning_rate: float
+    eval_steps: int
+
+
+class PretrainingRun:
+    """Pre-trains a model; each method is a phase: plan, build, announce, train, evaluate, save, finish."""
+
+    def __init__(
+        self,
+        settings: PretrainingSettings,
+        images: ImageSource | None = None,
+        model: MAEConfig | MAEForPreTraining | None = None,
+        image_processor: MAEImageProcessor | None = None,
+        trackers: Sequence[GeneralTracker] | None = None,
+        echo: Callable[[str], None] = print,
+    ):
+        """
+        Args:
+            settings ([`PretrainingSettings`]): The settings.
+            images ([`ImageSource`], *optional*): Replaces `settings.data`.
+            model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): Replaces the settings of the model.
+            image_processor ([`MAEImageProcessor`], *optional*): Replaces the settings of mean and deviation.
+            trackers (`Sequence[GeneralTracker]`, *optional*): Of Accelerate.
+            echo (`Callable[[str], None]`, *optional*, defaults to `print`): Takes the messages of the run.
+        """
+        self.settings, self.given_model, self.given_processor = settings, model, image_processor
+        self.given_images, self.trackers, self._echo = images, list(trackers or ()), echo
+        self.output_dir = Path(settings.output_dir)
+        self.found_unreadable: dict[str, str] = {}
+        self.rollbacks: list[Path] = []
+        self.skipped, self.bar = 0, None
+
+    def run(self) -> PretrainingResult:
+        """Does everything, and cleans up in every case: signal handlers, loader workers, processes, trackers."""
+        children = multiprocessing.active_children()
+        with _progress_bars_off(), StopSignals() as self.stop_signals:
+            try:
+                self.start()
+                if self.plan():
+                    return self.load_finished()
+                self.build()
+                self.announce()
+                self.train()
+                return self.finish()
+            finally:
+                end_workers(children)
+                if self.bar is not None:
+                    self.bar.close()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Plan
+
+    def start(self):
+        """Starts Accelerate: devices, processes, precision and trackers."""
+        settings = self.settings
+        if settings.bf16 is None:
+            settings.bf16 = has_bf16()
+        AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if settings.bf16 else "no",
+            log_with=[*([settings.report_to] if settings.report_to else []), *self.trackers] or None,
+            project_dir=self.output_dir,
+            # The main process may be busy for long: listing a million files, hashing a large checkpoint.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=30))],
+        )
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.share = {
+            "process_index": self.accelerator.process_index,
+            "num_processes": self.accelerator.num_processes,
+        }
+
+    def plan(self) -> bool:
+        """Decides what to train on, how long, and from where. Returns whether the run is finished already."""
+        settings = self.settings
+        if self.given_images is not None:
+            self.train_images, self.test_images = self.given_images, None
+        else:
+            self.train_images, self.test_images = (
+                open_images(settings.data, split, settings.streaming) for split in ("train", "test")
+            )
+        if self.test_images is not None and self.train_images.label_names and self.test_images.label_names:
+            align_labels(self.test_images, self.train_images.label_names)
+        self.schedule = self._make_schedule(len(self.train_images))
+        self.recipe = self._make_recipe()
+        if self.is_main and settings.overwrite_output_dir:
+            delete_run(self.output_dir)
+        self.checkpoint = call_in_main_process(
+            lambda: check_output_dir(self.output_dir, self.recipe, resume=settings.resume == "auto")
+        )
+        state = load_training_state(self.checkpoint) if self.checkpoint else {"step": 0, "seconds": 0.0}
+        self.step, self.seconds_before = state["step"], state["seconds"]
+        self.record = run_record(self.recipe, self.train_images)
+        return self.step == self.schedule.max_steps and (self.output_dir / "run.json").exists()
+
+    def _make_schedule(self, num_images: int) -> Plan:
+        settings = self.settings
+        batch_size = settings.effective_batch_size or default_effective_batch_size(num_images)
+        steps_per_epoch = num_images / batch_size  # an epoch is as many crops as there are images
+        max_steps = settings.max_steps
+        if max_steps <= 0:
+            max_steps = max(round(settings.num_train_epochs * steps_per_epoch), 1)
+        return Plan(
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            max_steps=max_steps,
+            warmup_steps=round(settings.warmup_ratio * max_steps),
+            learning_rate=settings.learning_rate or scaled_learning_rate(settings.base_learning_rate, batch_size),
+            eval_steps=settings.eval_steps or max(max_steps // 10, 1),
+        )
+
+    def _make_recipe(self) -> dict:
+        """Returns what defines the run: a folder with another recipe holds another run."""
+        defining = set().union(*map(names_of, DEFINING_SETTINGS))
+        recipe = {name: value for name, value in asdict(self.settings).items() if name in defining}
+        recipe.update(
+            effective_batch_size=self.schedule.batch_size,
+            num_images=len(self.train_images),
+            fingerprint=self.train_images.fingerprint,
+        )
+        if isinstance(self.given_model, MAEConfig):
+            recipe["config"] = self.given_model.to_diff_dict()
+        elif self.given_model is not None:
+            recipe["config"] = self.given_model.config.to_diff_dict()
+            recipe["model_class"] = type(self.given_model).__qualname__
+            recipe["initial_weights"] = _hash_of_weights(self.given_model)
+        if self.given_processor is not None:
+            recipe.update(image_mean=self.given_processor.image_mean, image_std=self.given_processor.image_std)
+        return recipe
+
+    def load_finished(self) -> PretrainingResult:
+        """Returns what a run that is finished already has left."""
+        self.print(f"The run in {self.output_dir} is finished: {self.schedule.max_steps} steps. Nothing to do.")
+        model = self._model_class().from_pretrained(self.output_dir, dtype=torch.float32)
+        metrics = MetricsLog(self.output_dir, self.step).last() if self.is_main else {}
+        self.end_processes()
+        return PretrainingResult(self.output_dir, metrics, model.eval())
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Build
+
+    def build(self):
+        """Makes model, optimizer, loader and evaluation. The order of samples is a function of seed and step."""
+        settings = self.settings
+        pushes = self.is_main and settings.push_to_hub
+        self.hub = HubPush(self.output_dir, settings.hub_model_id, settings.hub_private_repo) if pushes else None
+        self.workers = self._choose_num_workers()
+        torch.manual_seed(settings.seed)
+        if self.checkpoint:
+            self.plain_model = self._model_class().from_pretrained(self.checkpoint, dtype=torch.float32)
+            self.image_processor = MAEImageProcessor.from_pretrained(self.checkpoint)
+        else:
+            self.plain_model, self.image_processor = build_model(settings, self.given_model, self.given_processor)
+            if settings.compute_statistics:
+                self._compute_statistics()
+        if settings.gradient_checkpointing:
+            self.plain_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._build_optimizer()
+        self._build_loader()
+        self._build_evaluation()
+
+    def _model_class(self) -> type[MAEForPreTraining]:
+        return type(self.given_model) if isinstance(self.given_model, MAEForPreTraining) else MAEForPreTraining
+
+    def _choose_num_workers(self) -> int:
+        settings, processes = self.settings, self.accelerator.num_processes
+        workers = settings.dataloader_num_workers
+        if workers is None:  # on a CPU the model has better use for the cores
+            local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+            workers = 0 if self.device.type == "cpu" else default_num_workers(local_processes)
+            if settings.streaming and self.train_images.row_groups is not None:
+                workers = min(workers, len(self.train_images.row_groups) // processes)
+        if settings.streaming:
+            check_readers(self.train_images, processes, workers)
+        return workers
+
+    def _compute_statistics(self):
+        channels, workers = self.plain_model.config.num_channels, self.workers
+        self.image_processor.image_mean, self.image_processor.image_std = call_in_main_process(
+            lambda: channel_statistics(self.train_images, channels, num_workers=workers)
+        )
+
+    def _build_optimizer(self):
+        settings = self.settings
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            self.model = shard_model(self.plain_model.train().to(self.device), settings.bf16)
+        else:
+            self.model = self.accelerator.prepare(self.plain_model.train())
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.plain_model, settings.weight_decay),
+            lr=self.schedule.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            fused=True,
+        )
+        if settings.torch_compile:
+            self.model.compile()
+        if self.checkpoint:
+            load_optimizer(self.checkpoint, self.plain_model, self.optimizer)
+
+    def _build_loader(self):
+        settings, config = self.settings, self.plain_model.config
+        self.num_patches = math.prod(config.grid_size)
+        self.dataset = PretrainingDataset(
+            self.train_images,
+            self.image_processor.crop_height_width,
+            self.num_patches,
+            num_channels=config.num_channels,
+            crop_scale=(settings.crop_scale_min, 1.0),
+            horizontal_flip=settings.horizontal_flip,
+            color_jitter=settings.color_jitter,
+            seed=settings.seed,
+        )
+        self.order = SampleOrder(self.train_images, settings.seed, settings.views_per_image, self.schedule.batch_size)
+        self.loader_options = {
+            "num_workers": self.workers,
+            "worker_init_fn": start_worker,
+            "pin_memory": self.device.type == "cuda",
+        }
+        self._start_loader()
+
+    def _start_loader(self):
+        """Makes the batches from the present step to the last one, and what watches over the steps."""
+        steps = range(self.step, self.schedule.max_steps)
+        sampler = StepBatchSampler(
+            self.order, self.schedule.batch_size, self.settings.per_device_train_batch_size, steps, **self.share
+        )
+        prefetch = {"prefetch_factor": PREFETCH} if self.workers else {}
+        loader = DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, **prefetch, **self.loader_options)
+        self.accumulation, self.batches = sampler.accumulation, iter(loader)
+        self.guard, self.logged_step = StepGuard(self.optimizer, self.settings.max_grad_norm), self.step
+
+    def _build_evaluation(self):
+        settings = self.settings
+        self.evaluation = Evaluation(
+            self.train_images,
+            self.test_images,
+            self.image_processor,
+            settings.eval_images,
+            settings.per_device_train_batch_size,
+            seed=settings.seed,
+            **self.share,
+            **self.loader_options,
+        )
+        images = self.evaluation.images
+        count = min(24, len(images))
+        self.sheet_images = torch.stack([images[n * len(images) // count]["pixel_values"] for n in range(count)])
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.sheet_noise = torch.rand(count, self.num_patches, generator=generator).to(self.device)
+
+    def announce(self):
+        """Prints what was chosen, and opens the logs."""
+        self.print(self._summary())
+        if self.is_main:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / "sheets").mkdir(exist_ok=True)
+            self.metrics = MetricsLog(self.output_dir, self.step)
+        self.accelerator.wait_for_everyone()
+        settings, index = self.settings, self.accelerator.process_index
+        self.unreadable = UnreadableImages(self.output_dir, len(self.train_images), settings.max_unreadable)
+        self.sample_log = SampleLog(self.output_dir, index) if settings.log_samples else None
+        self.accelerator.init_trackers("hf_mae", {name: str(value) for name, value in self.recipe.items()})
+
+    def _summary(self) -> str:
+        settings, schedule, images, config = self.settings, self.schedule, self.train_images, self.plain_model.config
+        parameters = sum(parameter.numel() for parameter in self.plain_model.parameters()) / 1e6
+        classes = "no labels" if images.labels is None else f"{len(np.unique(images.labels))} classes"
+        statistics = (self.image_processor.image_mean, self.image_processor.image_std)
+        mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
+        (height, width), (rows, columns) = self.image_processor.crop_height_width, config.grid_size
+        target = "normalised patches" if config.norm_pix_loss else "pixels"
+        views = f", {settings.views_per_image} views of an image" if settings.views_per_image > 1 else ""
+        chosen = "" if settings.effective_batch_size else " (chosen for the number of images)"
+        faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: faster)"
+        resumed = f", continued from {self.checkpoint.name}" if self.checkpoint else ""
+        lines = {
+            "Images": f"{len(images):,} from {images.name}, {classes}; mean {mean}, deviation {deviation}",
+            "Model": f"{parameters:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} patches, "
+            f"{config.mask_ratio:.0%} hidden, target: {target}",
+            "Batch": f"{schedule.batch_size} over {self.accelerator.num_processes} process(es), "
+            f"{self.accumulation} accumulated{views}{chosen}",
+            "Rate": f"{schedule.learning_rate:.3g}, {schedule.warmup_steps} steps of warm-up, then half a cosine",
+            "Steps": f"{schedule.max_steps:,}, {schedule.max_steps / schedule.steps_per_epoch:.1f} epochs",
+            "Device": f"{self.device}, {'bf16' if settings.bf16 else 'float32'}, {self.workers} loader worker(s), "
+            f"JPEGs by {decoder_name()}{faster}",
+            "Output": f"{self.output_dir}{resumed}",
+        }
+        return "\n".join(f"{name:8} {text}" for name, text in lines.items())
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Train
+
+    def train(self):
+        """Takes all steps; between them logs, evaluates and saves, and ends the run when it is to stop."""
+        self.start_clock()
+        while self.step < self.schedule.max_steps:
+            self.take_step()
+            if self.log_step():
+                with self.throughput.excluded():
+                    self.evaluate_and_save()
+        self.bar.close()
+
+    def start_clock(self):
+        """Starts to measure time, and shows the progress bar."""
+        self.started, self.throughput = time.perf_counter(), Throughput()
+        interval = 0.1 if sys.stderr.isatty() else 30  # seconds: in a log file every update is a line
+        options = {"unit": "step", "dynamic_ncols": True, "mininterval": interval, "maxinterval": max(interval, 10)}
+        self.bar = tqdm(total=self.schedule.max_steps, initial=self.step, disable=not self.is_main, **options)
+
+    def take_step(self):
+        """Takes one optimizer step over all parts of the effective batch."""
+        schedule = self.schedule
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.step, schedule.max_steps, schedule.warmup_steps, schedule.learning_rate)
+        # Dropout, if there is any, is a function of the position, too.
+        seeds = np.random.SeedSequence([self.settings.seed, self.step, self.accelerator.process_index])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        loss_of_step = torch.zeros((), device=self.device)
+        for part in range(self.accumulation):
+            is_last = part == self.accumulation - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                loss_of_step += self._backward(self._next_batch())
+        self.guard.step(loss_of_step, self.stop_signals.number)
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.bar.update()
+
+    def _next_batch(self) -> dict:
+        with self.throughput.waiting():
+            batch = next(self.batches)
+        self.found_unreadable.update(batch["unreadable"])
+        if self.sample_log:
+            num_kept = int(self.num_patches * (1 - self.plain_model.config.mask_ratio))
+            self.sample_log.write(self.step, batch, num_kept)
+        return batch
+
+    def _backward(self, batch: dict) -> torch.Tensor:
+        """Adds the gradients of one batch and returns its share of the loss."""
+        pixel_values, noise = (batch[name].to(self.device, non_blocking=True) for name in ("pixel_values", "noise"))
+        pixel_values = self.image_processor.rescale_and_normalize(pixel_values)
+        # Shares may differ by an image, and the gradients of processes are averaged.
+        weight = len(pixel_values) * self.accelerator.num_processes / self.schedule.batch_size
+        with self.accelerator.autocast():
+            loss = self.model(pixel_values=pixel_values, noise=noise).loss * weight
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Log
+
+    def log_step(self) -> bool:
+        """Logs if it is time to. Returns `False` after a rollback, when there is nothing to evaluate or save."""
+        self.problem = None
+        if not (self.step % self.settings.logging_steps == 0 or self.is_last or self.guard.stop_signal):
+            return True
+        values, longest_row = self.guard.read()
+        self.skipped += values["skipped"]
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        values.update(
+            skipped=self.skipped, learning_rate=learning_rate, epoch=self.step / self.schedule.steps_per_epoch
+        )
+        values.update(self.throughput.read((self.step - self.logged_step) * self.schedule.batch_size))
+        self.logged_step = self.step
+        self.log(**values)
+        short = {"loss": f"{values.get('loss', math.nan):.4f}", "lr": f"{learning_rate:.2e}"}
+        short.update(wait=f"{values['data_wait']:.0%}", img_s=f"{values['images_per_second']:.0f}")
+        self.bar.set_postfix(short, refresh=False)
+        self._report_unreadable()
+        if longest_row >= self.settings.max_bad_steps:
+            self.roll_back(longest_row)
+            return False
+        return True
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step == self.schedule.max_steps
+
+    def log(self, **values: float):
+        """Writes values of the present step to the log and the trackers."""
+        if self.is_main:
+            self.metrics.write(self.step, **values)
+        self.accelerator.log(values, step=self.step)
+
+    def print(self, text: str):
+        """Prints a message in the main process, above the progress bar."""
+        if self.is_main:
+            with tqdm.external_write_mode(file=sys.stdout):
+                self._echo(text)
+
+    def _report_unreadable(self):
+        found = {name: reason for part in gather_from_processes(self.found_unreadable) for name, reason in part.items()}
+        self.found_unreadable = {}
+        for line in self.unreadable.add(found, self.is_main):
+            line = line.replace("\t", ": ").encode(errors="backslashreplace").decode()  # names of any bytes
+            self.print(f"Skipped, can't be read: {line}")
+        self.problem = self.unreadable.problem()
+
+    def roll_back(self, bad_steps: int):
+        """Returns to the last checkpoint after too many bad steps in a row.
+
+        Raises:
+            FloatingPointError: If there is no checkpoint, or two rollbacks to it have not helped.
+        """
+        checkpoint = call_in_main_process(lambda: latest_checkpoint(self.output_dir))
+        self.rollbacks.append(checkpoint)
+        if checkpoint is None or self.rollbacks.count(checkpoint) > 2:
+            raise FloatingPointError(
+                f"Loss or gradient was not finite in {bad_steps} steps in a row up to step {self.step}"
+                + (f", also after two rollbacks to {checkpoint.name}" if checkpoint else "")
+                + ". Start again in another `output_dir` with a lower learning rate, `max_grad_norm` 1 or `bf16` false."
+            )
+        load_weights(checkpoint, self.plain_model)
+        load_optimizer(checkpoint, self.plain_model, self.optimizer)
+        self.step = load_training_state(checkpoint)["step"]
+        self.print(f"Loss or gradient was not finite in {bad_steps} steps in a row: rollback to {checkpoint.name}.")
+        self.bar.n = self.step
+        if self.is_main:
+            self.metrics = MetricsLog(self.output_dir, self.step)
+        self._start_loader()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Evaluate, save, stop
+
+    def evaluate_and_save(self):
+        """Evaluates and saves if it is time to, and ends the run if it is to stop."""
+        stop_signal, settings = self.guard.stop_signal, self.settings
+        if (self.step % self.schedule.eval_steps == 0 or self.is_last) and not stop_signal:
+            self.evaluate()
+        saved, due = True, self.step % settings.save_steps == 0
+        # Not within a row of bad steps: a rollback should lead to before it.
+        if self.is_last or stop_signal or self.problem or (due and self.guard.bad_steps_in_a_row == 0):
+            saved = self.save()
+        for line in self.hub.messages() if self.hub else ():
+            self.print(line)
+        if stop_signal or self.problem or (not saved and (self.is_last or settings.on_save_error == "stop")):
+            self.stop(stop_signal, saved)
+
+    def evaluate(self):
+        """Measures the model on fixed images with fixed masks, and draws a sheet."""
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # compiling pays for many calls
+            results = self.evaluation(self.plain_model)
+        sheet = self.draw_sheet()
+        self.log(**results)
+        self.print(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
+        if advice := self.throughput.advice(self.workers, self.settings.views_per_image):
+            self.print(advice)
+        if self.is_main and sheet is not None:
+            self._track_sheet(sheet)
+            with suppress(OSError):  # a full disk is reported where it matters, when saving
+                sheet.save(self.output_dir / "sheets" / f"step-{self.step:07}.png")
+
+    def draw_sheet(self):
+        """Returns a sheet of reconstructions, or `None` if the target has no way back to pixels."""
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"), suppress(NotImplementedError):
+            return reconstruction_sheet(
+                self.plain_model, self.image_processor, self.sheet_images, noise=self.sheet_noise
+            )
+        return None
+
+    def _track_sheet(self, sheet):
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                images = {"reconstructions": np.array(sheet)[None]}
+                tracker.log_images(images, step=self.step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"reconstructions": [sheet]}, step=self.step)
+
+    def save(self) -> bool:
+        """Saves a checkpoint. Returns whether that worked in all processes."""
+        settings, problem = self.settings, None
+        record = {**self.record, "seconds": self.seconds}
+        try:
+            save_checkpoint(
+                self.output_dir,
+                self.step,
+                self.plain_model,
+                self.image_processor,
+                self.optimizer,
+                record,
+                settings.save_total_limit,
+            )
+        except OSError as error:
+            problem = error
+            self.print(str(error))
+        saved = not any(gather_from_processes(problem is not None))
+        if self.hub and saved and settings.hub_strategy == "every_save" and not self.is_last:
+            self.hub.start(self._stage_checkpoint, f"Step {self.step} of {self.schedule.max_steps}")
+        return saved
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, with all its parts before interruptions."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _stage_checkpoint(self, folder: Path):
+        """Collects what is pushed with the last checkpoint."""
+        link_files(self.output_dir / f"checkpoint-{self.step}", folder)
+        shutil.copy2(self.metrics.path, folder)
+        for sheet in sorted((self.output_dir / "sheets").glob("step-*.png"))[-1:]:
+            shutil.copy2(sheet, folder / "reconstructions.png")
+        self.describe(folder)
+
+    def describe(self, folder: Path):
+        """Writes record, recipe and model card of the run so far into a folder."""
+        results = {"held_out": self.evaluation.held_out, "metrics": self.metrics.last(), "hours": self.seconds / 3600}
+        save_record(folder, {**self.record, **results})
+        recipe = yaml.safe_dump(recipe_of(self.settings, MACHINE_SETTINGS), sort_keys=False)
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        write_model_card(folder, self.settings.hub_model_id)
+
+    def stop(self, stop_signal: int, saved: bool):
+        """Ends the run before its last step.
+
+        Raises:
+            RunStopped: Always.
+        """
+        self.bar.close()
+        self.end_processes()
+        if not saved:
+            raise RunStopped("The run ends without having saved its last steps.")
+        if self.problem:
+            raise RunStopped(self.problem)
+        raise RunStopped(
+            f"Stopped by {signal.Signals(stop_signal).name} and saved at step {self.step}. The same call or command "
+            "continues from there.",
+            128 + stop_signal,
+        )
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Finish
+
+    def finish(self) -> PretrainingResult:
+        """Writes the final model with card, record and pictures, ends the processes, and pushes."""
+        sheet, model = self.draw_sheet(), gather_model(self.plain_model)
+        metrics = {}
+        if self.is_main:
+            model.eval().save_pretrained(self.output_dir)
+            self.image_processor.save_pretrained(self.output_dir)
+            if sheet is not None:
+                sheet.save(self.output_dir / "reconstructions.png")
+            self.describe(self.output_dir)
+            metrics = self.metrics.last()
+            pictures = " and reconstructions.png" if sheet is not None else ""
+            self.print(f"Done: model, card, log{pictures} are in {self.output_dir}.")
+        self.end_processes()
+        if self.hub:  # other processes have ended: a push may take longer than they would wait
+            for line in self.hub.push(self.output_dir, f"{self.schedule.max_steps} steps of pre-training"):
+                self.print(line)
+        return PretrainingResult(self.output_dir, metrics, model)
+
+    def end_processes(self):
+        """Closes trackers and the communication of processes."""
+        self.accelerator.wait_for_everyone()
+        # gloo's thread drops its last tensors only with Python's lock, which the exit holds while it joins that thread.
+        time.sleep(0.2)
+        self.accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)  # it describes processes that have ended
+
+
+def build_model(
+    settings: PretrainingSettings,
+    model: MAEConfig | MAEForPreTraining | None = None,
+    image_processor: MAEImageProcessor | None = None,
+) -> tuple[MAEForPreTraining, MAEImageProcessor]:
+    """Returns the model to train and its image processor.
+
+    Args:
+        settings ([`PretrainingSettings`]): The settings.
+        model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): Replaces the settings of the model.
+        image_processor ([`MAEImageProcessor`], *optional*): Replaces the settings of mean and deviation.
+    """
+    names = ("image_size", "patch_size", "num_channels", "mask_ratio", "norm_pix_loss")
+    changes = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    changes.update(config_changes(settings.config_overrides))
+    statistics = {"image_mean": settings.image_mean, "image_std": settings.image_std}
+    source, stored = settings.model_name_or_path, image_processor
+    if isinstance(model, MAEConfig):
+        model = MAEForPreTraining(model)
+    elif model is None and source:
+        model = MAEForPreTraining.from_pretrained(source, dtype=torch.float32, **changes)
+        if stored is None and not settings.compute_statistics:  # those stored may be of another number of channels
+            stored = MAEImageProcessor.from_pretrained(source)
+    elif model is None:
+        model = MAEForPreTraining(MAEConfig.from_preset(settings.preset, **{"norm_pix_loss": True, **changes}))
+    if stored is not None:
+        statistics = {name: value or getattr(stored, name) for name, value in statistics.items()}
+    config = model.config
+    return model, MAEImageProcessor.for_image_size(config.image_size, num_channels=config.num_channels, **statistics)
+
+
+def _hash_of_weights(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _progress_bars_off():
+    """Turns off transformers' bars of loading and saving weights. The run has one of its own."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    yield
+    if was_on:
+        logging.enable_progress_bar()
+
+
+__all__ = ["PretrainingResult", "PretrainingRun", "build_model"]

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Lists the settings of a pre-training run, in the groups that `hf-mae pretrain --help` shows."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from accelerate.tracking import get_available_trackers
+from transformers.hf_argparser import HfArg
+
+
+@dataclass
+class SourceSettings:
+    """Images."""
+
+    data: str | None = HfArg(
+        default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
+    )
+    streaming: bool = HfArg(default=False, help="Read a data set of the Hub over the network, without a download.")
+    max_unreadable: float = HfArg(default=0.1, help="Share of the images that may be unreadable before the run ends.")
+    compute_statistics: bool = HfArg(default=False, help="Take mean and deviation from (10,000 of) the images.")
+
+
+@dataclass
+class CropSettings:
+    """What the model sees of an image."""
+
+    image_mean: list[float] | None = HfArg(default=None, help="Mean per channel in [0, 1]. Default: ImageNet's.")
+    image_std: list[float] | None = HfArg(default=None, help="Deviation per channel. Default: ImageNet's.")
+    crop_scale_min: float = HfArg(default=0.2, help="Smallest share of an image's area that a random crop keeps.")
+    horizontal_flip: bool = HfArg(default=True, help="Mirror half of the crops.")
+    color_jitter: float = HfArg(default=0.0, help="Strength of random brightness, contrast and saturation, in [0, 1].")
+    views_per_image: int = HfArg(default=1, help="Crops taken of one decode; each counts as a sample of the epoch.")
+
+
+@dataclass
+class ModelSettings:
+    """Model."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="Checkpoint to start from. Default: fresh weights.")
+    preset: str = HfArg(default="base", help="Size of a fresh model: tiny, small, base, large or huge.")
+    image_size: int | None = HfArg(default=None, help="Pixels of the crops. Default: the model's.")
+    patch_size: int | None = HfArg(default=None, help="Pixels of a patch. Default: the preset's.")
+    num_channels: int | None = HfArg(default=None, help="Channels of the images. Default: the model's.")
+    mask_ratio: float | None = HfArg(default=None, help="Share of hidden patches. Default: the model's.")
+    norm_pix_loss: bool | None = HfArg(
+        default=None, help="Predict normalised patches. Default: true, or as the checkpoint does."
+    )
+    config_overrides: str | None = HfArg(
+        default=None, help="Other fields of MAEConfig: 'hidden_size=128,num_hidden_layers=4'."
+    )
+
+
+@dataclass
+class OptimizationSettings:
+    """Steps and learning rate."""
+
+    num_train_epochs: float = HfArg(default=400.0, help="Crops per image in the run, unless max_steps is given.")
+    max_steps: int = HfArg(default=-1, help="Optimizer steps. Default: those of num_train_epochs.")
+    effective_batch_size: int | None = HfArg(
+        default=None, help="Images of a step over all devices. Default: 4096, or less for few images."
+    )
+    base_learning_rate: float = HfArg(default=1.5e-4, help="Learning rate per 256 images of the effective batch.")
+    learning_rate: float | None = HfArg(default=None, help="Absolute learning rate, replaces base_learning_rate.")
+    warmup_ratio: float = HfArg(default=0.05, help="Share of the steps with a rising learning rate.")
+    weight_decay: float = HfArg(default=0.05, help="Decay of all parameters that are not one-dimensional.")
+    adam_beta1: float = HfArg(default=0.9, help="First beta of AdamW.")
+    adam_beta2: float = HfArg(default=0.95, help="Second beta of AdamW.")
+    max_grad_norm: float = HfArg(default=0.0, help="Clip gradients to this norm; 0, as in the paper, does not.")
+    seed: int = HfArg(default=0, help="Seed of weights, order, crops and masks.")
+
+
+@dataclass
+class DeviceSettings:
+    """Speed and memory."""
+
+    per_device_train_batch_size: int = HfArg(default=64, help="Largest batch of one forward pass on one device.")
+    bf16: bool | None = HfArg(default=None, help="Mixed precision. Default: on GPUs that have it.")
+    gradient_checkpointing: bool = HfArg(default=False, help="Use less memory and a third more time.")
+    torch_compile: bool = HfArg(default=False, help="Compile the model: faster after some minutes.")
+    dataloader_num_workers: int | None = HfArg(
+        default=None, help="Loader processes. Default: one per CPU core and process, at most 16; on a CPU none."
+    )
+
+
+@dataclass
+class OutputSettings:
+    """Log and checkpoints."""
+
+    output_dir: str = HfArg(default="mae-pretrained", help="Folder for checkpoints and the final model.")
+    logging_steps: int = HfArg(default=10, help="Steps between lines of metrics.jsonl.")
+    save_steps: int = HfArg(default=1000, help="Steps between checkpoints.")
+    save_total_limit: int = HfArg(default=2, help="Number of checkpoints to keep.")
+    on_save_error: Literal["continue", "stop"] = HfArg(default="continue", help="What to do when the disk is full.")
+    eval_steps: int | None = HfArg(default=None, help="Steps between evaluations. Default: ten evaluations in a run.")
+    eval_images: int = HfArg(default=5000, help="Maximum size of the k-NN bank; of held-out images a fifth of it.")
+    max_bad_steps: int = HfArg(default=10, help="Steps in a row without finite loss before a rollback.")
+    report_to: str | None = HfArg(default=None, help="tensorboard, trackio or wandb, in addition to metrics.jsonl.")
+    log_samples: bool = HfArg(default=False, help="Write index, crop and mask of every sample to samples-*.jsonl.")
+    dry_run: bool = HfArg(default=False, help="Take a few steps, print images/s, memory and hours, leave nothing.")
+    resume: Literal["auto", "never"] = HfArg(default="auto", help="Whether to continue a run in output_dir.")
+    overwrite_output_dir: bool = HfArg(default=False, help="Delete a run that is in output_dir.")
+
+
+@dataclass
+class HubSettings:
+    """Hub."""
+
+    push_to_hub: bool = HfArg(default=False, help="Push model, card and log; needs `hf auth login` or HF_TOKEN.")
+    hub_model_id: str | None = HfArg(default=None, help="Name on the Hub. Default: that of output_dir.")
+    hub_private_repo: bool | None = HfArg(default=None, help="Whether a new repository is private.")
+    hub_strategy: Literal["end", "every_save"] = HfArg(
+        default="end", help="When to push; every_save pushes in the background."
+    )
+
+
+# A run is defined by these. All other settings may change when it is continued.
+DEFINING_SETTINGS = (CropSettings, ModelSettings, OptimizationSettings)
+
+# Settings of a machine, which the recipe that is left with the model does not have.
+MACHINE_SETTINGS = {
+    *("data", "model_name_or_path"),
+    *("output_dir", "resume", "overwrite_output_dir", "dry_run", "log_samples"),
+}
+
+
+@dataclass
+class PretrainingSettings(
+    SourceSettings,
+    CropSettings,
+    ModelSettings,
+    OptimizationSettings,
+    DeviceSettings,
+    OutputSettings,
+    HubSettings,
+):
+    """Settings of a pre-training run. [`pretrain`] takes them as keywords, `hf-mae pretrain` as flags."""
+
+    def __post_init__(self):
+        counts = ("views_per_image", "per_device_train_batch_size", "effective_batch_size", "max_bad_steps")
+        for name in (*counts, "logging_steps", "save_steps", "save_total_limit", "eval_steps", "eval_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("max_unreadable", "color_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
+        if self.report_to is not None and self.report_to not in {str(each.value) for each in get_available_trackers()}:
+            raise ValueError(
+                f"`report_to` {self.report_to}: Accelerate knows no such tracker, or it is not installed "
+                f"(pip install {self.report_to})."
+            )
+
+
+def names_of(settings_class: type) -> set[str]:
+    """Returns the names of the settings in a group."""
+    return {field.name for field in fields(settings_class)}
+
+
+__all__ = ["DEFINING_SETTINGS", "MACHINE_SETTINGS", "ModelSettings", "PretrainingSettings", "names_of"]

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""The pre-training engine, called from Python. What needs several processes or a kill is in test_processes.py."""
+
+import io
+import json
+import os
+import re
+import signal
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.tracking import GeneralTracker
+from conftest import SMALL, STEPS, metrics, picture, same_tensors, samples
+from PIL import Image
+
+import hf_mae
+from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+from hf_mae.data.sources import ImageSource
+from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
+from hf_mae.training.pretraining_run import build_model
+from hf_mae.training.step_guard import RunStopped
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run on the embedded images from beginning to end: its folder, what it printed, what it returned."""
+    output_dir, printed = tmp_path_factory.mktemp("finished") / "run", []
+    settings = PretrainingSettings(
+        **{**load_sample(), **STEPS, "config_overrides": SMALL, "output_dir": str(output_dir)}
+    )
+    result = PretrainingRun(settings, echo=printed.append).run()
+    return output_dir, "\n".join(printed), result
+
+
+def load_sample():
+    from hf_mae.training.arguments import load_recipe
+
+    return load_recipe("fashion_mnist_sample", PretrainingSettings)
+
+
+def small(data, output_dir, **settings):
+    return pretrain(data, output_dir, **{**STEPS, "config_overrides": SMALL, **settings})
+
+
+class SignalAt(GeneralTracker):
+    """Sends signals to this process when a step is logged."""
+
+    name, requires_logging_directory = "signal", False
+
+    def __init__(self, step, *numbers):
+        super().__init__()
+        self.step, self.numbers = step, numbers
+
+    @property
+    def tracker(self):
+        return None
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step=None):
+        if step == self.step and "loss" in values:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From beginning to end
+
+
+@pytest.mark.slow
+def test_run__says_what_it_chose_and_leaves_a_model(finished):
+    output_dir, printed, result = finished
+    for fact in (
+        "3,000 from Fashion-MNIST sample (train), embedded, 10 classes",
+        "28 x 28 pixels, 7 x 7 patches, 75% hidden, target: pixels",
+        "24 over 1 process(es), 1 accumulated",
+    ):
+        assert fact in printed
+    left = {path.name for path in output_dir.iterdir() if path.suffix != ".py"}
+    assert left == {
+        *("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "reconstructions.png"),
+        *("metrics.jsonl", "run.json", "checkpoint-10", "checkpoint-12", "samples-0.jsonl", "sheets"),
+        *("recipe.yaml", "loss.png"),
+    }
+    losses = metrics(output_dir, "loss")
+    assert list(losses) == list(range(1, 13))
+    evaluated = metrics(output_dir, "eval_loss")
+    assert evaluated[12] < evaluated[6] < losses[1]
+    assert list(metrics(output_dir, "knn_accuracy")) == [6, 12]
+    assert Image.open(output_dir / "reconstructions.png").size[0] > 1000
+    record = json.loads((output_dir / "run.json").read_text())
+    assert record["recipe"]["effective_batch_size"] == 24
+    assert f"| training loss | {losses[12]:.4g} |" in (output_dir / "README.md").read_text()
+    assert result.output_dir == output_dir
+    assert result.metrics["loss"] == losses[12]
+    loaded = MAEForPreTraining.from_pretrained(output_dir).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in result.model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_run__finished_is_returned_again_and_another_one_refused(finished, capsys):
+    output_dir, _, result = finished
+    weights = (output_dir / "model.safetensors").stat().st_mtime_ns
+    again = small(None, output_dir)
+    assert "is finished: 12 steps. Nothing to do." in capsys.readouterr().out
+    assert again.metrics == result.metrics
+    assert type(again.model) is MAEForPreTraining
+    with pytest.raises(ValueError, match=r"holds another run. It differs in\s+seed: 0 there, 1 now"):
+        small(None, output_dir, seed=1)
+    assert (output_dir / "model.safetensors").stat().st_mtime_ns == weights
+
+
+@pytest.mark.slow
+def test_run__stopped_by_a_signal_continues_to_the_same_weights(finished, tmp_path):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with pytest.raises(RunStopped, match="Stopped by SIGTERM and saved at step 4") as stopped:
+        small(None, tmp_path, trackers=[SignalAt(3, signal.SIGTERM)])
+    assert stopped.value.exit_status == 128 + signal.SIGTERM
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert not (tmp_path / "model.safetensors").exists()
+    result = small(None, tmp_path)
+    assert result.metrics["step"] == 12
+    assert same_tensors("model.safetensors", tmp_path, finished[0])
+    assert metrics(tmp_path, "loss") == metrics(finished[0], "loss")
+    assert samples(tmp_path) == samples(finished[0])
+
+
+@pytest.mark.slow
+def test_run__in_another_thread_takes_no_signals(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(small(None, tmp_path, max_steps=2)))
+    thread.start()
+    thread.join()
+    assert results[0].metrics["step"] == 2
+
+
+@pytest.mark.slow
+def test_second_signal__ends_at_once_and_leaves_no_worker(tmp_path):
+    import multiprocessing
+
+    with pytest.raises(KeyboardInterrupt, match="last checkpoint stays"):
+        small(
+            None, tmp_path, dataloader_num_workers=2, trackers=[SignalAt(3, signal.SIGTERM, signal.SIGTERM)]
+        )
+    assert multiprocessing.active_children() == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What can be given
+
+
+class Squares(ImageSource):
+    """A source of a user: pictures that are made on the fly."""
+
+    name, fingerprint = "squares", "squares-1"
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return picture(index)
+
+
+def test_pretrain__takes_a_source_a_configuration_and_a_processor(tiny_config, tmp_path):
+    processor = MAEImageProcessor(image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.6, 0.7))
+    options = {"model": tiny_config(), "image_processor": processor, "max_steps": 2, "effective_batch_size": 8}
+    result = pretrain(Squares(), tmp_path / "run", **options)
+    assert result.model.config.hidden_size == 32
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["data"] == "squares"
+    saved = MAEImageProcessor.from_pretrained(tmp_path / "run")
+    assert tuple(saved.image_mean) == (0.1, 0.2, 0.3)
+    assert saved.crop_height_width == (32, 32)
+    with pytest.raises(ValueError, match="holds another run"):
+        pretrain(Squares(), tmp_path / "run", **{**options, "model": tiny_config(hidden_size=64)})
+    with pytest.raises(ValueError, match="`patch_size` is part of the object"):
+        pretrain(Squares(), tmp_path / "other", patch_size=4, **options)
+
+
+class Halved(MAEForPreTraining):
+    """A class of a user."""
+
+
+def test_pretrain__trains_a_model_of_another_class_and_continues_it(tiny_config, tmp_path):
+    def make(seed, model_class=Halved):
+        torch.manual_seed(seed)
+        return model_class(tiny_config())
+
+    options = {"max_steps": 4, "effective_batch_size": 8, "logging_steps": 1}
+    with pytest.raises(RunStopped):
+        pretrain(Squares(), tmp_path, model=make(0), trackers=[SignalAt(2, signal.SIGUSR1)], **options)
+    with pytest.raises(ValueError, match=r"differs in\s+initial_weights"):
+        pretrain(Squares(), tmp_path, model=make(1), **options)
+    with pytest.raises(ValueError, match=r"differs in\s+model_class: Halved there, MAEForPreTraining now"):
+        pretrain(Squares(), tmp_path, model=make(0, MAEForPreTraining), **options)
+    assert type(pretrain(Squares(), tmp_path, model=make(0), **options).model) is Halved
+
+
+def test_pretrain__names_of_presets_and_checkpoints(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "start")
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "start")
+    result = pretrain(Squares(), tmp_path / "run", model=tmp_path / "start", max_steps=1, effective_batch_size=8)
+    assert result.model.config.hidden_size == 32
+    recipe = {"image_size": 32, "patch_size": 16, "config_overrides": SMALL, "max_steps": 5, "effective_batch_size": 8}
+    result = pretrain(Squares(), tmp_path / "fresh", model="tiny", recipe=recipe, max_steps=1)
+    assert result.metrics["step"] == 1  # keywords override the recipe
+    assert result.model.config.hidden_size == 32
+
+
+def test_pretrain__twice_in_one_process_with_other_precision(tmp_path):
+    for name, bf16 in (("a", True), ("b", False)):
+        assert small(Squares(), tmp_path / name, bf16=bf16, image_size=32, max_steps=1).metrics["step"] == 1
+
+
+def test_pretrain__is_found_in_the_package():
+    assert hf_mae.pretrain is pretrain
+
+
+def test_model__goes_on_from_rgb_weights_on_other_channels(tiny_model, tmp_path):
+    """As for satellite images; what is normalised by is then taken from them."""
+    tiny_model(num_channels=3).save_pretrained(tmp_path)
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path)
+    arguments = {"model_name_or_path": str(tmp_path), "num_channels": 5}
+    with pytest.raises(ValueError, match="3 values for 5 channels"):
+        build_model(PretrainingSettings(**arguments))
+    model, processor = build_model(PretrainingSettings(compute_statistics=True, **arguments))
+    assert model.config.num_channels == processor.num_channels == 5
+    processor.image_mean, processor.image_std = [0.1] * 5, [0.2] * 5  # as the run then does
+    pixel_values = processor(torch.rand(5, 32, 32), return_tensors="pt").pixel_values
+    assert model(pixel_values).logits.shape[-1] == 5 * model.config.patch_size**2
+
+
+def test_model__of_the_default_preset_predicts_normalised_patches():
+    with torch.device("meta"):
+        config = MAEConfig.from_preset(PretrainingSettings().preset)
+    assert (config.hidden_size, config.num_hidden_layers) == (768, 12)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# When something goes wrong
+
+
+@pytest.mark.slow
+def test_run__that_diverges_rolls_back_twice_and_ends(tmp_path, capsys):
+    settings = {"learning_rate": 1e30, "warmup_ratio": 0.1, "max_bad_steps": 3, "save_steps": 1}
+    with pytest.raises(FloatingPointError, match=r"also after two rollbacks to checkpoint-\d+.*`max_grad_norm` 1"):
+        small(None, tmp_path, **settings)
+    assert capsys.readouterr().out.count("rollback to checkpoint-") == 2
+
+
+def make_shards(folder):
+    """Three tar files of twenty JPEGs each, one of which is cut."""
+    folder.mkdir()
+    for shard in range(3):
+        with tarfile.open(folder / f"train-{shard}.tar", "w") as tar:
+            for number in range(20 * shard, 20 * shard + 20):
+                buffer = io.BytesIO()
+                picture(number, (40, 30)).resize((90, 70)).save(buffer, "JPEG")
+                content = buffer.getvalue()[: 300 if number % 20 == 7 else None]
+                info = tarfile.TarInfo(f"{number:03}.jpg")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.slow
+def test_run__on_shards_with_broken_pictures_statistics_and_views(tmp_path, capsys):
+    data = tmp_path / "data"
+    make_shards(data)
+    settings = {"config_overrides": SMALL, "preset": "tiny", "image_size": 32, "patch_size": 8, "views_per_image": 3}
+    settings.update(max_steps=6, effective_batch_size=30, logging_steps=2, save_steps=3, eval_images=40)
+    settings.update(compute_statistics=True)
+    pretrain(data, tmp_path / "run", report_to="tensorboard", **settings)
+    printed = capsys.readouterr().out
+    assert "60 from" in printed
+    assert "3 views of an image" in printed
+    processor = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == pytest.approx([0.5] * 3, abs=0.03)  # of noise, not ImageNet's
+    assert f"mean {processor['image_mean'][0]:.3g}" in printed
+    named = [line.split("\t")[0] for line in (tmp_path / "run" / "unreadable.txt").read_text().splitlines()]
+    assert sorted(named) == [f"{data}/train-{n}.tar:{20 * n + 7:03}.jpg" for n in range(3)]
+    assert printed.count("Skipped, can't be read") == 3
+    assert any(path.name.startswith("events.out") for path in (tmp_path / "run").rglob("*"))
+    assert sorted(path.name for path in (tmp_path / "run" / "sheets").iterdir())[-1] == "step-0000006.png"
+
+    with pytest.raises(RunStopped, match=r"of 60 images can't be read, more than `max_unreadable` 0.01") as stopped:
+        pretrain(data, tmp_path / "strict", max_unreadable=0.01, **settings)
+    assert stopped.value.exit_status == 1
+    assert list((tmp_path / "strict").glob("checkpoint-*"))  # nothing is lost
+
+
+def test_run__of_changed_data_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(40):
+        picture(number).save(tmp_path / "data" / f"{number}.png")
+    settings = {"image_size": 32, "max_steps": 1, "effective_batch_size": 8}
+    small(tmp_path / "data", tmp_path / "run", **settings)
+    (tmp_path / "run" / "run.json").unlink()
+    (tmp_path / "data").rename(tmp_path / "moved")  # is the same data
+    small(tmp_path / "moved", tmp_path / "run", **settings)
+    (tmp_path / "run" / "run.json").unlink()
+    picture(99).save(tmp_path / "moved" / "new.png")
+    with pytest.raises(ValueError, match="num_images: 40 there, 41 now"):
+        small(tmp_path / "moved", tmp_path / "run", **settings)
+
+
+@pytest.mark.slow
+def test_dry_run__prints_speed_and_leaves_nothing(tmp_path, capsys):
+    result = small(None, tmp_path / "run", dry_run=True)
+    printed = capsys.readouterr().out
+    assert re.search(r"Dry run  [\d,.]+ images/s, \d+% of the time waiting for data, [\d.]+ GB of memory", printed)
+    assert re.search(r"the run would take [\d.]+ hours", printed)
+    assert result.metrics["images_per_second"] > 0
+    assert not (tmp_path / "run").exists()
+    assert not Path(result.output_dir).exists()
+
+
+@pytest.mark.slow
+def test_run__on_a_folder_from_a_checkpoint_with_a_recipe(finished, tmp_path, capsys, log):
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        Image.radial_gradient("L").rotate(number * 40).resize((60, 50)).save(tmp_path / "data" / f"{number}.jpg")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("max_steps: 2\nper_device_train_batch_size: 4\nimage_size: 56\nnum_channels: 1\n")
+    options = {"bf16": True, "gradient_checkpointing": True, "max_grad_norm": 1.0, "norm_pix_loss": True}
+    pretrain(tmp_path / "data", tmp_path / "run", model=finished[0], recipe=recipe, max_steps=3, **options)
+    printed = capsys.readouterr().out
+    for fact in ("cpu, bf16", "8 from", "no labels", "56 x 56 pixels, 14 x 14 patches", "Steps    3"):
+        assert fact in printed
+    assert "norm_pix_loss" in log()
+    processor = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.286]  # of the checkpoint
+
+
+class Labelled(Squares):
+    """Squares whose labels can be chosen."""
+
+    def __init__(self, labels, names=None):
+        self.labels, self.label_names = labels, names
+
+
+def test_evaluation__needs_labels_for_knn(tiny_model, tmp_path):
+    """Validation images of fewer classes are numbered by name; -1 is no label; without labels there is no figure."""
+    import numpy as np
+
+    from hf_mae.evaluation.monitoring import Evaluation
+
+    model, processor = tiny_model(), MAEImageProcessor.for_image_size(32)
+    train = Labelled(np.arange(40) % 2, ["a", "b"])
+
+    def results(test):
+        return Evaluation(train, test, processor, max_images=40)(model)
+
+    assert "knn_accuracy" in results(Labelled(np.array([0, 1, -1, -1] * 10)))
+    assert "knn_accuracy" not in results(Labelled(np.full(40, -1)))
+    assert "knn_accuracy" not in results(Squares())

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Pre-training in processes of its own, as a user starts it: launchers, kills, signals, Slurm."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, STEPS, metrics, patience, same_tensors, samples
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+SCRIPT = str(EXAMPLES / "run_pretraining.py")
+FLAGS = ["--config_overrides", SMALL]
+FLAGS += [text for name, value in STEPS.items() for text in (f"--{name}", str(value))]
+# One thread: sums in the same order, so that runs can be compared bit for bit.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true"}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+pytestmark = pytest.mark.slow
+
+
+def start(*arguments, launcher=(), **options):
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT, **pipes, **options)
+
+
+def run(*arguments, launcher=(), code=0):
+    process = start(*arguments, launcher=launcher)
+    out, err = process.communicate(timeout=patience(300))
+    assert process.returncode == code, err[-3000:]
+    return out + err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run on the embedded images from beginning to end, and what it printed."""
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    return output_dir, run(SCRIPT, *FLAGS, "--output_dir", output_dir)
+
+
+def wait_for_steps(output_dir, steps, process=None):
+    started = time.monotonic()
+    while not (output_dir / "metrics.jsonl").exists() or len(metrics(output_dir, "loss")) < steps:
+        assert process is None or process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() - started < patience(120), "no step was taken"
+        time.sleep(0.01)
+
+
+def test_pretrained__can_be_loaded_by_the_other_script(finished):
+    printed = run(EXAMPLES / "load_pretrained.py", finished[0])
+    assert "last_hidden_state (1, 50, 32)" in printed
+    assert "pooler_output     (1, 32)" in printed
+
+
+def test_command__stopped_ends_with_128_plus_signal_and_continues(finished, tmp_path):
+    process = start(SCRIPT, *FLAGS, "--output_dir", tmp_path)
+    wait_for_steps(tmp_path, 3, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=patience(60))
+    assert process.returncode == 128 + signal.SIGTERM, err[-3000:]
+    assert "saved at step" in err
+    assert "Traceback" not in err
+    assert "continued from checkpoint-" in run(SCRIPT, *FLAGS, "--output_dir", tmp_path)
+    assert same_tensors("model.safetensors", tmp_path, finished[0])
+
+
+def test_killed_at_any_moment__gives_the_same_weights_and_optimizer(finished, tmp_path):
+    """As many kills as HF_MAE_KILLS says, at random moments from the start on, also while saving; 100 were tried."""
+    steps = [*FLAGS, "--output_dir", tmp_path, "--save_steps", "1"]
+    rng = random.Random(int(os.environ.get("HF_MAE_SEED", "0")))
+    kills, moments = int(os.environ.get("HF_MAE_KILLS", "3")), set()
+    while kills > 0:
+        process = start(SCRIPT, *steps)
+        started = time.monotonic()
+        while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < started + 60:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 8 if kills % 4 == 0 else 1.5 + (kills % 4)))
+        process.kill()
+        process.communicate()
+        kills -= 1
+        moments.update(path.name for path in tmp_path.iterdir())
+        if (tmp_path / "run.json").exists():  # it was faster: it starts again
+            if not same_tensors("model.safetensors", tmp_path, finished[0]):
+                break
+            shutil.rmtree(tmp_path)
+            tmp_path.mkdir()
+    run(SCRIPT, *steps)
+    assert same_tensors("model.safetensors", tmp_path, finished[0])
+    assert same_tensors("optimizer.safetensors", tmp_path / "checkpoint-12", finished[0] / "checkpoint-12")
+    assert metrics(tmp_path, "loss") == metrics(finished[0], "loss")
+    if "HF_MAE_KILLS" in os.environ:
+        print("seen on the way:", *sorted(moments))
+
+
+LAYOUTS = {  # processes, batch of a device, workers
+    "accumulated": (1, 7, 0),
+    "4 workers": (1, 24, 4),
+    "2 processes": (2, 6, 0),
+    "3 processes with workers": (3, 5, 1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_processes_workers_and_accumulation__change_nothing(finished, tmp_path, layout):
+    processes, per_device, workers = LAYOUTS[layout]
+    launcher = [*TORCHRUN, str(processes)]
+    arguments = [*FLAGS, "--output_dir", tmp_path, "--per_device_train_batch_size", per_device]
+    arguments += ["--dataloader_num_workers", workers]
+    printed = run(SCRIPT, *arguments, launcher=launcher if processes > 1 else ())
+    pieces = -(-24 // (per_device * processes))
+    assert f"24 over {processes} process(es), {pieces} accumulated" in printed
+    assert len(samples(tmp_path)) == 12 * 24
+    assert samples(tmp_path) == samples(finished[0])
+    for name, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3), ("learning_rate", 0), ("eval_loss", 1e-4)):
+        ours, theirs = metrics(tmp_path, name), metrics(finished[0], name)
+        assert list(ours) == list(theirs)
+        assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=tolerance)
+
+
+def test_stopped_in_one_process_of_two__continues_in_three(finished, tmp_path):
+    """The signal reaches one process only; all save the same step, and another number of processes takes over."""
+    steps = ["hf_mae", "pretrain", *FLAGS, "--output_dir", tmp_path, "--save_steps", "1000"]
+    process = start("-m", *steps, launcher=[*TORCHRUN, "2"])
+    wait_for_steps(tmp_path, 2, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGUSR1)
+    out, err = process.communicate(timeout=patience(60))
+    assert "Stopped by SIGUSR1 and saved at step" in err, err[-3000:]
+    assert f"exitcode  : {128 + signal.SIGUSR1}" in err  # what torchrun reports of a process; its own status is 1
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    printed = run("-m", *steps, "--per_device_train_batch_size", "8", launcher=[*TORCHRUN, "3"])
+    assert f"continued from {checkpoint.name}" in printed
+    assert samples(tmp_path) == samples(finished[0])
+    ours, theirs = metrics(tmp_path, "loss"), metrics(finished[0], "loss")
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Every failure ends: with loader workers, which ignore the signals that Python ends them with
+
+
+def worker_run(output_dir, *more):
+    """Starts a long run with loader workers in a process group of its own."""
+    flags = [*FLAGS, "--output_dir", output_dir, "--max_steps", "5000", "--eval_steps", "10000", *more]
+    return start(SCRIPT, *flags, "--dataloader_num_workers", "3", start_new_session=True)
+
+
+def descendants(pid):
+    """Process ids of the children of a process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ends(process, children):
+    """Waits for a process to end, checks that its workers have ended, too, and returns its status and output."""
+    out, err = process.communicate(timeout=patience(30))
+    for child in children:
+        started = time.monotonic()
+        while Path(f"/proc/{child}").exists() and "zombie" not in Path(f"/proc/{child}/status").read_text():
+            assert time.monotonic() - started < patience(10), "a loader worker stays alive"
+            time.sleep(0.05)
+    return process.returncode, out + err
+
+
+def test_worker_killed__ends_the_run(tmp_path):
+    process = worker_run(tmp_path)
+    wait_for_steps(tmp_path, 3, process)
+    children = descendants(process.pid)
+    os.kill(children[0], signal.SIGKILL)
+    status, printed = ends(process, children)
+    assert status == 1
+    assert "DataLoader worker" in printed
+
+
+def test_files_gone_in_mid_run__end_the_run(tmp_path):
+    from conftest import picture
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(40):
+        picture(number).save(data / f"{number}.png")
+    process = worker_run(tmp_path / "run", "--data", data, "--image_size", 32, "--num_channels", 3)
+    wait_for_steps(tmp_path / "run", 3, process)
+    children = descendants(process.pid)
+    shutil.rmtree(data)
+    status, printed = ends(process, children)
+    assert status in (1, 2)
+    assert "could be read" in printed or "can't be read" in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_signals_to_the_group__end_at_once(tmp_path, number):
+    """As torchrun, Slurm and a terminal send them: to the workers, too."""
+    process = worker_run(tmp_path)
+    wait_for_steps(tmp_path, 3, process)
+    children = descendants(process.pid)
+    os.kill(process.pid, signal.SIGSTOP)  # so that the second arrives before the first is acted upon
+    for _ in range(2):
+        os.killpg(process.pid, number)
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.002)
+    status, _ = ends(process, children)
+    assert status in (130, 128 + number)
+
+
+def test_one_signal_to_the_group__saves(tmp_path):
+    process = worker_run(tmp_path)
+    wait_for_steps(tmp_path, 3, process)
+    children = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGTERM)
+    status, printed = ends(process, children)
+    assert status == 128 + signal.SIGTERM, printed[-2000:]
+    assert list(tmp_path.glob("checkpoint-*"))
+
+
+def test_main_process_killed__workers_end_by_themselves(tmp_path):
+    process = worker_run(tmp_path)
+    wait_for_steps(tmp_path, 3, process)
+    children = descendants(process.pid)
+    process.kill()
+    ends(process, children)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Launchers
+
+SRUN = """#!/bin/bash
+# Stands in for srun: two tasks, the highest exit status.
+shift
+for task in 0 1; do
+  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 "$@" & pids[task]=$!
+done
+echo "${pids[@]}" > "$STUBS/pids"
+highest=0
+for pid in "${pids[@]}"; do wait "$pid"; status=$?; [ "$status" -gt "$highest" ] && highest=$status; done
+exit "$highest"
+"""
+SCONTROL = """#!/bin/bash
+[ "$1" = show ] && echo localhost || echo "$@" >> "$STUBS/requeued"
+"""
+
+
+def test_slurm_script__requeues_itself_before_the_time_limit_and_goes_on(tmp_path):
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost", "STUBS": str(tmp_path)}
+    command = ["bash", "examples/slurm/run.sbatch", "pretrain", *FLAGS, "--output_dir", str(tmp_path / "run")]
+    command += ["--max_steps", "60", "--eval_steps", "1000"]
+    options = {"cwd": ROOT, "env": {**ENVIRONMENT, **slurm, "PATH": path}, "text": True}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    wait_for_steps(tmp_path / "run", 3, process)
+    for pid in (tmp_path / "pids").read_text().split():
+        os.kill(int(pid), signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=patience(60))
+    assert process.returncode == 128 + signal.SIGUSR1, printed[-3000:]
+    assert "back into the queue" in printed
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+    done = subprocess.run(command, capture_output=True, timeout=patience(120), **options)  # what Slurm does then
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "continued from checkpoint-" in done.stdout
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+
+
+@pytest.mark.parametrize("config", sorted((EXAMPLES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_configs__are_valid(config):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    loaded = load_config_from_file(str(config))
+    assert loaded.num_processes == {"eight_gpus": 8, "fsdp2": 8, "two_nodes": 16}.get(config.stem, 1)
+
+
+PROBE = """
+import builtins, os, sys
+seen = []
+original = builtins.__import__
+def watch(name, *args, **kwargs):
+    if name == "torch" and "torch" not in sys.modules:
+        print("policy when torch is loaded:", os.environ.get("OMP_WAIT_POLICY"), flush=True)
+    return original(name, *args, **kwargs)
+builtins.__import__ = watch
+"""
+WAYS = {
+    "command": [str(Path(sys.executable).parent / "hf-mae"), "pretrain"],
+    "module": [sys.executable, "-m", "hf_mae", "pretrain"],
+    "script": [sys.executable, SCRIPT],
+    "torchrun": [sys.executable, *TORCHRUN, "1", "-m", "hf_mae", "pretrain"],
+    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "hf_mae", "pretrain"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_idle_threads_sleep__however_the_command_is_started(tmp_path, way):
+    """OpenMP reads its policy when torch is loaded, so it must stand before; what the user has set stays."""
+    (tmp_path / "sitecustomize.py").write_text(PROBE)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    for policy, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment.pop("OMP_WAIT_POLICY", None)
+        if policy is not None:
+            environment["OMP_WAIT_POLICY"] = policy
+        done = subprocess.run([*WAYS[way], "--help"], env=environment, capture_output=True, text=True, timeout=120)
+        policies = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("policy when")]
+        assert policies, done.stderr[-2000:]
+        assert policies[-1] == expected  # launchers load torch themselves, the process that computes comes last
