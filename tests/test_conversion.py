@@ -139,6 +139,16 @@ def test_image_size__tells_the_grid_or_resamples_the_table(official_weights):
     assert model(torch.randn(1, 1, 64, 48)).loss.isfinite()
 
 
+def test_patch_size__that_differs_resamples_the_weights(official_weights):
+    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS)
+    larger = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, patch_size=8)
+    assert (larger.config.patch_size, larger.config.image_size, larger.config.grid_size) == (8, 32, (4, 4))
+    expected = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS)
+    expected.resize_patches(8)
+    assert same_weights(larger, expected)
+    assert not same_weights(larger, model)
+
+
 def test_missing_tensors__are_named(official_weights):
     for name in ("blocks.1.attn.proj.bias", "decoder_pos_embed"):
         weights = {other: tensor for other, tensor in official_weights.items() if other != name}
@@ -469,7 +479,8 @@ def test_configuration__that_says_little_has_the_defaults_of_its_library(tmp_pat
     stock = ViTForImageClassification(ViTConfig(**{**VIT, "hidden_size": 48, "num_attention_heads": 12}))
     save_file(perturbed(stock).state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 32}))
-    model = hf_mae.import_checkpoint(tmp_path, patch_size=8, hidden_size=48, num_hidden_layers=2, intermediate_size=64)
+    model = hf_mae.import_checkpoint(tmp_path)
+    assert (model.config.patch_size, model.config.hidden_size, model.config.num_hidden_layers) == (8, 48, 2)
     assert (model.config.num_attention_heads, model.config.layer_norm_eps) == (12, 1e-12)
     torch.testing.assert_close(computed(model), computed(stock), **EXACT)
 

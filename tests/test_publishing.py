@@ -258,7 +258,10 @@ def test_card__of_the_released_model_is_what_the_template_makes(tmp_path):
     assert (tmp_path / released.name / "README.md").read_text() == (released / "README.md").read_text()
 
 
-@pytest.mark.parametrize("record", sorted((ROOT / "experiments").glob("**/run.json"))[::6], ids=lambda path: path.parent.name)
+RECORDS = sorted((ROOT / "experiments").glob("**/run.json"))[::6]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.parent.name)
 def test_card__of_a_run_of_the_experiments(record, tmp_path):
     shutil.copy(ROOT / "model_cards" / "mae-fashion-mnist" / "config.json", tmp_path)
     shutil.copy(record, tmp_path)

@@ -37,6 +37,8 @@ _RANKS = {
     "decoder.layers.0.mlp.fc1.weight": 2,
     "classifier.weight": 2,
 }
+# Fields that the shapes of tensors show, whatever else is stated.
+_CERTAIN = ("num_channels", "patch_size", "hidden_size", "num_hidden_layers", "intermediate_size", "qkv_bias")
 _NEEDED = (
     "mae.embeddings.cls_token",
     "mae.embeddings.position_embeddings",
@@ -92,8 +94,9 @@ def import_checkpoint(
             unpickled beyond tensors and plain containers.
         model_class (`type`, *optional*): A model class of hf_mae. Parts that the checkpoint lacks are initialised, and
             the log says which. Defaults to the class that fits the content.
-        **config: Fields of [`MAEConfig`] that the tensors do not show, or that are to differ. Another `image_size`
-            resamples the position tables. `revision`, `token`, `cache_dir`, ... are those of `from_pretrained`.
+        **config: Fields of [`MAEConfig`] that the tensors do not show, or that are to differ. Another `image_size`,
+            `patch_size` or `num_channels` resizes the weights. `revision`, `token`, `cache_dir`, ... are those of
+            `from_pretrained`.
 
     Returns:
         By default [`MAEForPreTraining`] if the checkpoint holds a decoder, [`MAEForImageClassification`] if it holds a
@@ -113,12 +116,13 @@ def import_checkpoint(
     if stated.get("model_type") == MAEConfig.model_type:
         model_class = model_class or class_of_architecture((stated.get("architectures") or [None])[0])
         return model_class.from_pretrained(checkpoint, dtype=torch.float32, **config, **hub_kwargs).eval()
-    wanted = {name: config.pop(name) for name in ("image_size", "num_channels") if name in config}
+    wanted = {name: config.pop(name) for name in ("image_size", "patch_size", "num_channels") if name in config}
     content_class, fields, tensors = _convert(state_dict, stated, config, wanted.get("image_size"))
     load = (model_class or content_class).from_pretrained
     model = load(None, config=MAEConfig(**fields), state_dict=tensors, dtype=torch.float32)
-    if _pair(wanted.get("image_size", model.config.image_size)) != _pair(model.config.image_size):
-        model.resize_position_embeddings(wanted["image_size"])
+    patch_size, image_size = (wanted.get(name, getattr(model.config, name)) for name in ("patch_size", "image_size"))
+    if (_pair(patch_size), _pair(image_size)) != (_pair(model.config.patch_size), _pair(model.config.image_size)):
+        model.resize_patches(patch_size, image_size)
     if wanted.get("num_channels", model.config.num_channels) != model.config.num_channels:
         model.resize_channels(wanted["num_channels"])
     return model.eval()
@@ -142,12 +146,14 @@ def _convert(
     _fuse_queries_keys_values(tensors)
     _check_architecture(title, tensors, left_out)
     _check_needed(layout, title, tensors)
+    sizes = _sizes(tensors, image_size)
     fields = {
         "layer_norm_eps": LAYOUTS[layout].layer_norm_eps,
-        **_sizes(tensors, image_size),
+        **sizes,
         **_stated_fields(
             stated, has_fc_norm="fc_norm.weight" in tensors, has_classifier="classifier.weight" in tensors
         ),
+        **{name: sizes[name] for name in _CERTAIN},  # a short config.json has been filled with defaults
         "mask_tokens_in_encoder": False,  # no other implementation has them
         **config,
     }

@@ -243,12 +243,12 @@ def recognise(
 
 def _prefixes(names: Iterable[str]) -> list[str]:
     """Returns everything that may stand before the names of a layout: none first, then what class tokens have."""
-    prefixes = {""}
+    prefixes = [""]
     for name in names:
         if name.endswith("cls_token"):
             parts = name.split(".")[:-1]
-            prefixes.update(".".join(parts[:length]) + "." for length in range(1, len(parts) + 1))
-    return sorted(prefixes, key=len)
+            prefixes += [".".join(parts[:length]) + "." for length in range(1, len(parts) + 1)]
+    return sorted(dict.fromkeys(prefixes), key=len)
 
 
 def _strip(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
