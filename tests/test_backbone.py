@@ -141,3 +141,23 @@ def test_wrong_stages__are_refused(tiny_config, fields, message):
 def test_images_that_cannot_be_cut__are_refused_with_the_way_out(backbone, size):
     with pytest.raises(ValueError, match="resize, crop or pad them to multiples of the patch"):
         backbone()(torch.randn(1, 3, *size))
+
+
+@pytest.mark.parametrize("out_indices", [[0], [1], [0, 2]])
+def test_early_stages__later_blocks_are_neither_run_nor_trained(backbone, tmp_path, out_indices):
+    model = backbone(num_hidden_layers=4, out_indices=out_indices).train()
+    runs = []
+    for number, layer in enumerate(model.mae.layers, start=1):
+        layer.register_forward_hook(lambda *_, number=number: runs.append(number))
+    pixels = torch.randn(2, 3, 32, 32)
+    maps = model(pixels).feature_maps
+    assert runs == list(range(1, max(out_indices) + 1))
+    sum(each.pow(3).sum() for each in maps).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.requires_grad for layer in model.mae.layers[: max(out_indices)] for p in layer.parameters())
+    output = model(pixels, output_hidden_states=True)  # a request for all states runs all blocks
+    assert len(output.hidden_states) == 5
+    for one, other in zip(output.feature_maps, maps, strict=True):
+        torch.testing.assert_close(one, other)
+    model.save_pretrained(tmp_path)  # nothing is lost
+    assert len(MAEBackbone.from_pretrained(tmp_path, out_indices=[4]).mae.layers) == 4

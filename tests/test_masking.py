@@ -123,3 +123,22 @@ def test_ratio_zero__finite_loss_over_all_patches(model):
 def test_bad_masks__say_what_is_wrong(tiny_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(image_size=(32, 64))(IMAGES, **arguments)
+
+
+def test_unknown_sampling__is_an_error():
+    with pytest.raises(ValueError, match="`mask_sampling` must be one of.*'random', 'block', 'grid'.*got 'blok'"):
+        masking_order(torch.rand(2, N), GRID, "blok")
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"noise": torch.rand(6, N)},
+        {"bool_masked_pos": torch.rand(6, N).argsort(dim=1) < 10},
+        {"ids_keep": torch.arange(8).expand(6, 8)},
+    ],
+)
+def test_mask_on_another_device__says_so(tiny_model, mask):
+    ((name, given),) = mask.items()
+    with pytest.raises(ValueError, match=f"`{name}` is on meta and the images are on cpu"):
+        tiny_model(image_size=(32, 64))(IMAGES, **{name: given.to("meta")})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
-from hf_mae import MAEForPreTraining, MAEModel
+from hf_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel
 from hf_mae.modeling.patches_mae import patchify, resample_position_table, sincos_position_table, unpatchify
 
 
@@ -205,6 +205,13 @@ def test_every_parameter_gets_a_gradient(tiny_model):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("mask_tokens_in_encoder", [False, True])
+def test_every_parameter_gets_a_gradient__also_when_nothing_is_hidden(tiny_model, mask_tokens_in_encoder):
+    model = tiny_model(mask_tokens_in_encoder=mask_tokens_in_encoder)
+    model(images(), mask_ratio=0).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_one_image__is_overfitted(tiny_config):
     torch.manual_seed(0)
     config = tiny_config(hidden_size=64, decoder_hidden_size=64, intermediate_size=256, decoder_intermediate_size=256)
@@ -309,6 +316,15 @@ def test_bad_images__say_what_is_wrong(tiny_config, model_class, shape, argument
         model_class(tiny_config())(images(*shape), **arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("model_class", [MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone])
+def test_integer_pixels__are_refused_with_the_way_out(tiny_config, model_class, dtype):
+    with pytest.raises(
+        ValueError, match=f"`pixel_values` must be normalised floats, got {dtype}.*rescale_and_normalize"
+    ):
+        model_class(tiny_config())(torch.ones(2, 3, 32, 32, dtype=dtype))
+
+
 def test_from_pretrained__another_architecture_is_refused(tmp_path):
     from transformers import Dinov2Config, Dinov2Model
 
@@ -344,6 +360,24 @@ def test_outputs__hidden_states_attentions_and_tuples(tiny_model):
     torch.testing.assert_close(loss, output.loss)  # with and without eager attention
     torch.testing.assert_close(logits, output.logits)
     assert model(pixels, return_loss=False).loss is None
+
+
+def test_outputs__by_configuration_and_by_number(tiny_config):
+    model = MAEModel(tiny_config(output_hidden_states=True)).eval()
+    states = model(images()).hidden_states
+    assert len(states) == 3
+    assert model(images(), output_hidden_states=False).hidden_states is None
+    pixels = images()
+    first, middle, last = model(pixels, output_hidden_states=[0, -1]).hidden_states
+    assert middle is None
+    assert torch.equal(first, model.embeddings(pixels, (4, 4), None, None))
+    assert torch.equal(model.layernorm(last), model(pixels).last_hidden_state)
+
+
+def test_num_layers__runs_the_first_blocks_only(tiny_config):
+    model, pixels = MAEModel(tiny_config()).eval(), images()
+    state = model(pixels, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(model(pixels, num_layers=1).last_hidden_state, model.layernorm(state))
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
