@@ -36,7 +36,7 @@ from ..evaluation.visualization import reconstruction_sheet
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from ..publishing import HubPush, link_files, write_model_card
+from ..publishing import HubPush, link_files, save_record, write_model_card
 from .arguments import config_changes, recipe_of
 from .checkpointing import (
     check_output_dir,
@@ -50,7 +50,7 @@ from .checkpointing import (
 from .distributed import call_in_main_process, gather_from_processes, gather_model, has_bf16, shard_model
 from .optimization import default_effective_batch_size, learning_rate_at, parameter_groups, scaled_learning_rate
 from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of
-from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record, save_record
+from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
 from .step_guard import RunStopped, StepGuard, StopSignals, end_workers, start_worker
 
 PREFETCH = 4  # batches that each loader worker has ready

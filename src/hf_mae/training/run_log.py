@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..data.decoding import decoder_name
 from ..data.sources import ImageSource
-from ..publishing import json_lines, license_of, redact, save_record
+from ..publishing import json_lines, license_of, redact
 
 logger = logging.get_logger(__name__)
 
@@ -228,4 +228,4 @@ class UnreadableImages:
         )
 
 
-__all__ = ["Throughput", "MetricsLog", "SampleLog", "UnreadableImages", "run_record", "save_record"]
+__all__ = ["Throughput", "MetricsLog", "SampleLog", "UnreadableImages", "run_record"]
