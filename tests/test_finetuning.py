@@ -4,11 +4,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from conftest import picture
-from PIL import Image
+from conftest import PLAIN
 from safetensors.torch import load_file
 
 pytest.importorskip("kornia")
@@ -19,43 +17,6 @@ from hf_mae.data.datasets import ClassificationDataset, align_labels, check_labe
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.probing import probe_command
 from hf_mae.training.classification import finetune_command
-
-PLAIN = ["--rand_augment", "0", "--random_erasing", "0", "--mixup", "0", "--cutmix", "0", "--label_smoothing", "0"]
-PLAIN += ["--drop_path_rate", "0", "--crop_scale_min", "0.9", "--layer_decay", "1"]
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs a command in this process and returns what it printed."""
-
-    def run(command, *arguments):
-        command([*map(str, arguments), "--disable_tqdm", "true", "--use_cpu", "true"], prog="hf-mae")
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def pretrained(tiny_model, tmp_path):
-    """A folder with a pre-trained model for pictures of 32 pixels."""
-    tiny_model().save_pretrained(tmp_path / "pretrained")
-    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "pretrained")
-    return tmp_path / "pretrained"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Pictures of three colours in sub-folders named by them."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 4)):
-        for name, colour in (("blue", (40, 40, 200)), ("green", (40, 200, 40)), ("red", (200, 40, 40))):
-            place = tmp_path / "data" / split / name
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(np.array(picture(number)) * 0.2 + colour + rng.integers(-20, 20), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
-    return tmp_path / "data"
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Fine-tuning

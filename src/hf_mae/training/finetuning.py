@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import HubStrategy, rotate_checkpoints
@@ -313,13 +313,60 @@ class _EndIfNotFinite(TrainerCallback):
         return control
 
 
+class SeededDataset(Dataset):
+    """Makes the randomness of each sample a function of seed, epoch and index.
+
+    Then a run that is resumed within an epoch sees the same samples, however many were prepared when it stopped, and so
+    does one with another number of loader workers.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        """
+        Args:
+            dataset (`Dataset`): Gives samples by index, with randomness from torch's generator.
+            seed (`int`): Seed of the run.
+        """
+        self.dataset, self.seed = dataset, seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live for several epochs
+
+    def start_epoch(self, epoch: int):
+        """Sets the epoch, from 0. Not named `set_epoch`, which Accelerate would call with 0 when a run is resumed."""
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        (seed,) = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            return self.dataset[index]
+
+
+class _StartEpoch(TrainerCallback):
+    """Tells a [`SeededDataset`] which epoch begins."""
+
+    def __init__(self, dataset: SeededDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.start_epoch(int((state.epoch or 0) + 1e-6))  # of a resumed run it has a fraction
+
+
 class FineTuningTrainer(Trainer):
     """Trainer with layer-wise learning rates and complete checkpoints; its `args` are [`FineTuningArguments`]."""
 
     drops_last_batch = False  # whether the model cannot be trained on a last batch of one image
 
     def __init__(self, *args, **kwargs):
+        """
+        Args:
+            *args, **kwargs: Arguments of [`~transformers.Trainer`].
+        """
         super().__init__(*args, **kwargs)
+        if self.train_dataset is not None and not isinstance(self.train_dataset, IterableDataset):
+            self.train_dataset = SeededDataset(self.train_dataset, self.args.seed)
+            self.add_callback(_StartEpoch(self.train_dataset))
         self._finite = _EndIfNotFinite()
         self.add_callback(self._finite)
 
@@ -504,6 +551,7 @@ __all__ = [
     "FineTuningArguments",
     "FineTuningTrainer",
     "OrientationArguments",
+    "SeededDataset",
     "check_experiment",
     "fingerprint_of",
     "latest_complete_checkpoint",

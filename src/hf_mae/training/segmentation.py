@@ -300,7 +300,7 @@ def open_pairs(args: SegmentationArguments) -> tuple[list[Pair], list[Pair], lis
     if absent:
         raise ValueError(
             f"No training mask of {args.data or 'the sample'} shows the class(es) {', '.join(absent)}. Classes are "
-            f"numbers in [0, {len(names)}). Check the values of the masks, or leave out such names and renumber the rest."
+            f"numbers in [0, {len(names)}). Check the values of the masks, or leave out these names and renumber."
         )
     return pairs["train"], pairs["val"], names
 

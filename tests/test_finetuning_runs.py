@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""How fine-tuning starts, ends and goes on: other runs in the folder, broken checkpoints, signals, divergence."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_mae.evaluation.probing import probe_command
+from hf_mae.training.classification import finetune_command
+from hf_mae.training.finetuning import FineTuningTrainer, latest_complete_checkpoint
+from hf_mae.training.step_guard import RunStopped
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The output folder
+
+
+def test_folder_of_another_run__is_refused_with_the_differences(call, short, pretrained, folder, tmp_path):
+    call(finetune_command, *short)
+    with pytest.raises(ValueError, match="(?s)out holds another run.*from_scratch: the default there, True now"):
+        call(finetune_command, *short, "--from_scratch")
+    with pytest.raises(ValueError, match="(?s)learning_rate: 0.001 there, 0.01 now.*`overwrite_output_dir`"):
+        call(finetune_command, *short, "--learning_rate", "1e-2")
+    call(finetune_command, *short, "--logging_steps", 1, "--save_total_limit", 1)  # still the same run
+    weights = load_file(pretrained / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, pretrained / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="initial weights: "):
+        call(finetune_command, *short)
+    save_file(weights, pretrained / "model.safetensors", {"format": "pt"})
+    (folder / "train" / "red" / "0.png").rename(folder / "train" / "blue" / "100.png")
+    with pytest.raises(ValueError, match="\n  images: .* there, .* now\n  labels: "):
+        call(finetune_command, *short)
+
+
+def test_folder_of_another_run__can_be_overwritten(call, short, tmp_path):
+    call(finetune_command, *short)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    call(finetune_command, *short, "--from_scratch", "--overwrite_output_dir", "--max_steps", 1)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["from_scratch"] is True
+    assert (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_folder_of_a_model__is_no_place_for_a_run(call, short, pretrained):
+    common = ["--output_dir", pretrained]
+    for command, arguments in (
+        (finetune_command, short),
+        (probe_command, [*short[:4], "--fast", "--base_learning_rates", 1]),
+    ):
+        with pytest.raises(ValueError, match="pretrained holds a model .*`output_dir`"):
+            call(command, *arguments, *common)
+
+
+def test_probe_in_the_folder_of_another__is_refused(call, pretrained, folder, tmp_path):
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "out", "--fast"]
+    arguments += ["--base_learning_rates", 1, "--num_neighbors", 3]
+    for epochs in (5, 5):  # the same probe may be trained again
+        call(probe_command, *arguments, "--num_train_epochs", epochs)
+    with pytest.raises(ValueError, match="num_train_epochs: 5.0 there, 6.0 now"):
+        call(probe_command, *arguments, "--num_train_epochs", 6)
+    with pytest.raises(ValueError, match="task: probe there, finetune now"):
+        call(finetune_command, *arguments[:6], "--num_train_epochs", 5)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How runs end, and go on
+
+
+def test_checkpoint__that_is_incomplete_is_passed_over(call, short, tmp_path, log):
+    call(finetune_command, *short)
+    whole, out = load_file(tmp_path / "out" / "model.safetensors"), tmp_path / "out"
+    for damaged in ("manifest.json", "optimizer.pt", "model.safetensors"):
+        content = (out / "checkpoint-6" / damaged).read_bytes()
+        (out / "checkpoint-6" / damaged).write_bytes(content[: len(content) // 2])
+        assert latest_complete_checkpoint(out).name == "checkpoint-3", damaged
+        (out / "checkpoint-6" / damaged).write_bytes(content)
+    assert latest_complete_checkpoint(out).name == "checkpoint-6"
+    (out / "checkpoint-6" / "optimizer.pt").unlink()
+    assert f"Continues from {out / 'checkpoint-3'}." in call(finetune_command, *short)
+    assert "checkpoint-6 is broken" in log()
+    again = load_file(out / "model.safetensors")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_killed_while_saving__leaves_the_checkpoint_before(call, short, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(trainer, output_dir):
+        if trainer.state.global_step == 6:
+            raise Killed
+
+    monkeypatch.setattr(FineTuningTrainer, "_save_rng_state", die)
+    with pytest.raises(Killed):
+        call(finetune_command, *short, "--save_total_limit", 1)
+    assert (tmp_path / "out" / "checkpoint-6" / "model.safetensors").exists()
+    assert latest_complete_checkpoint(tmp_path / "out").name == "checkpoint-3"
+    monkeypatch.undo()
+    call(finetune_command, *short, "--save_total_limit", 1)
+    assert latest_complete_checkpoint(tmp_path / "out").name == "checkpoint-6"
+    assert not (tmp_path / "out" / "checkpoint-3").exists()
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Makes runs of Trainer receive signals at some steps."""
+
+    def arrange(signals):
+        step = FineTuningTrainer.training_step
+
+        def training_step(trainer, *args, **kwargs):
+            for number in signals.get(trainer.state.global_step, ()):
+                os.kill(os.getpid(), number)
+            return step(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(FineTuningTrainer, "training_step", training_step)
+
+    return arrange
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_stop_signal__saves_ends_and_the_same_command_gives_the_same_model(
+    call, short, tmp_path, monkeypatch, signal_at, number
+):
+    call(finetune_command, *short, "--rand_augment", 5, "--output_dir", tmp_path / "whole")
+    before = signal.getsignal(number)
+    signal_at({4: [number]})
+    with pytest.raises(RunStopped, match="after step 5 of 6") as stopped:
+        call(finetune_command, *short, "--rand_augment", 5)
+    assert stopped.value.exit_status == 128 + number
+    assert signal.getsignal(number) == before
+    assert not (tmp_path / "out" / "run.json").exists()
+    monkeypatch.undo()
+    assert "checkpoint-5." in call(finetune_command, *short, "--rand_augment", 5)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_second_signal__ends_at_once(call, short, tmp_path, signal_at):
+    signal_at({1: [signal.SIGTERM, signal.SIGTERM]})
+    with pytest.raises(KeyboardInterrupt):
+        call(finetune_command, *short)
+    assert latest_complete_checkpoint(tmp_path / "out") is None
+
+
+def test_loss_that_is_not_finite__ends_the_run_and_publishes_nothing(call, short, pretrained, tmp_path):
+    weights = load_file(pretrained / "model.safetensors")
+    weights["mae.layers.0.mlp.fc1.bias"][0] = torch.nan
+    save_file(weights, pretrained / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FloatingPointError, match="at step 1: .*learning rate.*`max_grad_norm`"):
+        call(finetune_command, *short)
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_gradient_that_is_not_finite__ends_the_run(call, short, tmp_path, monkeypatch):
+    step = FineTuningTrainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        loss = step(trainer, *args, **kwargs)
+        if trainer.state.global_step == 4:
+            next(trainer.model.parameters()).grad.view(-1)[0] = torch.inf
+        return loss
+
+    monkeypatch.setattr(FineTuningTrainer, "training_step", training_step)
+    with pytest.raises(FloatingPointError, match="gradient norm (inf|nan) at step 5"):
+        call(finetune_command, *short)
+    assert latest_complete_checkpoint(tmp_path / "out").name == "checkpoint-3"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+def test_last_batch_of_one__is_left_out_of_the_training_of_a_probe_only(call, pretrained, folder, tmp_path):
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--num_train_epochs", 1]
+    for number, flags in enumerate((["--per_device_train_batch_size", 23], ["--dataloader_drop_last"])):
+        out = tmp_path / str(number)
+        flags += ["--per_device_eval_batch_size", 5, "--save_strategy", "epoch"]
+        call(probe_command, *arguments, *flags, "--output_dir", out)
+        state = json.loads((out / "checkpoint-1" / "trainer_state.json").read_text())
+        assert state["global_step"] == 1
+        correct = json.loads((out / "eval_results.json").read_text())["linear_accuracy"] * 12  # of all 12 images
+        assert correct == pytest.approx(round(correct))
+
+
+def test_drop_last__leaves_evaluation_whole(call, short, folder, tmp_path):
+    for path in (folder / "val" / "red").iterdir():
+        path.unlink()  # a batch of 8 is all that is left: dropping the last would drop blue or green
+    (folder / "val" / "red").rmdir()
+    call(finetune_command, *short, "--dataloader_drop_last", "--per_device_eval_batch_size", 5)
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert results["eval_accuracy_red"] is None
+    assert results["eval_accuracy_blue"] is not None
+    assert results["eval_accuracy_green"] is not None

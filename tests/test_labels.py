@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Labels: tables, several an image, numbers, weights of classes; figures; evaluation of a finished classifier."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_mae import MAEForImageClassification
+from hf_mae.data.labels import align_all_labels, encode_labels, has_label
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.classification_metrics import average_precision, multi_label_figures, regression_figures
+from hf_mae.training.classification import balanced_weights, finetune_command, weighted_loss
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Evaluation of a finished classifier
+
+
+@pytest.fixture
+def classifier(call, short, tmp_path):
+    call(finetune_command, *short, "--num_train_epochs", 6, "--learning_rate", "1e-2", "--eval_strategy", "no")
+    return tmp_path / "out"
+
+
+def read_predictions(folder):
+    with open(folder / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_eval_only__gives_figures_confusions_and_predictions(call, classifier, folder, tmp_path):
+    shutil.rmtree(folder / "val" / "blue")  # the numbers of the classes still are the model's
+    (folder / "val" / "red" / "0.png").rename(folder / "val" / "green" / "wrong.png")
+    (folder / "val" / "green" / "broken.png").write_bytes(b"no picture")
+    arguments = ["--model_name_or_path", classifier, "--data", folder, "--eval_only", "--output_dir", tmp_path / "eval"]
+    printed = call(finetune_command, *arguments)
+    figures = json.loads((tmp_path / "eval" / "evaluation.json").read_text())["metrics"]
+    assert figures["eval_accuracy"] == pytest.approx(7 / 8)
+    assert figures["eval_accuracy_green"] == pytest.approx(4 / 5)
+    assert figures["eval_accuracy_red"] == 1
+    assert figures["eval_balanced_accuracy"] == pytest.approx(0.9)
+    assert figures["eval_accuracy_blue"] is None
+    assert "8 images, 8 with a label" in printed
+    rows = read_predictions(tmp_path / "eval")
+    assert len(rows) == 8
+    wrong = next(row for row in rows if row["file"].endswith("wrong.png"))
+    assert (wrong["label"], wrong["prediction"]) == ("green", "red")
+    assert sum(float(wrong[name]) for name in ("blue", "green", "red")) == pytest.approx(1, abs=1e-4)
+    assert Image.open(tmp_path / "eval" / "confusion.png").width > 100
+    assert not list((tmp_path / "eval").glob("*.safetensors"))
+
+
+def test_eval_only__predicts_pictures_without_labels(call, classifier, folder, tmp_path):
+    for number, name in enumerate(("blue", "red")):
+        shutil.copy(folder / "val" / name / "1.png", tmp_path / f"{number}.png")
+    (tmp_path / "new").mkdir()
+    for number in (0, 1):
+        (tmp_path / f"{number}.png").rename(tmp_path / "new" / f"{number}.png")
+    arguments = ["--model_name_or_path", classifier, "--data", tmp_path / "new", "--eval_only"]
+    call(finetune_command, *arguments, "--output_dir", tmp_path / "eval")
+    rows = read_predictions(tmp_path / "eval")
+    assert [row["prediction"] for row in rows] == ["blue", "red"]
+    assert "label" not in rows[0]
+    assert not (tmp_path / "eval" / "evaluation.json").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Labels of other kinds
+
+
+def write_table(folder, rows, name="metadata.csv"):
+    """Moves the pictures of each split into one folder, with a table of what `rows` makes of colour and number."""
+    for split in ("train", "val"):
+        table = []
+        for path in sorted((folder / split).rglob("*.png")):
+            colour, new = path.parent.name, f"{path.parent.name}-{path.name}"
+            path.rename(folder / split / new)
+            table.append({"file_name": new, **rows(colour, int(path.stem))})
+        for place in [path for path in (folder / split).iterdir() if path.is_dir()]:
+            place.rmdir()
+        with open(folder / split / name, "w") as file:
+            if name.endswith(".csv"):
+                writer = csv.DictWriter(file, list(table[0]))
+                writer.writeheader()
+                writer.writerows(table)
+            else:
+                file.writelines(json.dumps(row) + "\n" for row in table)
+
+
+LEARN = ["--num_train_epochs", 8, "--learning_rate", "1e-2", "--eval_strategy", "no", "--save_strategy", "no"]
+
+
+def test_table__of_class_names_and_pictures_without_a_label(call, short, folder, tmp_path, log):
+    write_table(folder, lambda colour, number: {"what": "" if number == 3 else colour.upper()})
+    call(finetune_command, *short, *LEARN, "--label_column", "what")
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert results["eval_accuracy"] == 1.0
+    assert "3 of 24 images" in log()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["num_images"] == 21
+    assert MAEForImageClassification.from_pretrained(tmp_path / "out").config.label2id["RED"] == 2
+
+
+def test_table__of_several_labels_an_image(call, short, folder, tmp_path):
+    def labels(colour, number):
+        return {"labels": {"blue": ["cold"], "green": ["cold", "plant"], "red": []}[colour]}
+
+    write_table(folder, labels, "metadata.jsonl")
+    call(finetune_command, *short, *LEARN, "--mixup", 0.2)
+    model = MAEForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.problem_type == "multi_label_classification"
+    assert model.config.id2label == {0: "cold", 1: "plant"}
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert results["eval_mean_average_precision"] == pytest.approx(1)
+    assert results["eval_f1"] > 0.9
+    assert results["eval_average_precision_plant"] == pytest.approx(1)
+    arguments = ["--model_name_or_path", tmp_path / "out", "--data", folder, "--eval_only"]
+    call(finetune_command, *arguments, "--output_dir", tmp_path / "eval")
+    again = json.loads((tmp_path / "eval" / "evaluation.json").read_text())["metrics"]
+    assert again["eval_f1"] == pytest.approx(results["eval_f1"], abs=1e-4)
+
+
+def test_table__of_numbers_in_their_own_unit(call, short, folder, tmp_path):
+    write_table(folder, lambda colour, number: {"age": {"blue": 1000.5, "green": 2000.5, "red": 3000.5}[colour]})
+    printed = call(finetune_command, *short[:-6], "--per_device_train_batch_size", 8, *LEARN, "--label_column", "age")
+    assert "1 number(s)" in printed
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert results["eval_r2"] > 0.9
+    assert results["eval_mae"] < 250
+    assert results["eval_mae_age"] == pytest.approx(results["eval_mae"])
+    arguments = ["--model_name_or_path", tmp_path / "out", "--data", folder, "--label_column", "age", "--eval_only"]
+    call(finetune_command, *arguments, "--output_dir", tmp_path / "eval")
+    again = json.loads((tmp_path / "eval" / "evaluation.json").read_text())["metrics"]
+    assert again["eval_mae"] == pytest.approx(results["eval_mae"], rel=1e-3)
+    row = read_predictions(tmp_path / "eval")[0]
+    assert float(row["age"]) == pytest.approx(float(row["label"]), abs=1000)
+
+
+def test_numbers__are_neither_cut_nor_weighted(call, short, folder):
+    write_table(folder, lambda colour, number: {"label": number + 0.5})
+    with pytest.raises(ValueError, match="`cutmix` needs classes"):
+        call(finetune_command, *short, "--cutmix", 1)
+    with pytest.raises(ValueError, match="`class_weights` needs classes"):
+        call(finetune_command, *short, "--class_weights", "balanced", "--overwrite_output_dir")
+
+
+def test_balanced_weights__make_rare_classes_count(call, pretrained, folder, tmp_path):
+    for path in [*(folder / "train" / "red").iterdir()][1:]:
+        path.unlink()
+    labels = np.repeat([0, 1, 2], [8, 8, 1])
+    weights = balanced_weights(labels, "single_label_classification", 3)
+    assert [
+        weights[labels == each].sum() if False else float(weights[each] * (labels == each).sum()) for each in range(3)
+    ] == (pytest.approx([17 / 3] * 3))
+    several = balanced_weights(
+        np.array([[1, 0], [1, 0], [1, 1], [0, 0]], dtype=np.float32), "multi_label_classification", 2
+    )
+    assert several.tolist() == pytest.approx([1 / 3, 3])
+    logits, target = torch.tensor([[2.0, 0, 0], [0, 1, 0]]), torch.tensor([0, 2])
+    each = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    expected = (each * torch.tensor([1.0, 3.0])).mean()
+    torch.testing.assert_close(weighted_loss(logits, target, torch.tensor([1.0, 2, 3]), 0.0), expected)
+    arguments = [
+        "--model_name_or_path",
+        pretrained,
+        "--data",
+        folder,
+        "--output_dir",
+        tmp_path / "out",
+        "--max_steps",
+        1,
+    ]
+    call(finetune_command, *arguments, "--class_weights", "balanced", "--per_device_train_batch_size", 8)
+
+
+def test_values__become_labels_of_the_kind_that_they_look_like():
+    classes, names = encode_labels(["dog", None, "cat", "dog"])
+    assert (classes.tolist(), names) == ([1, -1, 0, 1], ["cat", "dog"])
+    assert encode_labels([3, 0, None])[0].tolist() == [3, 0, -1]
+    assert encode_labels(["3", "0", ""], from_text=True)[0].tolist() == [3, 0, -1]
+    several, names = encode_labels([["b", "a"], [], None])
+    assert names == ["a", "b"]
+    assert several[:2].tolist() == [[1, 1], [0, 0]]
+    assert np.isnan(several[2]).all()
+    texts, names = encode_labels(["b; a", "b"], "multi_label_classification", from_text=True)
+    assert (texts.tolist(), names) == ([[1, 1], [0, 1]], ["a", "b"])
+    assert encode_labels(["0.5", "2"], from_text=True)[0].tolist() == [[0.5], [2]]
+    assert encode_labels(["1", "2"], "regression", from_text=True)[0].tolist() == [[1], [2]]
+    columns, names = encode_labels([["0", "1"], ["1", ""]], columns=["mass", "fluid"], from_text=True)
+    assert names == ["mass", "fluid"]
+    assert columns[0].tolist() == [0, 1]
+    assert np.isnan(columns[1, 1])
+    with pytest.raises(ValueError, match="`problem_type` must be one of"):
+        encode_labels(["a"], "classes")
+    with pytest.raises(ValueError, match="must hold numbers"):
+        encode_labels(["high"], "regression")
+
+
+def test_alignment__goes_by_name_and_keeps_what_has_no_label(folder):
+    images = open_images(str(folder), "test")
+    images.labels[:2] = -1
+    align_all_labels(images, ["red", "brown", "green", "blue"])
+    assert images.labels.tolist() == [-1] * 2 + [3] * 2 + [2] * 4 + [0] * 4
+    images.labels = np.array([[1, 0]] * 11 + [[np.nan] * 2], dtype=np.float32)
+    images.label_names = ["b", "a"]
+    align_all_labels(images, ["a", "b", "c"])
+    assert images.labels[0].tolist() == [0, 1, 0]
+    assert has_label(images).tolist() == [True] * 11 + [False]
+    with pytest.raises(ValueError, match="lack: b"):
+        align_all_labels(images, ["a", "c"])
+
+
+def test_figures__worked_out_by_hand():
+    # Ranks of the hits: 1 and 3, so (1/1 + 2/3) / 2.
+    assert average_precision(np.array([0.9, 0.8, 0.7, 0.1]), np.array([1, 0, 1, 0])) == pytest.approx(5 / 6)
+    # Equal scores share the rank 3, at which two of three are hits.
+    assert average_precision(np.array([0.5, 0.5, 0.5]), np.array([1, 0, 1])) == pytest.approx(2 / 3)
+    assert np.isnan(average_precision(np.array([0.5]), np.array([0])))
+    scores = np.array([[0.9, 0.2], [0.8, 0.6], [0.1, 0.7]])
+    figures = multi_label_figures(scores, np.array([[1, 0], [0, 1], [0, 0]]))
+    assert figures == pytest.approx({"mean_average_precision": (1 + 1 / 2) / 2, "f1": 2 * 2 / 6, "f1_by_class": 2 / 3})
+    numbers = regression_figures(np.array([[1.0], [2], [4]]), np.array([[1.0], [2], [3]]))
+    assert numbers == pytest.approx({"mae": 1 / 3, "r2": 1 - 1 / 2})
