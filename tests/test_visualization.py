@@ -164,6 +164,24 @@ def test_command__draws_pictures_of_its_users(checkpoint, photos, output, tmp_pa
     assert PIL.Image.open(path).size == (3 * (176 + 4), 16 + 3 * (176 + 4))
 
 
+@pytest.mark.parametrize("output", COMMANDS)
+def test_command__turns_pictures_as_their_orientation_says(checkpoint, output, tmp_path):
+    lying, exif = PIL.Image.new("RGB", (64, 64), "blue"), PIL.Image.Exif()
+    lying.paste("red", (0, 0, 32, 64))  # red on the left, to be seen after a quarter turn to the right
+    exif[0x0112] = 6
+    lying.save(tmp_path / "turned.png", exif=exif)
+    COMMANDS[output]([checkpoint(), str(tmp_path / "turned.png"), "--output", str(tmp_path / output)], prog="hf-mae")
+    sheet = PIL.Image.open(tmp_path / output)
+    (red, _, blue), (lower_red, _, lower_blue) = sheet.getpixel((60, 30)), sheet.getpixel((60, 135))
+    assert red > 200 > 50 > blue
+    assert lower_blue > 200 > 50 > lower_red
+
+
+def test_command__names_a_picture_that_is_missing(checkpoint, photos):
+    with pytest.raises(OSError, match="no picture nowhere.png"):
+        reconstruct_command([checkpoint(), *photos, "nowhere.png"], prog="hf-mae")
+
+
 def test_reconstruct__hides_what_seed_and_ratio_say(checkpoint, photos, tmp_path):
     folder, sheets = checkpoint(), {}
     for name, flags in {"0": [], "0 again": [], "1": ["--seed", "1"], "half": ["--mask_ratio", "0.5"]}.items():

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageOps
 import torch
 
 from ..data.sampling import spread_indices
@@ -234,10 +233,12 @@ def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, torch.Ten
     return processor, processor(_pictures(args.images, args.num_images), return_tensors="pt").pixel_values
 
 
-def _pictures(paths: Sequence[str], num_images: int) -> list[PIL.Image.Image]:
-    """Opens pictures, turned as their EXIF orientation says; without paths, some of the embedded images."""
+def _pictures(paths: list[str], num_images: int) -> list:
+    """Returns what the image processor opens: the paths, or without any, some of the embedded images."""
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise OSError(f"There is no picture {missing[0]}.")
     if paths:
-        return [PIL.ImageOps.exif_transpose(PIL.Image.open(path)) for path in paths]
+        return paths
     embedded = open_images(split="test")
     return [embedded[index] for index in spread_indices(embedded, num_images)]
 
