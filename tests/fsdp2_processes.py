@@ -43,8 +43,7 @@ def train(model, optimizer, steps, infinite=()):
         loss = model(pixel_values[share], noise=noise[share]).loss
         loss = loss * float("inf") if step in infinite and rank == world_size - 1 else loss
         loss.backward()
-        guard.check(loss.detach())
-        optimizer.step()
+        guard.step(loss.detach())
         optimizer.zero_grad()
         results.append(guard.read()[0])
     return results
@@ -72,7 +71,7 @@ def main(folder: Path):
     again = train(resumed, its_optimizer, range(4, 6))
     assert again == results[4:]
     assert all(torch.equal(tensor, whole(resumed)[name]) for name, tensor in whole(model).items())
-    load_weights(checkpoint, resumed)  # as a run does that goes back
+    load_weights(checkpoint, resumed)  # as a rollback does
     stored = load_file(checkpoint / "model.safetensors")
     for name, tensor in whole(resumed).items():
         assert torch.equal(tensor, stored[name])

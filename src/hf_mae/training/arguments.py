@@ -76,7 +76,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default, text = action.default, (action.help or "").rstrip()
-        if default in (None, argparse.SUPPRESS, False) or default == [] or "Default:" in text:
+        if default is None or default is False or default in (argparse.SUPPRESS, []) or "Default:" in text:
             return text
         return f"{text} Default: {str(default).replace('%', '%%')}."
 
@@ -109,7 +109,8 @@ def parse_arguments(
     for name in ("--recipe", "--data"):
         first.add_argument(name)
     chosen, _ = first.parse_known_args(argv)
-    recipe = chosen.recipe or (None if chosen.data else sample_recipe)
+    wants_help = bool({"-h", "--help"} & set(argv))  # which shows the defaults for images of one's own
+    recipe = chosen.recipe or (None if chosen.data or wants_help else sample_recipe)
     if recipe is not None:
         parser.set_defaults(**load_recipe(recipe, arguments_class))
         for action in parser._actions:  # what a recipe gives need not be given again

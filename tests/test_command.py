@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""The command `hf-mae`: help, recipes, mistakes. What the commands do is tested with the functions that do it."""
+
+import importlib
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+from conftest import SMALL
+from transformers.hf_argparser import HfArg
+
+import hf_mae_command
+from hf_mae.training.arguments import RECIPES, config_changes, in_flags, load_recipe, parse_arguments, recipe_of
+from hf_mae.training.pretraining_settings import PretrainingSettings
+
+
+def hf_mae(capsys, *arguments):
+    """Runs the command in this process and returns its exit status and what it printed."""
+    try:
+        hf_mae_command.main([str(argument) for argument in arguments])
+        status = 0
+    except SystemExit as error:
+        status = error.code or 0
+    captured = capsys.readouterr()
+    return status, captured.out + captured.err
+
+
+def test_help__lists_the_commands_without_loading_torch():
+    code = "import sys, hf_mae_command as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("pretrain", "finetune", "probe", "segment", "features", "reconstruct", "attention", "convert", "push"):
+        assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("command", hf_mae_command.COMMANDS)
+def test_help__of_each_command_is_short_and_grouped(capsys, command):
+    status, printed = hf_mae(capsys, command, "--help")
+    assert status == 0
+    assert f"usage: hf-mae {command}" in printed
+    assert len(printed.splitlines()) < 110
+    assert max(map(len, printed.splitlines())) <= 120
+    assert "Nothing:" not in printed
+
+
+def test_commands__are_functions_that_exist():
+    for target, _ in hf_mae_command.COMMANDS.values():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+MISTAKES = {
+    "no such command": (["pretran"], "Did you mean pretrain?"),
+    "no images": (["pretrain", "--data", "{tmp}"], "no images"),
+    "no such data": (["pretrain", "--data", "no/such-data"], "'no/such-data'"),
+    "no such flag": (["pretrain", "--max_stepps", "3"], "There is no argument --max_stepps. Did you mean --max_steps?"),
+    "no number": (["pretrain", "--max_steps", "many"], "argument --max_steps"),
+    "no such recipe": (["pretrain", "--recipe", "imagenet"], "neither a file nor one of"),
+    "no such setting": (["pretrain", "--recipe", "{tmp}/recipe.yaml"], "settings that do not exist: epochs"),
+    "no such field": (["pretrain", "--config_overrides", "hiden_size=3"], "--config_overrides: MAEConfig has no field"),
+    "out of range": (["pretrain", "--logging_steps", "0"], "--logging_steps must be at least 1, got 0."),
+    "no such tracker": (["pretrain", "--report_to", "paper"], "--report_to paper: Accelerate knows no such tracker"),
+    "no checkpoint": (["features", "--model_name_or_path", "{tmp}"], ""),
+    "no weights": (["convert", "{tmp}/no.pth", "{tmp}/out"], "no.pth"),
+    "nothing to push": (["push", "{tmp}"], "config.json"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes__end_in_one_line_and_status_2(capsys, tmp_path, mistake):
+    (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
+    arguments, words = MISTAKES[mistake]
+    output = ["--output_dir", tmp_path / "run"] if arguments[0] == "pretrain" else []
+    status, printed = hf_mae(capsys, *(argument.format(tmp=tmp_path) for argument in arguments), *output)
+    assert status == 2
+    assert words in printed
+    assert "Traceback" not in printed
+    assert printed.strip().splitlines()[-1].startswith("hf-mae")
+
+
+def test_traceback__is_shown_when_asked_for(capsys):
+    with pytest.raises(OSError, match="no/such-data"):
+        hf_mae(capsys, "pretrain", "--data", "no/such-data", "--traceback")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+@dataclass
+class Group:
+    """Group of settings."""
+
+    one: float = HfArg(default=1.0, help="First.")
+    two: list[int] | None = HfArg(default=None, help="Second.")
+
+
+@dataclass
+class Settings(Group):
+    """Settings of a test."""
+
+    data: str | None = HfArg(default=None, help="Third.")
+    flag: bool = HfArg(default=True, help="Fourth.")
+
+
+def parse(*argv, **kwargs):
+    return parse_arguments(Settings, argv, prog="test", description="A test.", **kwargs)
+
+
+def test_arguments__flags_override_a_recipe_which_overrides_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("one: 1e-3\ntwo: [1, 2]\nflag: false\n")
+    assert parse() == Settings()
+    assert parse("--recipe", str(recipe)) == Settings(1e-3, [1, 2], None, False)
+    assert parse("--two", "3", "--recipe", str(recipe), "--flag", "true") == Settings(1e-3, [3], None, True)
+
+
+def test_arguments__sample_recipe_is_for_the_embedded_images(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("one: 5\n")
+    assert parse(sample_recipe=str(recipe)).one == 5
+    assert parse("--data", "folder", sample_recipe=str(recipe)).one == 1
+    assert parse("--data=folder", sample_recipe=str(recipe)).one == 1
+
+
+def test_help__has_groups_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    printed = capsys.readouterr().out
+    assert "Group of settings:\n  --one FLOAT" in printed
+    assert "First. Default: 1.0." in printed
+    assert "--no_flag" not in printed
+
+
+def test_recipes__of_the_package_are_found_by_name():
+    recipes = [path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.yaml")]
+    assert len(recipes) > 20
+    settings = load_recipe("ablations/mask_90", PretrainingSettings)
+    assert settings["mask_ratio"] == 0.9
+    assert load_recipe("pretrain_imagenet", PretrainingSettings)["effective_batch_size"] == 4096
+
+
+def test_recipe__has_what_differs_from_the_defaults():
+    settings = PretrainingSettings(config_overrides=SMALL, max_steps=3, hub_model_id="me/mine")
+    recipe = recipe_of(settings, {"max_steps"})
+    assert recipe == {"config_overrides": SMALL}
+    assert PretrainingSettings(**load_recipe(recipe, PretrainingSettings)).config_overrides == SMALL
+
+
+def test_messages__name_flags_where_there_are_some():
+    parse()
+    assert in_flags("`one` must be positive, see `no_such_thing` and `pip install x`.") == (
+        "--one must be positive, see `no_such_thing` and `pip install x`."
+    )
+
+
+def test_config_overrides__as_a_text_or_a_mapping():
+    expected = {"hidden_size": 128, "image_size": [98, 126], "qkv_bias": False, "layer_norm_eps": 1e-5}
+    assert config_changes("hidden_size=128,image_size=[98,126],qkv_bias=false,layer_norm_eps=1e-5") == expected
+    assert config_changes(expected) == expected
+    assert config_changes(None) == {}
+    for wrong in ("hiden_size=3", "hidden_size", "hidden_size=wide", "hidden_size=[1"):
+        with pytest.raises(ValueError, match="`config_overrides`: "):
+            config_changes(wrong)

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from hf_mae import MAEForPreTraining, MAEImageProcessor
+from hf_mae.training.checkpointing import (
+    check_output_dir,
+    delete_run,
+    latest_checkpoint,
+    load_optimizer,
+    load_training_state,
+    load_weights,
+    save_checkpoint,
+)
+from hf_mae.training.optimization import (
+    LARS,
+    default_effective_batch_size,
+    learning_rate_at,
+    parameter_groups,
+    scaled_learning_rate,
+)
+from hf_mae.training.run_log import MetricsLog, Throughput, UnreadableImages, run_record
+from hf_mae.training.step_guard import StepGuard, StopSignals
+
+RECIPE = {"data": None, "seed": 0}
+
+
+def make(tiny_model):
+    model = tiny_model().train()
+    return model, torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3)
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(step))
+        pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(pixels, noise=noise).loss.backward()
+        optimizer.step()
+
+
+def save(folder, step, model, optimizer, **kwargs):
+    return save_checkpoint(folder, step, model, MAEImageProcessor(), optimizer, {"recipe": RECIPE}, **kwargs)
+
+
+def test_checkpoint__resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    train(model, optimizer, range(3))
+    checkpoint = save(tmp_path, 3, model, optimizer)
+    train(model, optimizer, range(3, 6))
+
+    resumed = MAEForPreTraining.from_pretrained(checkpoint).train()
+    fresh = torch.optim.AdamW(parameter_groups(resumed, 0.05), lr=1e-3)
+    load_optimizer(checkpoint, resumed, fresh)
+    assert load_training_state(checkpoint)["step"] == 3
+    train(resumed, fresh, range(3, 6))
+    for ours, theirs in zip(resumed.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.requires_grad == theirs.requires_grad
+        if ours.requires_grad:
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                assert torch.equal(fresh.state[ours][key], optimizer.state[theirs][key])
+
+
+def damage_manifest(checkpoint, change):
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(change(manifest)))
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut weights": (lambda c: os.truncate(c / "model.safetensors", 1000), "model.safetensors has 1,000 bytes"),
+    "empty weights": (lambda c: os.truncate(c / "model.safetensors", 0), "model.safetensors has 0 bytes"),
+    "flipped bit in weights": (lambda c: flip(c / "model.safetensors", -1), "content of model.safetensors is not what"),
+    "flipped bit in optimizer": (lambda c: flip(c / "optimizer.safetensors", 9), "content of optimizer.safetensors"),
+    "no weights": (lambda c: (c / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no configuration": (lambda c: (c / "config.json").unlink(), "config.json is missing"),
+    "a folder for a file": (lambda c: (c / "config.json").rename(c / "x") and (c / "config.json").mkdir(), "missing"),
+    "changed state": (lambda c: (c / "training_state.json").write_text("{}"), "training_state.json has 2 bytes"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "manifest.json can't be read"),
+    "cut manifest": (lambda c: os.truncate(c / "manifest.json", 20), "manifest.json can't be read"),
+    "binary manifest": (lambda c: (c / "manifest.json").write_bytes(b"\xff\x00"), "manifest.json can't be read"),
+    "empty manifest": (lambda c: damage_manifest(c, lambda m: {}), "manifest.json names no training_state.json"),
+    "list for a manifest": (lambda c: damage_manifest(c, list), "manifest.json can't be read"),
+    "manifest without weights": (
+        lambda c: damage_manifest(c, lambda m: {n: e for n, e in m.items() if not n.startswith("model.")}),
+        "manifest.json names no model*.safetensors",
+    ),
+    "manifest without sizes": (lambda c: damage_manifest(c, lambda m: dict.fromkeys(m)), "can't be read (TypeError"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_checkpoint__broken_is_refused_with_the_reason_and_the_one_before_used(tiny_model, tmp_path, damage, caplog):
+    model, optimizer = make(tiny_model)
+    train(model, optimizer, range(1))
+    good, bad = save(tmp_path, 5, model, optimizer), save(tmp_path, 10, model, optimizer)
+    assert latest_checkpoint(tmp_path) == bad
+    break_it, reason = DAMAGES[damage]
+    break_it(bad)
+    logging.get_logger("hf_mae").addHandler(caplog.handler)
+    assert latest_checkpoint(tmp_path) == good
+    logging.get_logger("hf_mae").removeHandler(caplog.handler)
+    assert "checkpoint-10 is broken and not used" in caplog.text
+    assert reason in caplog.text
+    assert save(tmp_path, 10, model, optimizer) == latest_checkpoint(tmp_path)  # and is mended when it is due again
+
+
+def test_checkpoint__a_full_disk_leaves_the_one_before(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    good = save(tmp_path, 5, model, optimizer)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for limit in (10, 20_000, (good / "model.safetensors").stat().st_size - 1):  # bytes that a file may have
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(
+                OSError, match=r"checkpoint-10 could not be saved: .*intact \(checkpoint-5\). Make room"
+            ):
+                save(tmp_path, 10, model, optimizer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+        assert latest_checkpoint(tmp_path) == good
+    signal.signal(signal.SIGXFSZ, before)
+    assert save(tmp_path, 10, model, optimizer) == latest_checkpoint(tmp_path)
+
+
+def test_checkpoint__what_a_killed_save_left_is_cleared_away(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    for name in (".checkpoint-10.partial", ".checkpoint-5.removed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    assert latest_checkpoint(tmp_path) is None
+    save(tmp_path, 10, model, optimizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def test_checkpoint__a_complete_one_is_not_written_again(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    inode = save(tmp_path, 10, model, optimizer).stat().st_ino
+    assert save(tmp_path, 10, model, optimizer).stat().st_ino == inode  # nothing to lose if killed meanwhile
+
+
+def test_checkpoint__weights_go_back_into_the_model(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    checkpoint = save(tmp_path, 3, model, optimizer)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, optimizer, range(2))
+    load_weights(checkpoint, model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_fsdp2__saves_in_shards_and_goes_on_bit_for_bit(tmp_path, processes):
+    """And any number of processes can take over; bad steps are left out; the evaluation is the same in all."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    worker = Path(__file__).parent / "fsdp2_processes.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run([*command, worker, tmp_path], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = latest_checkpoint(tmp_path)
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {f"optimizer-{n + 1:05}-of-{processes:05}.safetensors" for n in range(processes)} < names
+    assert {"model.safetensors", "modeling_mae.py", "configuration_mae.py", "image_processing_mae.py"} < names
+    results, evaluated = json.loads((tmp_path / "results.json").read_text())
+    assert [result["skipped"] for result in results] == [0, 1, 0, 0, 0, 0]
+    assert set(evaluated) == {"eval_loss", "knn_accuracy"}
+
+    model = MAEForPreTraining.from_pretrained(checkpoint).train()  # one process takes over
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+    load_optimizer(checkpoint, model, optimizer)
+    guard = StepGuard(optimizer, max_grad_norm=1.0)
+    for step, expected in ((4, results[4]), (5, results[5])):
+        generator = torch.Generator().manual_seed(step)
+        loss = model(torch.randn(6, 1, 28, 28, generator=generator), noise=torch.rand(6, 16, generator=generator)).loss
+        loss.backward()
+        guard.step(loss.detach())
+        optimizer.zero_grad()
+        values, _ = guard.read()
+        assert values["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert values["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bad steps and stop signals
+
+
+OPTIMIZERS = {
+    "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=True),
+    "not fused": lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=False),
+    "LARS": lambda groups: LARS(groups, lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("what", ["loss nan", "loss inf", "gradient nan", "gradient inf"])
+def test_guard__leaves_out_bad_steps_alone(tiny_model, what, kind):
+    """With every kind of optimizer: only torch's fused ones can leave out a step by themselves."""
+    model = tiny_model().train()
+    optimizer = OPTIMIZERS[kind](parameter_groups(model, 0.05))
+    guard = StepGuard(optimizer)
+    tried = []
+    for step in range(6):
+        loss = model(torch.randn(2, 3, 32, 32)).loss
+        loss.backward()
+        place, value = what.split()
+        if step in (2, 3):
+            loss = loss * float(value) if place == "loss" else loss
+            if place == "gradient":
+                model.mae.layernorm.weight.grad[3] = float(value)
+        before = [parameter.clone() for parameter in model.parameters()]
+        guard.step(loss)
+        optimizer.zero_grad()
+        tried.append(all(map(torch.equal, before, model.parameters())))
+    assert tried == [False, False, True, True, False, False]
+    assert {int(state["step"]) for state in optimizer.state.values() if "step" in state} <= {4}
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    values, longest = guard.read()
+    assert (values["skipped"], longest) == (2, 2)
+    assert 0 < values["loss"] < 10
+    assert values["grad_norm"] > 0
+    assert guard.read() == ({"skipped": 0}, 0)
+
+
+def test_guard__clips_as_torch_does_and_changes_nothing_else(tiny_model):
+    results = []
+    for guarded in (False, True):
+        torch.manual_seed(0)
+        model = tiny_model().train()
+        optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+        guard = StepGuard(optimizer, max_grad_norm=0.1)
+        for _ in range(3):
+            loss = model(torch.randn(2, 3, 32, 32)).loss
+            loss.backward()
+            if guarded:
+                guard.step(loss)
+            else:
+                # In the optimizer's order, in which the guard sums the norm: the last bit depends on it.
+                torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.1)
+                optimizer.step()
+            optimizer.zero_grad()
+        results.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
+    assert torch.equal(*results)
+
+
+def test_stop_signals__first_is_noted_second_ends_at_once():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    with StopSignals() as signals:
+        assert signals.number == 0
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.number == signal.SIGUSR1
+        with pytest.raises(KeyboardInterrupt, match="last checkpoint stays"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert {number: signal.getsignal(number) for number in numbers} == before
+
+
+def test_checkpoint__total_limit_keeps_the_newest(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    for step in (9, 10, 100):
+        save(tmp_path, step, model, optimizer, save_total_limit=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
+
+
+def test_checkpoint__total_limit_does_not_take_a_broken_later_one_for_the_newest(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    for step in (5, 10):
+        save(tmp_path, step, model, optimizer, save_total_limit=2)
+    (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoint-99").write_text("no folder")
+    good = save(tmp_path, 7, model, optimizer, save_total_limit=1)
+    assert latest_checkpoint(tmp_path) == good
+    assert not (tmp_path / "checkpoint-5").exists()
+
+
+def test_checkpoint__holds_no_pickle(tiny_model, tmp_path):
+    model, optimizer = make(tiny_model)
+    train(model, optimizer, range(1))
+    suffixes = {path.suffix for path in save(tmp_path, 1, model, optimizer).iterdir()}
+    assert suffixes == {".json", ".py", ".safetensors"}
+
+
+def test_output_dir__of_another_run_is_refused(tiny_model, tmp_path):
+    assert check_output_dir(tmp_path / "new", RECIPE, resume=True) is None
+    checkpoint = save(tmp_path, 5, *make(tiny_model))
+    assert check_output_dir(tmp_path, RECIPE, resume=True) == checkpoint
+    with pytest.raises(ValueError, match=r"holds another run. It differs in\s+seed: 0 there, 1 now\s+Choose another"):
+        check_output_dir(tmp_path, {**RECIPE, "seed": 1}, resume=True)
+    with pytest.raises(ValueError, match="holds a run at checkpoint-5, and `resume` is never"):
+        check_output_dir(tmp_path, RECIPE, resume=False)
+    (tmp_path / "mine.txt").write_text("keep")
+    delete_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a model or broken checkpoints, but none to go on from"):
+        check_output_dir(tmp_path, RECIPE, resume=True)
+    with pytest.raises(ValueError, match="is a file"):
+        check_output_dir(tmp_path / "mine.txt", RECIPE, resume=True)
+
+
+def test_metrics__of_steps_taken_again_are_dropped(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in (10, 20, 30):
+        log.write(step, loss=1 / step)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    log = MetricsLog(tmp_path, step=20)
+    log.write(30, loss=0.5, knn_accuracy=0.25)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert log.last() == {"step": 30, "loss": 0.5, "knn_accuracy": 0.25}
+
+
+def test_metrics__that_are_no_numbers_are_left_out(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path)
+    log.write(1, loss=float("nan"), grad_norm=float("inf"), skipped=1)
+    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "disk full")))
+    log.write(2, loss=1.0)  # is no reason to end a run
+    monkeypatch.undo()
+    (tmp_path / "metrics.jsonl").write_bytes((tmp_path / "metrics.jsonl").read_bytes() + b"\x00\xff\n[1]\n")
+    assert MetricsLog(tmp_path, 1).last() == {"step": 1, "skipped": 1}
+
+
+def test_unreadable__are_counted_once_named_and_limited(tmp_path):
+    log = UnreadableImages(tmp_path, 10, max_share=0.2)
+    assert log.add({"a.png": "cut", "caf\udce9.png": "empty"}) == ["a.png\tcut", "caf\udce9.png\tempty"]
+    assert log.add({"a.png": "cut"}) == []
+    assert log.problem() is None
+    log = UnreadableImages(tmp_path, 10, max_share=0.2)  # a resumed run
+    assert len(log) == 2
+    assert log.add({"a.png": "cut"}) == []
+    log.add({"c.png": "cut"})
+    assert "3 of 10 images can't be read, more than `max_unreadable` 0.2 allows" in log.problem()
+    assert (tmp_path / "unreadable.txt").read_bytes().splitlines()[1] == b"caf\xe9.png\tempty"
+
+
+def test_throughput__does_not_count_pauses_and_gives_advice_once():
+    throughput = Throughput()
+    with throughput.excluded():
+        time.sleep(0.2)
+    with throughput.waiting():
+        time.sleep(0.1)
+    values = throughput.read(100)
+    assert 0.9 < values["data_wait"] <= 1
+    assert values["images_per_second"] > 100 / 0.2  # nearly 1000, but for a busy machine
+    assert throughput.advice(2, 1) is None  # the first includes the start of workers
+    with throughput.waiting():
+        time.sleep(0.01)
+    throughput.read(1)
+    assert "waiting for data. What helps: `dataloader_num_workers` above 2" in throughput.advice(2, 1)
+    assert throughput.advice(2, 1) is None
+
+
+def test_record__can_be_written_as_json():
+    record = json.loads(json.dumps(run_record(RECIPE)))
+    assert record["recipe"] == RECIPE
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_learning_rate__rises_and_falls_once():
+    rates = [learning_rate_at(step, 100, 10, 1.0) for step in range(101)]
+    assert rates[0] == 0
+    assert rates[5] == 0.5
+    assert max(rates) == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert learning_rate_at(0, 10, 0, 1.0) == 1.0
+    assert scaled_learning_rate(1.5e-4, 4096) == pytest.approx(2.4e-3)
+
+
+def test_effective_batch__follows_from_the_images_alone():
+    sizes = {10: 32, 1000: 32, 3000: 128, 50_000: 2048, 1_281_167: 4096}
+    assert {images: default_effective_batch_size(images) for images in sizes} == sizes
+
+
+def test_parameter_groups__decay_all_but_one_dimensional_tensors(tiny_model):
+    model = tiny_model()
+    decayed, others = parameter_groups(model, 0.05)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
+    assert {names[id(p)].rpartition(".")[2] for p in decayed["params"]} == {"weight", "cls_token", "mask_token"}
+    assert all(p.ndim == 1 for p in others["params"])
+    assert sum(p.requires_grad for p in model.parameters()) == len(decayed["params"]) + len(others["params"])
