@@ -4,6 +4,8 @@
 
 import json
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import PLAIN
@@ -12,11 +14,11 @@ from safetensors.torch import load_file
 pytest.importorskip("kornia")
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor
-from hf_mae.data.augmentation import BatchAugmentation, RandomAugmentation
+from hf_mae.data.augmentation import BatchAugmentation, RandomAugmentation, RandomOrientation
 from hf_mae.data.datasets import ClassificationDataset, align_labels, check_labels, collate_labelled
 from hf_mae.data.sources import open_images
-from hf_mae.evaluation.probing import probe_command
-from hf_mae.training.classification import finetune_command
+from hf_mae.evaluation.probing import ProbingTrainer, probe_command
+from hf_mae.training.classification import ClassificationTrainer, finetune_command
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Fine-tuning
@@ -136,6 +138,73 @@ def test_random_augmentation__changes_the_picture_keeps_its_kind(num_channels):
             RandomAugmentation(magnitude=magnitude)
 
 
+def test_random_augmentation__works_on_the_range_of_the_data():
+    """12 bits in a file of 16 are the same picture at a sixteenth of the values."""
+    augment, image = RandomAugmentation(3, magnitude=9), torch.rand(3, 24, 24) * 255
+    image.view(-1)[:2] = torch.tensor([0.0, 255])  # the whole range
+    changed = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        full = augment(image)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(augment(image / 16), full / 16, rtol=1e-3, atol=0.02)
+        changed += not torch.equal(full, image)
+    assert changed > 6
+    constant = torch.full((3, 8, 8), 3.0)
+    assert torch.equal(augment(constant), constant)
+
+
+def test_random_orientation__reaches_each_orientation_equally():
+    image = torch.arange(9.0).view(1, 3, 3)
+    counts = {}
+    for _ in range(800):
+        turned, mask = RandomOrientation(True, True, True)(image, image[0])
+        assert torch.equal(turned[0], mask)
+        counts[tuple(mask.flatten().tolist())] = counts.get(tuple(mask.flatten().tolist()), 0) + 1
+    assert len(counts) == 8
+    assert min(counts.values()) > 60
+    wide = torch.arange(6.0).view(1, 2, 3)
+    results = {tuple(RandomOrientation(rotate90=True)(wide).flatten().tolist()) for _ in range(40)}
+    assert results == {(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0)}
+    assert torch.equal(RandomOrientation()(wide), wide)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--no_horizontal_flip"], ["--no_horizontal_flip", "--vertical_flip"], ["--rotate90"]]
+)
+@pytest.mark.parametrize("command", [finetune_command, probe_command])
+def test_orientation__is_a_setting_of_every_command(call, pretrained, folder, tmp_path, monkeypatch, command, flags):
+    """Pictures are bright at the left and above: where a crop is brightest shows how it was turned."""
+    gradient = np.add.outer(np.linspace(120, 0, 40), np.linspace(60, 0, 40))
+    for path in (folder / "train").rglob("*.png"):
+        PIL.Image.fromarray(np.repeat(gradient[..., None], 3, axis=2).astype(np.uint8)).save(path)
+    seen = set()
+
+    def compute_loss(trainer, model, inputs, *args, **kwargs):
+        rows, columns = (inputs["pixel_values"].float().mean(dim=(1, axis)) for axis in (3, 2))
+        up, left = rows[:, 0] > rows[:, -1], columns[:, 0] > columns[:, -1]
+        taller = (rows[:, 0] - rows[:, -1]).abs() > (columns[:, 0] - columns[:, -1]).abs()
+        if model.training:
+            seen.update(zip(up.tolist(), left.tolist(), taller.tolist(), strict=True))
+        return original(trainer, model, inputs, *args, **kwargs)
+
+    trainer_class = ClassificationTrainer if command is finetune_command else ProbingTrainer
+    original = trainer_class.compute_loss
+    monkeypatch.setattr(trainer_class, "compute_loss", compute_loss)
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "out"]
+    arguments += ["--per_device_train_batch_size", 24, "--num_train_epochs", 3, "--eval_strategy", "no"]
+    arguments += PLAIN if command is finetune_command else ["--crop_scale_min", "0.95"]
+    call(command, *arguments, *flags)
+    expected = {
+        "--no_horizontal_flip": {(True, True, True)},
+        "--vertical_flip": {(True, True, True), (False, True, True)},
+    }
+    if flags[-1] in expected:
+        assert seen == expected[flags[-1]]
+    else:
+        assert len(seen) == 8
+
+
 def test_batch_augmentation__mixes_labels_as_it_mixes_images():
     """Images are constant and tell their class, so the mean of a mixed image is its mixed label."""
     processor = MAEImageProcessor.for_image_size(16, num_channels=1)
@@ -152,6 +221,18 @@ def test_batch_augmentation__mixes_labels_as_it_mixes_images():
     plain = BatchAugmentation(processor, 5)(pixels, labels)
     assert torch.equal(plain["labels"], labels)
     torch.testing.assert_close(plain["pixel_values"], processor.rescale_and_normalize(pixels))
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_batch_augmentation__mixes_numbers_and_several_labels(settings):
+    """The value of an image is its label: 0.87 stays a number and does not become a class."""
+    processor = MAEImageProcessor.for_image_size(16, num_channels=1, image_mean=[0.0], image_std=[1.0])
+    values = torch.linspace(0, 1, 40)
+    pixels = (255 * values).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    labels = torch.stack([values, (values > 0.5).float()], dim=1)
+    output = BatchAugmentation(processor, 2, **settings)(pixels, labels)
+    torch.testing.assert_close(output["pixel_values"].mean(dim=(1, 2, 3)), output["labels"][:, 0], rtol=1e-4, atol=1e-4)
+    assert ((output["labels"][:, 1] > 0) & (output["labels"][:, 1] < 1)).any()
 
 
 def test_batch_augmentation__erases_that_share_of_the_images():
