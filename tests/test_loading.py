@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, pipeline
@@ -130,6 +131,15 @@ def test_patch_size__that_does_not_divide_the_image_is_refused_and_changes_nothi
 # Adapters
 
 
+# Older versions do not find the trained heads of an adapter; loading must say so.
+OLD_TRANSFORMERS = pytest.mark.xfail(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+    raises=ValueError,
+    strict=False,
+    reason="no trained heads",
+)
+
+
 @pytest.fixture
 def adapter(tiny_model, tmp_path):
     """The folder of an adapter with a classifier, and the model with it."""
@@ -146,18 +156,21 @@ def adapter(tiny_model, tmp_path):
     return tmp_path / "adapter", adapted.eval()
 
 
+@OLD_TRANSFORMERS
 def test_adapter__its_folder_gives_the_base_with_the_adapter(adapter):
     folder, adapted = adapter
     loaded = MAEForImageClassification.from_pretrained(folder, num_labels=3)
     torch.testing.assert_close(loaded(PIXELS).logits, adapted(PIXELS).logits)
 
 
+@OLD_TRANSFORMERS
 def test_adapter__with_the_auto_class(adapter):
     folder, adapted = adapter
     loaded = AutoModelForImageClassification.from_pretrained(folder, num_labels=3)
     torch.testing.assert_close(loaded(PIXELS).logits, adapted(PIXELS).logits)
 
 
+@OLD_TRANSFORMERS
 def test_adapter__at_another_size(adapter):
     folder, adapted = adapter
     loaded = MAEForImageClassification.from_pretrained(folder, num_labels=3, image_size=64)

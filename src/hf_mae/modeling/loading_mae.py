@@ -170,7 +170,12 @@ class LoadingMixin:
             )
             model.resize_channels(wanted["num_channels"], channel_init)
         if adapter is not None:
-            model.load_adapter(os.fspath(adapter), adapter_kwargs=adapter_kwargs)
+            missing = model.load_adapter(os.fspath(adapter), adapter_kwargs=adapter_kwargs).missing_keys
+            if missing:  # up to transformers 5.17 trained heads of an adapter (`modules_to_save`)
+                raise ValueError(
+                    f"This version of transformers does not find {sorted(missing)[0]} in the adapter {adapter}. Load "
+                    f"{cls.__name__} from {source}, then use peft.PeftModel.from_pretrained(model, adapter)."
+                )
         return (model, info) if with_info else model
 
     def _check_loaded(self, source, stored: dict, info: dict):
