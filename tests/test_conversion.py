@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import re
+import shlex
 
 import pytest
 import torch
@@ -811,3 +812,23 @@ def test_convert__says_what_is_wrong_before_it_writes(run_folder, monkeypatch, a
     with pytest.raises(error, match=message):
         convert(*arguments)
     assert sorted(run_folder.parent.rglob("*")) == before
+
+
+def test_docs__commands_run(run_folder, official_weights, monkeypatch):
+    """In a folder with a run and an official file. The one from the Hub is left out: tests have no network."""
+    monkeypatch.chdir(run_folder.parent)
+    run_folder.rename("fashion_mnist_sample")
+    pathlib.Path("runs").mkdir()
+    pathlib.Path("fashion_mnist_sample").rename("runs/fashion_mnist_sample")
+    model = MAEForPreTraining(MAEConfig.from_preset("tiny", num_hidden_layers=12, decoder_num_hidden_layers=1))
+    hf_mae.export_checkpoint(model, "mae_pretrain_vit_base.pth", "official")
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    commands = re.search(r"```bash\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    for line in commands:
+        program, command, *arguments = shlex.split(line, comments=True)
+        assert (program, command) == ("hf-mae", "convert")
+        if not arguments[0].startswith("facebook/"):
+            convert(*arguments)
+    assert ViTModel.from_pretrained("vit-sample", add_pooling_layer=False)
+    assert MAEModel.from_pretrained("half").config.hidden_size == model.config.hidden_size
+    assert pathlib.Path("mae.pth").exists()

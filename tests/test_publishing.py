@@ -5,6 +5,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -450,6 +451,26 @@ def test_push__says_what_is_missing(saved, tmp_path):
         push(tmp_path)
     with pytest.raises(OSError, match="`evaluation`: .*no run.json"):
         push(saved, "--evaluation", tmp_path)
+
+
+def test_docs__commands_of_a_push_run(hub, saved, tmp_path, monkeypatch):
+    """In a folder with runs. Those of training, which end in "...", have tests of their own."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    saved.rename("out")
+    shutil.copytree("out", "runs/fashion_mnist_sample")
+    for name in ("probe", "classifier"):
+        Path(name).mkdir()
+        save_record(name, {"metrics": {"eval_accuracy": 0.75}})
+    page = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
+    for line in "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines():
+        program, command, *arguments = shlex.split(line, comments=True)
+        if (program, command) == ("hf-mae", "push"):
+            push(*arguments)
+    assert set(hub.repositories) == {"tester/my-mae", "me/my-mae"}
+    card = hub.repositories["me/my-mae"]["README.md"].decode()
+    assert "- Data: my images" in card
+    assert "| accuracy after fine-tuning | 0.75 |" in card
 
 
 def assert_no_token(hub, folder):
