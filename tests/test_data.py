@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+import errno
 import hashlib
 import io
 import math
@@ -17,8 +18,8 @@ from torch.utils.data import DataLoader
 import hf_mae.data.decoding
 from hf_mae.data.datasets import EvaluationDataset, PretrainingDataset, channel_statistics, collate
 from hf_mae.data.decoding import (
-    apply_orientation,
     crop_and_resize,
+    decode_unless_jpeg,
     jitter_colors,
     oriented_size,
     random_crop_box,
@@ -27,6 +28,7 @@ from hf_mae.data.decoding import (
 from hf_mae.data.sampling import SampleOrder, StepBatchSampler, check_readers, spread_indices
 from hf_mae.data.sources import FolderImages, ImageSource, open_images
 from hf_mae.modeling.image_processing_mae import MAEImageProcessor
+from hf_mae.modeling.reading_mae import UnsuitableImageError
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Crops
@@ -209,8 +211,8 @@ def test_exif_orientation__is_applied_to_crops(tmp_path, kind, orientation):
     path = tmp_path / f"turned.{kind}"
     picture(1, (8, 6)).resize((160, 120), PIL.Image.Resampling.BICUBIC).save(path, exif=exif, **options)
     expected = PIL.ImageOps.exif_transpose(PIL.Image.open(path))
-    image = apply_orientation(PIL.Image.open(path))
-    assert oriented_size(image, 3) == expected.size[::-1]
+    image = decode_unless_jpeg(PIL.Image.open(path), 3)
+    assert oriented_size(image) == expected.size[::-1]
     (crop,) = crop_and_resize(image, [(5, 11, 60, 40)], (60, 40), 3)
     assert torch.equal(crop, torch.from_numpy(np.array(expected)).permute(2, 0, 1)[:, 5:65, 11:51])
 
@@ -251,9 +253,9 @@ def test_modes__are_converted_to_colour_and_to_grey(tmp_path, mode, suffix):
         assert 50 < grey.float().mean() < 110
 
 
-def test_alpha__does_not_change_the_colours(tmp_path):
+def test_alpha__shows_white_behind_or_is_a_channel(tmp_path):
     PIL.Image.new("RGBA", (40, 30), (200, 100, 50, 0)).save(tmp_path / "clear.png")
-    assert whole(tmp_path / "clear.png")[:, 3, 3].tolist() == [200, 100, 50]
+    assert whole(tmp_path / "clear.png")[:, 3, 3].tolist() == [255, 255, 255]
     assert whole(tmp_path / "clear.png", 4)[:, 3, 3].tolist() == [200, 100, 50, 0]
 
 
@@ -349,9 +351,27 @@ def test_broken_pictures__everywhere_are_an_error_with_the_reason(tmp_path):
         (tmp_path / f"{number:02}.png").write_bytes(b"")
     with pytest.raises(OSError, match="None of 10 images tried could be read. .*03.png: Unidentified"):
         read_image(FolderImages(tmp_path), 0, lambda image: image)
+
+
+def test_unsuitable_pictures__end_a_run_by_name_and_are_not_replaced(tmp_path):
     np.save(tmp_path / "bands.npy", np.zeros((5, 30, 40), np.uint8))
-    with pytest.raises(OSError, match="channels"):  # all would fail: the model is set to another number
-        PretrainingDataset(FolderImages(tmp_path / ""), (16, 16), 4).__getitems__([(0, 3, 0)])
+    picture(1).save(tmp_path / "good.png")
+    dataset = PretrainingDataset(FolderImages(tmp_path), (16, 16), 4)
+    for workers in (0, 1):
+        loader = DataLoader(dataset, batch_sampler=[[(0, 0, 0)]], num_workers=workers, collate_fn=collate)
+        with pytest.raises(UnsuitableImageError, match="bands.npy: .*num_channels"):
+            list(loader)
+
+
+def test_too_many_open_files__are_no_broken_pictures(monkeypatch, tmp_path):
+    picture(1).save(tmp_path / "good.png")
+    images = FolderImages(tmp_path)
+
+    def fail(image):
+        raise ValueError("can't open") from OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(OSError, match="Too many open files"):
+        read_image(images, 0, fail)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

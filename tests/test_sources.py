@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import picture
 
-from hf_mae.data.sources import FolderImages, ParquetImages, open_images
+from hf_mae.data.shards import ParquetImages
+from hf_mae.data.sources import FolderImages, open_images
 
 
 def test_embedded_images__are_balanced_and_labelled():
@@ -87,13 +88,13 @@ def test_data_sets__parquet_and_arrow(tmp_path, kind):
 def test_bad_sources__say_what_is_wrong(tmp_path):
     import datasets
 
-    with pytest.raises(ValueError, match="Found no images in .*none at all.*Expected some of .bmp, .jpeg"):
+    with pytest.raises(ValueError, match="Found no images in .*none at all.*Expected images"):
         open_images(str(tmp_path))
     (tmp_path / "table.csv").write_text("a,b")
     (tmp_path / "README").write_text("hello")
     with pytest.raises(ValueError, match=r"by extension: 1 x .csv, 1 x none"):
         open_images(str(tmp_path))
-    with pytest.raises(ValueError, match="neither a folder nor a shard"):
+    with pytest.raises(ValueError, match="neither a folder, nor an image, nor a shard"):
         open_images(str(tmp_path / "table.csv"))
     with pytest.raises(OSError, match="'no/such-data' is no folder or file here, and could not be loaded"):
         open_images("no/such-data")

@@ -6,16 +6,15 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers.utils import logging
 
-from ..modeling.image_processing_mae import MAEImageProcessor, image_to_tensor, to_byte_range
-from .decoding import apply_orientation, crop_and_resize, jitter_colors, oriented_size, random_crop_box, read_image
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.reading_mae import DEFAULT_SETTINGS, ReadingSettings, fill_missing, read_stored, to_byte_range
+from .decoding import crop_and_resize, decode_unless_jpeg, jitter_colors, oriented_size, random_crop_box, read_image
+from .image_source import ImageSource
 from .sampling import spread_indices
-from .sources import ImageSource
 
 logger = logging.get_logger(__name__)
 
@@ -37,6 +36,7 @@ class PretrainingDataset(Dataset):
         horizontal_flip: bool = True,
         color_jitter: float = 0.0,
         seed: int = 0,
+        reading: ReadingSettings = DEFAULT_SETTINGS,
     ):
         """
         Args:
@@ -49,7 +49,9 @@ class PretrainingDataset(Dataset):
             horizontal_flip (`bool`, *optional*, defaults to `True`): Whether to mirror half of the crops.
             color_jitter (`float`, *optional*, defaults to 0.0): Strength of [`jitter_colors`], in [0, 1].
             seed (`int`, *optional*, defaults to 0): Seed of the run.
+            reading ([`ReadingSettings`], *optional*): How to read files, `image_processor.reading`.
         """
+        self.reading = reading
         self.images, self.seed, self.num_patches, self.epoch = images, seed, num_patches, 0
         self.image_size, self.num_channels = image_size, num_channels
         self.crop_scale, self.horizontal_flip, self.color_jitter = crop_scale, horizontal_flip, color_jitter
@@ -75,7 +77,8 @@ class PretrainingDataset(Dataset):
             `list[dict]`: Of each sample `pixel_values` (channels, height, width), uint8, or float32 in [0, 255] for
             images of more than 8 bits; `noise` (num_patches,), float32 in [0, 1); `sample` (epoch, index, view),
             `crop_box` (top, left, height, width) and `flipped`, int64; and `unreadable`, a dictionary from the names
-            of unreadable pictures to the reasons. An unreadable picture is replaced by a readable one.
+            of unreadable pictures to the reasons. An unreadable picture is replaced by a readable one. If pixels are
+            no-data, they are filled, and `valid` (height, width), bool, is False there.
         """
         plain = [sample for sample in samples if not isinstance(sample, tuple | list)]
         samples = [sample if isinstance(sample, tuple | list) else (self.epoch, sample, 0) for sample in samples]
@@ -91,10 +94,10 @@ class PretrainingDataset(Dataset):
 
         def load(image):
             rngs = [np.random.default_rng([self.seed, epoch, index, view]) for view in views]
-            image = apply_orientation(image)
-            size = oriented_size(image, self.num_channels)
+            image = decode_unless_jpeg(image, self.num_channels, self.reading)
+            size = oriented_size(image)
             boxes = [random_crop_box(size, self.image_size, self.crop_scale, rng) for rng in rngs]
-            return rngs, boxes, crop_and_resize(image, boxes, self.image_size, self.num_channels)
+            return rngs, boxes, crop_and_resize(image, boxes, self.image_size, self.num_channels, self.reading)
 
         (rngs, boxes, crops), _, unreadable = read_image(self.images, index, load)
         samples = []
@@ -102,10 +105,11 @@ class PretrainingDataset(Dataset):
             flipped = self.horizontal_flip and rng.random() < 0.5
             # A permutation has no ties, whose order would depend on the device and the batch.
             noise = rng.permutation(self.num_patches).astype(np.float32) / self.num_patches
-            crop = crop.flip(-1) if flipped else crop
+            crop, missing = fill_missing(crop.flip(-1) if flipped else crop, self.reading)
             samples.append(
                 {
                     "pixel_values": jitter_colors(crop, self.color_jitter, rng) if self.color_jitter else crop,
+                    **({} if missing is None else {"valid": ~missing}),
                     "noise": torch.from_numpy(noise),
                     "sample": torch.tensor([epoch, index, view]),
                     "crop_box": torch.tensor(box),
@@ -131,12 +135,21 @@ class PretrainingCollator:
         self.image_processor = image_processor
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        """Returns `pixel_values`, float32, normalised, and `noise` of the samples: the arguments of the model."""
+        """Returns the arguments of the model: normalised `pixel_values`, `noise` and, if some is no-data, `valid`."""
         pixel_values = torch.stack([sample["pixel_values"].float() for sample in samples])
         return {
             "pixel_values": self.image_processor.rescale_and_normalize(pixel_values),
             "noise": torch.stack([sample["noise"] for sample in samples]),
+            **_stack_valid(samples),
         }
+
+
+def _stack_valid(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Returns `valid` (batch, height, width) if any sample has some no-data, else nothing."""
+    if not any("valid" in sample for sample in samples):
+        return {}
+    everywhere = torch.ones(samples[0]["pixel_values"].shape[-2:], dtype=torch.bool)
+    return {"valid": torch.stack([sample.get("valid", everywhere) for sample in samples])}
 
 
 class EvaluationDataset(Dataset):
@@ -162,7 +175,6 @@ class EvaluationDataset(Dataset):
         """
 
         def load(image):
-            image = PIL.ImageOps.exif_transpose(image) if isinstance(image, PIL.Image.Image) else image
             return self.image_processor(image, return_tensors="pt").pixel_values[0]
 
         pixel_values, index, unreadable = read_image(self.images, int(self.indices[position]), load)
@@ -186,6 +198,7 @@ class ClassificationDataset(Dataset):
         crop_scale: tuple[float, float] = (0.08, 1.0),
         horizontal_flip: bool = True,
         transform: Callable | None = None,
+        reading: ReadingSettings = DEFAULT_SETTINGS,
     ):
         """
         Args:
@@ -197,6 +210,7 @@ class ClassificationDataset(Dataset):
                 area. Source: He et al. 2021, Tables 9 and 10 (RandomResizedCrop's defaults).
             horizontal_flip (`bool`, *optional*, defaults to `True`): Whether to mirror half of the crops.
             transform (`Callable`, *optional*): Takes and returns a crop (channels, height, width), values in [0, 255].
+            reading ([`ReadingSettings`], *optional*): How to read files, `image_processor.reading`.
 
         Raises:
             ValueError: If an image has no label, or one outside [0, num_labels).
@@ -204,6 +218,7 @@ class ClassificationDataset(Dataset):
         check_labels(images, num_labels)
         self.images, self.image_size, self.num_channels = images, image_size, num_channels
         self.crop_scale, self.horizontal_flip, self.transform = crop_scale, horizontal_flip, transform
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.images)
@@ -216,14 +231,15 @@ class ClassificationDataset(Dataset):
         rng = np.random.default_rng(torch.randint(2**62, ()).item())
 
         def load(image):
-            image = apply_orientation(image)
-            box = random_crop_box(oriented_size(image, self.num_channels), self.image_size, self.crop_scale, rng)
-            return crop_and_resize(image, [box], self.image_size, self.num_channels)[0]
+            image = decode_unless_jpeg(image, self.num_channels, self.reading)
+            box = random_crop_box(oriented_size(image), self.image_size, self.crop_scale, rng)
+            return crop_and_resize(image, [box], self.image_size, self.num_channels, self.reading)[0]
 
         crop, index, unreadable = read_image(self.images, index, load)
         _warn_of_unreadable(unreadable)
         if self.horizontal_flip and rng.random() < 0.5:
             crop = crop.flip(-1)
+        crop, _ = fill_missing(crop, self.reading)
         if self.transform is not None:
             crop = self.transform(crop)
         return {"pixel_values": crop, "label": torch.as_tensor(self.images.labels[index])}
@@ -309,17 +325,22 @@ def collate(samples: list[dict]) -> dict:
     """Stacks samples of a [`PretrainingDataset`]; pixel values are float32 if any image has more than 8 bits."""
     pixel_values = [sample["pixel_values"] for sample in samples]
     dtype = torch.float32 if any(pixels.is_floating_point() for pixels in pixel_values) else torch.uint8
-    names = [name for name in samples[0] if name not in ("pixel_values", "unreadable")]
+    names = [name for name in samples[0] if name not in ("pixel_values", "unreadable", "valid")]
     return {
         # In a loader worker, default_collate stacks directly into shared memory.
         "pixel_values": default_collate([pixels.to(dtype) for pixels in pixel_values]),
         **{name: default_collate([sample[name] for sample in samples]) for name in names},
+        **_stack_valid(samples),
         "unreadable": {name: reason for sample in samples for name, reason in sample["unreadable"].items()},
     }
 
 
 def channel_statistics(
-    images: ImageSource, num_channels: int, max_images: int = 10000, num_workers: int = 0
+    images: ImageSource,
+    num_channels: int,
+    max_images: int = 10000,
+    num_workers: int = 0,
+    reading: ReadingSettings = DEFAULT_SETTINGS,
 ) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation per channel of a source, for values in [0, 1].
 
@@ -330,14 +351,20 @@ def channel_statistics(
         num_channels (`int`): Channels of the model.
         max_images (`int`, *optional*, defaults to 10000): Maximum number of images read, see [`spread_indices`].
         num_workers (`int`, *optional*, defaults to 0): Number of processes that read.
+        reading ([`ReadingSettings`], *optional*): How to read files, `image_processor.reading`. No-data is left out.
 
     Raises:
-        ValueError: If a channel is constant.
+        ValueError: If a channel is constant, or nothing but no-data.
     """
     loader = DataLoader(
-        _Moments(images, num_channels, max_images), batch_size=32, num_workers=num_workers, collate_fn=torch.stack
+        _Moments(images, num_channels, max_images, reading),
+        batch_size=32,
+        num_workers=num_workers,
+        collate_fn=torch.stack,
     )
-    moments = torch.cat(list(loader)).mean(dim=0)  # (2, C)
+    moments = torch.cat(list(loader)).nanmean(dim=0)  # (2, C)
+    if moments.isnan().any():
+        raise ValueError(f"A channel of {images.name} holds nothing but no-data in all images that were looked at.")
     mean, std = moments[0], (moments[1] - moments[0].square()).clamp(min=0).sqrt()
     if (std == 0).any():
         raise ValueError(
@@ -350,7 +377,8 @@ def channel_statistics(
 class _Moments(Dataset):
     """Yields of each image the mean of its values and of their squares, per channel: (2, C)."""
 
-    def __init__(self, images: ImageSource, num_channels: int, max_images: int):
+    def __init__(self, images: ImageSource, num_channels: int, max_images: int, reading: ReadingSettings):
+        self.reading = reading
         self.images, self.num_channels, self.indices = images, num_channels, spread_indices(images, max_images)
 
     def __len__(self) -> int:
@@ -358,8 +386,9 @@ class _Moments(Dataset):
 
     def __getitem__(self, position: int) -> torch.Tensor:
         def load(image):
-            pixels = to_byte_range(image_to_tensor(image, self.num_channels)).double().flatten(1) / 255
-            return torch.stack([pixels.mean(dim=1), pixels.square().mean(dim=1)])
+            stored = read_stored(image, self.num_channels, self.reading)
+            pixels = to_byte_range(stored, self.reading).double().flatten(1) / 255
+            return torch.stack([pixels.nanmean(dim=1), pixels.square().nanmean(dim=1)])
 
         return read_image(self.images, int(self.indices[position]), load)[0]
 

@@ -2,17 +2,28 @@
 # Copyright 2026 The hf_mae authors
 """Decodes pictures: JPEGs at reduced size, EXIF orientation, random crops."""
 
+import errno
 import math
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 
-from ..modeling.image_processing_mae import image_to_tensor, resize, to_byte_range
-from .sources import ImageSource
+from ..modeling.formats_mae import EXIF_ORIENTATION, ORIENTATIONS
+from ..modeling.image_processing_mae import resize
+from ..modeling.reading_mae import (
+    DEFAULT_SETTINGS,
+    OpenedImage,
+    ReadingSettings,
+    StoredImage,
+    UnsuitableImageError,
+    fill_missing,
+    read_stored,
+    to_byte_range,
+)
+from .image_source import ImageSource
 
 try:  # takes a third less time than PIL's decoder and gives the same pixels
     import simplejpeg
@@ -21,17 +32,6 @@ except ImportError:
 
 
 _JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by further pictures, which phones write
-_EXIF_ORIENTATION = 0x0112
-# (swap rows and columns, then flip rows, flip columns) of each orientation. Source: Exif 2.3, section 4.6.4.
-_ORIENTATIONS = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 _ATTEMPTS = 10
 
 
@@ -53,7 +53,9 @@ def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object,
         from the names of unreadable images to the reasons.
 
     Raises:
-        OSError: If none of ten images, from all over the source, can be read.
+        UnsuitableImageError: If the image is intact but does not suit the settings. It is not replaced, since all
+            others may be of the same kind.
+        OSError: If none of ten images, from all over the source, can be read, or the process has too many open files.
     """
     unreadable, attempts = {}, min(_ATTEMPTS, len(images))
     stride = max(int(len(images) * 0.618), 1)  # far away: broken files are often neighbours
@@ -63,13 +65,23 @@ def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object,
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PIL warns of what it corrects, once an epoch
                 return load(images[candidate]), candidate, unreadable
+        except UnsuitableImageError as error:
+            raise UnsuitableImageError(f"{images.describe(candidate)}: {error}") from error
         except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
+            _raise_if_of_the_machine(error)
             unreadable[images.describe(candidate)] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     name, reason = list(unreadable.items())[-1]
     raise OSError(
-        f"None of {attempts} images tried could be read. The last one is {name}: {reason}. Remove or repair the "
-        "files; if they are fine, their number of channels or their type may not be what the model is set to."
+        f"None of {attempts} images tried could be read. The last one is {name}: {reason}. Remove or repair the files."
     )
+
+
+def _raise_if_of_the_machine(error: BaseException | None):
+    """Raises errors that say nothing of a picture: too many open files."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise error
+        error = error.__cause__ or error.__context__
 
 
 def random_crop_box(
@@ -104,29 +116,40 @@ def random_crop_box(
     return int(top), int(left), crop_height, crop_width
 
 
-def apply_orientation(image: PIL.Image.Image | np.ndarray) -> PIL.Image.Image | np.ndarray:
-    """Returns a picture with its EXIF orientation applied.
+def decode_unless_jpeg(
+    image: OpenedImage, num_channels: int, reading: ReadingSettings = DEFAULT_SETTINGS
+) -> PIL.Image.Image | StoredImage:
+    """Returns an image decoded and oriented. A JPEG is returned as it is, to be decoded at the size that crops need.
 
-    JPEGs are returned unchanged: [`crop_and_resize`] applies their orientation to the crops, which are smaller.
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or [`ImageFile`]): Freshly opened, of any kind.
+        num_channels (`int`): Channels of the model.
+        reading ([`ReadingSettings`], *optional*): How to read files.
     """
-    if isinstance(image, np.ndarray) or image.format in _JPEG:
+    if isinstance(image, StoredImage) or (isinstance(image, PIL.Image.Image) and image.format in _JPEG):
         return image
-    return PIL.ImageOps.exif_transpose(image)
+    return read_stored(image, num_channels, reading)
 
 
-def oriented_size(image: PIL.Image.Image | np.ndarray, num_channels: int) -> tuple[int, int]:
-    """Returns (height, width) of an image after its EXIF orientation is applied."""
-    if isinstance(image, np.ndarray):
-        return tuple(image_to_tensor(image, num_channels).shape[1:])
-    swap, *_ = _orientation(image)
+def oriented_size(image: PIL.Image.Image | StoredImage) -> tuple[int, int]:
+    """Returns (height, width) of an image of [`decode_unless_jpeg`], after its EXIF orientation is applied."""
+    if isinstance(image, StoredImage):
+        return image.size
+    swap, *_ = _orientation_of(image)
     return image.size if swap else image.size[::-1]
 
 
+def _orientation_of(image: PIL.Image.Image) -> tuple[bool, bool, bool]:
+    """Returns whether the EXIF orientation swaps rows and columns, and then flips the rows, the columns."""
+    return ORIENTATIONS.get(image.getexif().get(EXIF_ORIENTATION), (False, False, False))
+
+
 def crop_and_resize(
-    image: PIL.Image.Image | np.ndarray,
+    image: OpenedImage | StoredImage,
     boxes: list[tuple[int, int, int, int]],
     target: tuple[int, int],
     num_channels: int,
+    reading: ReadingSettings = DEFAULT_SETTINGS,
 ) -> list[torch.Tensor]:
     """Decodes an image once and returns crops of it, resized (bicubic, antialiased) to the size of the model.
 
@@ -134,17 +157,20 @@ def crop_and_resize(
     orientation is applied to the crops instead of the whole picture.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): Of any mode, freshly opened, see [`apply_orientation`].
+        image (`PIL.Image.Image`, `np.ndarray`, [`ImageFile`] or [`StoredImage`]): Freshly opened, of any kind, or from
+            [`decode_unless_jpeg`].
         boxes (`list` of `(top, left, height, width)`): In pixels of the oriented image, see [`oriented_size`].
         target (`(height, width)`): Pixels of the crops.
-        num_channels (`int`): Channels of the crops, see [`image_to_tensor`].
+        num_channels (`int`): Channels of the crops, see [`read_stored`].
+        reading ([`ReadingSettings`], *optional*): How stored values become values of the model.
 
     Returns:
         `list[torch.Tensor]`: Each (channels, height, width), uint8, or float32 in [0, 255] for images of more than 8
-        bits.
+        bits, where NaN are pixels that no-data has a part in, see [`fill_missing`].
     """
-    swap, flip_rows, flip_columns = _orientation(image)
-    height, width = oriented_size(image, num_channels)
+    image = decode_unless_jpeg(image, num_channels, reading)
+    height, width = oriented_size(image)
+    swap, flip_rows, flip_columns = (False,) * 3 if isinstance(image, StoredImage) else _orientation_of(image)
     stored = []  # the boxes in the picture as stored
     for top, left, crop_height, crop_width in boxes:
         top = height - top - crop_height if flip_rows else top
@@ -152,17 +178,28 @@ def crop_and_resize(
         stored.append((left, top, crop_width, crop_height) if swap else (top, left, crop_height, crop_width))
     if swap:
         target, (height, width) = target[::-1], (width, height)
-    pixels = _decode(image, stored, target, num_channels)
-    y, x = pixels.shape[1] / height, pixels.shape[2] / width  # 1 unless decoded at reduced size
+    if not isinstance(image, StoredImage):
+        image = _decode_jpeg(image, stored, target, num_channels, reading)
+    y, x = image.size[0] / height, image.size[1] / width  # 1 unless decoded at reduced size
     flips = [dim for dim, flip in ((-2, flip_rows), (-1, flip_columns)) if flip]
     crops = []
     for top, left, crop_height, crop_width in stored:
         rows = slice(round(top * y), max(round((top + crop_height) * y), round(top * y) + 1))
         columns = slice(round(left * x), max(round((left + crop_width) * x), round(left * x) + 1))
-        crop = resize(to_byte_range(pixels[:, rows, columns]), target).clamp(0, 255)
+        crop = _resize_known(to_byte_range(image.crop(rows, columns), reading), target, reading)
         crop = crop.transpose(-2, -1) if swap else crop
         crops.append(crop.flip(flips) if flips else crop)
     return crops
+
+
+def _resize_known(crop: torch.Tensor, target: tuple[int, int], reading: ReadingSettings) -> torch.Tensor:
+    """Resizes values in [0, 255]. Pixels that NaN have a part in are NaN, and no others are changed by them."""
+    crop, missing = fill_missing(crop, reading)
+    crop = resize(crop, target).clamp(0, 255)
+    if missing is None:
+        return crop
+    share = resize(missing[None].float(), target, "bilinear")
+    return crop.masked_fill(share > 1e-3, torch.nan)
 
 
 def jitter_colors(image: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
@@ -186,39 +223,31 @@ def jitter_colors(image: torch.Tensor, strength: float, rng: np.random.Generator
     return pixels if image.is_floating_point() else pixels.round().to(image.dtype)
 
 
-def _orientation(image: PIL.Image.Image | np.ndarray) -> tuple[bool, bool, bool]:
-    jpeg = isinstance(image, PIL.Image.Image) and image.format in _JPEG
-    return _ORIENTATIONS.get(image.getexif().get(_EXIF_ORIENTATION) if jpeg else None, (False, False, False))
-
-
-def _decode(
-    image: PIL.Image.Image | np.ndarray, boxes: list[tuple], target: tuple[int, int], num_channels: int
-) -> torch.Tensor:
-    """Returns the whole picture (channels, height, width), a JPEG possibly at reduced size."""
-    if isinstance(image, np.ndarray):
-        return image_to_tensor(image, num_channels)
-    if image.format in _JPEG:
-        smallest_height, smallest_width = (min(box[side] for box in boxes) for side in (2, 3))
-        wanted = (image.width * target[1] / smallest_width, image.height * target[0] / smallest_height)
-        image.draft(None, tuple(math.ceil(side) for side in wanted))
-        if simplejpeg is not None and image.mode in ("L", "RGB"):
-            # The size that PIL would decode at, which gives the same pixels.
-            size = {"min_width": image.width, "min_height": image.height}
+def _decode_jpeg(
+    image: PIL.Image.Image, boxes: list[tuple], target: tuple[int, int], num_channels: int, reading: ReadingSettings
+) -> StoredImage:
+    """Returns the whole picture, not oriented, possibly at reduced size."""
+    smallest_height, smallest_width = (min(box[side] for box in boxes) for side in (2, 3))
+    wanted = (image.width * target[1] / smallest_width, image.height * target[0] / smallest_height)
+    image.draft(None, tuple(math.ceil(side) for side in wanted))
+    if simplejpeg is not None and image.mode in ("L", "RGB"):
+        # The size that PIL would decode at, which gives the same pixels.
+        size = {"min_width": image.width, "min_height": image.height}
+        image.fp.seek(0)
+        try:
+            array = simplejpeg.decode_jpeg(image.fp.read(), "GRAY" if image.mode == "L" else "RGB", **size)
+        except ValueError:  # broken or merely unusual: PIL decides
             image.fp.seek(0)
-            try:
-                array = simplejpeg.decode_jpeg(image.fp.read(), "GRAY" if image.mode == "L" else "RGB", **size)
-            except ValueError:  # broken or merely unusual: PIL decides
-                image.fp.seek(0)
-            else:
-                if array.shape[2] == num_channels:
-                    return torch.from_numpy(array).permute(2, 0, 1)
-                image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-    return image_to_tensor(image, num_channels)
+        else:
+            if array.shape[2] == num_channels and reading.bands is None:
+                return StoredImage(array.transpose(2, 0, 1))
+            image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    return read_stored(image, num_channels, reading, orient=False)
 
 
 __all__ = [
-    "apply_orientation",
     "crop_and_resize",
+    "decode_unless_jpeg",
     "decoder_name",
     "jitter_colors",
     "oriented_size",

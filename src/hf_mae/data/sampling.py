@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from .sources import ImageSource
+from .image_source import ImageSource
 
 
 def spread_indices(images: ImageSource, count: int | None = None) -> np.ndarray:
@@ -52,6 +52,7 @@ class SampleOrder:
         """
         self.num_images = images if isinstance(images, int) else len(images)
         self.row_groups = None if isinstance(images, int) else images.row_groups
+        self.row_groups_at_once = 64 if isinstance(images, int) else images.row_groups_at_once
         self.seed, self.views_per_image, self.effective_batch_size = seed, views_per_image, effective_batch_size
         self._permutations: dict[int, np.ndarray] = {}
 
@@ -84,7 +85,7 @@ class SampleOrder:
         """
         starts = np.cumsum(self.row_groups) - self.row_groups
         shuffled = [starts[g] + rng.permutation(self.row_groups[g]) for g in rng.permutation(len(self.row_groups))]
-        lanes = 2 ** int(math.log2(min(len(self.row_groups), 64)))
+        lanes = 2 ** int(math.log2(min(len(self.row_groups), self.row_groups_at_once)))
         parts = 2 ** math.ceil(math.log2(lanes) / 2)
         first_view = (epoch * self.num_images + np.arange(self.num_images)) * self.views_per_image
         step, place = np.divmod(first_view, self.effective_batch_size)

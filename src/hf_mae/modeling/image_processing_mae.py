@@ -2,107 +2,71 @@
 # Copyright 2026 The hf_mae authors
 """Images to pixel values and back, in plain torch: the same numbers with and without torchvision, on any device."""
 
-import numpy as np
+import base64
+import math
+import os
+import urllib.request
+
 import PIL.Image
-import PIL.ImageCms
 import torch
 from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, SizeDict
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    SizeDict,
+)
 from transformers.processing_utils import ImagesKwargs
+
+from .reading_mae import (
+    ImageFile,
+    ReadingSettings,
+    StoredImage,
+    UnsuitableImageError,
+    as_tensor,
+    fill_missing,
+    find_missing,
+    num_pages,
+    open_image,
+    page_of,
+    read_stored,
+    to_byte_range,
+)
+from .saving_mae import SavesCode
 
 _INTERPOLATION = {
     PIL.Image.Resampling.NEAREST: "nearest-exact",
     PIL.Image.Resampling.BILINEAR: "bilinear",
     PIL.Image.Resampling.BICUBIC: "bicubic",
 }
-_PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# A picture this many times larger than its crop is cut before it is resized: else a strip of 4 x 20,000 pixels would be
+# enlarged to gigabytes first.
+_LARGEST_RESIZE = 16
 
 
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""Arguments beyond the usual ones.
+    r"""Arguments beyond the usual ones, see [`MAEImageProcessor`] and [`ReadingSettings`].
 
-    num_channels (`int`, *optional*, defaults to 3): Channels of the pixel values. PIL images are converted to it where
-        a mode exists (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA); in arrays it tells which axis holds the channels.
+    num_channels (`int`, *optional*, defaults to 3): Channels of the pixel values.
+    value_range (`(low, high)`, *optional*): Stored values that become black and white.
+    bands (`list[int]`, *optional*): Bands of a file that become the channels, counted from 1.
+    nodata (`float` or `"nan"`, *optional*): Stored value of pixels without data.
+    pages (`str`, *optional*): `"first"`, `"channels"` or `"images"`, for files of several pages.
+    background (`int`, *optional*, defaults to 255): Grey level that shows through transparent pixels.
+    display_bands (`list[int]`, *optional*): One or three channels that pictures show, counted from 1.
+    sample_type (`str`, *optional*): Type of the values that the model was trained on, such as `"uint16"`.
     """
 
     num_channels: int
-
-
-def image_to_tensor(image: ImageInput, num_channels: int, channels_first: bool | None = None) -> torch.Tensor:
-    """Returns one image as a tensor of shape `(channels, height, width)`, values as they were stored.
-
-    Args:
-        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): A PIL image of any mode, or an array HW, HWC or CHW.
-        num_channels (`int`): Channels wanted. PIL images are converted; one grey channel is repeated; any other count
-            must be there.
-        channels_first (`bool`, *optional*): Which axis of an array holds the channels, for arrays where both could:
-            then the last of a numpy array and the first of a tensor are taken unless told.
-
-    Raises:
-        ValueError: If the image has another number of channels.
-    """
-    if isinstance(image, PIL.Image.Image):
-        if image.mode == "LAB":  # the one mode that convert() does not know the way from
-            lab, rgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
-            image = PIL.ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-        deep = image.mode.startswith(("I", "F"))  # 16 or 32 bits, which convert() would clip
-        if not deep and num_channels in _PIL_MODES and image.mode != _PIL_MODES[num_channels]:
-            if "transparency" in image.info:
-                image = image.convert("RGBA")
-            image = image.convert(_PIL_MODES[num_channels])
-        image, channels_first = np.array(image, dtype=np.uint16 if image.mode == "I" else None), False
-    if isinstance(image, np.ndarray):
-        channels_first = bool(channels_first)
-        image = image.astype(image.dtype.newbyteorder("="), copy=False)
-        if image.dtype == np.bool_:
-            image = image.astype(np.uint8) * np.uint8(255)
-        image = torch.from_numpy(np.ascontiguousarray(image))
-    elif channels_first is None:
-        channels_first = True
-    if image.ndim == 2:
-        image = image[None]
-    elif image.ndim == 3:
-        first, last = (image.shape[axis] == num_channels for axis in (0, 2))
-        if not first and not last:  # perhaps a grey image
-            first, last = image.shape[0] == 1, image.shape[2] == 1
-        if last and not (first and channels_first):
-            image = image.permute(2, 0, 1)
-        elif not first:
-            raise ValueError(_channels_error(image, num_channels))
-    else:
-        raise ValueError(_channels_error(image, num_channels))
-    if image.shape[0] == 1 and num_channels > 1:
-        image = image.expand(num_channels, -1, -1)
-    if image.shape[0] != num_channels:
-        raise ValueError(_channels_error(image, num_channels))
-    return image
-
-
-def _channels_error(image: torch.Tensor, num_channels: int) -> str:
-    return (
-        f"Expected an image of {num_channels} channels, or grey, as HW, HWC or CHW; got shape {tuple(image.shape)}. "
-        "Set num_channels of the image processor (and the model) to the number of channels of the data."
-    )
-
-
-def to_byte_range(image: torch.Tensor) -> torch.Tensor:
-    """Returns an image as uint8, or as float32 in [0, 255] where it came with more than 8 bits or as floats in [0, 1].
-
-    Raises:
-        ValueError: If the type is another, or floats are not in [0, 1].
-    """
-    if image.dtype == torch.uint8:
-        return image
-    if image.dtype == torch.uint16:
-        return image.float() / 257
-    low, high = (value.item() for value in image.float().aminmax())
-    if not image.is_floating_point() or low < 0 or high > 1:
-        raise ValueError(
-            f"Images must be uint8, uint16 or floats in [0, 1]; got {image.dtype} with values from {low:g} to "
-            f"{high:g}. Convert them, or pass do_rescale=False to the image processor to take the values as they are."
-        )
-    return image.float() * 255
+    value_range: list | tuple | None
+    bands: list[int] | tuple[int, ...] | None
+    nodata: float | int | str | None
+    pages: str | None
+    background: int | None
+    display_bands: list[int] | tuple[int, ...] | None
+    sample_type: str | None
 
 
 def resize(image: torch.Tensor, size: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
@@ -113,17 +77,43 @@ def resize(image: torch.Tensor, size: tuple[int, int], mode: str = "bicubic") ->
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     images = image if image.ndim == 4 else image[None]
-    antialias = {} if mode == "nearest-exact" else {"antialias": True, "align_corners": False}
-    images = nn.functional.interpolate(images, size=size, mode=mode, **antialias)
+    if images.dtype == torch.uint8 and images.device.type != "cpu":
+        images = _resize_bytes_as_floats(images, size, mode)
+    else:
+        images = _interpolate(images, size, mode)
     return images if image.ndim == 4 else images[0]
 
 
-class MAEImageProcessor(BaseImageProcessor):
+def _interpolate(images: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    antialias = {} if mode == "nearest-exact" else {"antialias": True, "align_corners": False}
+    return nn.functional.interpolate(images, size=size, mode=mode, **antialias)
+
+
+def _resize_bytes_as_floats(images: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """Resizes uint8 images on devices whose antialiased kernels take only floats, to within one grey level."""
+    return _interpolate(images.float(), size, mode).round().clamp(0, 255).to(torch.uint8)
+
+
+_SHALLOW = (
+    "it has 8 bits, and the model was trained on deeper values. Pipelines of transformers convert files to 8-bit RGB "
+    "before the image processor sees them. Give the path, or an array of the stored values, to the image processor "
+    "itself and its output to the model."
+)
+_READING = ("value_range", "bands", "nodata", "pages", "background", "input_data_format")
+_KEPT_FOR_OTHER_SIZES = (
+    *("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize", "input_data_format"),
+)
+
+
+class MAEImageProcessor(SavesCode, BaseImageProcessor):
     r"""Turns images into `pixel_values` and reconstructions into pictures.
 
-    The default is the evaluation transform of the official code: the shorter side to 256 (bicubic, antialiased), centre
-    crop of 224, values to [0, 1], ImageNet's mean and deviation. uint8 and uint16 are scaled by the range of the type;
-    floats must be in [0, 1] unless `do_rescale=False` says that they are to be taken as they are.
+    The default is the evaluation transform of the official code: resize the shorter side to 256 (bicubic, antialiased),
+    crop the central 224, scale values to [0, 1], normalise with ImageNet's mean and deviation.
+
+    Images may be paths, PIL images, arrays or tensors; the same picture gives the same values. Files are read as they
+    are stored, at any depth. uint8 and uint16 are scaled by the range of the type and floats must be in [0, 1], unless
+    `value_range` says which stored values become black and white.
 
     Args:
         size (`dict`, *optional*, defaults to `{"shortest_edge": 256}`): `{"shortest_edge": s}` keeps the aspect: the
@@ -133,8 +123,16 @@ class MAEImageProcessor(BaseImageProcessor):
         resample (`int`, *optional*, defaults to 3): PIL's number of the filter: 0 nearest, 2 bilinear, 3 bicubic.
         image_mean, image_std (`tuple[float]`, *optional*): Per channel, for values in [0, 1]. Default to ImageNet's for
             3 channels and to 0.5 otherwise.
-        num_channels (`int`, *optional*, defaults to 3): Channels of the pixel values; see [`image_to_tensor`]. Follows
-            from `image_mean` where that is given.
+        num_channels (`int`, *optional*, defaults to 3): Channels of the pixel values. Grey is repeated into three
+            channels, pictures of 8 bits are converted between colour and grey, and any other number of bands is
+            refused. Follows from `image_mean` where that is given.
+        value_range, bands, nodata, pages, background (*optional*): How stored values become the values of the model,
+            see [`ReadingSettings`]. `nodata` may be `"nan"`. No-data is filled with `image_mean`.
+        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays where both could be.
+        display_bands (`list[int]`, *optional*): Channels that pictures show, one or three, counted from 1. Default: the
+            first three, or the first one of two.
+        sample_type (`str`, *optional*): Type of the values that the model was trained on, such as `"uint16"`. 8-bit
+            pictures are then refused, and pictures are stretched.
         do_resize, do_center_crop, do_rescale, do_normalize (`bool`, *optional*, default to `True`): The steps.
     """
 
@@ -152,6 +150,13 @@ class MAEImageProcessor(BaseImageProcessor):
     image_mean = None
     image_std = None
     num_channels = 3
+    value_range = None
+    bands = None
+    nodata = None
+    pages = None
+    background = 255
+    display_bands = None
+    sample_type = None
 
     def __init__(self, **kwargs):
         # Processors of other models, which resize to the size itself and do not tell the channels.
@@ -162,6 +167,8 @@ class MAEImageProcessor(BaseImageProcessor):
             kwargs["crop_size"] = dict(size)
         if "num_channels" not in kwargs and isinstance(mean, list | tuple):
             kwargs["num_channels"] = len(mean)
+        if isinstance(kwargs.get("nodata"), float) and math.isnan(kwargs["nodata"]):
+            kwargs["nodata"] = "nan"  # JSON knows no NaN
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         if self.image_mean is None:
@@ -182,13 +189,42 @@ class MAEImageProcessor(BaseImageProcessor):
         return cls(size=size, crop_size={"height": height, "width": width}, **kwargs)
 
     def with_image_size(self, image_size: int | tuple[int, int]) -> "MAEImageProcessor":
-        """Returns the processor for another size, with the channels and statistics of this one.
+        """Returns the processor for another size, with the channels, statistics and reading of this one.
 
         Args:
             image_size (`int` or `(height, width)`): Pixels of the crop.
         """
-        statistics = {"image_mean": self.image_mean, "image_std": self.image_std}
-        return self.for_image_size(image_size, num_channels=self.num_channels, **statistics)
+        kept = (*_KEPT_FOR_OTHER_SIZES, *MAEImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__)
+        return self.for_image_size(image_size, **{name: getattr(self, name) for name in kept})
+
+    @property
+    def reading(self) -> ReadingSettings:
+        """How files are read, for those who read them without the processor, as training does."""
+        return self._reading(**{name: getattr(self, name, None) for name in _READING})
+
+    def _reading(self, value_range, bands, nodata, pages, background, input_data_format, **_) -> ReadingSettings:
+        first = None if input_data_format is None else ChannelDimension(input_data_format) == ChannelDimension.FIRST
+        mean = self.image_mean if isinstance(self.image_mean, list | tuple) else (self.image_mean,)
+        return ReadingSettings(
+            value_range=None if value_range is None else tuple(value_range),
+            bands=None if bands is None else tuple(bands),
+            nodata=None if nodata is None else float(nodata),
+            pages=pages,
+            channels_first=first,
+            background=background,
+            fill=tuple(255 * value for value in mean),
+        )
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the model was trained on values that 8 bits do not hold."""
+        if self.sample_type is not None:
+            return self.sample_type != "uint8"
+        pairs = self.reading.value_ranges or ((0, 255),)
+        return any(low < 0 or high > 255 for low, high in pairs)
+
+    def _auto_map_to_save(self) -> dict[str, str]:
+        return {name: each for name, each in super()._auto_map_to_save().items() if name == "AutoImageProcessor"}
 
     @property
     def backend(self) -> str:
@@ -200,27 +236,50 @@ class MAEImageProcessor(BaseImageProcessor):
         return self.crop_size.height, self.crop_size.width
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
-        """Returns a flat list of images; the library's own knows no arrays without channels."""
+        """Returns a flat list of images; the library's own does not know arrays without channels."""
         images = self.fetch_images(images)
         if isinstance(images, list | tuple):
             return [image for part in images for image in self._prepare_images_structure(part)]
         return list(images) if getattr(images, "ndim", expected_ndims) == 4 else [images]
 
+    def fetch_images(self, images):
+        """Opens paths, URLs and base64 strings, with all bits and bands; transformers would convert them to 8-bit RGB.
+
+        Args:
+            images (`str`, `os.PathLike`, an image, or lists of them): What to open. Images are returned as they are.
+        """
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        if not isinstance(images, str | os.PathLike):
+            return images
+        name = os.fspath(images)
+        try:
+            image = open_image(name) if os.path.exists(name) else open_image(_download(name), "")
+        except UnsuitableImageError as error:
+            raise UnsuitableImageError(f"{name}: {error}") from error
+        if self.pages == "images" and num_pages(image) > 1:
+            return [page_of(image, page) for page in range(num_pages(image))]
+        return image
+
     def process_image(
         self,
-        image: ImageInput,
+        image: "ImageInput | ImageFile",
         num_channels: int,
         do_rescale: bool,
-        input_data_format: str | None = None,
         device: "torch.device | None" = None,
         **kwargs,
     ) -> torch.Tensor:
         """Returns one image as `(channels, height, width)`: uint8, or floats in [0, 255] if it is to be rescaled."""
-        channels_first = None if input_data_format is None else str(input_data_format).endswith("first")
-        image = image_to_tensor(image, num_channels, channels_first).to(device)
-        if do_rescale:
-            return to_byte_range(image)
-        return image if image.dtype == torch.uint8 else image.float()
+        settings = self._reading(**{name: kwargs.get(name, getattr(self, name, None)) for name in _READING})
+        try:
+            stored = read_stored(image, num_channels, settings)
+            if self.is_deep and stored.type_name == "uint8":
+                raise UnsuitableImageError(_SHALLOW)
+            values = to_byte_range(stored, settings) if do_rescale else _as_stored(stored, settings)
+        except UnsuitableImageError as error:
+            name = getattr(image, "filename", None) or getattr(image, "file", None)
+            raise UnsuitableImageError(f"{name if isinstance(name, str) else 'An image'}: {error}") from error
+        return fill_missing(values, settings)[0].to(device)
 
     def _standardize_kwargs(self, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
@@ -229,7 +288,7 @@ class MAEImageProcessor(BaseImageProcessor):
             if isinstance(value, tuple) and channels and len(value) not in (1, channels):
                 raise ValueError(
                     f"{name} has {len(value)} values for {channels} channels: {value}. Give one for each channel, as "
-                    "`run_pretraining.py --compute_statistics` does, or one for all."
+                    "`compute_statistics` does, or one for all."
                 )
         return kwargs
 
@@ -255,7 +314,7 @@ class MAEImageProcessor(BaseImageProcessor):
             if do_resize:
                 if resample not in _INTERPOLATION:
                     raise ValueError(f"resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), got {resample}.")
-                image = resize(image, _resized(image.shape[-2:], size, crop), _INTERPOLATION[resample])
+                image = _resize_near_center(image, size, crop, _INTERPOLATION[resample])
                 if image.is_floating_point() and do_rescale:
                     image = image.clamp(0, 255)  # bicubic overshoots; uint8 is clamped by itself
             if crop is not None:
@@ -298,17 +357,22 @@ class MAEImageProcessor(BaseImageProcessor):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): For example `reconstruction` or
-                `masked` of `MAEForPreTraining.reconstruct`. Of two channels the first is shown, of more than four the
-                first three.
+                `masked` of `MAEForPreTraining.reconstruct`. Shown are the channels `display_bands`. Images of more than
+                8 bits are stretched to 2.5 deviations around the mean, since their values fill little of the range.
         """
         images = pixel_values.detach().float().cpu()
+        mean, std = (torch.as_tensor(value).float().reshape(-1, 1, 1) for value in (self.image_mean, self.image_std))
         if self.do_normalize:
-            images = images * _per_channel(self.image_std, images) + _per_channel(self.image_mean, images)
+            images = images * std + mean
+        if self.is_deep and self.do_normalize:
+            low, high = (mean - 2.5 * std).clamp(min=0), (mean + 2.5 * std).clamp(max=1)
+            images = (images - low) / (high - low) * (self.rescale_factor * 255 if self.do_rescale else 1)
         scale = 1 / self.rescale_factor if self.do_rescale else 255
         images = (images * scale).round().clamp(0, 255).byte()
         channels = {1: 1, 2: 1, 3: 3, 4: 4}.get(images.shape[1], 3)
-        images = images[:, :channels].permute(0, 2, 3, 1).numpy()
-        return [PIL.Image.fromarray(image[..., 0] if channels == 1 else image) for image in images]
+        bands = [band - 1 for band in self.display_bands or range(1, channels + 1)]
+        images = images[:, bands].permute(0, 2, 3, 1).numpy()
+        return [PIL.Image.fromarray(image[..., 0] if len(bands) == 1 else image) for image in images]
 
     def post_process_semantic_segmentation(
         self, outputs, target_sizes: list[tuple[int, int]] | None = None
@@ -335,6 +399,45 @@ class MAEImageProcessor(BaseImageProcessor):
             nn.functional.interpolate(image[None].float(), size=tuple(map(int, size)), mode="bilinear")[0].argmax(dim=0)
             for image, size in zip(logits, target_sizes, strict=True)
         ]
+
+
+def _download(source: str) -> bytes:
+    """Returns the content of a URL or of a base64 string.
+
+    Raises:
+        FileNotFoundError: If it is neither.
+    """
+    if source.startswith(("http://", "https://")):
+        with urllib.request.urlopen(source) as response:
+            return response.read()
+    try:
+        return base64.b64decode(source.split(",")[1] if source.startswith("data:image/") else source, validate=True)
+    except ValueError as error:
+        raise FileNotFoundError(f"{source[:200]!r} is no file, URL or base64 string.") from error
+
+
+def _as_stored(image: StoredImage, settings: ReadingSettings) -> torch.Tensor:
+    """Returns the stored values, uint8 or float32, NaN where no data is."""
+    values = as_tensor(image.pixels)
+    missing = find_missing(image, values, settings)
+    values = values if values.dtype == torch.uint8 else values.float()
+    return values if missing is None else values.float().masked_fill(missing, torch.nan)
+
+
+def _resize_near_center(image: torch.Tensor, size: SizeDict, crop: tuple[int, int] | None, mode: str) -> torch.Tensor:
+    """Resizes an image, of which only the central crop will be kept."""
+    sides = image.shape[-2:]
+    target = _resized(sides, size, crop)
+    if crop is not None and math.prod(target) > _LARGEST_RESIZE * math.prod(crop):
+        kept = []
+        for side, resized, wanted in zip(sides, target, crop, strict=True):
+            scale = resized / side
+            margin = math.ceil(4 * max(1 / scale, 1))  # more than the filter reaches
+            length = min(math.ceil(wanted / scale) + 2 * margin, side)
+            kept.append(length - (side - length) % 2 if length > 1 else length)  # symmetric around the centre
+        image = _center_crop(image, tuple(kept))
+        target = tuple(max(round(k * t / s), 1) for k, t, s in zip(kept, target, sides, strict=True))
+    return resize(image, target, mode)
 
 
 def _per_channel(value: float | tuple[float, ...], images: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,9 @@ from transformers.hf_argparser import HfArg
 from ..data.augmentation import RandomOrientation
 from ..data.sources import FolderImages, open_images
 from ..modeling.configuration_mae import MAEConfig
-from ..modeling.image_processing_mae import MAEImageProcessor, image_to_tensor, resize, to_byte_range
+from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.modeling_mae_downstream import MAEBackbone
+from ..modeling.reading_mae import fill_missing, read_stored, to_byte_range
 from .arguments import parse_arguments
 from .finetuning import (
     FineTuned,
@@ -372,7 +373,9 @@ class SegmentationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         image, mask = read_pair(self.pairs[index], self.reduce_labels)
-        pixels = to_byte_range(image_to_tensor(image, self.image_processor.num_channels))
+        reading = self.image_processor.reading
+        stored = read_stored(image, self.image_processor.num_channels, reading)
+        pixels, _ = fill_missing(to_byte_range(stored, reading), reading)
         rng = np.random.default_rng(torch.randint(2**62, ()).item())
         for _ in range(10):  # a view that shows nothing labelled teaches nothing
             view, labels = self._view(pixels, torch.from_numpy(mask)[None], rng.uniform(*self.scale), rng)

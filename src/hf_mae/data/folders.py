@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Images in the files of a folder: which files are images, which folders are classes."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..modeling.reading_mae import IMAGE_EXTENSIONS, OpenedImage, extension_of, open_image
+from .image_source import ImageSource, digest
+
+SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar")
+_EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
+_PACKED = (".gz", ".tgz", ".zip", ".zst")
+# Left behind by programs and file servers, together with everything whose name begins with a dot.
+_LEFT_BEHIND = {
+    *("$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recycle", "@recently-snapshot", "__macosx", "__pycache__"),
+    *("lost+found", "network trash folder", "system volume information", "temporary items", "thumbs.db", "ehthumbs.db"),
+    *("desktop.ini", "icon\r"),
+}
+# Folders of masks are left out where a folder of pictures lies next to them.
+_PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "leftimg8bit"}
+_MASKS = {
+    *("masks", "mask", "annotations", "annotation", "labels", "label", "gt", "ground_truth", "groundtruth", "gtfine"),
+    *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "labelids", "seg"),
+}
+_MASK_SUFFIXES = ("_mask", "-mask", "_masks", "_gt", "_seg", "_segmentation", "_annotation")
+_MOST_STRAY_FILES = 0.1  # share of files outside the class folders, beyond which the folders are no classes
+
+
+class FolderImages(ImageSource):
+    """Image files below a folder, at any depth, folder by folder, in the order of their names.
+
+    The first folders below the root are the classes, if there are several and (nearly) all images lie in one, as
+    `imagefolder` of `datasets` has it. A stray file next to them has the label -1.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        listing: list[tuple[str, list[str]]] | None = None,
+        labels: str = "auto",
+    ):
+        """
+        Args:
+            folder (`str` or `os.PathLike`): The folder. Links are followed, each folder is entered once.
+            listing (`list` of (path below the folder, names of files), *optional*): Its content, if that is known.
+            labels (`"auto"` or `"none"`, *optional*): Whether folders may be classes.
+
+        Raises:
+            ValueError: If there is no image in it.
+            OSError: If it can't be read.
+        """
+        self.folder, self.name, self.notes = Path(folder), os.fspath(folder), []
+        paths, parents, others = [], [], Counter()
+        for directory, names in listing or walk(self.name, self.notes):
+            prefix = os.path.join(directory, "") if directory else ""
+            images, masks = _images_of(os.path.join(self.name, directory), names)
+            paths.extend(prefix + name for name in images)
+            parents.extend([(directory, len(images))] if images else [])
+            others["masks by their names"] += masks
+            if len(images) < len(names):
+                left_out = set(names).difference(images)
+                others.update(extension_of(name) or "none" for name in left_out if not _is_left_behind(name))
+        self._paths = Names(paths)
+        others += Counter()  # without zeros
+        seen = ", ".join(f"{count} x {extension}" for extension, count in sorted(others.items()))
+        if not paths:
+            packed = " Unpack them first; of archives only .tar is read." if set(others) & set(_PACKED) else ""
+            raise ValueError(
+                f"Found no images in {self.name!r}. Files by extension: {seen or 'none at all'}. Expected images "
+                f"(.jpg, .png, .tif, .dcm, .npy or one of {len(IMAGE_EXTENSIONS) - 5} other extensions) at any depth, "
+                f"or shards ({', '.join(SHARD_EXTENSIONS)}).{packed}"
+            )
+        if others:
+            self.notes.append(f"{len(paths):,} images in {self.name}; other files there are left out: {seen}.")
+        self.fingerprint = self._paths.digest()
+        if labels != "none":
+            self._label(parents)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> OpenedImage:
+        return open_image(self.describe(index))
+
+    def describe(self, index: int) -> str:
+        return os.path.join(self.folder, self._paths[index])
+
+    def _label(self, parents: list[tuple[str, int]]):
+        """Sets labels and their names.
+
+        Args:
+            parents (`list` of (path below the folder, number of images in it)): In the order of the images.
+        """
+        parts = [(directory.split(os.sep) if directory else [], count) for directory, count in parents]
+        while len({tuple(part[:1]) for part, _ in parts}) == 1 and parts[0][0]:  # all lie in one folder: look below it
+            parts = [(part[1:], count) for part, count in parts]
+        classes = sorted({part[0] for part, _ in parts if part})
+        stray, total = sum(count for part, count in parts if not part), len(self)
+        if len(classes) < 2 or stray > _MOST_STRAY_FILES * total:
+            return
+        numbers = {name: number for number, name in enumerate(classes)}
+        self.label_names = classes
+        self.labels = np.repeat([numbers[part[0]] if part else -1 for part, _ in parts], [count for _, count in parts])
+        shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        self.notes.append(
+            f"{len(classes)} folders of {self.name} are taken for classes ({shown}). Set `labels` to none if they are "
+            "not."
+        )
+        if stray:
+            first = self.describe(int(np.flatnonzero(self.labels < 0)[0]))
+            self.notes.append(f"{stray} image(s) lie next to the class folders and have no label, first {first}.")
+
+
+def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Yields (path below the folder, sorted names of its files), a folder before those in it.
+
+    Links are followed, and each folder is entered once. What programs leave behind and masks next to pictures are not
+    entered. A folder that can't be read is an error. Unlike `os.walk` it makes no path of a file that is not asked for:
+    a million files are listed in seconds.
+
+    Args:
+        folder (`str`): Where to begin.
+        notes (`list[str]`, *optional*): What was left out is added to it.
+    """
+    entered, pending = set(), [""]
+    while pending:
+        directory = pending.pop()
+        status = os.stat(os.path.join(folder, directory))
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        files, below = [], []
+        with os.scandir(os.path.join(folder, directory)) as entries:
+            for entry in entries:
+                (below if entry.is_dir() else files).append(entry.name)
+        yield directory, sorted(files)
+        left_out = [name for name in below if _is_left_behind(name)]
+        if any(name.lower() in _PICTURES for name in below):
+            left_out += [name for name in below if name.lower() in _MASKS]
+        if left_out and notes is not None:
+            where = os.path.join(folder, directory)
+            notes.append(f"Folders of {where} that are left out: {', '.join(sorted(left_out))}.")
+        below = sorted(set(below).difference(left_out), reverse=True)
+        pending.extend(os.path.join(directory, name) for name in below)
+
+
+def is_image(name: str) -> bool:
+    """Returns whether a file is an image, by its name."""
+    return extension_of(name) in _EXTENSIONS and not _is_left_behind(name)
+
+
+def _is_left_behind(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LEFT_BEHIND
+
+
+def _images_of(directory: str, names: list[str]) -> tuple[list[str], int]:
+    """Returns the names of the images in one folder, and how many masks were left out next to them."""
+    images = [name for name in names if is_image(name)]
+    unnamed = [name for name in names if extension_of(name)[1:].isdigit() or not extension_of(name)]
+    unnamed = [name for name in unnamed if not _is_left_behind(name)]
+    if any(_is_dicom(os.path.join(directory, name)) for name in unnamed[:3]):  # scanners write no extension
+        images = sorted([*images, *(name for name in unnamed if _is_dicom(os.path.join(directory, name)))])
+    stems = {os.path.splitext(name)[0] for name in images}
+    masks = {stem + suffix for suffix in _MASK_SUFFIXES for stem in stems if stem + suffix in stems}
+    if not masks:
+        return images, 0
+    kept = [name for name in images if os.path.splitext(name)[0] not in masks]
+    return kept, len(images) - len(kept)
+
+
+def _is_dicom(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+class Names(Sequence):
+    """Strings in one block of memory: a list of a million would be copied into each loader worker as it is counted."""
+
+    def __init__(self, names: list[str]):
+        encoded = [os.fsencode(name) for name in names]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
+
+    def digest(self) -> str:
+        return digest(self._bytes, self._ends)
+
+
+__all__ = ["SHARD_EXTENSIONS", "FolderImages", "Names", "is_image", "walk"]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""The interface of all sources of images."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..modeling.reading_mae import OpenedImage
+
+
+class ImageSource(Sequence):
+    """A sequence of images, with or without labels.
+
+    A source of your own needs `__len__`, `__getitem__`, `name` and `fingerprint`.
+
+    Attributes:
+        name (`str`): Where the images come from, for logs and model cards.
+        labels (`np.ndarray` of int64 or `None`): The class of each image, counted from 0. Negative: no label.
+        label_names (`list[str]` or `None`): Names of the classes, where they are known.
+        row_groups (`np.ndarray` of int64 or `None`): Lengths of the runs of consecutive images that are read together,
+            as in parquet files. `None` if any image can be read by itself.
+        row_groups_at_once (`int`): Maximum number of row groups that a run mixes at any time, since a reader holds them
+            in memory.
+        fingerprint (`str`): Changes whenever the images, their number or their order change.
+        dataset (`str` or `None`): Their name on the Hub.
+        license (`str` or `None`): Their licence, where it is known.
+        notes (`list[str]`): What was chosen or left out when the source was opened, to be printed.
+    """
+
+    name: str
+    dataset: str | None = None
+    license: str | None = None
+    labels: np.ndarray | None = None
+    label_names: list[str] | None = None
+    row_groups: np.ndarray | None = None
+    row_groups_at_once: int = 64
+    fingerprint: str
+    notes: Sequence[str] = ()
+
+    def __getitem__(self, index: int) -> OpenedImage:
+        """Returns image `index`, in [0, len(self)), opened but not decoded.
+
+        Raises:
+            Exception: Of any type, if it can't be read: libraries raise errors of many types for broken files.
+        """
+        raise NotImplementedError
+
+    def describe(self, index: int) -> str:
+        """Returns the name of image `index` for messages."""
+        return f"image {index} of {self.name}"
+
+
+def digest(*parts: bytes | np.ndarray | str) -> str:
+    """Returns a short hash of the content."""
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part) if len(part) else b"")
+    return result.hexdigest()[:16]
+
+
+__all__ = ["ImageSource", "digest"]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Images that are parts of files: windows of large scenes, pages of stacks."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+
+from ..modeling.formats_mae import TIFF_SIGNATURES, TiffFile, tifffile
+from ..modeling.reading_mae import (
+    ImageFile,
+    OpenedImage,
+    ReadingSettings,
+    StoredImage,
+    UnsuitableImageError,
+    as_tensor,
+    find_missing,
+    num_pages,
+    page_of,
+)
+from .decoding import read_image
+from .folders import FolderImages
+from .image_source import ImageSource, digest
+
+
+class PartsOfImages(ImageSource):
+    """Parts of the images of another source, as images of their own.
+
+    Attributes:
+        parts (`np.ndarray` of int64, of shape `(len(self), 1 + k)`): Of each part the index of its image in `images`,
+            and what says which part of it it is.
+    """
+
+    def __init__(self, images: ImageSource, parts: list[tuple[int, ...]], kind: str):
+        self.images, self.parts = images, np.array(parts, dtype=np.int64)
+        self.name, self.dataset, self.license = images.name, images.dataset, images.license
+        self.labels = None if images.labels is None else images.labels[self.parts[:, 0]]
+        self.label_names, self.notes = images.label_names, list(images.notes)
+        self.fingerprint = digest(images.fingerprint, kind, self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+class PagedImages(PartsOfImages):
+    """The pages, frames or slices of all files of a source. `parts` holds (image, page)."""
+
+    def __init__(self, images: ImageSource):
+        """
+        Args:
+            images ([`ImageSource`]): The files. All of them are opened, which takes about a millisecond each.
+        """
+        parts, unreadable = set(), {}
+        for index in range(len(images)):
+            count, read, failed = read_image(images, index, num_pages)
+            parts.update((read, page) for page in range(count))
+            unreadable.update(failed)
+        super().__init__(images, sorted(parts), "pages")
+        self.notes.extend(f"Skipped {name}, which can't be read: {reason}" for name, reason in unreadable.items())
+        if len(parts) > len(images):
+            self.notes.append(f"{len(images):,} files have {len(parts):,} pages, each of which is an image.")
+
+    def __getitem__(self, index: int) -> OpenedImage:
+        image, page = (int(value) for value in self.parts[index])
+        return page_of(self.images[image], page)
+
+    def describe(self, index: int) -> str:
+        return f"{self.images.describe(int(self.parts[index, 0]))}, page {self.parts[index, 1] + 1}"
+
+
+class Window(ImageFile):
+    """A part of a scene; only the tiles or strips of the file that it lies in are decoded."""
+
+    num_pages = 1
+
+    def __init__(self, scene: "TiffFile | np.ndarray", rows: slice, columns: slice, settings: ReadingSettings):
+        super().__init__(getattr(scene, "file", b""))
+        self.scene, self.rows, self.columns, self.settings = scene, rows, columns, settings
+        self.size = rows.stop - rows.start, columns.stop - columns.start
+
+    def read(self, page: int = 0) -> StoredImage:
+        if isinstance(self.scene, TiffFile):
+            return self.scene.read_window(self.rows, self.columns)
+        return replace(self.scene.crop(self.rows, self.columns), origin=(self.rows.start, self.columns.start))
+
+
+class TiledImages(PartsOfImages):
+    """Square windows of the scenes in a folder, each an image. `parts` holds (scene, top row, left column).
+
+    The last windows of a row or column are moved inwards so that all have the same size and together cover the scene. A
+    scene that is smaller than a window is one.
+    """
+
+    def __init__(self, images: FolderImages, tile: int, reading: ReadingSettings):
+        """
+        Args:
+            images ([`FolderImages`]): TIFF or `.npy` files, which can be read in part.
+            tile (`int`): Pixels of a window's side.
+            reading ([`ReadingSettings`]): Windows that hold nothing but no-data are dropped. To find them, scenes that
+                may have no-data are read once.
+
+        Raises:
+            UnsuitableImageError: If a file can't be read in part.
+            ValueError: If no window has data.
+        """
+        if tile < 1:
+            raise ValueError(f"`tile` must be at least 1, got {tile}.")
+        self.tile, self.reading = tile, reading
+        self._opened: dict = {}
+        parts, dropped = [], 0
+        for index in range(len(images)):
+            scene = _open_scene(images.describe(index), reading)
+            tops, lefts = (_starts(side, tile) for side in scene.size)
+            windows = [(index, top, left) for top in tops for left in lefts]
+            if _may_have_no_data(scene, reading):
+                kept = [window for window in windows if _has_data(self._window(scene, *window[1:]), reading)]
+                dropped, windows = dropped + len(windows) - len(kept), kept
+            parts.extend(windows)
+        if not parts:
+            raise ValueError(f"All {dropped} windows of {images.name} hold nothing but no-data.")
+        super().__init__(images, parts, f"windows of {tile}")
+        scenes = f"{len(images):,} scene(s) have {len(parts):,} windows of {tile} x {tile} pixels"
+        self.notes.append(f"{scenes}; {dropped:,} without data are left out." if dropped else f"{scenes}.")
+
+    def __getitem__(self, index: int) -> OpenedImage:
+        scene, top, left = (int(value) for value in self.parts[index])
+        path = self.images.describe(scene)
+        if path not in self._opened:
+            self._opened = {**dict(list(self._opened.items())[-31:]), path: _open_scene(path, self.reading)}
+        return self._window(self._opened[path], top, left)
+
+    def describe(self, index: int) -> str:
+        scene, top, left = (int(value) for value in self.parts[index])
+        return f"{self.images.describe(scene)}, row {top}, column {left}"
+
+    def _window(self, scene: "TiffFile | StoredImage", top: int, left: int) -> Window:
+        height, width = scene.size
+        rows, columns = slice(top, min(top + self.tile, height)), slice(left, min(left + self.tile, width))
+        return Window(scene, rows, columns, self.reading)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_opened": {}}
+
+
+def _starts(side: int, tile: int) -> list[int]:
+    return [*range(0, max(side - tile, 0), tile), max(side - tile, 0)]
+
+
+def _open_scene(path: str, reading: ReadingSettings) -> "TiffFile | StoredImage":
+    """Opens a file that can be read in part."""
+    with open(path, "rb") as stream:
+        start = stream.read(6)
+    if start.startswith(TIFF_SIGNATURES):
+        if tifffile is None:
+            raise UnsuitableImageError(f'{path}: windows of TIFF files need tifffile: pip install "hf-mae[tiff]".')
+        scene = TiffFile(path)
+        if scene.num_pages > 1 and reading.pages != "first":
+            raise UnsuitableImageError(f"{path}: it has {scene.num_pages} pages; set `pages` to first for its first.")
+        return scene
+    if start.startswith(b"\x93NUMPY"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.ndim == 2:
+            return StoredImage(array[None])
+        first = reading.channels_first
+        if first is None:  # a scene has far fewer bands than pixels
+            first = array.shape[0] == min(array.shape)
+        return StoredImage(array if first else array.transpose(2, 0, 1))
+    raise UnsuitableImageError(
+        f"{path}: `tile` needs files that can be read in part: TIFF or .npy, not {os.path.splitext(path)[1]}. "
+        "GDAL converts many: gdal_translate -co TILED=YES."
+    )
+
+
+def _may_have_no_data(scene: "TiffFile | StoredImage", reading: ReadingSettings) -> bool:
+    return reading.nodata is not None or (isinstance(scene, TiffFile) and scene.declares_nodata)
+
+
+def _has_data(window: Window, reading: ReadingSettings) -> bool:
+    image = window.read()
+    missing = find_missing(image, as_tensor(image.pixels), reading)
+    return missing is None or not bool(missing.expand(image.pixels.shape).all())
+
+
+__all__ = ["PagedImages", "PartsOfImages", "TiledImages", "Window"]

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Images in shards: tar, parquet and Arrow files, read in place."""
+
+import json
+import os
+import tarfile
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..modeling.reading_mae import OpenedImage, extension_of, open_image
+from .folders import Names, is_image
+from .image_source import ImageSource, digest
+
+_CACHED_ROW_GROUPS = 64  # maximum for one reader; those of which every image was read are dropped before
+_ROW_GROUP_BYTES = 2 * 10**9  # maximum that the row groups of one reader may take
+_OPEN_FILES = 128  # of the 1,024 that a process may usually have
+_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "labels")
+
+
+class TarImages(ImageSource):
+    """Images in uncompressed tar files (WebDataset), read in place at their offsets.
+
+    The label of `name.jpg` is the integer in `name.cls`, if all images have one.
+    """
+
+    def __init__(self, files: Sequence[str], name: str):
+        """
+        Args:
+            files (`list[str]`): The shards, in order.
+            name (`str`): Where they come from.
+
+        Raises:
+            ValueError: If there is no image in them, or a file is not an uncompressed tar.
+        """
+        self.name, self._files, self._descriptors, self.notes = name, list(files), OrderedDict(), []
+        names, places, labels, others = [], [], [], Counter()
+        for number, file in enumerate(files):
+            classes, first = {}, len(names)
+            try:
+                with tarfile.open(file, "r:") as tar:
+                    for member in tar:
+                        stem, extension = os.path.splitext(member.name)
+                        if not member.isfile():
+                            continue
+                        if extension == ".cls":
+                            classes[stem] = int(tar.extractfile(member).read())
+                        elif is_image(os.path.basename(member.name)):
+                            names.append(member.name)
+                            places.append((number, member.offset_data, member.size))
+                        else:
+                            others[extension or "none"] += 1
+            except (tarfile.TarError, ValueError) as error:
+                raise ValueError(
+                    f"{file} can't be read as an uncompressed tar ({error}). Decompress .tar.gz files with gunzip: "
+                    "images are read in place."
+                ) from error
+            labels.extend(classes.get(os.path.splitext(name)[0]) for name in names[first:])
+        seen = ", ".join(f"{count} x {extension}" for extension, count in sorted(others.items()))
+        if not names:
+            raise ValueError(f"Found no images in {name}: {len(files)} tar file(s) with {seen or 'nothing'}.")
+        if others:
+            self.notes.append(f"{len(names):,} images in {name}; other members are left out: {seen}.")
+        self._names, self._places = Names(names), np.array(places, dtype=np.int64)
+        self.labels = None if None in labels else np.array(labels, dtype=np.int64)
+        self.fingerprint = digest(self._names.digest(), self._places)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> OpenedImage:
+        number, offset, size = (int(value) for value in self._places[index])
+        # pread needs no position in the file, which forked workers would share with each other.
+        content = os.pread(self._descriptor(number), size, offset)
+        if len(content) < size:
+            raise EOFError(f"the shard ends after {len(content)} of {size} bytes")
+        return open_image(content, extension_of(self._names[index]))
+
+    def _descriptor(self, number: int) -> int:
+        """Returns an open descriptor of a shard; the one that was not used for longest is closed if there are many."""
+        if number not in self._descriptors:
+            if len(self._descriptors) >= _OPEN_FILES:
+                os.close(self._descriptors.popitem(last=False)[1])
+            self._descriptors[number] = os.open(self._files[number], os.O_RDONLY)
+        self._descriptors.move_to_end(number)
+        return self._descriptors[number]
+
+    def describe(self, index: int) -> str:
+        return f"{self._files[self._places[index, 0]]}:{self._names[index]}"
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_descriptors": OrderedDict()}
+
+
+class ParquetImages(ImageSource):
+    """Images in a column of parquet files, here or on the Hub, read by row group and not copied."""
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        name: str,
+        filesystem=None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ):
+        """
+        Args:
+            files (`list[str]`): The shards, in order.
+            name (`str`): Where they come from.
+            filesystem (`fsspec.AbstractFileSystem`, *optional*): Where the files are, if not on this machine. Labels
+                are not read from there, which would take a request for each row group.
+            image_column, label_column (`str`, *optional*): Columns to take, see [`choose_columns`].
+
+        Raises:
+            ValueError: If no column holds images, several do and none is chosen, or a file is not parquet.
+        """
+        import pyarrow.parquet
+
+        self.name, self._files, self._filesystem, self.notes = name, list(files), filesystem, []
+        self._open: dict = {}
+        self._cache: OrderedDict = OrderedDict()
+        groups, labels, largest, self._column = [], [], 0, None
+        for number, file in enumerate(files):
+            try:
+                parquet = self._parquet(number)
+            except (pyarrow.lib.ArrowInvalid, OSError) as error:
+                raise ValueError(f"{file} can't be read as parquet: {error}. Remove or repair it.") from error
+            if self._column is None:
+                features = _features(parquet.schema_arrow)
+                self._column, self._label = choose_columns(features, name, image_column, label_column, self.notes)
+                self._type, label_names = features[self._column], getattr(features.get(self._label), "names", None)
+            largest = max(largest, *(_group_bytes(parquet, g, self._column) for g in range(parquet.num_row_groups)), 0)
+            groups.extend((number, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups))
+            if filesystem is None and self._label:
+                labels.extend(parquet.read([self._label], use_threads=False)[self._label].to_pylist())
+        groups = [group for group in groups if group[2] > 0]
+        if not groups:
+            raise ValueError(f"Found no images in {name}: {len(files)} parquet file(s) without rows.")
+        self._groups = np.array(groups, dtype=np.int64)
+        self.row_groups = self._groups[:, 2]
+        self._ends = np.cumsum(self.row_groups)
+        if labels:
+            self.labels, self.label_names = numbered_labels(labels, label_names, f"column {self._label} of {name}")
+        self._bound_memory(largest)
+        self.fingerprint = digest(json.dumps([os.path.basename(file) for file in files]), self._groups)
+
+    def _bound_memory(self, largest: int):
+        """Lets a run mix only as many row groups as fit into memory, given the bytes of the largest one."""
+        self.row_groups_at_once = int(min(max(_ROW_GROUP_BYTES // max(largest, 1), 1), _CACHED_ROW_GROUPS))
+        if self.row_groups_at_once < 8:
+            self.notes.append(
+                f"Row groups of {self.name} have up to {largest / 1e9:.1f} GB, so only {self.row_groups_at_once} are "
+                "mixed at a time, and each loader worker holds one. Write the files again with smaller ones: "
+                "`pyarrow.parquet.write_table(table, file, row_group_size=100)`."
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> OpenedImage:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        rows, unread = self._cache.pop(group, None) or (self._read(group), int(self.row_groups[group]))
+        row = rows[index - int(self._ends[group] - self.row_groups[group])].as_py()
+        if unread > 1:  # each row is read once an epoch, by one reader
+            self._cache[group] = (rows, unread - 1)
+        if len(self._cache) > self.row_groups_at_once:
+            self._cache.popitem(last=False)
+        return _open_cell(row, self._type)
+
+    def describe(self, index: int) -> str:
+        file = int(self._groups[np.searchsorted(self._ends, index, side="right"), 0])
+        first = int(self.row_groups[self._groups[:, 0] < file].sum())
+        return f"{self._files[file]}:{index - first}"
+
+    def _read(self, group: int):
+        number, group_of_file = (int(value) for value in self._groups[group, :2])
+        # No threads: there are several loader workers, which are forked.
+        return self._parquet(number).read_row_group(group_of_file, columns=[self._column], use_threads=False)[
+            self._column
+        ]
+
+    def _parquet(self, number: int):
+        import pyarrow.parquet
+
+        key = (os.getpid(), number)  # opened again in a worker, since forked processes share the position of a file
+        if key not in self._open:
+            if len(self._open) > _CACHED_ROW_GROUPS:
+                self._open.clear()
+            path = self._files[number]
+            file = path if self._filesystem is None else self._filesystem.open(path)
+            self._open[key] = pyarrow.parquet.ParquetFile(file, memory_map=self._filesystem is None)
+        return self._open[key]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": {}, "_cache": OrderedDict()}
+
+
+def _features(schema) -> dict:
+    """Returns the columns of a parquet file by name, as features of `datasets`, or Arrow types where it names none."""
+    import datasets
+
+    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
+    known = datasets.Features.from_dict(stored) if stored else {}
+    return {field.name: known.get(field.name, field.type) for field in schema}
+
+
+def _group_bytes(parquet, group: int, column: str) -> int:
+    """Returns the bytes of a column in one row group."""
+    row_group = parquet.metadata.row_group(group)
+    columns = (row_group.column(number) for number in range(row_group.num_columns))
+    return sum(part.total_uncompressed_size for part in columns if part.path_in_schema.split(".")[0] == column)
+
+
+def choose_columns(
+    features: dict, name: str, image_column: str | None, label_column: str | None, notes: list[str]
+) -> tuple[str, str | None]:
+    """Returns the columns of images and of labels; the latter is `None` if there is none.
+
+    Without `image_column` it is the only column of images, or the one called image, img or pixel_values. Without
+    `label_column` it is the one called label or labels, or the only one of class labels.
+
+    Args:
+        features (`dict`): Features of `datasets`, or Arrow types, by column.
+        name (`str`): Where they come from.
+        image_column, label_column (`str`, *optional*): Columns that the user chose.
+        notes (`list[str]`): The choice is added to it, if there was one.
+
+    Raises:
+        ValueError: If there is no such column, or it is not clear which one is meant.
+    """
+    for chosen, parameter in ((image_column, "image_column"), (label_column, "label_column")):
+        if chosen is not None and chosen not in features:
+            raise ValueError(f"{name} has no column {chosen!r} (`{parameter}`), only {', '.join(features)}.")
+    images = [column for column, feature in features.items() if _holds_images(feature)]
+    if image_column is None:
+        if not images:
+            raise ValueError(_no_column(name, features))
+        named = [column for column in _IMAGE_COLUMNS if column in images]
+        if len(images) > 1 and not named:
+            raise ValueError(f"Several columns of {name} hold images: {', '.join(images)}. Choose with `image_column`.")
+        image_column = (named or images)[0]
+    if len(images) > 1:
+        notes.append(f"Columns {', '.join(images)} of {name} hold images: {image_column} is taken.")
+    if label_column is None:
+        classes = [column for column, feature in features.items() if getattr(feature, "names", None) is not None]
+        named = [column for column in _LABEL_COLUMNS if column in features and _holds_labels(features[column])]
+        label_column = (named or classes or [None])[0]
+        if len(classes) > 1:
+            notes.append(f"Columns {', '.join(classes)} of {name} hold classes: {label_column} is taken.")
+    return image_column, label_column
+
+
+def _holds_images(feature) -> bool:
+    import datasets
+    import pyarrow as pa
+
+    if isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D):
+        return True
+    if not isinstance(feature, pa.DataType):
+        return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    struct = pa.types.is_struct(feature) and "bytes" in [part.name for part in feature]
+    return struct or pa.types.is_binary(feature) or pa.types.is_large_binary(feature)
+
+
+def _holds_labels(feature) -> bool:
+    """Whether values are classes: class labels, integers or strings."""
+    kind = str(getattr(feature, "dtype", feature))
+    return kind.startswith(("int", "uint", "string", "large_string", "bool"))
+
+
+def numbered_labels(values: list, names: list[str] | None, name: str) -> tuple[np.ndarray, list[str] | None]:
+    """Returns labels as an array, and the names of the classes: int64, or float32 for numbers that are not whole.
+
+    Args:
+        values (`list`): Integers, strings (numbered in the order of the alphabet), floats, or `None` for no label.
+        names (`list[str]`, *optional*): Names of the classes.
+        name (`str`): What the column is called in messages.
+
+    Raises:
+        ValueError: If values are of another type.
+    """
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, str) for value in known):
+        names = sorted(set(known))
+        numbers = {value: number for number, value in enumerate(names)}
+        return np.array([numbers.get(value, -1) for value in values], dtype=np.int64), names
+    if all(isinstance(value, int) for value in known):
+        return np.array([-1 if value is None else int(value) for value in values], dtype=np.int64), names
+    if all(isinstance(value, int | float) for value in known):
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float32), None
+    raise ValueError(f"Labels in {name} must be integers, strings or numbers, got {type(known[0]).__name__}.")
+
+
+def _open_cell(cell, feature) -> OpenedImage:
+    """Opens the image in a cell: the content of a file, a path, or an array as nested lists."""
+    if isinstance(cell, dict):
+        if cell.get("bytes") is None and cell.get("path"):
+            return open_image(cell["path"])
+        cell, extension = cell.get("bytes"), extension_of(cell.get("path") or "")
+    else:
+        extension = ""
+    if cell is None:
+        raise ValueError("its row holds no image")
+    return open_image(cell, extension) if isinstance(cell, bytes) else np.array(cell, dtype=feature.dtype)
+
+
+class DatasetImages(ImageSource):
+    """Images in a column of a data set of the `datasets` library, which maps Arrow files into memory."""
+
+    def __init__(self, dataset, name: str, image_column: str | None = None, label_column: str | None = None):
+        """
+        Args:
+            dataset (`datasets.Dataset`): The data set.
+            name (`str`): Where it comes from.
+            image_column, label_column (`str`, *optional*): Columns to take, see [`choose_columns`].
+
+        Raises:
+            ValueError: If no column holds images, or several do and none is chosen.
+        """
+        import datasets
+
+        self.name, self.license, self.notes = name, dataset.info.license or None, []
+        self.column, label = choose_columns(dataset.features, name, image_column, label_column, self.notes)
+        images, self._type = dataset.select_columns([self.column]), dataset.features[self.column]
+        # Bytes, not pictures: they are decoded here, at the size that a crop needs.
+        if isinstance(self._type, datasets.Image):
+            images = images.cast_column(self.column, datasets.Image(decode=False))
+        self._images = images
+        if label is not None:
+            names = getattr(dataset.features[label], "names", None)
+            self.labels, self.label_names = numbered_labels(list(dataset[label]), names, f"column {label} of {name}")
+        self.fingerprint = digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> OpenedImage:
+        return _open_cell(self._images[index][self.column], self._type)
+
+
+def _no_column(name: str, columns: dict) -> str:
+    found = ", ".join(f"{column} ({kind})" for column, kind in columns.items())
+    return (
+        f"No column of {name} holds images. Columns: {found}. Cast one with "
+        "`dataset.cast_column(name, datasets.Image())` and save the data set again."
+    )
+
+
+__all__ = ["DatasetImages", "ParquetImages", "TarImages", "choose_columns", "numbered_labels"]

@@ -1,0 +1,621 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Opens image files that Pillow can't read as they are stored, and gives their values unchanged.
+
+TIFF of any type, bands and pages by tifffile, DICOM by pydicom, NIfTI by nibabel, all of them optional; FITS, arrays
+and deep PNG, PGM and JPEG 2000 without another library. A file whose pixels would be changed, dropped or made up is
+refused by [`UnsuitableImageError`]. [`hf_mae.modeling.reading_mae`] decides which reader a file goes to.
+"""
+
+import gzip
+import io
+import math
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import PIL.Image
+import torch
+
+try:
+    import tifffile
+except ImportError:
+    tifffile = None
+try:
+    import pydicom
+    import pydicom.pixels
+except ImportError:
+    pydicom = None
+try:
+    import nibabel
+except ImportError:
+    nibabel = None
+
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+EXIF_ORIENTATION = 0x0112
+# (swap rows and columns, then flip rows, flip columns) of each orientation. Source: Exif 2.3, section 4.6.4.
+ORIENTATIONS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+_VIRTUAL_SLIDES = ("svs", "ndpi", "scn", "philips", "bif", "avs")
+# Tags and their values. Source: TIFF 6.0; GDAL's GTiff driver for _NODATA.
+_NODATA, _PALETTE, _YCBCR, _JPEG = 42113, 3, 6, 7
+_PLAIN_PHOTOMETRICS = (0, 1, 2, _PALETTE, 34892)  # min is white, min is black, RGB, palette, linear raw
+
+
+class UnsuitableImageError(ValueError):
+    """Raised for a file that is intact but can't be used with these settings: its type, bands, pages or NaN.
+
+    Unlike an unreadable file it is never replaced by another one, since all others may be of the same kind.
+    """
+
+
+@dataclass
+class StoredImage:
+    """An image with the values of its file.
+
+    Attributes:
+        pixels (`np.ndarray` or `torch.Tensor` of shape `(channels, height, width)`): Of any type.
+        limit (`float`, *optional*): Value that means white, such as 4095 for 12 bits. Default: the type's largest.
+        nodata (`float`, *optional*): Value that the file declares for pixels without data.
+        missing (`np.ndarray` of shape `(height, width)`, *optional*): True where the file's mask says no data.
+        inverted (`bool`): Whether the smallest value is white.
+        alpha (`bool`): Whether the last channel is the opacity.
+        premultiplied (`bool`): Whether the colours are multiplied by the opacity.
+        origin (`(row, column)`): Where the first pixel lies in the file, for messages.
+    """
+
+    pixels: np.ndarray | torch.Tensor
+    limit: float | None = None
+    nodata: float | None = None
+    missing: np.ndarray | None = None
+    inverted: bool = False
+    alpha: bool = False
+    premultiplied: bool = False
+    origin: tuple[int, int] = (0, 0)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return tuple(self.pixels.shape[1:])
+
+    @property
+    def type_name(self) -> str:
+        """The type of the values, such as `"uint16"`."""
+        return str(self.pixels.dtype).removeprefix("torch.")
+
+    def crop(self, rows: slice, columns: slice) -> "StoredImage":
+        """Returns a part of the image; nothing is copied."""
+        missing = None if self.missing is None else self.missing[rows, columns]
+        origin = (self.origin[0] + (rows.start or 0), self.origin[1] + (columns.start or 0))
+        return replace(self, pixels=self.pixels[:, rows, columns], missing=missing, origin=origin)
+
+
+class ImageFile:
+    """An image file that is opened by another library than Pillow; its pixels are decoded by `read`.
+
+    No handle is kept open, since the position of a file is shared by forked processes.
+
+    Attributes:
+        num_pages (`int`): Pages, frames or slices.
+    """
+
+    num_pages: int
+
+    def __init__(self, file: str | bytes):
+        self.file = file
+
+    def read(self, page: int = 0) -> StoredImage:
+        """Returns one page."""
+        raise NotImplementedError
+
+    def read_all(self) -> StoredImage:
+        """Returns all pages, their channels one after the other."""
+        pages = [self.read(page) for page in range(self.num_pages)]
+        if len({page.size for page in pages}) > 1:
+            raise UnsuitableImageError(f"its {len(pages)} pages differ in size and can't be channels of one image.")
+        return replace(pages[0], pixels=np.concatenate([page.pixels for page in pages]), alpha=False)
+
+    def _stream(self):
+        return io.BytesIO(self.file) if isinstance(self.file, bytes) else self.file
+
+
+class ImagePage(ImageFile):
+    """One page of a file, as an image of its own."""
+
+    num_pages = 1
+
+    def __init__(self, file: ImageFile, page: int):
+        super().__init__(file)
+        self.page = page
+
+    def read(self, page: int = 0) -> StoredImage:
+        return self.file.read(self.page)
+
+
+def oriented(image: StoredImage, orientation: int | None) -> StoredImage:
+    """Returns an image as its EXIF orientation, 1 to 8, says that it is to be seen."""
+    swap, flip_rows, flip_columns = ORIENTATIONS.get(orientation, (False, False, False))
+    axes = [axis for axis, flip in ((-2, flip_rows), (-1, flip_columns)) if flip]
+
+    def turn(array):
+        array = array.swapaxes(-1, -2) if swap else array
+        return np.flip(array, axes) if axes else array
+
+    missing = None if image.missing is None else turn(image.missing)
+    return replace(image, pixels=turn(image.pixels), missing=missing)
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """Returns an array in the byte order of the machine; booleans become 0 and 255.
+
+    Raises:
+        UnsuitableImageError: If the values are no real numbers.
+    """
+    if array.dtype.kind not in "buif":
+        raise UnsuitableImageError(f"its values are of type {array.dtype}. Convert them to integers or floats.")
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.itemsize > 8:  # long doubles
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# PNG, PGM and JPEG 2000 of more than 8 bits
+
+
+def read_deep_png(image: PIL.Image.Image) -> StoredImage | None:
+    """Returns a PNG of 16 bits and several bands, of which Pillow would keep the high bytes only."""
+    mode = str(image.tile[0][3]) if image.tile else ""
+    if not mode.endswith(";16B") or mode.startswith("I"):
+        return None
+    parts, tile = [], image.tile
+    # Pillow's reader of little-endian values takes the byte that is the lower one here. Grey with opacity has four
+    # bytes a pixel, as RGBA has.
+    for reading in ("RGBA",) if mode == "LA;16B" else (mode, mode.replace(";16B", ";16L")):
+        part = PIL.Image.open(reopened(image))
+        part.tile = [part.tile[0]._replace(args=reading) if hasattr(tile[0], "_replace") else (*tile[0][:3], reading)]
+        parts.append(np.asarray(part).astype(np.uint16))
+    high, low = (parts[0][..., 0::2], parts[0][..., 1::2]) if mode == "LA;16B" else parts
+    pixels = high * 256 + low
+    key = image.info.get("transparency")
+    if mode == "RGB;16B" and isinstance(key, tuple):
+        opacity = np.where((pixels == np.array(key)).all(axis=-1, keepdims=True), 0, 65535).astype(np.uint16)
+        pixels = np.concatenate([pixels, opacity], axis=-1)
+    return StoredImage(pixels.transpose(2, 0, 1), alpha=pixels.shape[2] in (2, 4))
+
+
+def reopened(image: PIL.Image.Image) -> io.BytesIO:
+    image.fp.seek(0)
+    return io.BytesIO(image.fp.read())
+
+
+def read_deep_pnm(image: PIL.Image.Image) -> StoredImage | None:
+    """Returns a PGM or PPM of more than 8 bits as stored, of which Pillow would keep 8 bits or stretch the values."""
+    content = reopened(image).getvalue()
+    fields, position = [], 2
+    while len(fields) < 3 and content[:2] in (b"P2", b"P3", b"P5", b"P6"):  # width, height, largest value
+        while content[position : position + 1].isspace():
+            position += 1
+        end = position
+        while end < len(content) and not content[end : end + 1].isspace():
+            end += 1
+        if content[position:end].startswith(b"#"):
+            position = content.index(b"\n", position)
+            continue
+        fields.append(int(content[position:end]))
+        position = end
+    if len(fields) < 3 or fields[2] < 256:
+        return None
+    width, height, largest = fields
+    shape = (height, width, 3 if content[:2] in (b"P3", b"P6") else 1)
+    if content[:2] in (b"P5", b"P6"):
+        pixels = np.frombuffer(content, ">u2", math.prod(shape), position + 1).astype(np.uint16)
+    else:
+        pixels = np.array(content[position:].split(), dtype=np.uint16)[: math.prod(shape)]
+    return StoredImage(pixels.reshape(shape).transpose(2, 0, 1), limit=largest)
+
+
+def read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage | None:
+    """Returns grey JPEG 2000 of 9 to 15 bits as stored, which Pillow shifts up to 16 bits; refuses deep colours."""
+    content = reopened(image).getvalue()
+    position = content.find(b"\xff\x4f\xff\x51")
+    components, precision = struct.unpack_from(">HB", content, position + 40)
+    bits = (precision & 127) + 1
+    if position < 0 or (bits <= 8 and not precision & 128):
+        return None
+    if components > 1 or precision & 128:
+        raise UnsuitableImageError(
+            f"it is JPEG 2000 of {bits} bits and {components} bands, or signed, which Pillow can't read in full. "
+            "Convert it to TIFF."
+        )
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(content)))
+    return StoredImage((pixels >> (16 - bits))[None].astype(np.uint16), limit=2**bits - 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# TIFF
+
+
+def tiff_tag(image: PIL.Image.Image, number: int):
+    value = image.tag_v2.get(number) if hasattr(image, "tag_v2") else None
+    return (value,) if isinstance(value, int) else value
+
+
+def declared_nodata(image: PIL.Image.Image) -> float | None:
+    return _parse_nodata(tiff_tag(image, _NODATA)) if image.format == "TIFF" else None
+
+
+def _parse_nodata(text) -> float | None:
+    try:
+        return float(str(text).strip("\0 "))
+    except ValueError:  # there is none
+        return None
+
+
+def open_tiff(file: str | bytes) -> PIL.Image.Image | ImageFile:
+    """Opens a TIFF with Pillow where it reads all of it exactly, else with tifffile."""
+    try:
+        image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except PIL.UnidentifiedImageError:
+        image = None
+    return _with_tifffile(file) if image is None or not _pillow_is_exact(image) or _has_further_pages(image) else image
+
+
+def exact_tiff(image: PIL.Image.Image) -> PIL.Image.Image | ImageFile:
+    """Returns a TIFF that somebody else opened with Pillow as [`open_tiff`] would have opened it.
+
+    Raises:
+        UnsuitableImageError: If Pillow has already decoded it to something else than is stored.
+    """
+    turned = (tiff_tag(image, EXIF_ORIENTATION) or (1,))[0] > 4 and bool(image.tile)
+    if _pillow_is_exact(image) and not turned:
+        return image
+    if not image.tile or image.fp is None:
+        raise UnsuitableImageError("Pillow has decoded it already, and lost a part of it. Give the path instead.")
+    content = reopened(image).getvalue()
+    # From memory, since Pillow 13 mixes up rows and columns of turned files that it maps into memory.
+    return PIL.Image.open(io.BytesIO(content)) if _pillow_is_exact(image) else _with_tifffile(content)
+
+
+def _with_tifffile(file: str | bytes) -> ImageFile:
+    if tifffile is None:
+        raise UnsuitableImageError(
+            "this kind of TIFF (its type, number of bands, pages or compression) needs tifffile: "
+            'pip install "hf-mae[tiff]".'
+        )
+    return TiffFile(file)
+
+
+def pages_of_tiff(image: PIL.Image.Image) -> list[int]:
+    """Returns the numbers of the pages of a TIFF of Pillow that are neither smaller copies nor masks."""
+    number, pages = 0, []
+    try:
+        while True:
+            image.seek(number)
+            if not (tiff_tag(image, 254) or (0,))[0] & 5:
+                pages.append(number)
+            number += 1
+    except EOFError:
+        image.seek(0)
+    return pages or [0]
+
+
+def _pillow_is_exact(image: PIL.Image.Image) -> bool:
+    """Returns whether Pillow gives all bands of a TIFF's first page with the values that are stored."""
+    bits, formats = tiff_tag(image, 258) or (1,), set(tiff_tag(image, 339) or (1,))
+    samples, extra = (tiff_tag(image, 277) or (1,))[0], tiff_tag(image, 338) or ()
+    if image.mode.startswith("I;16"):
+        return samples == 1 and formats <= {1, 4} and len(set(bits)) == 1
+    if image.mode == "I":
+        return samples == 1 and formats == {2}
+    if image.mode == "F":
+        return samples == 1 and formats == {3} and bits == (32,)
+    names = {"RGBX": 4, "PA": 2}
+    bands = names.get(image.mode, len(image.getbands()))
+    return (
+        max(bits) <= 8
+        and formats <= {1, 4}
+        and samples == bands
+        and image.mode != "RGBX"
+        and 1 not in extra
+        and (0 not in extra)
+    )
+
+
+def _has_further_pages(image: PIL.Image.Image) -> bool:
+    """Returns whether a TIFF has another page that is neither a smaller copy of the first nor its mask."""
+    page, further = 1, False
+    try:
+        while not further:
+            image.seek(page)
+            further = not (tiff_tag(image, 254) or (0,))[0] & 5 or bool((tiff_tag(image, 254) or (0,))[0] & 4)
+            page += 1
+    except EOFError:
+        pass
+    image.seek(0)
+    return further
+
+
+class TiffFile(ImageFile):
+    """A TIFF of any type, bands and pages, by tifffile.
+
+    Channels that OME or ImageJ metadata name as such are bands of one image, unless `pages` is set.
+    """
+
+    def __init__(self, file: str | bytes):
+        super().__init__(file)
+        with tifffile.TiffFile(self._stream()) as tiff:
+            series = tiff.series[0]
+            pages = _tiff_pages(tiff)
+            self.num_pages = len(pages)
+            self.size = pages[0].imagelength, pages[0].imagewidth
+            whole = math.prod(series.shape) // max(math.prod(pages[0].shape), 1)
+            # ImageJ and others write one page for a stack; the rest follows in the file.
+            self._in_one_block = len(pages) == 1 and whole > 1
+            self.num_pages = whole if self._in_one_block else len(pages)
+            kind = series.kind in ("ome", "imagej") and len(tiff.series) == 1
+            axes = dict(zip(series.axes, series.shape, strict=True))
+            self.named_channels = kind and axes.get("C", 1) == self.num_pages
+            self.declares_nodata = _NODATA in pages[0].tags or any(page.aspage().subfiletype & 4 for page in tiff.pages)
+        self._open: dict = {}
+
+    def read(self, page: int = 0) -> StoredImage:
+        with tifffile.TiffFile(self._stream()) as tiff:
+            pages = _tiff_pages(tiff)
+            first = pages[0 if self._in_one_block else page]
+            if self._in_one_block:
+                array = tiff.series[0].asarray(maxworkers=1).reshape(self.num_pages, *first.shape)[page]
+            else:
+                array = _decode_tiff(lambda: first.asarray(maxworkers=1))
+            tag = first.tags.get(EXIF_ORIENTATION)
+            return oriented(_interpret_tiff(first, array, tiff), tag and tag.value)
+
+    def read_window(self, rows: slice, columns: slice) -> StoredImage:
+        """Returns a part of the first page, for which only the tiles or strips that it lies in are decoded."""
+        if os.getpid() not in self._open:  # forked processes share the position of an open file
+            tiff = tifffile.TiffFile(self._stream())
+            self._open = {os.getpid(): (tiff, _tiff_pages(tiff)[0])}
+        tiff, page = self._open[os.getpid()]
+        array = _decode_tiff(lambda: _read_segments(page, rows, columns))
+        image = _interpret_tiff(page, array, tiff, rows, columns)
+        return replace(image, origin=(rows.start, columns.start))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": {}}
+
+
+def _decode_tiff(decode: Callable[[], np.ndarray]) -> np.ndarray:
+    try:
+        return decode()
+    except ValueError as error:
+        if "imagecodecs" in str(error):
+            raise UnsuitableImageError(
+                f'its compression needs imagecodecs: pip install "hf-mae[tiff]" ({error}).'
+            ) from error
+        raise
+
+
+def _tiff_pages(tiff) -> list:
+    """Returns the pages that are images, not masks, smaller copies, thumbnails or labels."""
+    if tiff.series[0].kind in _VIRTUAL_SLIDES:
+        return list(tiff.series[0].levels[0].pages)
+    pages = [page.aspage() for page in tiff.pages]
+    return [page for page in pages if not page.subfiletype & 5] or pages[:1]
+
+
+def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=slice(None)) -> StoredImage:
+    """Returns the values of a page as (bands, height, width), with what its tags say of them."""
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise UnsuitableImageError(f"its pages have the axes {page.axes}; only images of rows and columns are read.")
+    array = array[None] if page.axes == "YX" else array.transpose(2, 0, 1) if page.axes == "YXS" else array
+    array = native(array)
+    bits, limit = page.bitspersample, None
+    if page.photometric == _PALETTE:
+        array = np.asarray(page.colormap)[:, array[0]]
+    elif array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize and array.dtype != np.bool_ and page.dtype != bool:
+        limit = 2**bits - 1
+    if page.photometric not in _PLAIN_PHOTOMETRICS and (page.photometric, page.compression) != (_YCBCR, _JPEG):
+        raise UnsuitableImageError(f"its colours are {page.photometric.name} of {bits} bits. Convert it to RGB.")
+    extra = [int(kind) for kind in page.extrasamples or ()]
+    return StoredImage(
+        array,
+        limit,
+        nodata=_parse_nodata(page.tags[_NODATA].value) if _NODATA in page.tags else None,
+        missing=_tiff_mask(page, tiff, rows, columns),
+        inverted=page.photometric == 0,
+        alpha=bool(extra) and extra[-1] in (1, 2),
+        premultiplied=extra[-1:] == [1],
+    )
+
+
+def _tiff_mask(page, tiff, rows: slice, columns: slice) -> np.ndarray | None:
+    """Returns where GDAL's mask page says that there are no data."""
+    for other in tiff.pages:
+        other = other.aspage()
+        if other.subfiletype & 4 and other.shape[-2:] == (page.imagelength, page.imagewidth):
+            return (other.asarray(maxworkers=1) == 0)[rows, columns]
+    return None
+
+
+def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
+    """Returns a window of a page in the order of its axes, decoding only the tiles or strips that it lies in."""
+    separate = page.axes == "SYX"
+    samples = page.samplesperpixel
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    fill = page.nodata if _NODATA in page.tags else 0
+    window = np.full((samples, height, width), fill, dtype=page.dtype)
+    tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    tile = min(tile[0], page.imagelength), tile[1]
+    across, down = math.ceil(page.imagewidth / tile[1]), math.ceil(page.imagelength / tile[0])
+    tables = page.jpegtables if hasattr(page, "jpegtables") else None
+    for plane in range(samples if separate else 1):
+        for y in range(rows.start // tile[0], math.ceil(rows.stop / tile[0])):
+            for x in range(columns.start // tile[1], math.ceil(columns.stop / tile[1])):
+                index = plane * across * down + y * across + x
+                if not page.databytecounts[index]:
+                    continue  # sparse: nothing is stored, so nothing is there
+                page.parent.filehandle.seek(page.dataoffsets[index])
+                data = page.parent.filehandle.read(page.databytecounts[index])
+                segment, _, shape = page.decode(data, index, jpegtables=tables)
+                segment = segment[0, : shape[1], : shape[2]]  # (rows, columns, samples)
+                top, left = y * tile[0], x * tile[1]
+                part = segment[
+                    max(rows.start - top, 0) : rows.stop - top, max(columns.start - left, 0) : columns.stop - left
+                ].transpose(2, 0, 1)
+                i, j = max(top - rows.start, 0), max(left - columns.start, 0)
+                target = slice(plane, plane + 1) if separate else slice(None)
+                window[target, i : i + part.shape[1], j : j + part.shape[2]] = part
+    return {"YX": window[0], "SYX": window, "YXS": window.transpose(1, 2, 0)}[page.axes]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# DICOM, NIfTI, FITS, arrays
+
+
+class DicomFile(ImageFile):
+    """A DICOM file, by pydicom: rescaled values (Hounsfield units for CT), colours as RGB, frames as pages."""
+
+    def __init__(self, file: str | bytes):
+        super().__init__(file)
+        if pydicom is None:
+            raise UnsuitableImageError('DICOM files need pydicom: pip install "hf-mae[dicom]".')
+        self._header = pydicom.dcmread(self._stream(), stop_before_pixels=True, force=True)
+        if "Rows" not in self._header:
+            raise ValueError("the DICOM file holds no image")
+        self.num_pages = int(self._header.get("NumberOfFrames") or 1)
+        self.size = int(self._header.Rows), int(self._header.Columns)
+
+    def read(self, page: int = 0) -> StoredImage:
+        header = self._header
+        try:
+            array = pydicom.pixels.pixel_array(self._stream(), index=page)
+        except (RuntimeError, NotImplementedError) as error:
+            if "transfer syntax" not in str(error).lower() and "plugin" not in str(error).lower():
+                raise  # broken
+            raise UnsuitableImageError(
+                f'the decoder of its pixels is missing: pip install "hf-mae[dicom]". {error}'.split("\n")[0]
+            ) from error
+        unsigned = array.dtype.kind == "u"
+        limit = 2 ** int(header.BitsStored) - 1 if unsigned and "BitsStored" in header else None
+        if header.PhotometricInterpretation == "PALETTE COLOR":
+            array, limit = pydicom.pixels.apply_color_lut(array, header), None
+        elif array.ndim == 2 and (rescale := self._rescale(page)) is not None:
+            array, limit = pydicom.pixels.apply_modality_lut(array, rescale), None
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        return StoredImage(array, limit, inverted=header.PhotometricInterpretation == "MONOCHROME1")
+
+    def _rescale(self, page: int):
+        """Returns the part of the header that says how a frame is rescaled, or `None` if it is not."""
+        header = self._header
+        frames, shared = header.get("PerFrameFunctionalGroupsSequence"), header.get("SharedFunctionalGroupsSequence")
+        for group in (*(frames[page : page + 1] if frames else ()), *(shared or ())):  # enhanced, of many frames
+            if "PixelValueTransformationSequence" in group:
+                header = group.PixelValueTransformationSequence[0]
+                break
+        slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+        return header if "ModalityLUTSequence" in header or (slope, intercept) != (1, 0) else None
+
+
+class NiftiFile(ImageFile):
+    """A NIfTI volume, by nibabel. Its pages are the slices along the third axis (of each point in time)."""
+
+    def __init__(self, file: str | bytes):
+        super().__init__(file)
+        if nibabel is None:
+            raise UnsuitableImageError('NIfTI files need nibabel: pip install "hf-mae[nifti]".')
+        shape = self._volume().shape
+        self.num_pages, self.size = math.prod(shape[2:]), (shape[1], shape[0])
+
+    def read(self, page: int = 0) -> StoredImage:
+        volume = self._volume()
+        place = np.unravel_index(page, volume.shape[2:], order="F") if volume.ndim > 2 else ()
+        array = np.asarray(volume.dataobj[(slice(None), slice(None), *map(int, place))])
+        if array.dtype.names:  # RGB
+            array = np.stack([array[name] for name in array.dtype.names])
+            return StoredImage(array.transpose(0, 2, 1), alpha=len(array) == 4)
+        return StoredImage(native(array).T[None])
+
+    def _volume(self):
+        if isinstance(self.file, str):
+            return nibabel.load(self.file)
+        content = gzip.decompress(self.file) if self.file[:2] == b"\x1f\x8b" else self.file
+        kind = nibabel.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
+        return kind.from_bytes(content)
+
+
+class FitsFile(ImageFile):
+    """The first image of a FITS file, scaled as its header says. Planes of a cube are pages.
+
+    Pillow reads FITS, too, but ignores BZERO, without which unsigned values come out wrong. Source: FITS standard 4.0,
+    sections 3.3 and 4.4.1.
+    """
+
+    def __init__(self, file: str | bytes):
+        super().__init__(file)
+        content = self._content()
+        self._header, position = {}, 0
+        while "END" not in self._header:
+            card = content[position : position + 80].decode("ascii", "replace")
+            if not card:
+                raise ValueError("the FITS header has no end")
+            self._header[card[:8].strip()] = card[10:].split("/")[0].strip()
+            position += 80
+        self._start = math.ceil(position / 2880) * 2880
+        axes = [int(self._header[f"NAXIS{axis + 1}"]) for axis in range(int(self._header.get("NAXIS", 0)))]
+        if len(axes) < 2:
+            raise UnsuitableImageError("its first part is no image. Only the first part of FITS files is read.")
+        self.num_pages, self.size = math.prod(axes[2:]), (axes[1], axes[0])
+
+    def read(self, page: int = 0) -> StoredImage:
+        kind = {"8": "u1", "16": ">i2", "32": ">i4", "64": ">i8", "-32": ">f4", "-64": ">f8"}[self._header["BITPIX"]]
+        count = math.prod(self.size)
+        offset = self._start + page * count * np.dtype(kind).itemsize
+        array = np.frombuffer(self._content(), kind, count, offset).reshape(self.size)[::-1]  # the first row is below
+        scale, zero = (float(self._header.get(name, default)) for name, default in (("BSCALE", 1), ("BZERO", 0)))
+        if scale == 1 and zero == 2.0 ** (8 * array.dtype.itemsize - 1) and array.dtype.kind == "i":
+            # Unsigned integers are stored with an offset, which flips their highest bit.
+            unsigned = np.dtype(f"u{array.dtype.itemsize}")
+            array = array.astype(array.dtype.newbyteorder("=")).view(unsigned) ^ unsigned.type(zero)
+        elif (scale, zero) != (1, 0):
+            array = array * scale + zero
+        blank = self._header.get("BLANK")
+        nodata = float(blank) * scale + zero if blank is not None else None
+        return StoredImage(native(array)[None], nodata=nodata)
+
+    def _content(self) -> bytes:
+        if isinstance(self.file, bytes):
+            return self.file
+        with open(self.file, "rb") as stream:
+            return stream.read()
+
+
+class ArrayFile(ImageFile):
+    """Arrays of several images: a `.npy` of four axes, or a `.npz` of several arrays. Each is a page."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        super().__init__(b"")
+        self.arrays, self.num_pages = arrays, len(arrays)
+
+
+def open_arrays(file: str | bytes, extension: str) -> np.ndarray | ArrayFile:
+    """Opens `.npy` (mapped into memory) or `.npz`; nothing is unpickled."""
+    if extension == ".npy":
+        mapped = isinstance(file, str)
+        array = np.load(file if mapped else io.BytesIO(file), mmap_mode="r" if mapped else None, allow_pickle=False)
+        return ArrayFile(array) if array.ndim == 4 else array
+    with np.load(file if isinstance(file, str) else io.BytesIO(file), allow_pickle=False) as loaded:
+        arrays = [loaded[name] for name in loaded.files]
+    arrays = [array for array in arrays if array.ndim >= 2]
+    if not arrays:
+        raise UnsuitableImageError("it holds no array of at least two axes.")
+    return arrays[0] if len(arrays) == 1 else ArrayFile(arrays)

@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Reads images as they are stored, and turns stored values into the range that a model takes.
+
+Training and the image processor both read with these functions, so that they see the same pixels. Pillow reads what it
+keeps exactly; the other files go to the readers of [`hf_mae.modeling.formats_mae`].
+"""
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+import torch
+
+from .formats_mae import (
+    EXIF_ORIENTATION,
+    TIFF_SIGNATURES,
+    ArrayFile,
+    DicomFile,
+    FitsFile,
+    ImageFile,
+    ImagePage,
+    NiftiFile,
+    StoredImage,
+    UnsuitableImageError,
+    declared_nodata,
+    exact_tiff,
+    native,
+    open_arrays,
+    open_tiff,
+    oriented,
+    pages_of_tiff,
+    read_deep_jpeg2000,
+    read_deep_png,
+    read_deep_pnm,
+    tiff_tag,
+)
+
+# What Pillow decodes by itself: no EPS or PS, which start another program, and none of its stubs.
+_PILLOW = """
+    .apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .flc .fli .ftc .ftu .gbr .gif .icb .icns .ico .iim .im .j2c
+    .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .msp .pbm .pcd .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi
+    .ras .rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm
+"""
+IMAGE_EXTENSIONS = (*_PILLOW.split(), ".dcm", ".dicom", ".fit", ".fits", ".nii", ".nii.gz", ".npy", ".npz")
+# Formats whose further pictures are not pages: other views of a photograph, sizes of an icon, layers of a drawing.
+_ONE_PICTURE = ("MPO", "ICO", "ICNS", "CUR", "PSD")
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """Says how stored values become the values of a model. [`MAEImageProcessor`] saves them with the model.
+
+    Args:
+        value_range (`(low, high)`, *optional*): Stored values that become black and white; values beyond are clipped.
+            One pair, or one for each channel. Default: the range of the type, for unsigned integers, and [0, 1] for
+            floats. Other types have no default.
+        bands (`tuple[int]`, *optional*): Bands that become the channels, in this order, counted from 1. Default: all.
+        nodata (`float`, *optional*): Stored value of pixels without data. NaN and infinities then count as no data,
+            too. Default: what the file itself declares.
+        pages (`str`, *optional*): What to do with several pages, frames or slices in one file: `"first"` takes the
+            first, `"channels"` makes channels of them, `"images"` makes an image of each. Default: refuse such files.
+        channels_first (`bool`, *optional*): Which axis of an array holds the channels. Default: the axis whose length
+            fits; arrays where both fit are refused.
+        background (`int`, *optional*, defaults to 255): Grey level in [0, 255] that shows through transparent pixels.
+        fill (`tuple[float]`, *optional*, defaults to `(127.5,)`): What takes the place of no-data, in [0, 255]: one
+            value, or one for each channel. The image processor gives its mean.
+    """
+
+    value_range: tuple | None = None
+    bands: tuple[int, ...] | None = None
+    nodata: float | None = None
+    pages: str | None = None
+    channels_first: bool | None = None
+    background: int = 255
+    fill: tuple[float, ...] = (127.5,)
+
+    def __post_init__(self):
+        if self.pages not in (None, "first", "channels", "images"):
+            raise ValueError(f"`pages` must be 'first', 'channels' or 'images', got {self.pages!r}.")
+        if self.bands is not None and (not self.bands or min(self.bands) < 1):
+            raise ValueError(f"`bands` count from 1, got {list(self.bands)}.")
+        if not 0 <= self.background <= 255:
+            raise ValueError(f"`background` must be in [0, 255], got {self.background}.")
+        for pair in self.value_ranges or ():
+            if len(pair) != 2 or not pair[0] < pair[1]:
+                raise ValueError(
+                    f"`value_range` must be (low, high) with low < high, or one such pair for each channel, got "
+                    f"{self.value_range}."
+                )
+
+    @property
+    def value_ranges(self) -> tuple[tuple[float, float], ...] | None:
+        """The pairs (low, high): one, or one for each channel; `None` if there is no `value_range`."""
+        if self.value_range is None:
+            return None
+        nested = all(isinstance(pair, Sequence) for pair in self.value_range)
+        return tuple(map(tuple, self.value_range)) if nested else (tuple(self.value_range),)
+
+
+DEFAULT_SETTINGS = ReadingSettings()
+
+OpenedImage = PIL.Image.Image | np.ndarray | ImageFile
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Opening
+
+
+def extension_of(name: str) -> str:
+    """Returns the extension of a file's name in lower case, `.nii.gz` as one."""
+    name = os.path.basename(name).lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]
+
+
+def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
+    """Opens an image file without decoding its pixels.
+
+    Args:
+        file (`str` or `bytes`): The path, or the content.
+        extension (`str`, *optional*): The extension of the name, if `file` is the content.
+
+    Returns:
+        `PIL.Image.Image` if Pillow reads the file exactly, `np.ndarray` for `.npy` and [`ImageFile`] for others.
+
+    Raises:
+        UnsuitableImageError: If the library that reads it is not installed.
+        Exception: Of any type, if the file is broken.
+    """
+    extension = extension_of(file) if extension is None else extension
+    start = _first_bytes(file)
+    if extension in (".npy", ".npz"):
+        return open_arrays(file, extension)
+    if start[128:132] == b"DICM" or extension in (".dcm", ".dicom"):
+        return DicomFile(file)
+    if extension in (".nii", ".nii.gz"):
+        return NiftiFile(file)
+    if start.startswith(b"SIMPLE  ="):
+        return FitsFile(file)
+    if start.startswith(TIFF_SIGNATURES):
+        return open_tiff(file)
+    return PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+
+
+def _first_bytes(file: str | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file[:132]
+    with open(file, "rb") as stream:
+        return stream.read(132)
+
+
+def num_pages(image: OpenedImage) -> int:
+    """Returns the number of pages, frames or slices of an opened image."""
+    if isinstance(image, ImageFile):
+        return image.num_pages
+    if isinstance(image, PIL.Image.Image) and image.format == "TIFF":
+        return len(pages_of_tiff(image)) if getattr(image, "is_animated", False) else 1
+    if isinstance(image, PIL.Image.Image) and image.format not in _ONE_PICTURE:
+        return getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+    return 1
+
+
+def page_of(image: OpenedImage, page: int) -> OpenedImage:
+    """Returns one page of an opened image as an image of its own."""
+    if isinstance(image, ArrayFile):
+        return image.arrays[page]
+    if isinstance(image, ImageFile):
+        return ImagePage(image, page)
+    if num_pages(image) == 1:
+        return image
+    image.seek(pages_of_tiff(image)[page] if image.format == "TIFF" else page)
+    return image.copy()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_stored(
+    image: OpenedImage | torch.Tensor,
+    num_channels: int,
+    settings: ReadingSettings = DEFAULT_SETTINGS,
+    orient: bool = True,
+) -> StoredImage:
+    """Returns the stored values of an opened image in the channels of a model.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or [`ImageFile`]): The image, arrays as HW, HWC or CHW.
+        num_channels (`int`): Channels wanted. One grey channel is repeated into three, and 8-bit pictures of Pillow
+            are converted from colour to grey. Otherwise the image must have this number, after `settings.bands`.
+        settings ([`ReadingSettings`], *optional*): Pages, bands, axes and background.
+        orient (`bool`, *optional*, defaults to `True`): Whether to apply the EXIF orientation.
+
+    Raises:
+        UnsuitableImageError: If pages, bands or type do not fit.
+    """
+    if isinstance(image, PIL.Image.Image) and image.format == "TIFF":
+        image = exact_tiff(image)
+    pages = num_pages(image)
+    if pages > 1 and settings.pages is None and getattr(image, "named_channels", False):
+        settings = replace(settings, pages="channels")
+    if pages > 1 and settings.pages not in ("first", "channels"):
+        raise UnsuitableImageError(
+            f"it has {pages} pages. Set `pages` to 'first' (only the first is used), 'channels' (they become channels "
+            "of one image) or 'images' (each is an image)."
+        )
+    if isinstance(image, ArrayFile):
+        image = np.stack(image.arrays) if settings.pages == "channels" and pages > 1 else image.arrays[0]
+    if isinstance(image, PIL.Image.Image):
+        picture = image
+        if pages > 1 and settings.pages == "channels":
+            parts = [_read_pillow(page_of(image, page), 1, settings) for page in range(pages)]
+            image = replace(parts[0], pixels=np.concatenate([part.pixels for part in parts]))
+        else:
+            image = _read_pillow(image, num_channels, settings)
+        if orient:  # after reading: Pillow has then turned a TIFF by itself, and says that nothing is left to do
+            image = oriented(image, picture.getexif().get(EXIF_ORIENTATION))
+    elif isinstance(image, ImageFile):
+        image = image.read_all() if pages > 1 and settings.pages == "channels" else image.read()
+    else:
+        image = StoredImage(_channels_to_front(image, num_channels, settings))
+    return _select_channels(image, num_channels, settings)
+
+
+def _select_channels(image: StoredImage, num_channels: int, settings: ReadingSettings) -> StoredImage:
+    """Returns the bands wanted; composites an alpha band that is not; repeats grey."""
+    count = len(image.pixels)
+    if settings.bands is not None:
+        if max(settings.bands) > count:
+            raise UnsuitableImageError(f"it has {count} bands; `bands` asks for {list(settings.bands)}.")
+        image = replace(image, pixels=image.pixels[[band - 1 for band in settings.bands]], alpha=False)
+    elif image.alpha and count - 1 in {num_channels, 1 if num_channels == 3 else num_channels}:
+        image = _composite(image, settings.background)
+    count = len(image.pixels)
+    if count == 1 and num_channels == 3:
+        pixels = image.pixels
+        repeated = np.broadcast_to(pixels, (3, *image.size)) if isinstance(pixels, np.ndarray) else None
+        image = replace(image, pixels=pixels.expand(3, -1, -1) if repeated is None else repeated)
+    elif count != num_channels:
+        raise UnsuitableImageError(
+            f"it has {count} band(s), the model {num_channels} channels. Choose with `bands`, for example "
+            f"{' '.join(map(str, range(1, min(count, num_channels) + 1)))}, or set `num_channels` to {count}. An "
+            "opacity is never made up, and only grey is repeated, into three channels."
+        )
+    return image
+
+
+def _composite(image: StoredImage, background: int) -> StoredImage:
+    """Returns the colours of an image over a uniform background."""
+    white = image.limit or (np.iinfo(image.pixels.dtype).max if image.pixels.dtype.kind in "ui" else 1)
+    colours, opacity = image.pixels[:-1].astype(np.float64), image.pixels[-1:].astype(np.float64) / white
+    behind = (255 - background if image.inverted else background) / 255 * white
+    colours = (colours if image.premultiplied else colours * opacity) + behind * (1 - opacity)
+    if image.pixels.dtype.kind in "ui":
+        colours = np.rint(colours).clip(0, white)
+    return replace(image, pixels=colours.astype(image.pixels.dtype), alpha=False, premultiplied=False)
+
+
+def _channels_to_front(array: np.ndarray | torch.Tensor, num_channels: int, settings: ReadingSettings):
+    """Returns an array as (channels, height, width)."""
+    if isinstance(array, np.ndarray):
+        array = native(array)
+    elif array.dtype == torch.bool:
+        array = array.to(torch.uint8) * 255
+    if array.ndim == 2 and 0 not in array.shape:
+        return array[None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise UnsuitableImageError(f"its shape {tuple(array.shape)} is not that of one image: HW, HWC or CHW.")
+    first = settings.channels_first
+    if first is None:
+        first = _channels_are_first(tuple(array.shape), num_channels, settings)
+    if first:
+        return array
+    return array.permute(2, 0, 1) if isinstance(array, torch.Tensor) else array.transpose(2, 0, 1)
+
+
+def _channels_are_first(shape: tuple[int, ...], num_channels: int, settings: ReadingSettings) -> bool:
+    """Returns whether the first axis of an array holds the channels, and refuses what is not clear."""
+    if settings.bands is not None:  # the number of bands is not known; that they are fewer than the pixels is
+        first, last = shape[0] < min(shape[1:]), shape[2] < min(shape[:2])
+    else:
+        first, last = (shape[axis] == num_channels for axis in (0, 2))
+        if not first and not last:  # grey, or colours with an opacity
+            first, last = shape[0] == 1, shape[2] == 1
+    if first == last:
+        reason = "either the first or the last axis may hold the channels" if first else "neither axis fits"
+        raise UnsuitableImageError(
+            f"its shape is {shape} and the model has {num_channels} channels: {reason}. Set `num_channels` to the "
+            "number of channels of the data, and where the axis is not clear `input_data_format` to 'channels_first' "
+            "or 'channels_last'."
+        )
+    return first
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Values
+
+
+def to_byte_range(image: StoredImage, settings: ReadingSettings = DEFAULT_SETTINGS) -> torch.Tensor:
+    """Returns an image in the range of 8 bits: uint8 as it is, others as float32 in [0, 255], NaN where no data is.
+
+    This is the one place where stored values are scaled, for training as for the image processor.
+
+    Args:
+        image ([`StoredImage`]): The image or a part of it.
+        settings ([`ReadingSettings`], *optional*): Range of values and no-data.
+
+    Raises:
+        UnsuitableImageError: If the type needs `value_range`, or there are NaN that nothing declares as no-data.
+    """
+    pixels = as_tensor(image.pixels)
+    missing = find_missing(image, pixels, settings)
+    if settings.value_range is not None:
+        pairs = torch.tensor(settings.value_ranges, dtype=torch.float64, device=pixels.device)
+        if len(pairs) not in (1, len(pixels)):
+            raise UnsuitableImageError(f"`value_range` has {len(pairs)} pairs for {len(pixels)} channels.")
+        low, high = pairs[:, 0, None, None], pairs[:, 1, None, None]
+        values = ((pixels.double() - low) * (255 / (high - low))).clamp(0, 255).float()
+    else:
+        values = _scaled_by_type(image, pixels, missing)
+    if image.inverted:
+        values = 255 - values
+    return values if missing is None else values.float().masked_fill(missing, torch.nan)
+
+
+def _scaled_by_type(image: StoredImage, pixels: torch.Tensor, missing: torch.Tensor | None) -> torch.Tensor:
+    if pixels.dtype == torch.uint8 and image.limit in (None, 255):
+        return pixels
+    if pixels.dtype in (torch.uint8, torch.uint16) or (image.limit and not pixels.is_floating_point()):
+        return pixels.float() / ((image.limit or 65535) / 255)
+    known = pixels.double() if missing is None else pixels.double()[~missing.expand(pixels.shape)]
+    low, high = (value.item() for value in known.aminmax()) if known.numel() else (0.0, 0.0)
+    if not pixels.is_floating_point() or low < 0 or high > 1:
+        raise UnsuitableImageError(
+            f"it holds {str(pixels.dtype).removeprefix('torch.')} values from {low:g} to {high:g}; only uint8, uint16 "
+            "and floats in [0, 1] have a range by themselves. Set `value_range`, for example to -1000 1000 for CT or "
+            "0 10000 for reflectances, or pass do_rescale=False to the image processor to take values as they are."
+        )
+    return pixels.float() * 255
+
+
+def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSettings) -> torch.Tensor | None:
+    """Returns where values are no data, bool of shape `(channels or 1, height, width)`, or `None` if nowhere.
+
+    Raises:
+        UnsuitableImageError: If there are NaN or infinities, and neither settings nor file declare no-data.
+    """
+    nodata = image.nodata if settings.nodata is None else float(settings.nodata)
+    missing = None
+    if pixels.is_floating_point():
+        missing = ~pixels.isfinite()
+        if nodata is None and missing.any():
+            channel, row, column = missing.nonzero()[0].tolist()
+            row, column = row + image.origin[0], column + image.origin[1]
+            raise UnsuitableImageError(
+                f"{pixels[missing][0].item()} at row {row}, column {column}, channel {channel + 1} (and "
+                f"{int(missing.sum()) - 1} more). Fill such pixels, or set `nodata` to nan to leave them out."
+            )
+        if nodata is not None and math.isfinite(nodata):
+            missing = missing | (pixels == torch.tensor(nodata, dtype=pixels.dtype))
+    elif nodata is not None and math.isfinite(nodata):
+        missing = pixels.to(torch.float64 if pixels.dtype.itemsize > 2 else torch.float32) == nodata
+    if image.missing is not None:
+        mask = torch.from_numpy(np.ascontiguousarray(image.missing))[None]
+        missing = mask if missing is None else missing | mask
+    return missing if missing is not None and bool(missing.any()) else None
+
+
+def fill_missing(values: torch.Tensor, settings: ReadingSettings) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Fills no-data, so that it becomes 0 after normalisation and no filter spreads it.
+
+    Args:
+        values (`torch.Tensor` of shape `(channels, height, width)`): Of [`to_byte_range`]; NaN is no-data.
+        settings ([`ReadingSettings`]): What to fill with.
+
+    Returns:
+        `(values, missing)`: Without NaN, and where they were, bool of shape `(height, width)`, or `None` if nowhere.
+    """
+    missing = values.isnan() if values.is_floating_point() else None
+    if missing is None or not missing.any():
+        return values, None
+    fill = torch.tensor(settings.fill, dtype=values.dtype, device=values.device)[:, None, None]
+    return torch.where(missing, fill, values), missing.any(dim=0)
+
+
+def as_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+    if isinstance(pixels, torch.Tensor):
+        return pixels
+    # torch takes no negative strides, and warns of arrays that are read-only.
+    usable = pixels.flags.writeable and min(pixels.strides, default=1) >= 0
+    return torch.from_numpy(pixels if usable else pixels.copy())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures of Pillow
+
+
+def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSettings) -> StoredImage:
+    """Returns the values of a picture. 8-bit colours become RGB or grey, unless `settings.bands` chooses from them."""
+    if image.format == "PNG" and (deep := read_deep_png(image)) is not None:
+        return deep
+    if image.format == "PPM" and (deep := read_deep_pnm(image)) is not None:
+        return deep
+    if image.format == "JPEG2000" and (deep := read_deep_jpeg2000(image)) is not None:
+        return deep
+    if image.format == "SGI" and ";16" in str(image.tile):
+        raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
+    image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
+    if image.mode.startswith(("I", "F")):
+        return _read_deep_grey(image)
+    array = np.asarray(_with_mode(image, num_channels, settings))
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return StoredImage(
+        native(array), nodata=declared_nodata(image), alpha=settings.bands is None and array.shape[0] in (2, 4)
+    )
+
+
+def _read_deep_grey(image: PIL.Image.Image) -> StoredImage:
+    """Returns the values of a picture of one band of 16 or 32 bits."""
+    array, tiff = native(np.array(image)), image.format == "TIFF"
+    bits = (tiff_tag(image, 258) or (1,))[0] if tiff else None
+    if image.mode == "I" and (image.format == "PNG" or bits == 16):
+        array = array.astype(np.int16 if tiff else np.uint16)
+    limit = 2**bits - 1 if array.dtype == np.uint16 and bits and bits < 16 else None
+    return StoredImage(array[None], limit, declared_nodata(image), inverted=tiff and tiff_tag(image, 262) == (0,))
+
+
+def _with_mode(image: PIL.Image.Image, num_channels: int, settings: ReadingSettings) -> PIL.Image.Image:
+    """Returns an 8-bit picture in the mode that has the channels of the model."""
+    if image.mode == "LAB":  # the one mode that convert() can't convert from
+        lab, rgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
+        image = PIL.ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    transparent = image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info
+    if settings.bands is not None:  # bands as stored; a palette has none
+        return image.convert("RGBA" if transparent else "RGB") if image.mode in ("P", "PA") else image
+    if transparent and num_channels == 2 and image.mode in ("LA", "La"):
+        return image.convert("LA")
+    if transparent and num_channels == 4:
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    if num_channels in (1, 3) and transparent:
+        behind = PIL.Image.new("RGBA", image.size, (settings.background,) * 3 + (255,))
+        image = PIL.Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
+    wanted = {1: "L", 3: "RGB"}.get(num_channels)
+    if wanted is None:  # the bands do not fit and are refused by their number
+        return image.convert("RGB") if image.mode not in ("1", "L", "LA") else image
+    return image if image.mode == wanted else image.convert(wanted)
+
+
+__all__ = [
+    "DEFAULT_SETTINGS",
+    "IMAGE_EXTENSIONS",
+    "ImageFile",
+    "ReadingSettings",
+    "StoredImage",
+    "UnsuitableImageError",
+    "as_tensor",
+    "extension_of",
+    "fill_missing",
+    "find_missing",
+    "num_pages",
+    "open_image",
+    "page_of",
+    "read_stored",
+    "to_byte_range",
+]

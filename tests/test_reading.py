@@ -1,0 +1,598 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Every pixel is what the file says, or the file is refused by name."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from hf_mae import MAEImageProcessor
+from hf_mae.modeling import formats_mae
+from hf_mae.modeling.reading_mae import (
+    ReadingSettings,
+    UnsuitableImageError,
+    fill_missing,
+    num_pages,
+    open_image,
+    page_of,
+    read_stored,
+    to_byte_range,
+)
+
+tifffile = pytest.importorskip("tifffile")
+
+
+def values(dtype, bands=1, size=(9, 13)):
+    """Random values over the whole range of a type, (bands, height, width); floats in [0, 1]."""
+    rng = np.random.default_rng(0)
+    if np.dtype(dtype).kind == "f":
+        return rng.random((bands, *size)).astype(dtype)
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max, (bands, *size), dtype=dtype, endpoint=True)
+
+
+def stored(path, num_channels, **settings):
+    return read_stored(open_image(str(path)), num_channels, ReadingSettings(**settings))
+
+
+def scaled(path, num_channels, **settings):
+    return to_byte_range(stored(path, num_channels, **settings), ReadingSettings(**settings))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# TIFF
+
+
+TYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("bands", "options"),
+    [
+        *((bands, "contig") for bands in (1, 2, 3, 4, 5, 13)),
+        *((bands, options) for bands in (1, 3) for options in ("big-endian", "bigtiff", "deflate", "lzw tiles")),
+        *((bands, "separate") for bands in (2, 3, 4, 5)),
+    ],
+)
+def test_tiff__of_every_type_and_layout_gives_its_values(tmp_path, dtype, bands, options):
+    array, path = values(dtype, bands), tmp_path / "image.tif"
+    keywords = {
+        "contig": {},
+        "separate": {"planarconfig": "separate"} if bands > 1 else {},
+        "big-endian": {"byteorder": ">"},
+        "bigtiff": {"bigtiff": True},
+        "deflate": {"compression": "deflate", "predictor": dtype[0] != "f"},
+        "lzw tiles": {"compression": "lzw", "tile": (16, 16)},
+    }[options]
+    interleaved = options != "separate" and bands > 1
+    given = array.transpose(1, 2, 0) if interleaved else array if bands > 1 else array[0]
+    photometric = "rgb" if bands in (3, 4) and dtype in ("uint8", "uint16") else "minisblack"
+    if interleaved or bands == 1:
+        keywords.setdefault("planarconfig", "contig" if bands > 1 else None)
+    tifffile.imwrite(path, given, photometric=photometric, metadata=None, extrasamples=None, **keywords)
+    read = stored(path, bands)
+    assert read.pixels.dtype == np.dtype(dtype)
+    assert np.array_equal(read.pixels, array)
+    try:
+        image = PIL.Image.open(path)
+    except PIL.UnidentifiedImageError:
+        return
+    assert np.array_equal(read_stored(image, bands).pixels, array)  # whoever opened it
+
+
+def test_tiff__signed_values_need_a_range_and_get_it(tmp_path):
+    ct = np.array([[-1000, 31], [0, 3000]], np.int16)
+    tifffile.imwrite(tmp_path / "ct.tif", ct)
+    np.save(tmp_path / "ct.npy", ct)
+    for name in ("ct.tif", "ct.npy"):
+        with pytest.raises(UnsuitableImageError, match="int16 values from -1000 to 3000.*value_range"):
+            scaled(tmp_path / name, 1)
+        pixels = scaled(tmp_path / name, 1, value_range=(-1000, 1000))
+        torch.testing.assert_close(pixels[0], torch.tensor([[0, 1031 / 2000], [0.5, 1.0]]) * 255)
+
+
+def test_tiff__range_of_each_channel(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", values("int32", 2).clip(0, 100), planarconfig="separate", photometric="minisblack"
+    )
+    read = stored(tmp_path / "a.tif", 2)
+    pixels = scaled(tmp_path / "a.tif", 2, value_range=((0, 100), (0, 200)))
+    torch.testing.assert_close(pixels[0], torch.from_numpy(read.pixels[0]) * 2.55)
+    torch.testing.assert_close(pixels[1], torch.from_numpy(read.pixels[1]) * 1.275)
+    with pytest.raises(UnsuitableImageError, match="2 pairs for 1 channels"):
+        scaled(tmp_path / "a.tif", 1, value_range=((0, 1), (0, 2)), bands=(1,))
+
+
+def test_tiff__pages_are_not_guessed(tmp_path):
+    pages = values("uint8", 5)
+    tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="minisblack")
+    with pytest.raises(UnsuitableImageError, match="5 pages.*`pages`"):
+        stored(tmp_path / "stack.tif", 5)
+    assert np.array_equal(stored(tmp_path / "stack.tif", 5, pages="channels").pixels, pages)
+    assert np.array_equal(stored(tmp_path / "stack.tif", 1, pages="first").pixels, pages[:1])
+    opened = open_image(str(tmp_path / "stack.tif"))
+    assert num_pages(opened) == 5
+    assert np.array_equal(read_stored(page_of(opened, 3), 1).pixels, pages[3:4])
+
+
+@pytest.mark.parametrize("kind", ["ome", "imagej"])
+def test_tiff__channels_named_by_the_file_are_bands(tmp_path, kind):
+    array, path = values("uint16", 3), tmp_path / f"cells.{'ome.' if kind == 'ome' else ''}tif"
+    tifffile.imwrite(path, array, photometric="minisblack", metadata={"axes": "CYX"}, imagej=kind == "imagej")
+    assert np.array_equal(stored(path, 3).pixels, array)
+    tifffile.imwrite(path, array, photometric="minisblack", metadata={"axes": "ZYX"}, imagej=kind == "imagej")
+    with pytest.raises(UnsuitableImageError, match="3 pages"):
+        stored(path, 3)
+
+
+def test_tiff__pyramid_levels_and_thumbnails_are_not_pages(tmp_path):
+    array = values("uint8", 3, (64, 64)).transpose(1, 2, 0)
+    for subifds in (0, 1):
+        with tifffile.TiffWriter(tmp_path / "pyramid.tif") as tiff:
+            tiff.write(array, photometric="rgb", subifds=subifds, tile=(16, 16))
+            tiff.write(array[::2, ::2], photometric="rgb", subfiletype=1, tile=(16, 16))
+        assert num_pages(open_image(str(tmp_path / "pyramid.tif"))) == 1
+        assert np.array_equal(stored(tmp_path / "pyramid.tif", 3).pixels, array.transpose(2, 0, 1))
+
+
+def test_tiff__near_infrared_is_a_band_and_opacity_is_not(tmp_path):
+    array = values("uint8", 4).transpose(1, 2, 0)
+    tifffile.imwrite(tmp_path / "nir.tif", array, photometric="rgb", extrasamples=["unspecified"])
+    tifffile.imwrite(tmp_path / "alpha.tif", array, photometric="rgb", extrasamples=["unassalpha"])
+    assert np.array_equal(stored(tmp_path / "nir.tif", 4).pixels, array.transpose(2, 0, 1))
+    with pytest.raises(UnsuitableImageError, match="4 band"):
+        stored(tmp_path / "nir.tif", 3)
+    assert np.array_equal(stored(tmp_path / "nir.tif", 3, bands=(4, 1, 2)).pixels, array.transpose(2, 0, 1)[[3, 0, 1]])
+    assert np.array_equal(stored(tmp_path / "alpha.tif", 4).pixels, array.transpose(2, 0, 1))
+    opacity = array[..., 3:] / 255.0
+    expected = array[..., :3] * opacity + 255 * (1 - opacity)
+    assert np.abs(stored(tmp_path / "alpha.tif", 3).pixels.transpose(1, 2, 0) - expected).max() <= 1
+
+
+def test_tiff__alpha_of_16_bits_and_premultiplied(tmp_path):
+    array = values("uint16", 4).transpose(1, 2, 0)
+    for kind in ("unassalpha", "assocalpha"):
+        tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=[kind])
+        opacity = array[..., 3:] / 65535.0
+        colours = array[..., :3] * (opacity if kind == "unassalpha" else 1)
+        expected = (colours + 65535 * (1 - opacity)).clip(0, 65535)
+        assert np.abs(stored(tmp_path / "a.tif", 3).pixels.transpose(1, 2, 0) - expected).max() <= 1
+        black = stored(tmp_path / "a.tif", 3, background=0).pixels.transpose(1, 2, 0)
+        assert np.abs(black - colours).max() <= 1
+
+
+def test_tiff__min_is_white_12_bits_bilevel_and_palettes(tmp_path):
+    grey = values("uint16")[0]
+    tifffile.imwrite(tmp_path / "white.tif", grey, photometric="miniswhite")
+    torch.testing.assert_close(scaled(tmp_path / "white.tif", 1)[0], 255 - torch.from_numpy(grey).float() / 257)
+    bits = grey > 30000
+    PIL.Image.fromarray(bits).save(tmp_path / "bits.tif", compression="group4")
+    assert np.array_equal(scaled(tmp_path / "bits.tif", 1)[0].numpy(), bits * 255)
+    palette = np.random.default_rng(1).integers(0, 65536, (3, 256), dtype=np.uint16)
+    index = values("uint8")[0]
+    tifffile.imwrite(tmp_path / "palette.tif", index, photometric="palette", colormap=palette)
+    expected = palette[:, index] >> 8
+    assert np.array_equal(scaled(tmp_path / "palette.tif", 3).numpy(), expected)
+
+
+def test_tiff__no_data_that_the_file_declares_is_filled_and_marked(tmp_path):
+    array = values("float32", 2)
+    array[0, 2, 3] = array[1, 2, 3] = -9999
+    extratags = [(42113, "s", 0, "-9999", True)]
+    tifffile.imwrite(tmp_path / "a.tif", array, planarconfig="separate", photometric="minisblack", extratags=extratags)
+    pixels = scaled(tmp_path / "a.tif", 2)
+    missing = torch.zeros(2, 9, 13, dtype=torch.bool)
+    missing[:, 2, 3] = True
+    assert torch.equal(pixels.isnan(), missing)
+    filled, where = fill_missing(pixels, ReadingSettings(fill=(10.0, 20.0)))
+    assert filled[:, 2, 3].tolist() == [10, 20]
+    assert torch.equal(where, missing[0])
+
+
+def test_tiff__mask_pages_of_gdal_mark_no_data(tmp_path):
+    array, mask = values("uint8", 3).transpose(1, 2, 0), np.full((9, 13), 255, np.uint8)
+    mask[:4] = 0
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(array, photometric="rgb")
+        tiff.write(mask, photometric="minisblack", subfiletype=2)
+    content, kind = (tmp_path / "a.tif").read_bytes(), b"\xfe\x00\x04\x00\x01\x00\x00\x00"
+    assert content.count(kind + b"\x02") == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(kind + b"\x02", kind + b"\x04"))  # tifffile writes no masks
+    pixels = scaled(tmp_path / "a.tif", 3)
+    assert pixels[:, :4].isnan().all()
+    assert np.array_equal(pixels[:, 4:].numpy(), array.transpose(2, 0, 1)[:, 4:])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_tiff__orientation_is_applied_whoever_reads_it(tmp_path, orientation, dtype):
+    array = values(dtype)[0]
+    tifffile.imwrite(tmp_path / "a.tif", array, extratags=[(274, "H", 1, orientation, True)])
+    turned = [array, np.fliplr(array), np.rot90(array, 2), np.flipud(array), array.T, np.rot90(array, -1)]
+    turned += [np.rot90(array, 2).T, np.rot90(array)]
+    assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels[0], turned[orientation - 1])
+
+
+def test_tiff__without_the_library_names_the_extra(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", values("uint16", 5), planarconfig="separate", photometric="minisblack")
+    PIL.Image.fromarray(values("uint16")[0]).save(tmp_path / "plain.tif")
+    monkeypatch.setattr(formats_mae, "tifffile", None)
+    with pytest.raises(UnsuitableImageError, match=r"hf-mae\[tiff\]"):
+        stored(tmp_path / "a.tif", 5)
+    assert np.array_equal(stored(tmp_path / "plain.tif", 1).pixels, values("uint16"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# PNG, PGM and others that Pillow opens
+
+
+def png(array, depth, colour, extra=b""):
+    """A PNG of any depth and colour type, (height, width, bands) of unsigned integers."""
+    if depth < 8:
+        rows = [b"".join(f"{v:0{depth}b}".encode() for v in row[:, 0]) for row in array]
+        rows = [int(r.ljust(-(-len(r) // 8) * 8, b"0"), 2).to_bytes(-(-len(r) // 8), "big") for r in rows]
+    else:
+        rows = [row.astype(f">u{depth // 8}").tobytes() for row in array]
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], depth, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize(("colour", "bands"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_png__of_every_depth_gives_its_values(tmp_path, depth, colour, bands):
+    array = values(f"uint{depth}", bands).transpose(1, 2, 0)
+    (tmp_path / "a.png").write_bytes(png(array, depth, colour))
+    assert np.array_equal(stored(tmp_path / "a.png", bands).pixels, array.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_png__of_few_bits_spans_black_to_white(tmp_path, depth):
+    array = np.random.default_rng(0).integers(0, 2**depth, (9, 13, 1))
+    (tmp_path / "a.png").write_bytes(png(array, depth, 0))
+    assert np.array_equal(scaled(tmp_path / "a.png", 1)[0].numpy(), array[..., 0] * (255 // (2**depth - 1)))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize(("colour", "bands"), [(4, 2), (6, 4)])
+def test_png__transparency_shows_white(tmp_path, depth, colour, bands):
+    array = values(f"uint{depth}", bands).transpose(1, 2, 0).astype(float)
+    (tmp_path / "a.png").write_bytes(png(array, depth, colour))
+    opacity, white = array[..., -1:] / (2**depth - 1), 2**depth - 1
+    expected = array[..., :-1] * opacity + white * (1 - opacity)
+    difference = stored(tmp_path / "a.png", 3).pixels.transpose(1, 2, 0) - expected
+    assert np.abs(difference).max() <= 1
+
+
+def test_png__palette_with_transparency(tmp_path):
+    image = PIL.Image.new("P", (4, 3), 0)
+    image.putpalette([200, 10, 10, 0, 0, 0])
+    image.putpixel((1, 1), 1)
+    image.save(tmp_path / "a.png", transparency=1)
+    pixels = stored(tmp_path / "a.png", 3).pixels
+    assert pixels[:, 1, 1].tolist() == [255, 255, 255]
+    assert pixels[:, 0, 0].tolist() == [200, 10, 10]
+    assert stored(tmp_path / "a.png", 4).pixels[:, 1, 1].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("kind", "bands"), [("P5", 1), ("P6", 3), ("P2", 1)])
+def test_pgm__of_12_bits_keeps_its_values_and_its_white(tmp_path, kind, bands):
+    array = np.random.default_rng(0).integers(0, 4096, (9, 13, bands)).astype(np.uint16)
+    body = array.astype(">u2").tobytes() if kind != "P2" else " ".join(map(str, array.ravel())).encode()
+    (tmp_path / "a.ppm").write_bytes(f"{kind}\n# made here\n13 9\n4095\n".encode() + body)
+    assert np.array_equal(stored(tmp_path / "a.ppm", bands).pixels, array.transpose(2, 0, 1))
+    torch.testing.assert_close(
+        scaled(tmp_path / "a.ppm", bands)[0], torch.from_numpy(array[..., 0] / 4095 * 255).float()
+    )
+
+
+def test_int32_pictures_of_pillow__need_a_range():
+    image = PIL.Image.fromarray(np.array([[70000, -1]], np.int32))
+    with pytest.raises(UnsuitableImageError, match="int32 values from -1 to 70000"):
+        MAEImageProcessor(num_channels=1)(image)
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_frames__are_pages(tmp_path, kind):
+    frames = [PIL.Image.new("L", (8, 8), level) for level in (0, 90, 200)]
+    frames[0].save(
+        tmp_path / f"a.{kind}",
+        save_all=True,
+        append_images=frames[1:],
+        **({"lossless": True} if kind == "webp" else {}),
+    )
+    with pytest.raises(UnsuitableImageError, match="3 pages"):
+        stored(tmp_path / f"a.{kind}", 1)
+    assert stored(tmp_path / f"a.{kind}", 1, pages="first").pixels.max() == 0
+    opened = open_image(str(tmp_path / f"a.{kind}"))
+    assert [int(read_stored(page_of(opened, page), 1).pixels.max()) for page in range(3)] == [0, 90, 200]
+    assert stored(tmp_path / f"a.{kind}", 3, pages="channels").pixels[:, 0, 0].tolist() == [0, 90, 200]
+
+
+def test_mpo__further_pictures_of_a_phone_are_not_pages(tmp_path):
+    first, second = PIL.Image.new("RGB", (16, 16), (9, 9, 9)), PIL.Image.new("RGB", (16, 16))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    assert PIL.Image.open(tmp_path / "a.jpg").n_frames == 2
+    assert stored(tmp_path / "a.jpg", 3).pixels.max() == 9
+
+
+@pytest.mark.parametrize("bits", [10, 12, 15, 16])
+def test_jpeg2000__of_10_to_16_bits_keeps_its_values(tmp_path, bits):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    array = np.random.default_rng(0).integers(0, 2**bits, (33, 40)).astype(np.uint16)
+    (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(array, level=0, bitspersample=bits, reversible=True))
+    assert np.array_equal(stored(tmp_path / "a.jp2", 1).pixels[0], array)
+    torch.testing.assert_close(
+        scaled(tmp_path / "a.jp2", 1)[0], torch.from_numpy(array / (2**bits - 1) * 255).float(), atol=1e-3, rtol=0
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# NaN and no-data
+
+
+def test_nan__is_refused_with_row_and_column_or_left_out(tmp_path):
+    array = values("float32")[0]
+    array[4, 7] = np.nan
+    array[5, 1] = np.inf
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(UnsuitableImageError, match="nan at row 4, column 7.*nodata"):
+        scaled(tmp_path / "a.npy", 1)
+    missing = scaled(tmp_path / "a.npy", 1, nodata=float("nan")).isnan()[0]
+    assert missing.nonzero().tolist() == [[4, 7], [5, 1]]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_nodata__of_any_type_is_filled_with_the_mean_before_resizing(tmp_path, dtype):
+    array = np.full((32, 32), 1, dtype)
+    array[:16] = 0
+    np.save(tmp_path / "a.npy", array)
+    processor = MAEImageProcessor.for_image_size(
+        16, num_channels=1, image_mean=[0.25], image_std=[0.5], value_range=[0, 4], nodata=0
+    )
+    pixels = processor(str(tmp_path / "a.npy"), return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixels, torch.zeros_like(pixels))  # 1 of [0, 4] is the mean, and so is what is filled in
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Medical and other formats
+
+
+def dicom(path, array, **elements):
+    pydicom = pytest.importorskip("pydicom")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data = pydicom.dataset.Dataset()
+    data.file_meta = meta
+    data.Rows, data.Columns = array.shape[-2:] if array.shape[-1] != 3 else array.shape[:2]
+    data.SamplesPerPixel = 3 if array.shape[-1] == 3 else 1
+    data.BitsAllocated = 8 * array.dtype.itemsize
+    data.BitsStored, data.HighBit = data.BitsAllocated, data.BitsAllocated - 1
+    data.PixelRepresentation = int(array.dtype.kind == "i")
+    data.PhotometricInterpretation = "RGB" if data.SamplesPerPixel == 3 else "MONOCHROME2"
+    if data.SamplesPerPixel == 3:
+        data.PlanarConfiguration = 0
+    data.PixelData = array.tobytes()
+    for name, value in elements.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_dicom__ct_is_in_hounsfield_units(tmp_path):
+    array = np.array([[0, 1024], [1055, 4000]], np.uint16)
+    dicom(tmp_path / "ct.dcm", array, RescaleSlope=1, RescaleIntercept=-1024, BitsStored=12, HighBit=11)
+    assert stored(tmp_path / "ct.dcm", 1).pixels[0].tolist() == [[-1024, 0], [31, 2976]]
+    with pytest.raises(UnsuitableImageError, match="values from -1024 to 2976.*value_range"):
+        scaled(tmp_path / "ct.dcm", 1)
+    pixels = scaled(tmp_path / "ct.dcm", 1, value_range=(-1000, 1000))
+    torch.testing.assert_close(pixels[0], torch.tensor([[0, 0.5], [1031 / 2000, 1]]) * 255)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom__x_rays_use_their_bits_and_monochrome1_is_inverted(tmp_path, photometric):
+    array = np.random.default_rng(0).integers(0, 4096, (6, 8)).astype(np.uint16)
+    dicom(tmp_path / "x.dcm", array, BitsStored=12, HighBit=11, PhotometricInterpretation=photometric)
+    expected = torch.from_numpy(array / 4095 * 255).float()
+    expected = 255 - expected if photometric == "MONOCHROME1" else expected
+    torch.testing.assert_close(scaled(tmp_path / "x.dcm", 1)[0], expected)
+
+
+def test_dicom__colours_frames_and_files_without_extension(tmp_path):
+    colours = values("uint8", 3).transpose(1, 2, 0).copy()
+    dicom(tmp_path / "IM0001", colours)
+    assert np.array_equal(stored(tmp_path / "IM0001", 3).pixels, colours.transpose(2, 0, 1))
+    frames = values("uint8", 4)
+    dicom(tmp_path / "frames.dcm", frames, NumberOfFrames=4)
+    with pytest.raises(UnsuitableImageError, match="4 pages"):
+        stored(tmp_path / "frames.dcm", 1)
+    assert np.array_equal(stored(tmp_path / "frames.dcm", 4, pages="channels").pixels, frames)
+
+
+def test_dicom__without_the_library_names_the_extra(tmp_path, monkeypatch):
+    dicom(tmp_path / "a.dcm", values("uint8")[0])
+    monkeypatch.setattr(formats_mae, "pydicom", None)
+    with pytest.raises(UnsuitableImageError, match=r"hf-mae\[dicom\]"):
+        stored(tmp_path / "a.dcm", 1)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti__slices_are_pages_and_values_are_scaled(tmp_path, suffix):
+    nibabel = pytest.importorskip("nibabel")
+    volume = values("int16", 7, (6, 5))
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"a{suffix}")
+    opened = open_image(str(tmp_path / f"a{suffix}"))
+    assert num_pages(opened) == 5
+    assert np.array_equal(read_stored(page_of(opened, 3), 1).pixels[0], volume[:, :, 3].T)
+    content = (tmp_path / f"a{suffix}").read_bytes()
+    assert np.array_equal(read_stored(page_of(open_image(content, suffix), 3), 1).pixels[0], volume[:, :, 3].T)
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("int16", 0), ("uint16", 32768), ("float32", 0)])
+def test_fits__is_scaled_by_its_header(tmp_path, dtype, zero):
+    array = values(dtype)[0]
+    file = (array.astype(np.int64) - zero).astype(">i2") if zero else array.astype(np.dtype(dtype).newbyteorder(">"))
+    kind = {"uint8": 8, "int16": 16, "uint16": 16, "float32": -32}[dtype]
+    cards = {"SIMPLE": "T", "BITPIX": kind, "NAXIS": 2, "NAXIS1": 13, "NAXIS2": 9, "BZERO": zero, "BSCALE": 1}
+    header = "".join(f"{name:8}= {value:>20}".ljust(80) for name, value in cards.items()) + "END".ljust(80)
+    (tmp_path / "a.fits").write_bytes(header.ljust(2880).encode() + file.tobytes().ljust(2880, b"\0"))
+    read = stored(tmp_path / "a.fits", 1).pixels[0]
+    assert read.dtype == np.dtype(dtype)
+    assert np.array_equal(read, array[::-1])  # its first row is at the bottom
+
+
+def test_arrays__of_several_images_are_pages(tmp_path):
+    images = values("uint8", 4)
+    np.save(tmp_path / "four.npy", images[:, None])
+    np.savez(tmp_path / "two.npz", a=images[0], b=images[1], name="text")
+    np.savez_compressed(tmp_path / "one.npz", image=images[2])
+    assert num_pages(open_image(str(tmp_path / "four.npy"))) == 4
+    assert np.array_equal(read_stored(page_of(open_image(str(tmp_path / "four.npy")), 2), 1).pixels[0], images[2])
+    assert np.array_equal(stored(tmp_path / "two.npz", 1, pages="first").pixels[0], images[0])
+    assert np.array_equal(stored(tmp_path / "two.npz", 2, pages="channels").pixels, images[:2])
+    assert np.array_equal(stored(tmp_path / "one.npz", 1).pixels[0], images[2])
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((3, 4), complex), np.zeros((3, 4), [("r", "u1")]), np.zeros(5), np.zeros((0, 4))]
+)
+def test_arrays__that_are_no_images_are_refused(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(UnsuitableImageError):
+        stored(tmp_path / "a.npy", 1)
+
+
+def test_settings__are_checked():
+    for wrong in (
+        {"value_range": (5, 5)},
+        {"value_range": (1, 2, 3)},
+        {"bands": (0,)},
+        {"pages": "all"},
+        {"background": 256},
+    ):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+            ReadingSettings(**wrong)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Path, object and array
+
+
+@pytest.mark.parametrize("kind", ["uint8 RGB", "uint8 grey", "uint16 grey", "uint16 RGB png", "float", "oriented"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_processor__by_path_by_object_and_by_array_agrees(tmp_path, kind, channels):
+    processor, path = MAEImageProcessor.for_image_size(16, num_channels=channels), tmp_path / "a.png"
+    if kind.startswith("uint16 RGB"):
+        array = values("uint16", 3, (40, 30)).transpose(1, 2, 0)
+        path.write_bytes(png(array, 16, 2))
+        if channels == 1:
+            with pytest.raises(UnsuitableImageError, match="a.png: .*3 band"):
+                processor(str(path))
+            return
+    elif kind == "float":
+        array, path = values("float32", 1, (40, 30))[0], tmp_path / "a.tif"
+        PIL.Image.fromarray(array).save(path)
+    else:
+        array = values(kind.split()[0] if "uint" in kind else "uint8", 3, (40, 30)).transpose(1, 2, 0)
+        array = array[..., 0] if "grey" in kind or channels == 1 else array
+        exif = PIL.Image.Exif()
+        if kind == "oriented":
+            exif[0x0112] = 6
+        PIL.Image.fromarray(array).save(path, exif=exif)
+        array = np.rot90(array, -1) if kind == "oriented" else array
+    by_path, by_object, by_array = (
+        processor(image, return_tensors="pt").pixel_values for image in (str(path), PIL.Image.open(path), array)
+    )
+    assert torch.equal(by_path, by_array)
+    assert torch.equal(by_object, by_array)
+    assert torch.equal(processor([path, path], return_tensors="pt").pixel_values[1:], by_array)
+    content = __import__("base64").b64encode(path.read_bytes()).decode()
+    if path.suffix == ".png":
+        assert torch.equal(processor(content, return_tensors="pt").pixel_values, by_array)
+
+
+def test_processor__each_page_of_a_file_is_an_image_if_it_says_so(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", values("uint8", 3, (20, 20)), photometric="minisblack")
+    processor = MAEImageProcessor.for_image_size(16, num_channels=1, pages="images")
+    assert processor(str(tmp_path / "a.tif"), return_tensors="pt").pixel_values.shape == (3, 1, 16, 16)
+
+
+def test_processor__settings_are_saved_and_kept_for_other_sizes(tmp_path):
+    given = {"value_range": [-1000, 1000], "bands": [3], "nodata": float("nan"), "pages": "first", "background": 0}
+    given.update(display_bands=[1], sample_type="int16", input_data_format="channels_first")
+    processor = MAEImageProcessor.for_image_size(16, num_channels=1, **given)
+    processor.save_pretrained(tmp_path)
+    assert "NaN" not in (tmp_path / "preprocessor_config.json").read_text()
+    for other in (MAEImageProcessor.from_pretrained(tmp_path), processor.with_image_size(32)):
+        assert str(other.reading) == str(processor.reading)  # nan is not equal to itself
+        assert (other.display_bands, other.sample_type) == ([1], "int16")
+    assert processor.reading.value_range == (-1000, 1000)
+
+
+def test_processor__8_bits_are_refused_where_the_model_saw_more(tmp_path):
+    rgb = PIL.Image.new("RGB", (40, 30))
+    for settings in ({"sample_type": "uint16"}, {"value_range": [-1000, 1000]}):
+        processor = MAEImageProcessor.for_image_size(16, num_channels=1, **settings)
+        with pytest.raises(UnsuitableImageError, match="8 bits.*path"):
+            processor(rgb)
+        processor(np.zeros((30, 40), np.uint16))
+    MAEImageProcessor.for_image_size(16, num_channels=1, value_range=[0, 200])(rgb)
+
+
+def test_processor__pictures_of_deep_values_are_stretched():
+    image = values("uint16", 1, (16, 16)) >> 4  # 12 bits in 16: black if it were not
+    mean, std = image.mean() / 65535, image.std() / 65535
+    processor = MAEImageProcessor.for_image_size(
+        16, num_channels=1, image_mean=[mean], image_std=[std], sample_type="uint16", do_resize=False
+    )
+    (shown,) = processor.post_process_reconstruction(processor(image, return_tensors="pt").pixel_values)
+    assert np.corrcoef(np.asarray(shown).ravel(), image.ravel())[0, 1] > 0.99
+    assert np.asarray(shown).std() > 50
+
+
+def test_processor__shows_the_display_bands():
+    image = values("uint8", 5, (16, 16))
+    processor = MAEImageProcessor(num_channels=5, display_bands=[4, 1, 2], do_resize=False, do_center_crop=False)
+    (shown,) = processor.post_process_reconstruction(processor(image, return_tensors="pt").pixel_values)
+    assert np.array_equal(np.asarray(shown).transpose(2, 0, 1), image[[3, 0, 1]])
+
+
+@pytest.mark.parametrize("shape", [(4, 20000), (1, 20000), (30000, 3)])
+def test_processor__long_thin_pictures_are_not_enlarged_whole(shape):
+    image = np.tile(np.linspace(0, 255, max(shape)).astype(np.uint8), (min(shape), 1))
+    image = image if shape[0] < shape[1] else image.T
+    tallest = []
+    resize = torch.nn.functional.interpolate
+
+    def watch(images, size, **options):
+        tallest.append(size[0] * size[1])
+        return resize(images, size=size, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "interpolate", watch)
+        pixels = MAEImageProcessor(num_channels=1, do_normalize=False)(image, return_tensors="pt").pixel_values
+    assert max(tallest) < 12 * 224 * 224
+    assert pixels.mean() == pytest.approx(0.5, abs=0.01)  # the centre
+
+
+def test_processor__of_a_url_reads_what_is_stored(tmp_path):
+    array = values("uint16", 1, (20, 20))[0]
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(array).save(buffer, "PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("urllib.request.urlopen", lambda url: io.BytesIO(buffer.getvalue()))
+        processor = MAEImageProcessor.for_image_size(16, num_channels=1)
+        by_url = processor("https://example.org/a.png", return_tensors="pt").pixel_values
+    assert torch.equal(by_url, processor(array, return_tensors="pt").pixel_values)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        processor(str(tmp_path / "missing.png"))
