@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""A stand-in for the Hugging Face Hub on this machine: models only, branch main only, all in memory.
+"""Stands in for the Hugging Face Hub on this machine: models only, branch main only, all in memory.
 
-The process that talks to it needs, before it imports huggingface_hub, the variables `HF_ENDPOINT` (its `url`),
-`HF_TOKEN` (its `token`), `HF_HOME` (an empty folder), `HF_HUB_OFFLINE=0` if it inherits the 1 that conftest.py sets,
-and `HF_HUB_DISABLE_XET=1`. The last is enough to keep Xet out: uploads then take the LFS protocol, and downloads take
-Xet only for files that the server names an Xet hash of, which this one never does. (With Xet, `upload_folder` goes
-another way in the client, one that may make several commits.)
+A process that talks to it needs these variables before it imports huggingface_hub: `HF_ENDPOINT` (its `url`), `HF_TOKEN`
+(its `token`), `HF_HOME` (an empty folder), `HF_HUB_DISABLE_XET=1`, and `HF_HUB_OFFLINE=0` if it inherits the 1 that
+conftest.py sets. Without Xet, uploads use the LFS protocol. Downloads use Xet only for files for which the server states
+an Xet hash, and this server never does. (With Xet, `upload_folder` may make several commits.)
 
-Unlike the Hub, it makes no first commit with `.gitattributes`, serves LFS files itself rather than by a redirect, lists
-trees without folders but with all that is below, and lets anyone read private repositories. A wrong token is refused
-everywhere, as on the Hub.
+It differs from the Hub in four points: it makes no first commit with `.gitattributes`; it serves LFS files itself, not by
+a redirect; it lists trees as files only, with all files of folders below; and it lets anyone read private repositories. A
+wrong token is refused everywhere, as on the Hub.
 """
 
 import base64
@@ -33,23 +32,23 @@ class _HubError(Exception):
 
 
 def _oid(path: str, content: bytes) -> str:
-    """What the Hub names a content by: SHA-256 for an LFS file, else the name that git gives it."""
+    """Returns the identifier of a content on the Hub: SHA-256 of an LFS file, otherwise the one of git."""
     if path.endswith(_LFS):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class HubStandIn:
-    """The Hub from `with HubStandIn() as hub:` to the end of the block.
+    """Runs the server in a `with` block: `with HubStandIn() as hub:`.
 
     Attributes:
         url (`str`): `http://127.0.0.1:PORT`.
-        token (`str`): The only one it takes.
-        repositories (`dict[str, dict[str, bytes]]`): Content by path by id, as after the last commit.
-        private (`dict[str, bool]`): By id, what the repository was made as.
-        commits (`list[tuple[str, str, list[str]]]`): Repository, title and paths added of each.
-        requests (`list[tuple[str, str, str | None]]`): Method, path without query and `Authorization` of each.
-        drop (`int`): So many of the next uploads of LFS objects are cut off in the middle, without an answer.
+        token (`str`): The only token that it accepts.
+        repositories (`dict[str, dict[str, bytes]]`): Files of each repository after its last commit, by path.
+        private (`dict[str, bool]`): Whether each repository was made private.
+        commits (`list[tuple[str, str, list[str]]]`): Repository, title and added paths of each commit.
+        requests (`list[tuple[str, str, str | None]]`): Method, path without query, and `Authorization` of each request.
+        drop (`int`): Number of coming uploads of LFS objects that are cut off in the middle, without an answer.
         delay (`float`): Seconds that each upload of an LFS object takes.
     """
 
@@ -84,7 +83,7 @@ class HubStandIn:
             raise _HubError(404, f"No {repo_id} at {revision or 'main'}", code)
         return found
 
-    # What is behind the addresses below: gets the body and the parts of the path, returns the answer (and headers).
+    # Handlers of the addresses below. They get the body and the parts of the path, and return the answer (and headers).
 
     def _create(self, body):
         wish = json.loads(body)
@@ -124,7 +123,7 @@ class HubStandIn:
     def _upload(self, body, repo_id, oid):
         time.sleep(self.delay)
         if hashlib.sha256(body).hexdigest() != oid:
-            raise _HubError(400, "The content is not the one of this name")
+            raise _HubError(400, "The content does not have this hash")
         self._objects[repo_id, oid] = body
         return {}
 
@@ -156,7 +155,7 @@ class HubStandIn:
 
 
 _ID = r"([\w.-]+/[\w.-]+)"
-_ADDRESSES = [  # method, path, what is behind it, whether it needs the token
+_ADDRESSES = [  # method, path, handler, whether it needs the token
     ("GET", "/api/whoami-v2", lambda hub, body: {"type": "user", "name": USER, "orgs": []}, True),
     ("POST", "/api/validate-yaml", lambda hub, body: {"errors": [], "warnings": []}, False),
     ("POST", "/api/repos/create", HubStandIn._create, True),
@@ -170,7 +169,7 @@ _ADDRESSES = [  # method, path, what is behind it, whether it needs the token
 ]
 
 
-class _Handler(BaseHTTPRequestHandler):  # of HTTP/1.0: each connection ends with its answer
+class _Handler(BaseHTTPRequestHandler):  # HTTP/1.0: each connection ends with its answer
     def _answer(self):
         hub, path, length = self.server.hub, unquote(urlsplit(self.path).path), int(self.headers["Content-Length"] or 0)
         hub.requests.append((self.command, path, self.headers["Authorization"]))

@@ -103,7 +103,7 @@ def test_files__of_every_layout(official, official_weights, tmp_path, layout):
     elif layout == "of lightning.ckpt":
         wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in official_weights.items()}
         torch.save({"state_dict": wrapped, "global_step": 3}, path)
-    else:  # as the official training script saves; the target is told by its arguments
+    else:  # as the official training script saves; its arguments state the target
         del config["norm_pix_loss"]
         arguments = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.75, batch_size=64)
         torch.save({"model": official_weights, "optimizer": {"state": {}}, "epoch": 3, "args": arguments}, path)

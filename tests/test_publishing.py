@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Cards and pushes. What is pushed goes to a stand-in of the Hub, see hub_stand_in.py, and is loaded from there."""
+"""Model cards and pushes. Pushes go to a stand-in for the Hub, see hub_stand_in.py, and models are loaded from it."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def saved(tiny_model, tmp_path):
-    """A folder as pre-training leaves it, with things in it that are for no one else."""
+    """Returns a folder as pre-training leaves it, with files in it that are not to be pushed."""
     folder = tmp_path / "mae-tiny"
     tiny_model().save_pretrained(folder)
     MAEImageProcessor.for_image_size(32).save_pretrained(folder)
@@ -97,8 +97,8 @@ def test_card__metadata_are_those_of_the_hub(saved):
     assert {"mae", "masked-autoencoder"} <= set(data.tags)
     assert (data.license, data.datasets, data.eval_results) == (None, None, None)
     record = json.loads((saved / "run.json").read_text())
-    told = {"license": "apache-2.0", "dataset": "organisation/images", "data": "images", "data_license": "MIT"}
-    save_record(saved, {**record, **told})
+    facts = {"license": "apache-2.0", "dataset": "organisation/images", "data": "images", "data_license": "MIT"}
+    save_record(saved, {**record, **facts})
     write_model_card(saved, "me/my-mae")
     card = ModelCard.load(saved / "README.md")
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["organisation/images"])
