@@ -535,8 +535,10 @@ def write_record(output_dir: str | os.PathLike, record: dict, hub_model_id: str 
 
 def _with_prepared_workers(loader: DataLoader) -> DataLoader:
     """Makes the workers of a loader ignore stop signals and end by themselves when the run is gone."""
-    if loader.num_workers > 0:
-        loader.worker_init_fn = partial(_start_worker, seed_worker=loader.worker_init_fn)
+    inner = getattr(loader, "base_dataloader", loader)  # Accelerate's loaders hold the one that starts the workers
+    before = inner.worker_init_fn
+    if inner.num_workers > 0 and getattr(before, "func", None) is not _start_worker:  # a loader may be used again
+        inner.worker_init_fn = partial(_start_worker, seed_worker=before)
     return loader
 
 
