@@ -2,14 +2,14 @@
 # Copyright 2026 The hf_mae authors
 """Stands in for the Hugging Face Hub on this machine: models only, branch main only, all in memory.
 
-A process that talks to it needs these variables before it imports huggingface_hub: `HF_ENDPOINT` (its `url`), `HF_TOKEN`
-(its `token`), `HF_HOME` (an empty folder), `HF_HUB_DISABLE_XET=1`, and `HF_HUB_OFFLINE=0` if it inherits the 1 that
-conftest.py sets. Without Xet, uploads use the LFS protocol. Downloads use Xet only for files for which the server states
-an Xet hash, and this server never does. (With Xet, `upload_folder` may make several commits.)
+A process that talks to it needs these variables before it imports huggingface_hub: `HF_ENDPOINT` (its `url`),
+`HF_TOKEN` (its `token`), `HF_HOME` (an empty folder), `HF_HUB_DISABLE_XET=1`, and `HF_HUB_OFFLINE=0` if it inherits the
+1 that conftest.py sets. Without Xet, uploads use the LFS protocol. Downloads use Xet only if the server states a hash
+for it, and this server never does. (With Xet, `upload_folder` may make several commits.)
 
-It differs from the Hub in four points: it makes no first commit with `.gitattributes`; it serves LFS files itself, not by
-a redirect; it lists trees as files only, with all files of folders below; and it lets anyone read private repositories. A
-wrong token is refused everywhere, as on the Hub.
+It differs from the Hub in four points: it makes no first commit with `.gitattributes`; it serves LFS files itself, not
+by a redirect; it lists trees as files only, with all files of folders below; and it lets anyone read private
+repositories. A wrong token is refused everywhere, as on the Hub.
 """
 
 import base64

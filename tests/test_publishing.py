@@ -36,6 +36,8 @@ from hf_mae.publishing import (
     save_record,
     write_model_card,
 )
+from hf_mae.training.classification import finetune_command
+from hf_mae.training.pretraining import pretrain_command
 from hf_mae.training.run_log import run_record
 
 ROOT = Path(__file__).parents[1]
@@ -519,13 +521,14 @@ print("fine")
 """
 
 
-def test_pretraining__pushes_while_it_runs_and_at_its_end(hub, tmp_path):
-    out, script = tmp_path / "out", ROOT / "examples" / "run_pretraining.py"
+def test_pretraining__pushes_while_it_runs_and_at_its_end(hub, tmp_path, capfd):
+    out = tmp_path / "out"
     sizes = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32"
     flags = f"--config_overrides {sizes} --max_steps 6 --effective_batch_size 8 --eval_images 40 --logging_steps 1"
     pushes = "--push_to_hub true --hub_model_id me/mae --hub_strategy every_save --hub_private_repo true --save_steps 2"
     hub.drop = 1
-    printed = run(hub, tmp_path, script, "--output_dir", out, *flags.split(), *pushes.split())
+    pretrain_command(["--output_dir", str(out), *flags.split(), *pushes.split()], prog="hf-mae pretrain")
+    printed = "".join(capfd.readouterr())
     titles = [title for _, title, _ in hub.commits]
     assert titles[-1] == "6 steps of pre-training"
     assert set(titles[:-1]) <= {"Step 2 of 6", "Step 4 of 6"}
@@ -541,28 +544,29 @@ def test_pretraining__pushes_while_it_runs_and_at_its_end(hub, tmp_path):
     assert "fine" in run(hub, tmp_path, tmp_path / "load.py", "me/mae", tmp_path / "trained")
 
 
-def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, capsys):
-    url, hub.url = hub.url, "http://127.0.0.1:9"
+def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no one listens
     out = tmp_path / "out"
     flags = f"--output_dir {out} --max_steps 2 --effective_batch_size 8 --eval_images 40 --push_to_hub true"
-    pretraining = ROOT / "examples" / "run_pretraining.py"
-    printed = run(hub, tmp_path, pretraining, *flags.split(), "--hub_model_id", "me/mae")
-    assert "could not be pushed to me/mae" in printed
+    pretrain_command([*flags.split(), "--hub_model_id", "me/mae"], prog="hf-mae pretrain")
+    assert "could not be pushed to me/mae" in "".join(capfd.readouterr())
     assert (out / "model.safetensors").exists()
-    hub.url = url
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     push(out, "me/mae", "--license", "apache-2.0")
-    assert "Pushed" in capsys.readouterr().out
+    assert "Pushed" in capfd.readouterr().out
     assert b"license: apache-2.0" in hub.repositories["me/mae"]["README.md"]
 
 
-def test_fine_tuning__pushes_model_card_and_record_but_no_pickle(hub, saved, tmp_path):
+def test_fine_tuning__pushes_model_card_and_record_but_no_pickle(hub, saved, tmp_path, capfd):
     encoder = MAEModel.from_pretrained(saved, image_size=24, num_channels=1)
     encoder.save_pretrained(tmp_path / "encoder")
     MAEImageProcessor.for_image_size(24, num_channels=1).save_pretrained(tmp_path / "encoder")
-    out, script = tmp_path / "classifier", ROOT / "examples" / "run_image_classification.py"
+    out = tmp_path / "classifier"
     flags = f"--model_name_or_path {tmp_path / 'encoder'} --output_dir {out} --max_steps 2 --max_train_images 64"
     pushes = f"--push_to_hub --hub_model_id me/classifier --hub_token {hub.token}"
-    printed = run(hub, tmp_path, script, *flags.split(), *pushes.split())
+    finetune_command([*flags.split(), *pushes.split()], prog="hf-mae finetune")
+    printed = "".join(capfd.readouterr())
+    assert hub.token not in printed
     assert f"Pushed 'End of training' to {hub.url}/me/classifier" in printed
     files = hub.repositories["me/classifier"]
     assert set(files) >= LANDS
