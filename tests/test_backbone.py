@@ -122,14 +122,14 @@ def test_auto_class_and_loading(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"out_indices": [3]}, r"out_indices must be in \[0, 2\], the stages"),
-        ({"out_indices": [-9]}, "out_indices must be in"),
+        ({"out_indices": [3]}, r"out_indices.* in \[0, 2\]"),
+        ({"out_indices": [-9]}, "out_indices.* in "),
         ({"out_features": ["stage9"]}, "out_features must be a subset of stage_names"),
         ({"out_features": ["p6"], "feature_pyramid_size": 8}, "out_features must be a subset"),
         ({"feature_pyramid_size": 8, "reshape_hidden_states": False}, "needs reshape_hidden_states=True"),
-        ({"feature_pyramid_size": 0}, "feature_pyramid_size must be positive"),
-        ({"drop_path_rate": 1.0}, r"drop_path_rate must be in \[0, 1\)"),
-        ({"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\)"),
+        ({"feature_pyramid_size": 0}, "feature_pyramid_size.* positive"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate.* in \[0, 1\)"),
+        ({"label_smoothing": -0.1}, r"label_smoothing.* in \[0, 1\)"),
     ],
 )
 def test_wrong_stages__are_refused(tiny_config, fields, message):

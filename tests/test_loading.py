@@ -121,7 +121,7 @@ def test_patch_size__alone_makes_a_finer_grid_in_every_class(tiny_model, tmp_pat
 
 def test_patch_size__that_does_not_divide_the_image_is_refused_and_changes_nothing(tiny_model):
     model = tiny_model()
-    with pytest.raises(ValueError, match=r"image_size.*patch_size \(5, 5\)"):
+    with pytest.raises(ValueError, match=r"image_size.*patch_size` \(5, 5\)"):
         model.resize_patches(5)
     assert model.config.patch_size == 8
     assert model(PIXELS).loss.isfinite()
