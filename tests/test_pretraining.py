@@ -131,6 +131,17 @@ def test_run__stopped_by_a_signal_continues_to_the_same_weights(finished, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("per_device", "workers"), [(7, 0), (24, 4)])
+def test_accumulation_and_workers__change_nothing(finished, tmp_path, per_device, workers):
+    small(None, tmp_path, per_device_train_batch_size=per_device, dataloader_num_workers=workers)
+    assert samples(tmp_path) == samples(finished[0])
+    for name, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3), ("learning_rate", 0), ("eval_loss", 1e-4)):
+        ours, theirs = metrics(tmp_path, name), metrics(finished[0], name)
+        assert list(ours) == list(theirs)
+        assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=tolerance)
+
+
+@pytest.mark.slow
 def test_run__in_another_thread_takes_no_signals(tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(small(None, tmp_path, max_steps=2)))
@@ -144,9 +155,7 @@ def test_second_signal__ends_at_once_and_leaves_no_worker(tmp_path):
     import multiprocessing
 
     with pytest.raises(KeyboardInterrupt, match="last checkpoint stays"):
-        small(
-            None, tmp_path, dataloader_num_workers=2, trackers=[SignalAt(3, signal.SIGTERM, signal.SIGTERM)]
-        )
+        small(None, tmp_path, dataloader_num_workers=2, trackers=[SignalAt(3, signal.SIGTERM, signal.SIGTERM)])
     assert multiprocessing.active_children() == []
 
 

@@ -133,6 +133,15 @@ class PretrainingRun:
                 self.announce()
                 self.train()
                 return self.finish()
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # torch raises the first at any time, the queue of a worker that is gone the other two.
+                if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                    raise
+                raise RunStopped(
+                    "A loader worker was killed, perhaps for lack of memory or of shared memory. Lower "
+                    "`dataloader_num_workers`, or give a container more with --shm-size. The same call or command "
+                    "continues from the last checkpoint."
+                ) from error
             finally:
                 end_workers(children)
                 if self.bar is not None:
