@@ -710,6 +710,13 @@ def test_export__what_cannot_be_is_refused(tmp_path, tiny_model, tiny_config, lo
         hf_mae.export_checkpoint(tiny_model(hidden_act="relu"), tmp_path / "out", "timm")
     with pytest.raises(ValueError, match="MAEBackbone can't be exported"):
         hf_mae.export_checkpoint(MAEBackbone(tiny_config()), tmp_path / "out", "vit")
+
+    class OtherTarget(MAEForPreTraining):
+        def target_values(self, pixel_values, ids):
+            return -super().target_values(pixel_values, ids)
+
+    with pytest.raises(ValueError, match="predicts pixels, OtherTarget something else"):
+        hf_mae.export_checkpoint(OtherTarget(tiny_config()), tmp_path / "out.pth", "official")
     assert not list(tmp_path.iterdir())
     hf_mae.export_checkpoint(tiny_model(layer_norm_eps=1e-5), tmp_path / "out", "timm")
     assert "this model was made with layer_norm_eps=1e-05" in log()
@@ -790,6 +797,9 @@ def test_convert__overrides_reach_model_and_processor(run_folder, tmp_path):
     model, processor = (each.from_pretrained(tmp_path / "out") for each in (MAEModel, MAEImageProcessor))
     assert (model.config.image_size, model.config.layer_norm_eps) == ([64, 96], 1e-5)
     assert model(**processor(picture(mode="L"), return_tensors="pt")).last_hidden_state.shape == (1, 97, 32)
+    convert(run_folder, tmp_path / "larger", "--config_overrides", "image_size=64")
+    processor = MAEImageProcessor.from_pretrained(tmp_path / "larger")
+    assert (processor.crop_height_width, list(processor.image_mean)) == ((64, 64), [0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 # Copyright 2026 The hf_mae authors
 """Converts weights from and to other implementations. Their names are in conversion_names.py."""
 
-import json
 import math
 import os
 import re
@@ -12,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers.utils import cached_file, logging
 
-from .conversion_files import FIELDS, NOT_FIELDS, as_value_error, folder_of, read_checkpoint, read_json
+from .conversion_files import FIELDS, NOT_FIELDS, as_value_error, folder_of, read_checkpoint, read_json, write_folder
 from .conversion_names import LAYOUTS, find_probe, names_in, recognise, rename
 from .modeling.auto_mae import class_of_architecture
 from .modeling.configuration_mae import _PRESETS, MAEConfig, _pair
@@ -385,7 +383,7 @@ def export_checkpoint(
     theirs, left_out = _their_tensors(model, layout)
     path.parent.mkdir(parents=True, exist_ok=True)
     if LAYOUTS[layout].is_folder:
-        _write_folder(model, path, layout, theirs, image_processor)
+        write_folder(model, path, layout, theirs, image_processor)
     else:
         arguments = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
         container = {"official": "model", "mmpretrain": "state_dict"}.get(layout)
@@ -425,6 +423,8 @@ def _find_obstacle(layout: str, model: MAEPreTrainedModel) -> str | None:
         return "classifies by the class token, this model by the mean of the patches. Export to 'timm' or 'official'."
     if isinstance(model, MAEForPreTraining) and config.mask_tokens_in_encoder and LAYOUTS[layout].has_decoder:
         return "has no mask tokens in the encoder. Export to 'vit' or 'timm', which take the encoder alone."
+    if LAYOUTS[layout].has_decoder and isinstance(model, MAEForPreTraining) and not model.predicts_pixels:
+        return f"predicts pixels, {type(model).__name__} something else. Export its encoder, `model.mae`."
     if layout == "vit_mae" and (height != width or patch_height != patch_width):
         return "takes square images and patches only. Export to 'vit'."
     if layout not in ("vit", "vit_mae") and config.hidden_act != "gelu":
@@ -448,81 +448,6 @@ def _their_tensors(model: MAEPreTrainedModel, layout: str) -> tuple[dict[str, to
         for their_name, part in zip(their_names, tensor.chunk(len(their_names)), strict=True):
             theirs[their_name] = part.detach().cpu().clone(memory_format=torch.contiguous_format)
     return theirs, left_out
-
-
-def _write_folder(
-    model: MAEPreTrainedModel,
-    path: Path,
-    layout: str,
-    theirs: dict[str, torch.Tensor],
-    image_processor: MAEImageProcessor | None,
-):
-    path.mkdir(exist_ok=True)
-    save_file(theirs, path / "model.safetensors", metadata={"format": "pt"})
-    if layout == "timm":
-        _write_json(path / "config.json", _timm_config(model, image_processor))
-        return
-    kinds = {MAEForPreTraining: "ForPreTraining", MAEForImageClassification: "ForImageClassification"}
-    kind = "Model" if layout == "vit" and isinstance(model, MAEForPreTraining) else kinds.get(type(model), "Model")
-    fields = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
-    fields.update(model_type=layout, architectures=[("ViTMAE" if layout == "vit_mae" else "ViT") + kind])
-    _write_json(path / "config.json", fields)
-    if image_processor is not None:
-        _write_json(path / "preprocessor_config.json", _vit_image_processor(image_processor))
-
-
-def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor | None) -> dict:
-    """Returns a `config.json` of timm: one of its architectures, with everything that differs as `model_args`."""
-    config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
-    num_classes = config.num_labels if has_classifier else 0
-    pooling = "avg" if config.pooling == "mean" else "token"
-    ratio = config.intermediate_size / config.hidden_size
-    arguments = {
-        "img_size": config.image_size,
-        "patch_size": config.patch_size,
-        "in_chans": config.num_channels,
-        "embed_dim": config.hidden_size,
-        "depth": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "mlp_ratio": ratio if int(config.hidden_size * ratio) == config.intermediate_size else ratio + 1e-9,
-        "qkv_bias": config.qkv_bias,
-        "global_pool": pooling,
-        "fc_norm": has_classifier and pooling == "avg",
-    }
-    weights = {
-        "input_size": [config.num_channels, *_pair(config.image_size)],
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "num_classes": num_classes,
-    }
-    if image_processor is not None:
-        weights.update(mean=image_processor.image_mean, std=image_processor.image_std)
-        if edge := image_processor.size.shortest_edge:
-            weights["crop_pct"] = min(_pair(config.image_size)) / edge
-    labels = {"label_names": [config.id2label[index] for index in range(num_classes)]} if has_classifier else {}
-    return {
-        "architecture": "vit_base_patch16_224",
-        "num_classes": num_classes,
-        "num_features": config.hidden_size,
-        "global_pool": pooling,
-        "model_args": arguments,
-        "pretrained_cfg": weights,
-        **labels,
-    }
-
-
-def _vit_image_processor(image_processor: MAEImageProcessor) -> dict:
-    """Returns a `preprocessor_config.json` for transformers' `ViTImageProcessor`, which takes the same steps."""
-    ours = image_processor.to_dict()
-    for name in ("auto_map", "num_channels"):
-        ours.pop(name, None)
-    return {**ours, "image_processor_type": "ViTImageProcessor"}
-
-
-def _write_json(path: Path, content: dict):
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -591,9 +516,9 @@ def _find_image_processor(source: str | os.PathLike, layout: str, config: MAECon
         content = {} if path is None else read_json(path)
         if layout == "mae" and "image_processor_type" in content:
             processor = MAEImageProcessor.from_pretrained(folder)
-            sizes = (processor.num_channels, processor.crop_height_width)
-            if sizes == (config.num_channels, _pair(config.image_size)):
-                return processor
+            if processor.num_channels == config.num_channels:
+                same_size = processor.crop_height_width == _pair(config.image_size)
+                return processor if same_size else processor.with_image_size(config.image_size)
         weights = content.get("pretrained_cfg") or {}  # of timm
         for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
             value = content.get(ours) or weights.get(theirs)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Reads checkpoints of other implementations: files, folders and repositories of the Hub. Nothing is ever unpickled."""
+"""Reads and writes the files of other implementations. Nothing is ever unpickled."""
 
 import argparse
 import json
@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
-from .modeling.configuration_mae import MAEConfig
+from .modeling.configuration_mae import MAEConfig, _pair
+from .modeling.image_processing_mae import MAEImageProcessor
+from .modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
+from .modeling.modeling_mae_downstream import MAEForImageClassification
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -34,6 +37,10 @@ _CONTAINERS = ("model", "state_dict", "module", "model_state_dict")
 _WRAPPERS = (
     r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_original_module)\."
 )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def folder_of(checkpoint: str | os.PathLike | Mapping) -> str | os.PathLike | Mapping:
@@ -162,4 +169,101 @@ def _split_content(content) -> tuple[dict[str, torch.Tensor], dict]:
     return tensors, arguments
 
 
-__all__ = ["FIELDS", "NOT_FIELDS", "WEIGHT_FILES", "as_value_error", "folder_of", "read_checkpoint", "read_json"]
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_folder(
+    model: MAEPreTrainedModel,
+    path: Path,
+    layout: str,
+    tensors: dict[str, torch.Tensor],
+    image_processor: MAEImageProcessor | None,
+):
+    """Writes a folder of weights, configuration and image processor that another library loads.
+
+    Args:
+        model ([`MAEPreTrainedModel`]): The model.
+        path (`Path`): Folder to make.
+        layout (`str`): `"vit"`, `"vit_mae"` or `"timm"`.
+        tensors (`dict[str, torch.Tensor]`): The weights under the names of the layout.
+        image_processor ([`MAEImageProcessor`], *optional*): Written as that of the other library.
+    """
+    path.mkdir(exist_ok=True)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    if layout == "timm":
+        _write_json(path / "config.json", _timm_config(model, image_processor))
+        return
+    kinds = {MAEForPreTraining: "ForPreTraining", MAEForImageClassification: "ForImageClassification"}
+    kind = "Model" if layout == "vit" and isinstance(model, MAEForPreTraining) else kinds.get(type(model), "Model")
+    fields = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
+    fields.update(model_type=layout, architectures=[("ViTMAE" if layout == "vit_mae" else "ViT") + kind])
+    _write_json(path / "config.json", fields)
+    if image_processor is not None:
+        _write_json(path / "preprocessor_config.json", _vit_image_processor(image_processor))
+
+
+def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor | None) -> dict:
+    """Returns a `config.json` of timm: one of its architectures, with everything that differs as `model_args`."""
+    config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
+    num_classes = config.num_labels if has_classifier else 0
+    pooling = "avg" if config.pooling == "mean" else "token"
+    ratio = config.intermediate_size / config.hidden_size
+    arguments = {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": ratio if int(config.hidden_size * ratio) == config.intermediate_size else ratio + 1e-9,
+        "qkv_bias": config.qkv_bias,
+        "global_pool": pooling,
+        "fc_norm": has_classifier and pooling == "avg",
+    }
+    weights = {
+        "input_size": [config.num_channels, *_pair(config.image_size)],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "num_classes": num_classes,
+    }
+    if image_processor is not None:
+        weights.update(mean=image_processor.image_mean, std=image_processor.image_std)
+        if edge := image_processor.size.shortest_edge:
+            weights["crop_pct"] = min(_pair(config.image_size)) / edge
+    labels = {"label_names": [config.id2label[index] for index in range(num_classes)]} if has_classifier else {}
+    return {
+        "architecture": "vit_base_patch16_224",
+        "num_classes": num_classes,
+        "num_features": config.hidden_size,
+        "global_pool": pooling,
+        "model_args": arguments,
+        "pretrained_cfg": weights,
+        **labels,
+    }
+
+
+def _vit_image_processor(image_processor: MAEImageProcessor) -> dict:
+    """Returns a `preprocessor_config.json` for transformers' `ViTImageProcessor`, which takes the same steps."""
+    steps = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
+    names = (*steps, "do_normalize", "image_mean", "image_std")
+    ours = image_processor.to_dict()
+    return {**{name: ours[name] for name in names}, "image_processor_type": "ViTImageProcessor"}
+
+
+def _write_json(path: Path, content: dict):
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+__all__ = [
+    "FIELDS",
+    "NOT_FIELDS",
+    "WEIGHT_FILES",
+    "as_value_error",
+    "folder_of",
+    "read_checkpoint",
+    "read_json",
+    "write_folder",
+]
