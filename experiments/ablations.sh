@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The paper's ablations (He et al. 2021, Table 1 and Fig. 5) in small: each recipe pre-trains on CIFAR-10, and a linear
-# probe of all labels tells what the features are worth. About eight minutes of a CPU core each, two at a time.
+# The paper's ablations (He et al. 2021, Table 1 and Fig. 5) in small. Each recipe pre-trains on CIFAR-10, then a linear
+# probe on all labels measures the features. A run takes about eight minutes of a CPU core; two run at a time (JOBS).
+# Runs that are already finished are skipped.
 #
 #   experiments/ablations.sh [a folder of train-*.parquet and test-*.parquet, or a name on the Hub]
 set -euo pipefail
@@ -9,10 +10,9 @@ export data=${1:-uoft-cs/cifar10} runs=${RUNS:-runs/ablations} python=${PYTHON:-
 one() { # recipe seed
     local run=$runs/$1-seed$2
     if [ ! -e "$run/probe/run.json" ]; then
-        $python examples/run_pretraining.py "src/hf_mae/training/recipes/ablations/$1.yaml" --data "$data" --seed "$2" \
-            --output_dir "$run"
-        $python examples/run_linear_probing.py --model_name_or_path "$run" --data "$data" --fast --pooling mean \
-            --num_train_epochs 20 --seed "$2" --output_dir "$run/probe"
+        $python -m hf_mae pretrain --recipe "ablations/$1" --data "$data" --seed "$2" --output_dir "$run"
+        $python -m hf_mae probe --model_name_or_path "$run" --data "$data" --fast --pooling mean --num_train_epochs 20 \
+            --seed "$2" --output_dir "$run/probe"
     fi
 }
 export -f one

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tunes a checkpoint with few labels beside training from scratch with the same budget, a run per seed of each, two
-# runs at a time (JOBS). Evaluates once, at the end of each run.
+# Fine-tunes a checkpoint with few labels and trains from scratch on the same budget, one run of each per seed. Two runs
+# at a time (JOBS). Each run is evaluated once, at its end. Runs that are already finished are skipped.
 #
 #   experiments/finetune.sh CHECKPOINT DATA RUNS LABELS EPOCHS [SEED ...]
 set -euo pipefail
@@ -10,10 +10,9 @@ shift 5
 one() { # start seed
     local run=$runs/$1-$labels-seed$2
     [ -e "$run/run.json" ] && return
-    $python examples/run_image_classification.py --recipe finetune_sample \
-        --model_name_or_path "$checkpoint" --data "$data" --max_train_images "$labels" --num_train_epochs "$epochs" \
-        --seed "$2" --eval_strategy no --save_strategy no --output_dir "$run" \
-        $([ "$1" = scratch ] && echo --from_scratch --layer_decay 1)
+    $python -m hf_mae finetune --recipe finetune_sample --model_name_or_path "$checkpoint" --data "$data" \
+        --max_train_images "$labels" --num_train_epochs "$epochs" --seed "$2" --eval_strategy no --save_strategy no \
+        --output_dir "$run" $([ "$1" = scratch ] && echo --from_scratch --layer_decay 1)
 }
 export -f one
 for seed in "${@:-0}"; do printf '%s\n' "pretrained $seed" "scratch $seed"; done |

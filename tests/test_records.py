@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The figures of the pages are those of the records, and the records tell how to repeat the runs."""
+"""The figures of the pages are those of the records, and the records say how to repeat the runs."""
 
 import gzip
 import json
@@ -17,7 +17,10 @@ import yaml
 
 from hf_mae import MAEConfig, MAEForImageClassification
 from hf_mae.data.sources import open_images
-from hf_mae.training.arguments import config_changes
+from hf_mae.evaluation.probing import ProbingArguments
+from hf_mae.training.arguments import config_changes, parse_arguments
+from hf_mae.training.classification import ClassificationArguments
+from hf_mae.training.pretraining_settings import PretrainingSettings
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(path.parent for path in (ROOT / "experiments").rglob("run.json"))
@@ -55,10 +58,10 @@ def test_plots__show_the_figures_of_the_records(report, name):
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.relative_to(ROOT / "experiments")))
-def test_records__tell_how_to_repeat_the_run(run):
+def test_records__say_how_to_repeat_the_run(run):
     record = json.loads((run / "run.json").read_text())
     assert len(record["commit"]) == 40  # of a tree without changes
-    assert record["command"].startswith("python examples/")
+    assert record["command"].startswith(("python examples/", "python -m hf_mae ", "hf-mae "))
     assert record["metrics"]
     assert {"python", "torch", "transformers"} <= set(record["versions"])
     assert not any(f'"/{folder}/' in json.dumps(record) for folder in ("tmp", "home", "work", "root"))
@@ -87,28 +90,26 @@ def test_collect__leaves_out_weights_and_folders_of_the_machine(report, tmp_path
     assert kept == {"command": "python x.py --data data", "data": "b (train)"}
 
 
-@pytest.mark.parametrize(
-    ("script", "runs"),
-    [("cifar10.sh", 16), ("fashion_mnist.sh", 7), ("ablations.sh", 34)],
-    ids=lambda value: str(value),
-)
-def test_scripts__run_what_is_there(script, runs, tmp_path):
-    """Every run has a folder of its own, a recipe or a checkpoint that exists or was made before, and a seed."""
+SETTINGS = {"pretrain": PretrainingSettings, "probe": ProbingArguments, "finetune": ClassificationArguments}
+
+
+@pytest.mark.parametrize(("script", "runs"), [("cifar10.sh", 16), ("fashion_mnist.sh", 7), ("ablations.sh", 34)])
+def test_scripts__give_commands_that_work(script, runs, tmp_path):
+    """Each run has a folder of its own, settings that exist, and a checkpoint that exists or was made before."""
     environment = {**os.environ, "PYTHON": "echo RUN", "RUNS": str(tmp_path), "JOBS": "1"}
     command = ["bash", f"experiments/{script}", "DATA"]
     printed = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
-    commands = [line.split()[1:] for line in printed.splitlines() if line.startswith("RUN ")]
-    made = [words[words.index("--output_dir") + 1] for words in commands]
-    assert len(commands) == len(set(made)) == runs
-    for number, words in enumerate(commands):
-        assert words[words.index("--data") + 1] == "DATA"
-        needed = [word for word in words if word.endswith((".py", ".yaml"))]
-        if "--model_name_or_path" in words:
-            model = words[words.index("--model_name_or_path") + 1]
-            needed += [model] if model not in made[:number] else []
-        assert all((ROOT / name).exists() for name in needed), words
-    pairs = [words for words in commands if "run_image_classification" in words[0]]
-    assert sum("--from_scratch" in words for words in pairs) * 2 == len(pairs)
+    commands = [line.removeprefix("RUN -m hf_mae ").split() for line in printed.splitlines() if "RUN" in line]
+    made = []
+    for name, *arguments in commands:
+        settings = parse_arguments(SETTINGS[name], arguments, prog=name, description="")
+        assert settings.data == "DATA"
+        if name != "pretrain":
+            assert settings.model_name_or_path in made or (ROOT / settings.model_name_or_path).exists()
+        made.append(settings.output_dir)
+    assert len(made) == len(set(made)) == runs
+    finetuned = [arguments for name, *arguments in commands if name == "finetune"]
+    assert sum("--from_scratch" in arguments for arguments in finetuned) * 2 == len(finetuned)
 
 
 @pytest.fixture
