@@ -596,3 +596,123 @@ def test_processor__of_a_url_reads_what_is_stored(tmp_path):
     assert torch.equal(by_url, processor(array, return_tensors="pt").pixel_values)
     with pytest.raises(FileNotFoundError, match="no file"):
         processor(str(tmp_path / "missing.png"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# No-data in training
+
+
+def test_loss__leaves_patches_with_no_data_out(tiny_model):
+    model, images, noise = tiny_model(), torch.randn(3, 3, 32, 32), torch.rand(3, 16)
+    plain = model(images, noise=noise).loss
+    everywhere = torch.ones(3, 32, 32, dtype=torch.bool)
+    torch.testing.assert_close(model(images, noise=noise, valid=everywhere).loss, plain)
+
+    valid = everywhere.clone()
+    valid[0, :16] = False
+    valid[1] = False
+    loss = model(images, noise=noise, valid=valid).loss
+    output = model(images, noise=noise)
+    errors = (output.logits - model.target_values(images, output.ids_hidden)).square().mean(dim=-1)
+    first = errors[0][output.ids_hidden[0] >= 8].mean()  # the lower half of a grid of 4 x 4 patches
+    torch.testing.assert_close(loss, (first + 0 + errors[2].mean()) / 3)
+    nothing = model(images, noise=noise, valid=torch.zeros_like(valid)).loss
+    assert nothing == 0
+    nothing.backward()  # gradients of 0, not NaN
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_loss__a_single_pixel_of_no_data_leaves_its_patch_out(tiny_model):
+    model, images, noise = tiny_model(), torch.randn(1, 3, 32, 32), torch.rand(1, 16)
+    hidden = int(model(images, noise=noise).ids_hidden[0, 0])
+    valid = torch.ones(1, 32, 32, dtype=torch.bool)
+    valid[0, hidden // 4 * 8 + 5, hidden % 4 * 8 + 2] = False
+    assert model(images, noise=noise, valid=valid).loss != model(images, noise=noise).loss
+
+
+def scene(path, nodata=-9999.0):
+    """A float scene whose left half is no-data."""
+    array = values("float32", 1, (40, 40))[0]
+    array[:, :20] = nodata
+    np.save(path, array)
+
+
+def test_samples__carry_where_there_is_no_data_and_nothing_else_changes(tmp_path):
+    from hf_mae.data.datasets import PretrainingDataset, channel_statistics, collate
+    from hf_mae.data.sources import FolderImages
+
+    scene(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", values("float32", 1, (40, 40))[0])
+    reading = ReadingSettings(nodata=-9999, fill=(77.0,))
+    images = FolderImages(tmp_path)
+    dataset = PretrainingDataset(images, (16, 16), 4, 1, crop_scale=(1, 1), reading=reading)
+    with_gaps, whole = dataset.__getitems__([(0, 0, 0), (0, 1, 0)])
+    assert "valid" not in whole
+    pixels, valid = with_gaps["pixel_values"], with_gaps["valid"]
+    assert valid.shape == (16, 16)
+    assert 0.4 < valid.float().mean() < 0.6
+    assert (pixels[0][~valid] == 77).all()
+    assert 0 <= pixels.min() <= pixels.max() <= 255
+    batch = collate([with_gaps, whole])
+    assert batch["valid"][0].equal(valid)
+    assert batch["valid"][1].all()
+    assert "valid" not in collate([whole, whole])
+    mean, std = channel_statistics(images, 1, reading=reading)
+    assert mean[0] == pytest.approx(0.5, abs=0.03)
+    assert std[0] == pytest.approx(12**-0.5, abs=0.03)
+
+
+def test_statistics__of_nan_are_an_error_by_name(tmp_path):
+    from hf_mae.data.datasets import channel_statistics
+    from hf_mae.data.sources import FolderImages
+
+    scene(tmp_path / "a.npy", np.nan)
+    with pytest.raises(UnsuitableImageError, match="a.npy: nan at row 0, column 0"):
+        channel_statistics(FolderImages(tmp_path), 1)
+    mean, _ = channel_statistics(FolderImages(tmp_path), 1, reading=ReadingSettings(nodata=float("nan")))
+    assert mean[0] == pytest.approx(0.5, abs=0.03)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checks before the first step
+
+
+def test_check__names_the_first_unsuitable_image_and_passes_over_broken_ones(tmp_path):
+    from hf_mae.data.checking import check_images
+    from hf_mae.data.sources import FolderImages
+
+    for number in range(20):
+        np.save(tmp_path / f"{number:02}.npy", values("uint16", 1)[0])
+    (tmp_path / "99.npy").write_bytes(b"")
+    found = check_images(FolderImages(tmp_path), 1)
+    assert found.sample_type == "uint16"
+    assert list(found.unreadable) == [str(tmp_path / "99.npy")]
+    np.save(tmp_path / "17.npy", np.full((4, 4), np.nan))
+    with pytest.raises(UnsuitableImageError, match="17.npy: nan"):
+        check_images(FolderImages(tmp_path), 1)
+
+
+def test_check__decodes_no_plain_pictures_and_tells_mixed_types(tmp_path, monkeypatch):
+    from hf_mae.data.checking import check_images
+    from hf_mae.data.sources import FolderImages
+
+    for number in range(3):
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.jpg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PIL.Image.Image, "load", lambda self: pytest.fail("decoded"))
+        found = check_images(FolderImages(tmp_path), 3)
+    assert (found.sample_type, found.notes) == ("uint8", [])
+    np.save(tmp_path / "deep.npy", values("uint16", 1)[0])
+    found = check_images(FolderImages(tmp_path), 3)
+    assert found.sample_type is None
+    assert "3 x uint8, 1 x uint16" in found.notes[-1]
+
+
+def test_value_range__from_percentiles_of_the_data(tmp_path):
+    from hf_mae.data.checking import value_range_of
+    from hf_mae.data.sources import FolderImages
+
+    ramp = np.arange(10001, dtype=np.int32).reshape(1, -1) - 5000
+    np.save(tmp_path / "a.npy", np.stack([ramp, 2 * ramp]))
+    low_high = value_range_of(FolderImages(tmp_path), 2, (10, 90))
+    assert low_high == pytest.approx(np.array([(-4000, 4000), (-8000, 8000)]), abs=20)

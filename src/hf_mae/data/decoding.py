@@ -66,7 +66,7 @@ def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object,
                 warnings.simplefilter("ignore")  # PIL warns of what it corrects, once an epoch
                 return load(images[candidate]), candidate, unreadable
         except UnsuitableImageError as error:
-            raise UnsuitableImageError(f"{images.describe(candidate)}: {error}") from error
+            raise error.of_file(images.describe(candidate)) from error
         except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
             _raise_if_of_the_machine(error)
             unreadable[images.describe(candidate)] = f"{type(error).__name__}: {error}".split("\n")[0][:300]

@@ -19,19 +19,20 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
+from ..data.image_source import ImageSource
 from ..data.sampling import default_num_workers
-from ..data.sources import ImageSource, open_images
+from ..data.sources import open_images
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..modeling.patches_mae import patch_grid
+from ..modeling.reading_mae import UnsuitableImageError
 from ..training.arguments import parse_arguments
 
 KINDS = ("class_token", "mean", "patches", "pooler")
@@ -120,9 +121,10 @@ class ReadableImages(Dataset):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PIL warns about what it repairs
-                image = self.images[index]
-                image = ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image
-                return index, name, self.image_processor(image, return_tensors="pt").pixel_values[0], None
+                image = self.image_processor(self.images[index], return_tensors="pt").pixel_values[0]
+                return index, name, image, None
+        except UnsuitableImageError as error:
+            raise error.of_file(name) from error
         except Exception as error:  # decoders raise errors of any type for broken files
             reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
             return index, name, None, f"Skipped {name}, which can't be read: {reason}"

@@ -57,6 +57,10 @@ class UnsuitableImageError(ValueError):
     Unlike an unreadable file it is never replaced by another one, since all others may be of the same kind.
     """
 
+    def of_file(self, name: str) -> "UnsuitableImageError":
+        """Returns the same error with the name of the file in front, if that is not named yet."""
+        return UnsuitableImageError(str(self) if not name or name in str(self) else f"{name}: {self}")
+
 
 @dataclass
 class StoredImage:
@@ -121,7 +125,7 @@ class ImageFile:
         """Returns all pages, their channels one after the other."""
         pages = [self.read(page) for page in range(self.num_pages)]
         if len({page.size for page in pages}) > 1:
-            raise UnsuitableImageError(f"its {len(pages)} pages differ in size and can't be channels of one image.")
+            raise UnsuitableImageError(f"The {len(pages)} pages differ in size and can't be channels of one image.")
         return replace(pages[0], pixels=np.concatenate([page.pixels for page in pages]), alpha=False)
 
     def _stream(self):
@@ -161,7 +165,7 @@ def native(array: np.ndarray) -> np.ndarray:
         UnsuitableImageError: If the values are no real numbers.
     """
     if array.dtype.kind not in "buif":
-        raise UnsuitableImageError(f"its values are of type {array.dtype}. Convert them to integers or floats.")
+        raise UnsuitableImageError(f"The image's values are of type {array.dtype}. Convert them to integers or floats.")
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.itemsize > 8:  # long doubles
@@ -173,11 +177,38 @@ def native(array: np.ndarray) -> np.ndarray:
 # PNG, PGM and JPEG 2000 of more than 8 bits
 
 
-def read_deep_png(image: PIL.Image.Image) -> StoredImage | None:
+class DeepPicture(ImageFile):
+    """A picture that Pillow opens but would cut to 8 bits, or shift or stretch to 16 bits."""
+
+    num_pages = 1
+
+    def __init__(self, file: str | bytes, size: tuple[int, int]):
+        super().__init__(file)
+        self.size = size
+
+    def read(self, page: int = 0) -> StoredImage:
+        with PIL.Image.open(self._stream()) as image:
+            return oriented(read_deep(image), image.getexif().get(EXIF_ORIENTATION))
+
+
+def is_deep(image: PIL.Image.Image) -> bool:
+    """Returns whether Pillow, which has opened a picture but not decoded it, would change its values."""
+    if image.format == "PNG":
+        mode = str(image.tile[0][3]) if image.tile else ""
+        return mode.endswith(";16B") and not mode.startswith("I")
+    if image.format == "PPM" and image.tile:
+        return _pnm_header(image)[2] > 255
+    return image.format == "JPEG2000" and bool(image.tile) and _jpeg2000_precision(image)[1] > 8
+
+
+def read_deep(image: PIL.Image.Image) -> StoredImage:
+    """Returns the values of a picture for which [`is_deep`] is true."""
+    return {"PNG": _read_deep_png, "PPM": _read_deep_pnm, "JPEG2000": _read_deep_jpeg2000}[image.format](image)
+
+
+def _read_deep_png(image: PIL.Image.Image) -> StoredImage:
     """Returns a PNG of 16 bits and several bands, of which Pillow would keep the high bytes only."""
-    mode = str(image.tile[0][3]) if image.tile else ""
-    if not mode.endswith(";16B") or mode.startswith("I"):
-        return None
+    mode = str(image.tile[0][3])
     parts, tile = [], image.tile
     # Pillow's reader of little-endian values takes the byte that is the lower one here. Grey with opacity has four
     # bytes a pixel, as RGBA has.
@@ -199,46 +230,61 @@ def reopened(image: PIL.Image.Image) -> io.BytesIO:
     return io.BytesIO(image.fp.read())
 
 
-def read_deep_pnm(image: PIL.Image.Image) -> StoredImage | None:
-    """Returns a PGM or PPM of more than 8 bits as stored, of which Pillow would keep 8 bits or stretch the values."""
-    content = reopened(image).getvalue()
-    fields, position = [], 2
-    while len(fields) < 3 and content[:2] in (b"P2", b"P3", b"P5", b"P6"):  # width, height, largest value
+def _pnm_header(image: PIL.Image.Image) -> tuple[int, int, int, int]:
+    """Returns width, height, largest value, and where the values begin; 0 as largest value if it has none."""
+    image.fp.seek(0)
+    content, fields, position = image.fp.read(4096), [], 2
+    if content[:2] not in (b"P2", b"P3", b"P5", b"P6"):
+        return *image.size, 0, 0
+    while len(fields) < 3:
         while content[position : position + 1].isspace():
             position += 1
-        end = position
-        while end < len(content) and not content[end : end + 1].isspace():
-            end += 1
-        if content[position:end].startswith(b"#"):
+        if content[position : position + 1] == b"#":
             position = content.index(b"\n", position)
             continue
+        end = position
+        while content[end : end + 1].isdigit():
+            end += 1
         fields.append(int(content[position:end]))
         position = end
-    if len(fields) < 3 or fields[2] < 256:
-        return None
-    width, height, largest = fields
+    return *fields, position + 1
+
+
+def _read_deep_pnm(image: PIL.Image.Image) -> StoredImage:
+    """Returns a PGM or PPM of more than 8 bits as stored, of which Pillow would keep 8 bits or stretch the values."""
+    width, height, largest, start = _pnm_header(image)
+    content = reopened(image).getvalue()
     shape = (height, width, 3 if content[:2] in (b"P3", b"P6") else 1)
     if content[:2] in (b"P5", b"P6"):
-        pixels = np.frombuffer(content, ">u2", math.prod(shape), position + 1).astype(np.uint16)
+        pixels = np.frombuffer(content, ">u2", math.prod(shape), start).astype(np.uint16)
     else:
-        pixels = np.array(content[position:].split(), dtype=np.uint16)[: math.prod(shape)]
+        pixels = np.array(content[start:].split(), dtype=np.uint16)[: math.prod(shape)]
     return StoredImage(pixels.reshape(shape).transpose(2, 0, 1), limit=largest)
 
 
-def read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage | None:
-    """Returns grey JPEG 2000 of 9 to 15 bits as stored, which Pillow shifts up to 16 bits; refuses deep colours."""
-    content = reopened(image).getvalue()
+def _jpeg2000_precision(image: PIL.Image.Image) -> tuple[int, int, bool]:
+    """Returns the number of components, the bits of the first one, and whether it is signed.
+
+    Source: ISO/IEC 15444-1, annex A.5.1.
+    """
+    image.fp.seek(0)
+    content = image.fp.read(65536)
     position = content.find(b"\xff\x4f\xff\x51")
+    if position < 0:
+        return len(image.getbands()), 8, False
     components, precision = struct.unpack_from(">HB", content, position + 40)
-    bits = (precision & 127) + 1
-    if position < 0 or (bits <= 8 and not precision & 128):
-        return None
-    if components > 1 or precision & 128:
+    return components, (precision & 127) + 1, precision > 127
+
+
+def _read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage:
+    """Returns grey JPEG 2000 of 9 to 15 bits as stored, which Pillow shifts up to 16 bits; refuses deep colours."""
+    components, bits, signed = _jpeg2000_precision(image)
+    if components > 1 or signed:
         raise UnsuitableImageError(
-            f"it is JPEG 2000 of {bits} bits and {components} bands, or signed, which Pillow can't read in full. "
-            "Convert it to TIFF."
+            f"The image is {'signed ' if signed else ''}JPEG 2000 of {bits} bits and {components} band(s), which "
+            "Pillow can't read in full. Convert it to TIFF."
         )
-    pixels = np.asarray(PIL.Image.open(io.BytesIO(content)))
+    pixels = np.asarray(PIL.Image.open(reopened(image)))
     return StoredImage((pixels >> (16 - bits))[None].astype(np.uint16), limit=2**bits - 1)
 
 
@@ -290,7 +336,7 @@ def exact_tiff(image: PIL.Image.Image) -> PIL.Image.Image | ImageFile:
 def _with_tifffile(file: str | bytes) -> ImageFile:
     if tifffile is None:
         raise UnsuitableImageError(
-            "this kind of TIFF (its type, number of bands, pages or compression) needs tifffile: "
+            "This kind of TIFF (its type, number of bands, pages or compression) needs tifffile: "
             'pip install "hf-mae[tiff]".'
         )
     return TiffFile(file)
@@ -400,7 +446,7 @@ def _decode_tiff(decode: Callable[[], np.ndarray]) -> np.ndarray:
     except ValueError as error:
         if "imagecodecs" in str(error):
             raise UnsuitableImageError(
-                f'its compression needs imagecodecs: pip install "hf-mae[tiff]" ({error}).'
+                f"The image's compression needs imagecodecs: pip install 'hf-mae[tiff]' ({error})."
             ) from error
         raise
 
@@ -416,7 +462,7 @@ def _tiff_pages(tiff) -> list:
 def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=slice(None)) -> StoredImage:
     """Returns the values of a page as (bands, height, width), with what its tags say of them."""
     if page.axes not in ("YX", "YXS", "SYX"):
-        raise UnsuitableImageError(f"its pages have the axes {page.axes}; only images of rows and columns are read.")
+        raise UnsuitableImageError(f"Its pages have the axes {page.axes}; only images of rows and columns are read.")
     array = array[None] if page.axes == "YX" else array.transpose(2, 0, 1) if page.axes == "YXS" else array
     array = native(array)
     bits, limit = page.bitspersample, None
@@ -425,7 +471,9 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
     elif array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize and array.dtype != np.bool_ and page.dtype != bool:
         limit = 2**bits - 1
     if page.photometric not in _PLAIN_PHOTOMETRICS and (page.photometric, page.compression) != (_YCBCR, _JPEG):
-        raise UnsuitableImageError(f"its colours are {page.photometric.name} of {bits} bits. Convert it to RGB.")
+        raise UnsuitableImageError(
+            f"The image's colours are {page.photometric.name} of {bits} bits. Convert it to RGB."
+        )
     extra = [int(kind) for kind in page.extrasamples or ()]
     return StoredImage(
         array,
@@ -503,7 +551,7 @@ class DicomFile(ImageFile):
             if "transfer syntax" not in str(error).lower() and "plugin" not in str(error).lower():
                 raise  # broken
             raise UnsuitableImageError(
-                f'the decoder of its pixels is missing: pip install "hf-mae[dicom]". {error}'.split("\n")[0]
+                f'The decoder of its pixels is missing: pip install "hf-mae[dicom]". {error}'.split("\n")[0]
             ) from error
         unsigned = array.dtype.kind == "u"
         limit = 2 ** int(header.BitsStored) - 1 if unsigned and "BitsStored" in header else None
@@ -573,7 +621,7 @@ class FitsFile(ImageFile):
         self._start = math.ceil(position / 2880) * 2880
         axes = [int(self._header[f"NAXIS{axis + 1}"]) for axis in range(int(self._header.get("NAXIS", 0)))]
         if len(axes) < 2:
-            raise UnsuitableImageError("its first part is no image. Only the first part of FITS files is read.")
+            raise UnsuitableImageError("The image's first part is no image. Only the first part of FITS files is read.")
         self.num_pages, self.size = math.prod(axes[2:]), (axes[1], axes[0])
 
     def read(self, page: int = 0) -> StoredImage:
@@ -617,5 +665,5 @@ def open_arrays(file: str | bytes, extension: str) -> np.ndarray | ArrayFile:
         arrays = [loaded[name] for name in loaded.files]
     arrays = [array for array in arrays if array.ndim >= 2]
     if not arrays:
-        raise UnsuitableImageError("it holds no array of at least two axes.")
+        raise UnsuitableImageError("The image holds no array of at least two axes.")
     return arrays[0] if len(arrays) == 1 else ArrayFile(arrays)

@@ -95,9 +95,9 @@ def _resize_bytes_as_floats(images: torch.Tensor, size: tuple[int, int], mode: s
 
 
 _SHALLOW = (
-    "it has 8 bits, and the model was trained on deeper values. Pipelines of transformers convert files to 8-bit RGB "
-    "before the image processor sees them. Give the path, or an array of the stored values, to the image processor "
-    "itself and its output to the model."
+    "The image has 8 bits, and the model was trained on deeper values. Pipelines of transformers convert files to 8-bit "
+    "RGB before the image processor sees them. Give the path or an array of the stored values to the image processor "
+    "itself, and its output to the model."
 )
 _READING = ("value_range", "bands", "nodata", "pages", "background", "input_data_format")
 _KEPT_FOR_OTHER_SIZES = (
@@ -256,7 +256,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         try:
             image = open_image(name) if os.path.exists(name) else open_image(_download(name), "")
         except UnsuitableImageError as error:
-            raise UnsuitableImageError(f"{name}: {error}") from error
+            raise error.of_file(name) from error
         if self.pages == "images" and num_pages(image) > 1:
             return [page_of(image, page) for page in range(num_pages(image))]
         return image
@@ -278,7 +278,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             values = to_byte_range(stored, settings) if do_rescale else _as_stored(stored, settings)
         except UnsuitableImageError as error:
             name = getattr(image, "filename", None) or getattr(image, "file", None)
-            raise UnsuitableImageError(f"{name if isinstance(name, str) else 'An image'}: {error}") from error
+            raise error.of_file(name if isinstance(name, str) else "") from error
         return fill_missing(values, settings)[0].to(device)
 
     def _standardize_kwargs(self, **kwargs) -> dict:

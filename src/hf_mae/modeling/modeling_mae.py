@@ -41,7 +41,7 @@ from .patches_mae import (
     sincos_position_table,
     unpatchify,
 )
-from .targets_mae import PixelTarget
+from .targets_mae import PixelTarget, valid_patches
 
 
 class MAEPreTrainedModel(LoadingMixin, PreTrainedModel):
@@ -305,6 +305,7 @@ class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
         prediction_ratio: float | None = None,
         interpolate_pos_encoding: bool = True,
         return_loss: bool = True,
+        valid: torch.BoolTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MAEForPreTrainingOutput:
         """Hides patches and predicts them. Masks are random in evaluation mode too; `noise` makes them reproducible.
@@ -320,6 +321,8 @@ class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `True`): Whether images may have another size than
                 `config.image_size`.
             return_loss (`bool`, *optional*, defaults to `True`): Whether to compute the loss.
+            valid (`torch.BoolTensor` of shape `(batch, height, width)`, *optional*): False where pixels are no-data.
+                Patches with such pixels are left out of the loss, see [`PixelTarget.target_loss`].
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
@@ -339,8 +342,9 @@ class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
         decoded = self.decoder(encoded.last_hidden_state, ids_keep, ids_predict, grid_size, return_dict=True, **kwargs)
         loss = None
         if return_loss:
-            target = self.target_values(pixel_values, ids_keep if ids_predict is None else ids_predict)
-            loss = self.target_loss(decoded.last_hidden_state, target)
+            loss = self._loss(
+                decoded.last_hidden_state, pixel_values, ids_keep if ids_predict is None else ids_predict, valid
+            )
         return MAEForPreTrainingOutput(
             loss=loss,
             logits=decoded.last_hidden_state,
@@ -350,6 +354,15 @@ class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
             attentions=encoded.attentions,
             decoder_output=_recorded_states(decoded),
         )
+
+    def _loss(
+        self, predictions: torch.Tensor, pixel_values: torch.Tensor, ids: torch.Tensor, valid: torch.BoolTensor | None
+    ) -> torch.Tensor:
+        """Returns the loss of the patches `ids` (B, M)."""
+        target = self.target_values(pixel_values, ids)
+        if valid is None:
+            return self.target_loss(predictions, target)
+        return self.target_loss(predictions, target, valid_patches(valid, self.mae.embeddings.patch_size, ids))
 
     def _choose_predicted(self, ids_hidden: torch.Tensor, prediction_ratio: float | None) -> torch.Tensor | None:
         """Returns patch indices of the hidden patches to predict (B, M), or `None` if nothing is hidden."""

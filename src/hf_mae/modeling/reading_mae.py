@@ -21,6 +21,7 @@ from .formats_mae import (
     EXIF_ORIENTATION,
     TIFF_SIGNATURES,
     ArrayFile,
+    DeepPicture,
     DicomFile,
     FitsFile,
     ImageFile,
@@ -30,14 +31,13 @@ from .formats_mae import (
     UnsuitableImageError,
     declared_nodata,
     exact_tiff,
+    is_deep,
     native,
     open_arrays,
     open_tiff,
     oriented,
     pages_of_tiff,
-    read_deep_jpeg2000,
-    read_deep_png,
-    read_deep_pnm,
+    read_deep,
     tiff_tag,
 )
 
@@ -144,7 +144,8 @@ def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
         return FitsFile(file)
     if start.startswith(TIFF_SIGNATURES):
         return open_tiff(file)
-    return PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    return DeepPicture(file, image.size[::-1]) if is_deep(image) else image
 
 
 def _first_bytes(file: str | bytes) -> bytes:
@@ -206,8 +207,8 @@ def read_stored(
         settings = replace(settings, pages="channels")
     if pages > 1 and settings.pages not in ("first", "channels"):
         raise UnsuitableImageError(
-            f"it has {pages} pages. Set `pages` to 'first' (only the first is used), 'channels' (they become channels "
-            "of one image) or 'images' (each is an image)."
+            f"The image has {pages} pages. Set `pages` to 'first' (only the first is used), 'channels' (they become "
+            "channels of one image) or 'images' (each is an image)."
         )
     if isinstance(image, ArrayFile):
         image = np.stack(image.arrays) if settings.pages == "channels" and pages > 1 else image.arrays[0]
@@ -232,7 +233,7 @@ def _select_channels(image: StoredImage, num_channels: int, settings: ReadingSet
     count = len(image.pixels)
     if settings.bands is not None:
         if max(settings.bands) > count:
-            raise UnsuitableImageError(f"it has {count} bands; `bands` asks for {list(settings.bands)}.")
+            raise UnsuitableImageError(f"The image has {count} bands; `bands` asks for {list(settings.bands)}.")
         image = replace(image, pixels=image.pixels[[band - 1 for band in settings.bands]], alpha=False)
     elif image.alpha and count - 1 in {num_channels, 1 if num_channels == 3 else num_channels}:
         image = _composite(image, settings.background)
@@ -243,7 +244,7 @@ def _select_channels(image: StoredImage, num_channels: int, settings: ReadingSet
         image = replace(image, pixels=pixels.expand(3, -1, -1) if repeated is None else repeated)
     elif count != num_channels:
         raise UnsuitableImageError(
-            f"it has {count} band(s), the model {num_channels} channels. Choose with `bands`, for example "
+            f"The image has {count} band(s), the model {num_channels} channels. Choose with `bands`, for example "
             f"{' '.join(map(str, range(1, min(count, num_channels) + 1)))}, or set `num_channels` to {count}. An "
             "opacity is never made up, and only grey is repeated, into three channels."
         )
@@ -270,7 +271,7 @@ def _channels_to_front(array: np.ndarray | torch.Tensor, num_channels: int, sett
     if array.ndim == 2 and 0 not in array.shape:
         return array[None]
     if array.ndim != 3 or 0 in array.shape:
-        raise UnsuitableImageError(f"its shape {tuple(array.shape)} is not that of one image: HW, HWC or CHW.")
+        raise UnsuitableImageError(f"The image's shape {tuple(array.shape)} is not that of one image: HW, HWC or CHW.")
     first = settings.channels_first
     if first is None:
         first = _channels_are_first(tuple(array.shape), num_channels, settings)
@@ -290,9 +291,9 @@ def _channels_are_first(shape: tuple[int, ...], num_channels: int, settings: Rea
     if first == last:
         reason = "either the first or the last axis may hold the channels" if first else "neither axis fits"
         raise UnsuitableImageError(
-            f"its shape is {shape} and the model has {num_channels} channels: {reason}. Set `num_channels` to the "
-            "number of channels of the data, and where the axis is not clear `input_data_format` to 'channels_first' "
-            "or 'channels_last'."
+            f"The image's shape is {shape} and the model has {num_channels} channels: {reason}. Set `num_channels` to "
+            "the number of channels of the data, and where the axis is not clear `input_data_format` to "
+            "'channels_first' or 'channels_last'."
         )
     return first
 
@@ -337,9 +338,10 @@ def _scaled_by_type(image: StoredImage, pixels: torch.Tensor, missing: torch.Ten
     low, high = (value.item() for value in known.aminmax()) if known.numel() else (0.0, 0.0)
     if not pixels.is_floating_point() or low < 0 or high > 1:
         raise UnsuitableImageError(
-            f"it holds {str(pixels.dtype).removeprefix('torch.')} values from {low:g} to {high:g}; only uint8, uint16 "
-            "and floats in [0, 1] have a range by themselves. Set `value_range`, for example to -1000 1000 for CT or "
-            "0 10000 for reflectances, or pass do_rescale=False to the image processor to take values as they are."
+            f"The image holds {str(pixels.dtype).removeprefix('torch.')} values from {low:g} to {high:g}; only uint8, "
+            "uint16 and floats in [0, 1] have a range by themselves. Set `value_range`, for example to -1000 1000 for "
+            "CT or 0 10000 for reflectances, or pass do_rescale=False to the image processor to take values as they "
+            "are."
         )
     return pixels.float() * 255
 
@@ -402,12 +404,8 @@ def as_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSettings) -> StoredImage:
     """Returns the values of a picture. 8-bit colours become RGB or grey, unless `settings.bands` chooses from them."""
-    if image.format == "PNG" and (deep := read_deep_png(image)) is not None:
-        return deep
-    if image.format == "PPM" and (deep := read_deep_pnm(image)) is not None:
-        return deep
-    if image.format == "JPEG2000" and (deep := read_deep_jpeg2000(image)) is not None:
-        return deep
+    if is_deep(image):
+        return read_deep(image)
     if image.format == "SGI" and ";16" in str(image.tile):
         raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
     image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it

@@ -43,14 +43,22 @@ class PixelTarget:
             target = (target - mean).div_(std)  # in place, because memory use is at its peak here
         return target
 
-    def target_loss(self, predictions: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def target_loss(
+        self, predictions: torch.Tensor, target: torch.Tensor, valid: torch.BoolTensor | None = None
+    ) -> torch.Tensor:
         """Returns the loss, a scalar: the mean squared error.
 
         Args:
             predictions (`torch.Tensor` of shape `(batch, M, num_target_values)`): Predictions in any float dtype.
             target (`torch.Tensor` of shape `(batch, M, num_target_values)`): As [`PixelTarget.target_values`] gives it.
+            valid (`torch.BoolTensor` of shape `(batch, M)`, *optional*): Patches that count; the others have no-data.
+                An image's loss is then the mean over its own valid patches, 0 if there are none, and images weigh
+                alike. Default: all patches.
         """
-        return nn.functional.mse_loss(at_least_float32(predictions), target)
+        if valid is None:
+            return nn.functional.mse_loss(at_least_float32(predictions), target)
+        losses = nn.functional.mse_loss(at_least_float32(predictions), target, reduction="none").mean(dim=-1)  # (B, M)
+        return (losses.where(valid, 0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)).mean()
 
     def predictions_to_pixels(
         self, predictions: torch.Tensor, pixel_values: torch.Tensor, ids: torch.Tensor
@@ -129,4 +137,15 @@ def patch_statistics(
     return tuple(each.flatten(1).gather(1, ids)[..., None] for each in (mean, std))
 
 
-__all__ = ["PixelTarget", "patch_statistics"]
+def valid_patches(valid: torch.BoolTensor, patch_size: tuple[int, int], ids: torch.Tensor) -> torch.BoolTensor:
+    """Returns which patches have no pixel without data, bool of shape `(batch, M)`.
+
+    Args:
+        valid (`torch.BoolTensor` of shape `(batch, height, width)`): False where pixels are no-data.
+        patch_size (`(height, width)`): Pixels of a patch.
+        ids (`torch.LongTensor` of shape `(batch, M)`): Patch indices.
+    """
+    return patchify(valid[:, None].float(), patch_size, ids).amin(dim=-1) > 0
+
+
+__all__ = ["PixelTarget", "patch_statistics", "valid_patches"]

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageOps
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -19,11 +18,12 @@ from transformers import EvalPrediction, UperNetConfig, UperNetForSemanticSegmen
 from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import RandomOrientation
-from ..data.sources import FolderImages, open_images
+from ..data.folders import FolderImages
+from ..data.sources import open_images
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.modeling_mae_downstream import MAEBackbone
-from ..modeling.reading_mae import fill_missing, read_stored, to_byte_range
+from ..modeling.reading_mae import UnsuitableImageError, fill_missing, read_stored, to_byte_range
 from .arguments import parse_arguments
 from .finetuning import (
     FineTuned,
@@ -202,6 +202,10 @@ def folder_pairs(data: str, split: str) -> list[Pair]:
     return [Pair(images, index, masks[stem], str(paths[index])) for index, stem in enumerate(stems)]
 
 
+class MaskError(ValueError):
+    """Raised for a mask that can be read but does not hold the numbers of classes."""
+
+
 def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.ndarray:
     """Returns the class of each pixel (height, width), uint8, `IGNORED` where it does not count.
 
@@ -211,14 +215,14 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.n
         reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 does not count and classes count from 1.
 
     Raises:
-        ValueError: If it holds something else than numbers of classes.
+        MaskError: If it holds something else than numbers of classes.
     """
     if isinstance(mask, Path) and mask.suffix == ".npy":
         classes = np.load(mask, allow_pickle=False)
     else:
         picture = PIL.Image.open(mask) if isinstance(mask, Path) else mask
         if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or picture.format == "JPEG":
-            raise ValueError(
+            raise MaskError(
                 f"The mask {mask} has format {picture.format} and mode {picture.mode}. Expected a PNG of one channel "
                 "that holds the numbers of the classes, not their colours."
             )
@@ -226,48 +230,55 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.n
     if classes.dtype == np.bool_:
         classes = classes.astype(np.uint8)
     if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(f"The mask {mask} has shape {classes.shape} and type {classes.dtype}, not integers (H, W).")
+        raise MaskError(f"The mask {mask} has shape {classes.shape} and type {classes.dtype}, not integers (H, W).")
     classes = classes.astype(np.int64)
     classes = np.where((classes < 0) | (classes == 65535), IGNORED, classes)
     if classes.max(initial=0) > IGNORED:
-        raise ValueError(f"The mask {mask} has the class {classes.max()}. Classes are numbers below {IGNORED}.")
+        raise MaskError(f"The mask {mask} has the class {classes.max()}. Classes are numbers below {IGNORED}.")
     if reduce_labels:
         classes = np.where(classes % IGNORED, classes - 1, IGNORED)
     return classes.astype(np.uint8)
 
 
-def read_pair(pair: Pair, reduce_labels: bool = False) -> tuple[PIL.Image.Image | np.ndarray, np.ndarray]:
-    """Returns an image, turned as its EXIF orientation says, and its mask (height, width), see [`read_mask`].
+def read_pair(
+    pair: Pair, image_processor: MAEImageProcessor, reduce_labels: bool = False
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Returns an image (channels, height, width) in [0, 255] and its mask (height, width), see [`read_mask`].
 
     Args:
         pair ([`Pair`]): Which one.
+        image_processor ([`MAEImageProcessor`]): Says how many channels the model has and how files are read.
         reduce_labels (`bool`, *optional*, defaults to `False`): See [`read_mask`].
 
     Raises:
         OSError: If one cannot be read.
-        ValueError: If they do not fit.
+        ValueError: If they do not fit each other or the model.
     """
+    reading = image_processor.reading
     try:
+        stored = read_stored(pair.images[pair.index], image_processor.num_channels, reading)
+        pixels, _ = fill_missing(to_byte_range(stored, reading), reading)
         classes = read_mask(pair.mask, reduce_labels)
-        image = pair.images[pair.index]
-        if isinstance(image, PIL.Image.Image):
-            image = PIL.ImageOps.exif_transpose(image)
-            image.load()
-    except ValueError:
+    except UnsuitableImageError as error:
+        raise error.of_file(pair.name) from error
+    except MaskError:
         raise
     except Exception as error:  # decoders raise errors of any type for broken files
         raise OSError(f"{pair.name} or its mask can't be read: {error}. Mend both or take both out.") from error
-    size = image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape
-    if classes.shape not in (size[:2], size[-2:]):  # arrays have their channels first or last
+    if classes.shape != pixels.shape[1:]:
+        size = tuple(pixels.shape[1:])
         raise ValueError(f"The mask {pair.mask} has shape {classes.shape}, its image {size}. Make both of one size.")
-    return image, classes
+    return pixels, classes
 
 
-def open_pairs(args: SegmentationArguments) -> tuple[list[Pair], list[Pair], list[str]]:
+def open_pairs(
+    args: SegmentationArguments, image_processor: MAEImageProcessor
+) -> tuple[list[Pair], list[Pair], list[str]]:
     """Returns what to train on, what to evaluate on, and the names of the classes. Reads everything once, to check it.
 
     Args:
         args ([`SegmentationArguments`]): `data`, `class_names`, `reduce_labels`, `sample_side`.
+        image_processor ([`MAEImageProcessor`]): Says how files are read.
 
     Raises:
         OSError: If an image or a mask cannot be read.
@@ -283,7 +294,7 @@ def open_pairs(args: SegmentationArguments) -> tuple[list[Pair], list[Pair], lis
         _say(args, f"No folder val in {args.data}: every tenth image is kept from training and evaluated on.")
         held_out = pairs["train"][::10]
         pairs = {"train": [pair for number, pair in enumerate(pairs["train"]) if number % 10], "val": held_out}
-    counts = {split: _count_pixels(some, args.reduce_labels) for split, some in pairs.items()}
+    counts = {split: _count_pixels(some, image_processor, args.reduce_labels) for split, some in pairs.items()}
     num_labels = _check_classes(args, pairs, counts, names)
     for split, some in pairs.items():
         shown = counts[split].any(axis=1)
@@ -311,11 +322,11 @@ def _say(args: SegmentationArguments, text: str):
         print(text, flush=True)
 
 
-def _count_pixels(pairs: list[Pair], reduce_labels: bool) -> np.ndarray:
+def _count_pixels(pairs: list[Pair], image_processor: MAEImageProcessor, reduce_labels: bool) -> np.ndarray:
     """Returns the pixels of each class (pairs, IGNORED), without those that do not count."""
 
     def count(pair: Pair) -> np.ndarray:
-        return np.bincount(read_pair(pair, reduce_labels)[1].ravel(), minlength=256)[:IGNORED]
+        return np.bincount(read_pair(pair, image_processor, reduce_labels)[1].ravel(), minlength=256)[:IGNORED]
 
     with ThreadPoolExecutor() as pool:  # decoders work in parallel
         return np.stack(list(pool.map(count, pairs))) if pairs else np.zeros((0, IGNORED), dtype=np.int64)
@@ -372,10 +383,7 @@ class SegmentationDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        image, mask = read_pair(self.pairs[index], self.reduce_labels)
-        reading = self.image_processor.reading
-        stored = read_stored(image, self.image_processor.num_channels, reading)
-        pixels, _ = fill_missing(to_byte_range(stored, reading), reading)
+        pixels, mask = read_pair(self.pairs[index], self.image_processor, self.reduce_labels)
         rng = np.random.default_rng(torch.randint(2**62, ()).item())
         for _ in range(10):  # a view that shows nothing labelled teaches nothing
             view, labels = self._view(pixels, torch.from_numpy(mask)[None], rng.uniform(*self.scale), rng)
@@ -521,12 +529,14 @@ class SegmentationTrainer(FineTuningTrainer):
         return {**metrics, **by_class}
 
 
-def build_segmenter(args: SegmentationArguments, names: list[str]) -> UperNetForSemanticSegmentation:
-    """Returns UperNet on the feature pyramid of the encoder.
+def build_encoder_config(args: SegmentationArguments) -> MAEConfig:
+    """Returns the configuration of the encoder with a feature pyramid.
 
     Args:
         args ([`SegmentationArguments`]): The settings of the model.
-        names (`list[str]`): Names of the classes.
+
+    Raises:
+        ValueError: If they do not fit each other.
     """
     path, fields = args.model_name_or_path, {"drop_path_rate": args.drop_path_rate}
     if size := args.image_size or ([28 * args.sample_side] if args.data is None else None):
@@ -535,6 +545,17 @@ def build_segmenter(args: SegmentationArguments, names: list[str]) -> UperNetFor
     config.feature_pyramid_size = args.feature_pyramid_size or min(config.hidden_size, 256)
     config.set_output_features_output_indices(None, None)
     config.check()  # from_pretrained does not check the fields it is given
+    return config
+
+
+def build_segmenter(args: SegmentationArguments, config: MAEConfig, names: list[str]) -> UperNetForSemanticSegmentation:
+    """Returns UperNet on the feature pyramid of the encoder.
+
+    Args:
+        args ([`SegmentationArguments`]): The settings of the model.
+        config ([`MAEConfig`]): See [`build_encoder_config`].
+        names (`list[str]`): Names of the classes.
+    """
     head_size = args.head_size or min(config.hidden_size, 512)
     torch.manual_seed(args.seed)
     model = UperNetForSemanticSegmentation(
@@ -546,8 +567,8 @@ def build_segmenter(args: SegmentationArguments, names: list[str]) -> UperNetFor
             label2id={name: number for number, name in enumerate(names)},
         )
     )
-    if path and not args.from_scratch:
-        pretrained = MAEBackbone.from_pretrained(path, config=config, dtype=torch.float32)
+    if args.model_name_or_path and not args.from_scratch:
+        pretrained = MAEBackbone.from_pretrained(args.model_name_or_path, config=config, dtype=torch.float32)
         model.backbone.load_state_dict(pretrained.state_dict())
     model.supports_gradient_checkpointing = True  # UperNet says no, but the blocks of the encoder do
     return model
@@ -580,11 +601,11 @@ def segment(args: SegmentationArguments) -> FineTuned:
     """
     set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
     recipe = args.recipe()
-    train_pairs, val_pairs, names = open_pairs(args)
-    limit_batch_size(args, len(train_pairs))
-    model = build_segmenter(args, names)
-    config = model.config.backbone_config
+    config = build_encoder_config(args)
     image_processor = _build_image_processor(args, config)
+    train_pairs, val_pairs, names = open_pairs(args, image_processor)
+    limit_batch_size(args, len(train_pairs))
+    model = build_segmenter(args, config, names)
     size = image_processor.size.height, image_processor.size.width
     orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.check_rotation(size))
     fingerprints = {
@@ -648,10 +669,12 @@ def segment_command(argv: list[str], prog: str):
 
 __all__ = [
     "ConfusionMatrix",
+    "MaskError",
     "Pair",
     "SegmentationArguments",
     "SegmentationDataset",
     "SegmentationTrainer",
+    "build_encoder_config",
     "build_segmenter",
     "folder_pairs",
     "intersection_over_union",

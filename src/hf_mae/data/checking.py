@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Looks at images before the first step, so that a run on unsuitable ones ends at once and not after hours."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+
+from ..modeling.reading_mae import (
+    DEFAULT_SETTINGS,
+    OpenedImage,
+    ReadingSettings,
+    as_tensor,
+    find_missing,
+    num_pages,
+    read_stored,
+    to_byte_range,
+)
+from .decoding import read_image
+from .image_source import ImageSource
+from .sampling import spread_indices
+
+_MOST_PIXELS = 5 * 10**8  # that are decoded for the check: seconds to a minute
+_SHALLOW_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "LAB")
+
+
+@dataclass
+class CheckedImages:
+    """What was found in a source.
+
+    Attributes:
+        sample_type (`str` or `None`): Type of the stored values, such as `"uint16"`. `None` if images differ in it.
+        unreadable (`dict[str, str]`): Names of unreadable images, with the reasons.
+        notes (`list[str]`): What a user should know, to be printed.
+    """
+
+    sample_type: str | None
+    unreadable: dict[str, str]
+    notes: list[str]
+
+
+def check_images(
+    images: ImageSource,
+    num_channels: int,
+    reading: ReadingSettings = DEFAULT_SETTINGS,
+    max_images: int = 1000,
+) -> CheckedImages:
+    """Reads images that are spread over a source and refuses those that do not suit the settings.
+
+    Of pictures of 8 bits only the headers are read, where nothing else can be wrong with them.
+
+    Args:
+        images ([`ImageSource`]): The source.
+        num_channels (`int`): Channels of the model.
+        reading ([`ReadingSettings`], *optional*): How to read files, `image_processor.reading`.
+        max_images (`int`, *optional*, defaults to 1000): Maximum number of images, see [`spread_indices`].
+
+    Returns:
+        [`CheckedImages`].
+
+    Raises:
+        UnsuitableImageError: If an image does not suit the settings; it is named.
+        OSError: If ten images in a row can't be read.
+    """
+    types, unreadable, pixels = Counter(), {}, 0
+
+    def look(image: OpenedImage) -> tuple[str, int]:
+        if _needs_only_header(image, num_channels, reading) or pixels > _MOST_PIXELS:
+            return "uint8" if isinstance(image, PIL.Image.Image) else "", 0
+        stored = read_stored(image, num_channels, reading)
+        to_byte_range(stored, reading)
+        return stored.type_name, stored.size[0] * stored.size[1]
+
+    for index in spread_indices(images, max_images):
+        (kind, count), _, failed = read_image(images, int(index), look)
+        types.update([kind] if kind else [])
+        unreadable.update(failed)
+        pixels += count
+    notes = list(images.notes)
+    if len(types) > 1:
+        found = ", ".join(f"{count} x {kind}" for kind, count in types.most_common())
+        notes.append(f"Images of {images.name} differ in the type of their values: {found}.")
+    return CheckedImages(next(iter(types)) if len(types) == 1 else None, unreadable, notes)
+
+
+def _needs_only_header(image: OpenedImage, num_channels: int, reading: ReadingSettings) -> bool:
+    """Returns whether an image of 8 bits is sure to become 1 or 3 channels, without decoding it."""
+    return (
+        isinstance(image, PIL.Image.Image)
+        and image.mode in _SHALLOW_MODES
+        and num_channels in (1, 3)
+        and reading.bands is None
+        and (num_pages(image) == 1 or reading.pages == "first")
+    )
+
+
+def value_range_of(
+    images: ImageSource,
+    num_channels: int,
+    percentiles: tuple[float, float],
+    reading: ReadingSettings = DEFAULT_SETTINGS,
+    max_images: int = 1000,
+) -> tuple[tuple[float, float], ...]:
+    """Returns a range (low, high) for each channel: percentiles of the stored values of a source.
+
+    Args:
+        images ([`ImageSource`]): The source.
+        num_channels (`int`): Channels of the model.
+        percentiles (`(low, high)`): In [0, 100], such as (0.1, 99.9).
+        reading ([`ReadingSettings`], *optional*): How to read files; without its `value_range`. No-data is left out.
+        max_images (`int`, *optional*, defaults to 1000): Maximum number of images, see [`spread_indices`].
+
+    Raises:
+        ValueError: If the percentiles are not in order, or a channel has the same value everywhere.
+    """
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise ValueError(f"Percentiles must be 0 <= low < high <= 100, got {percentiles}.")
+
+    def sample(image: OpenedImage) -> torch.Tensor:
+        stored = read_stored(image, num_channels, reading)
+        values = as_tensor(stored.pixels)
+        missing = find_missing(stored, values, reading)
+        values = values.double() if missing is None else values.double().masked_fill(missing, torch.nan)
+        values = values.flatten(1)
+        return values[:, :: max(values.shape[1] // 4096, 1)]
+
+    chosen = spread_indices(images, max_images)
+    values = torch.cat([read_image(images, int(index), sample)[0] for index in chosen], dim=1)
+    low, high = (
+        torch.stack([channel[~channel.isnan()].sort().values[_place(channel, share)] for channel in values])
+        for share in percentiles
+    )
+    if (low >= high).any():
+        raise ValueError(f"Channel {int((low >= high).int().argmax()) + 1} of {images.name} has hardly any range.")
+    return tuple(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _place(channel: torch.Tensor, percentile: float) -> int:
+    """Returns where a percentile lies in the sorted values of a channel."""
+    count = int((~channel.isnan()).sum())
+    return min(round(percentile / 100 * (count - 1)), count - 1)
+
+
+__all__ = ["CheckedImages", "check_images", "value_range_of"]
