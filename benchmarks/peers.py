@@ -92,7 +92,7 @@ class Reference(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, width), requires_grad=False)
         heads, depth = config.num_attention_heads, config.num_hidden_layers
-        self.row_groups = nn.ModuleList([Block(width, heads, ratio, norm_layer=norm) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(width, heads, ratio, norm_layer=norm) for _ in range(depth)])
         self.norm = norm(width)
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
@@ -110,7 +110,7 @@ class Reference(nn.Module):
         restore = order.argsort(dim=1)
         x = x.gather(1, order[:, : self.num_kept, None].expand(-1, -1, x.shape[-1]))
         x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1), x], dim=1)
-        for block in self.row_groups:
+        for block in self.blocks:
             x = block(x)
         x = self.decoder_embed(self.norm(x))
         hidden = self.mask_token.expand(len(x), noise.shape[1] - self.num_kept, -1)

@@ -155,13 +155,23 @@ def test_input_path__all_ways_read_the_same_pictures(peers, tmp_path, monkeypatc
         assert pixels.shape == (2 * getattr(way, "views", 1), 3, 224, 224)
 
 
-def test_growth__exchange_on_paper(peers):
-    """ViT-B: 111.7 million trained parameters; 7/4 of their float32 gradients are sent by each of eight GPUs."""
+def test_growth__exchange_hides_behind_the_backward_pass(peers):
+    """Two thirds of a step are the backward pass; only what the exchange takes beyond it makes steps longer."""
     import growth
 
-    row = growth.on_paper("base", rate=5120, gpus=8, effective=4096, local=100, between=10)
-    assert row["of a GPU"] == 512
-    assert row["compute, ms"] == pytest.approx(100)
-    assert row["sent by a GPU, MB"] == pytest.approx(7 / 4 * 4 * 111.7, rel=1e-3)
-    assert row["share of linear"] == 1  # 8 ms hide behind 67
-    assert growth.on_paper("base", 5120, 64, 4096, 100, 10)["share of linear"] < 0.2
+    single = {"processes": 1, "batch_size": 8, "images_per_second": 80.0}  # 100 ms a step
+    for exchange, step in ((0, 0.1), (66, 0.1), (166.67, 0.2)):
+        row = {"processes": 4, "batch_size": 8, "exchange_ms": exchange}
+        assert growth.predict_speed(row, single) == pytest.approx(32 / step, rel=1e-3)
+
+
+def test_growth__table_shows_failures(peers):
+    import growth
+
+    rows = [
+        {"preset": "tiny", "batch_size": 8, "images_per_second": 20.0},
+        {"preset": "tiny", "batch_size": 64, "failed": "out of memory"},
+    ]
+    lines = growth.growth_table("batch", rows).splitlines()
+    assert "20" in lines[2]
+    assert "out of memory" in lines[3]
