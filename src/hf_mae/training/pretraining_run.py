@@ -2,7 +2,6 @@
 # Copyright 2026 The hf_mae authors
 """Runs pre-training: [`PretrainingRun`], whose methods are the phases of a run in the order in which they happen."""
 
-import hashlib
 import math
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..data.checking import check_images, value_range_of
 from ..data.datasets import PretrainingDataset, align_labels, channel_statistics, collate
 from ..data.decoding import decoder_name
 from ..data.sampling import SampleOrder, StepBatchSampler, check_readers, default_num_workers
@@ -37,7 +37,7 @@ from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..publishing import HubPush, link_files, save_record, write_model_card
-from .arguments import config_changes, recipe_of
+from .arguments import recipe_of
 from .checkpointing import (
     check_output_dir,
     delete_run,
@@ -48,6 +48,7 @@ from .checkpointing import (
     save_checkpoint,
 )
 from .distributed import call_in_main_process, gather_from_processes, gather_model, has_bf16, shard_model
+from .initial_model import build_model, hash_of_weights, reading_processor
 from .optimization import default_effective_batch_size, learning_rate_at, parameter_groups, scaled_learning_rate
 from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of
 from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
@@ -175,8 +176,11 @@ class PretrainingRun:
         if self.given_images is not None:
             self.train_images, self.test_images = self.given_images, None
         else:
+            reading = reading_processor(settings, self.given_processor).reading
+            columns = {name: getattr(settings, name) for name in ("image_column", "label_column", "dataset_config")}
+            options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
             self.train_images, self.test_images = (
-                open_images(settings.data, split, settings.streaming) for split in ("train", "test")
+                open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test")
             )
         if self.test_images is not None and self.train_images.label_names and self.test_images.label_names:
             align_labels(self.test_images, self.train_images.label_names)
@@ -222,7 +226,7 @@ class PretrainingRun:
         elif self.given_model is not None:
             recipe["config"] = self.given_model.config.to_diff_dict()
             recipe["model_class"] = type(self.given_model).__qualname__
-            recipe["initial_weights"] = _hash_of_weights(self.given_model)
+            recipe["initial_weights"] = hash_of_weights(self.given_model)
         if self.given_processor is not None:
             recipe.update(image_mean=self.given_processor.image_mean, image_std=self.given_processor.image_std)
         return recipe
@@ -250,8 +254,7 @@ class PretrainingRun:
             self.image_processor = MAEImageProcessor.from_pretrained(self.checkpoint)
         else:
             self.plain_model, self.image_processor = build_model(settings, self.given_model, self.given_processor)
-            if settings.compute_statistics:
-                self._compute_statistics()
+            self._look_at_images()
         if settings.gradient_checkpointing:
             self.plain_model.gradient_checkpointing_enable({"use_reentrant": False})
         self._build_optimizer()
@@ -273,11 +276,26 @@ class PretrainingRun:
             check_readers(self.train_images, processes, workers)
         return workers
 
-    def _compute_statistics(self):
+    def _look_at_images(self):
+        """Checks some images before the first step, and computes what the settings want to be computed of them."""
+        settings, processor, images = self.settings, self.image_processor, self.train_images
         channels, workers = self.plain_model.config.num_channels, self.workers
-        self.image_processor.image_mean, self.image_processor.image_std = call_in_main_process(
-            lambda: channel_statistics(self.train_images, channels, num_workers=workers)
-        )
+        if settings.value_percentiles is not None:
+            percentiles = tuple(settings.value_percentiles)
+            processor.value_range = call_in_main_process(
+                lambda: value_range_of(images, channels, percentiles, processor.reading)
+            )
+        for source in (images, self.test_images):
+            if source is not None:
+                checked = call_in_main_process(lambda source=source: check_images(source, channels, processor.reading))
+                for note in checked.notes:
+                    self.print(note)
+                self.found_unreadable.update(checked.unreadable if source is images else {})
+                processor.sample_type = checked.sample_type if source is images else processor.sample_type
+        if settings.compute_statistics:
+            processor.image_mean, processor.image_std = call_in_main_process(
+                lambda: channel_statistics(images, channels, num_workers=workers, reading=processor.reading)
+            )
 
     def _build_optimizer(self):
         settings = self.settings
@@ -308,6 +326,7 @@ class PretrainingRun:
             horizontal_flip=settings.horizontal_flip,
             color_jitter=settings.color_jitter,
             seed=settings.seed,
+            reading=self.image_processor.reading,
         )
         self.order = SampleOrder(self.train_images, settings.seed, settings.views_per_image, self.schedule.batch_size)
         self.loader_options = {
@@ -434,12 +453,13 @@ class PretrainingRun:
 
     def _backward(self, batch: dict) -> torch.Tensor:
         """Adds the gradients of one batch and returns its share of the loss."""
-        pixel_values, noise = (batch[name].to(self.device, non_blocking=True) for name in ("pixel_values", "noise"))
-        pixel_values = self.image_processor.rescale_and_normalize(pixel_values)
+        inputs = {name: batch[name] for name in ("pixel_values", "noise", "valid") if name in batch}
+        inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        pixel_values = self.image_processor.rescale_and_normalize(inputs.pop("pixel_values"))
         # Shares may differ by an image, and the gradients of processes are averaged.
         weight = len(pixel_values) * self.accelerator.num_processes / self.schedule.batch_size
         with self.accelerator.autocast():
-            loss = self.model(pixel_values=pixel_values, noise=noise).loss * weight
+            loss = self.model(pixel_values=pixel_values, **inputs).loss * weight
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -656,45 +676,6 @@ class PretrainingRun:
         AcceleratorState._reset_state(reset_partial_state=True)  # it describes processes that have ended
 
 
-def build_model(
-    settings: PretrainingSettings,
-    model: MAEConfig | MAEForPreTraining | None = None,
-    image_processor: MAEImageProcessor | None = None,
-) -> tuple[MAEForPreTraining, MAEImageProcessor]:
-    """Returns the model to train and its image processor.
-
-    Args:
-        settings ([`PretrainingSettings`]): The settings.
-        model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): Replaces the settings of the model.
-        image_processor ([`MAEImageProcessor`], *optional*): Replaces the settings of mean and deviation.
-    """
-    names = ("image_size", "patch_size", "num_channels", "mask_ratio", "norm_pix_loss")
-    changes = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    changes.update(config_changes(settings.config_overrides))
-    statistics = {"image_mean": settings.image_mean, "image_std": settings.image_std}
-    source, stored = settings.model_name_or_path, image_processor
-    if isinstance(model, MAEConfig):
-        model = MAEForPreTraining(model)
-    elif model is None and source:
-        model = MAEForPreTraining.from_pretrained(source, dtype=torch.float32, **changes)
-        if stored is None and not settings.compute_statistics:  # those stored may be of another number of channels
-            stored = MAEImageProcessor.from_pretrained(source)
-    elif model is None:
-        model = MAEForPreTraining(MAEConfig.from_preset(settings.preset, **{"norm_pix_loss": True, **changes}))
-    if stored is not None:
-        statistics = {name: value or getattr(stored, name) for name, value in statistics.items()}
-    config = model.config
-    return model, MAEImageProcessor.for_image_size(config.image_size, num_channels=config.num_channels, **statistics)
-
-
-def _hash_of_weights(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
 @contextmanager
 def _progress_bars_off():
     """Turns off transformers' bars of loading and saving weights. The run has one of its own."""
@@ -705,4 +686,4 @@ def _progress_bars_off():
         logging.enable_progress_bar()
 
 
-__all__ = ["PretrainingResult", "PretrainingRun", "build_model"]
+__all__ = ["PretrainingResult", "PretrainingRun"]

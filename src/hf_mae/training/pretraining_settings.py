@@ -16,9 +16,40 @@ class SourceSettings:
     data: str | None = HfArg(
         default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
     )
+    image_column: str | None = HfArg(
+        default=None, help="Column with the images. Default: image, img, pixel_values or the only one."
+    )
+    label_column: str | None = HfArg(default=None, help="Column with the classes. Default: label, or the only one.")
+    labels: Literal["auto", "none"] = HfArg(
+        default="auto", help="Whether images have labels, such as the folders they are in; for the k-NN accuracy only."
+    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
     streaming: bool = HfArg(default=False, help="Read a data set of the Hub over the network, without a download.")
     max_unreadable: float = HfArg(default=0.1, help="Share of the images that may be unreadable before the run ends.")
     compute_statistics: bool = HfArg(default=False, help="Take mean and deviation from (10,000 of) the images.")
+
+
+@dataclass
+class StoredValueSettings:
+    """How stored values are read (saved in the image processor)."""
+
+    value_range: list[float] | None = HfArg(
+        default=None, help="Two stored values that become black and white. Default: the range of the type."
+    )
+    value_percentiles: list[float] | None = HfArg(
+        default=None, help="Two percentiles of the images' values as value_range, such as 0.1 99.9."
+    )
+    bands: list[int] | None = HfArg(default=None, help="Bands that become channels, counted from 1. Default: all.")
+    nodata: float | None = HfArg(default=None, help="Stored value without data. Default: what the file declares.")
+    pages: Literal["first", "channels", "images"] | None = HfArg(
+        default=None, help="What the pages of a file are. Default: files of several pages are refused."
+    )
+    tile: int | None = HfArg(default=None, help="Side in pixels of the windows that large scenes are cut into.")
+    channels_first: bool | None = HfArg(default=None, help="Whether channels come first in arrays. Default: by size.")
+    background: int | None = HfArg(default=None, help="Grey behind transparent pixels, in [0, 255]. Default: 255.")
+    display_bands: list[int] | None = HfArg(
+        default=None, help="One or three channels that pictures show, counted from 1. Default: the first."
+    )
 
 
 @dataclass
@@ -115,7 +146,7 @@ class HubSettings:
 
 
 # A run is defined by these. All other settings may change when it is continued.
-DEFINING_SETTINGS = (CropSettings, ModelSettings, OptimizationSettings)
+DEFINING_SETTINGS = (StoredValueSettings, CropSettings, ModelSettings, OptimizationSettings)
 
 # Settings of a machine, which the recipe that is left with the model does not have.
 MACHINE_SETTINGS = {
@@ -127,6 +158,7 @@ MACHINE_SETTINGS = {
 @dataclass
 class PretrainingSettings(
     SourceSettings,
+    StoredValueSettings,
     CropSettings,
     ModelSettings,
     OptimizationSettings,
@@ -141,6 +173,11 @@ class PretrainingSettings(
         for name in (*counts, "logging_steps", "save_steps", "save_total_limit", "eval_steps", "eval_images"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("value_range", "value_percentiles"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != 2:
+                raise ValueError(f"`{name}` takes two values, low and high, got {getattr(self, name)}.")
+        if self.value_range is not None and self.value_percentiles is not None:
+            raise ValueError("Set `value_range` or `value_percentiles`, not both.")
         for name in ("max_unreadable", "color_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Makes the model and the image processor that a pre-training run starts from."""
+
+import hashlib
+
+import torch
+from transformers.image_utils import ChannelDimension
+
+from ..modeling.configuration_mae import MAEConfig
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae import MAEForPreTraining
+from .arguments import config_changes
+from .pretraining_settings import PretrainingSettings
+
+_READING = ("value_range", "bands", "nodata", "pages", "background", "display_bands")
+
+
+def build_model(
+    settings: PretrainingSettings,
+    model: MAEConfig | MAEForPreTraining | None = None,
+    image_processor: MAEImageProcessor | None = None,
+) -> tuple[MAEForPreTraining, MAEImageProcessor]:
+    """Returns the model to train and its image processor.
+
+    Args:
+        settings ([`PretrainingSettings`]): The settings.
+        model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): Replaces the settings of the model.
+        image_processor ([`MAEImageProcessor`], *optional*): Replaces the settings of mean and deviation. Its way of
+            reading files is kept where the settings do not change it.
+    """
+    names = ("image_size", "patch_size", "num_channels", "mask_ratio", "norm_pix_loss")
+    changes = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    changes.update(config_changes(settings.config_overrides))
+    source = settings.model_name_or_path
+    if isinstance(model, MAEConfig):
+        model = MAEForPreTraining(model)
+    elif model is None and source:
+        model = MAEForPreTraining.from_pretrained(source, dtype=torch.float32, **changes)
+    elif model is None:
+        model = MAEForPreTraining(MAEConfig.from_preset(settings.preset, **{"norm_pix_loss": True, **changes}))
+    stored = _stored_processor(settings, image_processor)
+    statistics = {"image_mean": settings.image_mean, "image_std": settings.image_std}
+    if stored is not None and not settings.compute_statistics:  # they may be of another number of channels
+        statistics = {name: value or getattr(stored, name) for name, value in statistics.items()}
+    config, reading = model.config, _reading(settings, stored)
+    options = {"num_channels": config.num_channels, **statistics, **reading}
+    return model, MAEImageProcessor.for_image_size(config.image_size, **options)
+
+
+def reading_processor(
+    settings: PretrainingSettings, image_processor: MAEImageProcessor | None = None
+) -> MAEImageProcessor:
+    """Returns an image processor that reads files as that of the run will, before there is a model.
+
+    Args:
+        settings ([`PretrainingSettings`]): The settings.
+        image_processor ([`MAEImageProcessor`], *optional*): As in [`build_model`].
+    """
+    return MAEImageProcessor(**_reading(settings, _stored_processor(settings, image_processor)))
+
+
+def _stored_processor(settings: PretrainingSettings, given: MAEImageProcessor | None) -> MAEImageProcessor | None:
+    if given is not None or not settings.model_name_or_path:
+        return given
+    return MAEImageProcessor.from_pretrained(settings.model_name_or_path)
+
+
+def _reading(settings: PretrainingSettings, stored: MAEImageProcessor | None) -> dict:
+    """Returns the arguments of an image processor that say how files are read, the settings before what is stored."""
+    reading = {} if stored is None else {name: getattr(stored, name) for name in (*_READING, "input_data_format")}
+    reading.update({name: getattr(settings, name) for name in _READING if getattr(settings, name) is not None})
+    if settings.channels_first is not None:
+        channels = ChannelDimension.FIRST if settings.channels_first else ChannelDimension.LAST
+        reading["input_data_format"] = channels.value
+    return reading
+
+
+def hash_of_weights(model: torch.nn.Module) -> str:
+    """Returns a short hash of all weights of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["build_model", "hash_of_weights", "reading_processor"]
