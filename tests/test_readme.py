@@ -1,73 +1,247 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""What the README and the pages of docs/ say is so."""
+"""What the README and the pages of docs/ say is so: code runs, commands parse, links and figures are right."""
 
+import functools
+import importlib
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
 
+import hf_mae
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.datasets import PretrainingDataset, collate
 from hf_mae.data.sampling import SampleOrder, StepBatchSampler
 from hf_mae.data.sources import open_images
+from hf_mae.evaluation.visualization import reconstruct_command
+from hf_mae.training.arguments import RECIPES, CommandParser
+from hf_mae_command import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+LAUNCHERS = ("python -m hf_mae", "torchrun", "accelerate launch", "sbatch", "python examples/run_")
+SCRIPTS = {
+    "examples/run_pretraining.py": "pretrain",
+    "examples/run_image_classification.py": "finetune",
+    "examples/run_linear_probing.py": "probe",
+    "examples/run_semantic_segmentation.py": "segment",
+}
 
 
-def test_python_blocks__run(tiny_model, tmp_path, monkeypatch):
+def blocks_of(text: str, *languages: str) -> list[str]:
+    return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", text, re.DOTALL)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Python
+
+# Up to 5.17 the name in transformers itself is a dummy where torchvision is missing, as the README says.
+AUTO = (
+    "from transformers.models.auto.image_processing_auto import AutoImageProcessor\nfrom transformers import AutoModel"
+)
+
+
+@pytest.fixture
+def folder_of_a_reader(tiny_model, tmp_path, monkeypatch):
+    """A working folder with a pre-trained model, images and a picture, as after `hf-mae pretrain`."""
     monkeypatch.chdir(tmp_path)
-    Path("model_cards").symlink_to(ROOT / "model_cards")
     model = tiny_model(image_size=28, patch_size=4, num_channels=1, num_hidden_layers=4)
     model.save_pretrained("runs/fashion_mnist_sample")
     MAEImageProcessor.for_image_size(28, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
     PIL.Image.new("RGB", (50, 40), "red").save("picture.jpg")
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    Path("path/to/images").mkdir(parents=True)
+    for colour in ("red", "green", "blue", "white"):
+        PIL.Image.new("RGB", (120, 100), colour).save(f"path/to/images/{colour}.png")
+    return tmp_path
+
+
+def test_readme__python_blocks_run(folder_of_a_reader, monkeypatch):
+    monkeypatch.setitem(vars(hf_mae), "pretrain", functools.partial(hf_mae.pretrain, max_steps=1))
+    blocks = blocks_of(README, "python")
+    assert len(blocks) == 2
     for block in blocks:
-        # Up to 5.17 the name in transformers itself is a dummy where torchvision is missing, as the README says.
         names = {}
-        exec(
-            compile(
-                block.replace("import AutoImageProcessor, AutoModel", "import AutoModel\n" + AUTO), "README", "exec"
-            ),
-            names,
-        )
+        code = block.replace("from transformers import AutoImageProcessor, AutoModel", AUTO)
+        exec(compile(code, "README", "exec"), names)
     assert names["pictures"].reconstruction.shape == (2, 4, 64, 128)
     assert Path("reconstruction.png").exists()
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
 @pytest.mark.filterwarnings("ignore")
-def test_docs__python_blocks_run(page, tiny_model, tmp_path, monkeypatch):
-    """In a folder with a pre-trained model and a picture, as after `make pretrain`."""
+def test_docs__python_blocks_run(page, folder_of_a_reader):
     for name in ("peft", "onnxscript") if page == "adapting.md" else ():
         pytest.importorskip(name)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks or page in ("ablations.md", "performance.md", "training.md")
-    monkeypatch.chdir(tmp_path)
-    tiny_model(image_size=28, patch_size=4, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
-    MAEImageProcessor.for_image_size(28, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
-    PIL.Image.new("RGB", (50, 40), "red").save("picture.jpg")
     names = {}
-    for block in blocks:
+    for block in blocks_of((ROOT / "docs" / page).read_text(encoding="utf-8"), "python"):
         exec(compile(block, page, "exec"), names)
 
 
-AUTO = "from transformers.models.auto.image_processing_auto import AutoImageProcessor"
+# ----------------------------------------------------------------------------------------------------------------------
+# Commands
 
 
-def test_file_map__is_the_tree():
-    listed = set(re.findall(r"^\| `([^`]+)` \|", README.split("## Files")[1].split("## Limits")[0], re.MULTILINE))
-    assert all((ROOT / name).exists() for name in listed)
-    modules = {f"src/hf_mae/{path.name}" for path in (ROOT / "src/hf_mae").glob("*.py") if path.name != "__init__.py"}
-    scripts = {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
-    assert modules | scripts <= listed
+class Parsed(Exception):  # noqa: N818 - it says that all went well
+    pass
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Returns the words of every `hf-mae` command in the shell blocks of a page, whichever way it is started."""
+    lines = "".join(blocks_of(text, "bash", "sh")).replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables of the environment
+            words = words[1:]
+        if words[:1] == ["hf-mae"]:
+            found.append(words[1:])
+        elif line.startswith(LAUNCHERS) or "-m hf_mae" in line:
+            found.append(_without_launcher(words))
+    return found
+
+
+def _without_launcher(words: list[str]) -> list[str]:
+    for place, word in enumerate(words):
+        if word.startswith("examples/"):
+            assert (ROOT / word).exists(), word
+        if word in SCRIPTS:
+            return [SCRIPTS[word], *words[place + 1 :]]
+        if word == "hf_mae" or word.endswith(".sbatch"):
+            return words[place + 1 :]
+    raise AssertionError(f"{shlex.join(words)} starts nothing of ours.")
+
+
+def parse(words: list[str]) -> CommandParser:
+    """Parses a command as it is parsed when it runs, and returns its parser. `...` stands for what was left out."""
+    command, *arguments = [word for word in words if word != "..."]
+    is_complete, parsed, real = "..." not in words, [], CommandParser.parse
+
+    def parse_and_stop(self, argv):
+        if not is_complete:
+            for action in self._actions:
+                action.required = False
+                action.nargs = action.nargs if action.option_strings else "*"
+        real(self, argv)
+        parsed.append(self)
+        raise Parsed
+
+    module, function = COMMANDS[command][0].split(":")
+    run = getattr(importlib.import_module(module), function)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CommandParser, "parse", parse_and_stop)
+        with pytest.raises(Parsed):
+            run(arguments, prog=f"hf-mae {command}")
+    return parsed[0]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages__commands_parse(page):
+    """Commands and flags exist, values have the right type, recipes and launch files are there."""
+    for words in commands_of(PAGES[page].read_text(encoding="utf-8")):
+        assert words[0] in COMMANDS, words
+        parse(words)
+
+
+def test_commands_of__a_wrong_flag_is_found():
+    command = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m hf_mae pretrain \\\n    --mask_rato 0.5  # x"
+    page = f"```bash\n{command}\n```"
+    assert commands_of(page) == [["pretrain", "--mask_rato", "0.5"]]
+    with pytest.raises(ValueError, match="--mask_ratio"):
+        parse(commands_of(page)[0])
+
+
+@pytest.fixture(scope="module")
+def known_flags():
+    """All flags of our commands, and of the scripts in benchmarks/."""
+    parsers = [parse([command, "..."]) for command in COMMANDS]
+    flags = {name for parser in parsers for action in parser._actions for name in action.option_strings}
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        flags |= set(re.findall(r'"(--\w+)"', script.read_text(encoding="utf-8")))
+    return flags | {"--traceback", "--version"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages__name_flags_and_commands_that_exist(page, known_flags):
+    text = PAGES[page].read_text(encoding="utf-8")
+    named = {flag for words in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"(?:^| )(--\w+)", words)}
+    assert named <= known_flags
+    assert set(re.findall(r"`hf-mae (\w+)", text)) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages__links_lead_somewhere(page):
+    text = PAGES[page].read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("https://"):
+            continue
+        path, _, heading = link.partition("#")
+        target = PAGES[page].parent / path if path else PAGES[page]
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
+# Commands of the pages that need nothing but the embedded images and what the commands before them have left.
+ON_THE_SAMPLE = {
+    "hf-mae pretrain": ["--max_steps", "2"],
+    "hf-mae reconstruct runs/fashion_mnist_sample": [],
+    "hf-mae attention runs/fashion_mnist_sample picture.jpg": [],
+    "hf-mae finetune --model_name_or_path runs/fashion_mnist_sample": ["--max_steps", "1", "--eval_strategy", "no"],
+    "hf-mae probe --model_name_or_path runs/fashion_mnist_sample --fast": ["--num_train_epochs", "1"],
+    "hf-mae features --model_name_or_path runs/fashion_mnist_sample --output features.parquet": [],
+    "hf-mae convert runs/fashion_mnist_sample vit-sample --to vit": [],
+}
+
+
+def test_pages__show_the_commands_that_are_run_here():
+    shown = [words for page in PAGES.values() for words in commands_of(page.read_text(encoding="utf-8"))]
+    assert [command for command in ON_THE_SAMPLE if shlex.split(command)[1:] not in shown] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_commands__of_the_pages_run_on_the_sample(tmp_path, monkeypatch):
+    pytest.importorskip("kornia")
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.new("RGB", (50, 40), "red").save("picture.jpg")
+    for command, shortened in ON_THE_SAMPLE.items():
+        main([*shlex.split(command)[1:], *shortened])
+    left = {"runs/fashion_mnist_sample", "runs/classifier", "runs/probe", "features.parquet", "vit-sample"}
+    assert all(Path(name).exists() for name in left | {"reconstructions.png", "attention.png"})
+
+
+def test_recipes__have_known_settings():
+    recipes = list(RECIPES.rglob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        command = {"finetune": "finetune", "linear": "probe"}.get(recipe.name.split("_")[0], "pretrain")
+        parse([command, "...", "--recipe", str(recipe.relative_to(RECIPES).with_suffix(""))])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def test_readme__picture_is_what_the_released_checkpoint_draws(tmp_path, monkeypatch):
+    """The page on features says how it was made."""
+    monkeypatch.chdir(tmp_path)
+    Path("model_cards").symlink_to(ROOT / "model_cards")
+    how = re.search(r"<!-- picture of the README -->\n(.*)", (ROOT / "docs" / "features.md").read_text(), re.DOTALL)[1]
+    exec(blocks_of(how, "py")[0], {})
+    (words,) = commands_of(f"```bash\n{blocks_of(how, 'bash')[0]}```")
+    Path("docs").mkdir()
+    reconstruct_command(words[1:], prog="hf-mae reconstruct")
+    drawn, shown = (np.array(PIL.Image.open(root / "docs/reconstructions.png"), dtype=int) for root in (tmp_path, ROOT))
+    assert drawn.shape == shown.shape
+    assert np.abs(drawn - shown).max() <= 2  # rounding differs between machines
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "large", "huge"])
@@ -119,35 +293,3 @@ LAYOUTS = {
 def test_docs__table_of_steps_is_that_of_every_layout(layout):
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     assert page.split("<!-- steps -->\n")[1].split("\n<!-- /steps -->")[0] == step_table(LAYOUTS[layout])
-
-
-def test_docs__name_flags_that_exist():
-    files = [
-        *(ROOT / "examples").glob("*.py"),
-        *(ROOT / "benchmarks").glob("*.py"),
-        ROOT / "src/hf_mae/training/finetuning.py",
-    ]
-    script = "".join(path.read_text(encoding="utf-8") for path in files)
-    for page in (README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))):
-        for flag in set(re.findall(r"`--(\w+)", page)) - {"help"}:
-            ours = re.search(rf'^    {flag}: |"--{flag}"', script, re.MULTILINE)
-            assert ours or flag in TrainingArguments.__dataclass_fields__, flag
-
-
-def test_recipes__have_known_settings():
-    import sys
-
-    import yaml
-
-    pytest.importorskip("kornia")
-    sys.path.insert(0, str(ROOT / "examples"))
-    from run_image_classification import ClassificationArguments
-    from run_linear_probing import ProbingArguments
-    from run_pretraining import PretrainingArguments
-
-    recipes = list((ROOT / "src/hf_mae/training/recipes").rglob("*.yaml"))
-    assert recipes
-    for recipe in recipes:
-        kind = recipe.name.split("_")[0]
-        arguments = {"finetune": ClassificationArguments, "linear": ProbingArguments}.get(kind, PretrainingArguments)
-        assert set(yaml.safe_load(recipe.read_text())) <= set(arguments.__dataclass_fields__)
