@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from hf_mae import MAEForImageClassification
-from hf_mae.data.labels import align_all_labels, encode_labels, has_label
+from hf_mae.data.label_values import encode_labels
+from hf_mae.data.labels import align_all_labels, has_label, open_labelled
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.classification_metrics import average_precision, multi_label_figures, regression_figures
 from hf_mae.training.classification import balanced_weights, finetune_command, weighted_loss
@@ -224,3 +225,31 @@ def test_figures__worked_out_by_hand():
     assert figures == pytest.approx({"mean_average_precision": (1 + 1 / 2) / 2, "f1": 2 * 2 / 6, "f1_by_class": 2 / 3})
     numbers = regression_figures(np.array([[1.0], [2], [4]]), np.array([[1.0], [2], [3]]))
     assert numbers == pytest.approx({"mae": 1 / 3, "r2": 1 - 1 / 2})
+
+
+def test_columns_of_data_sets__have_the_same_kinds(tmp_path):
+    """Parquet files with texts, lists of classes and numbers, of which whole ones look like classes."""
+    import datasets
+
+    columns = {
+        "kind": datasets.Value("string"),
+        "tags": datasets.Sequence(datasets.ClassLabel(names=["wet", "old"])),
+        "age": datasets.Value("float32"),
+        "count": datasets.Value("int64"),
+    }
+    rows = {"kind": ["b", "a", None], "tags": [[1], [0, 1], []], "age": [0.5, 2, None], "count": [7, 0, 2]}
+    rows["image"] = [Image.new("L", (8, 8))] * 3
+    features = datasets.Features({"image": datasets.Image(), **columns})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+
+    def opened(column, problem_type=None):
+        return open_labelled(str(tmp_path / "train.parquet"), [column], problem_type)[0]
+
+    images = opened("kind")
+    assert (images.labels.tolist(), images.label_names, len(images)) == ([1, 0], ["a", "b"], 2)
+    images = opened("tags")
+    assert (images.labels.tolist(), images.label_names) == ([[0, 1], [1, 1], [0, 0]], ["wet", "old"])
+    images = opened("age")
+    assert (images.labels.tolist(), images.label_names) == ([[0.5], [2]], ["age"])
+    assert opened("count").labels.tolist() == [7, 0, 2]
+    assert opened("count", "regression").labels.tolist() == [[7], [0], [2]]

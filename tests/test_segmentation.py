@@ -152,16 +152,17 @@ def test_masks__turned_pictures_palettes_and_reduced_labels(tmp_path):
     mask = PIL.Image.fromarray(np.tile(np.array([0, 1, 2, 255, 7, 0], dtype=np.uint8), (8, 1)))
     mask.putpalette(list(range(255, -1, -1)) * 3)
     mask.save(tmp_path / "mask.png")
-    read, classes = script.read_pair(pair, False)
-    assert read.size == (6, 8)
+    read, classes = script.read_pair(pair, MAEImageProcessor(), False)
+    assert read.shape == (3, 8, 6)
     assert classes[0].tolist() == [0, 1, 2, 255, 7, 0]
-    _, classes = script.read_pair(pair, True)
+    _, classes = script.read_pair(pair, MAEImageProcessor(), True)
     assert classes[0].tolist() == [255, 0, 1, 255, 6, 255]
 
 
 def test_data__splits_names_and_masks_without_labels(tmp_path, capsys):
     def opened(**fields):
-        return script.open_pairs(script.SegmentationArguments(data=str(tmp_path), preset="tiny", **fields))
+        args = script.SegmentationArguments(data=str(tmp_path), preset="tiny", **fields)
+        return script.open_pairs(args, MAEImageProcessor())
 
     shapes(tmp_path, 21)
     PIL.Image.new("L", (48, 40), 255).save(tmp_path / "masks" / "3.png")
@@ -189,7 +190,8 @@ def test_model__starts_from_the_encoder_and_its_resampled_positions(checkpoint):
     folder = checkpoint()
     for scratch in (False, True):
         options = {"model_name_or_path": str(folder), "image_size": [64, 32], "from_scratch": scratch}
-        model = script.build_segmenter(script.SegmentationArguments(data="somewhere", **options), ["a", "b"])
+        args = script.SegmentationArguments(data="somewhere", **options)
+        model = script.build_segmenter(args, script.build_encoder_config(args), ["a", "b"])
         ours = model.backbone.mae.state_dict()
         theirs = MAEModel.from_pretrained(folder, image_size=(64, 32)).state_dict()
         assert ours.keys() == theirs.keys()
@@ -324,7 +326,7 @@ def broken(folder, how):
         ("", ["--class_names", "a", "b", "a"], ValueError, r"`class_names` has a more than once"),
         ("", ["--class_names", "wall", "square", "disc", "sky"], ValueError, r"No training mask .* sky"),
         ("two classes of three", [], ValueError, r"No training mask .* 1\. "),
-        ("", ["--image_size", "30"], ValueError, r"not a multiple of patch_size \(8, 8\).*\(32, 32\)"),
+        ("", ["--image_size", "30"], ValueError, r"\(30, 30\) is not a multiple .*\(8, 8\).*\(32, 32\)"),
         ("", ["--image_size", "32", "64", "--rotate90"], ValueError, r"`rotate90` .*32 x 64"),
         ("", ["--per_device_train_batch_size", "1"], ValueError, r"needs 2 images on each of 1 device"),
         ("", ["--model_name_or_path", ""], ValueError, r"`model_name_or_path` is missing: .*`preset`"),
@@ -359,8 +361,21 @@ def test_masks__of_16_bits_and_arrays_hold_the_same_classes(tmp_path):
 def test_folder__pairs_images_with_masks_of_any_kind(tmp_path):
     shapes(tmp_path, 3)
     np.save(tmp_path / "masks" / "1.npy", np.array(PIL.Image.open(tmp_path / "masks" / "1.png")))
-    before = script.read_pair(script.folder_pairs(str(tmp_path), "train")[1])[1]
+    before = script.read_pair(script.folder_pairs(str(tmp_path), "train")[1], MAEImageProcessor())[1]
     (tmp_path / "masks" / "1.png").unlink()
     pairs = script.folder_pairs(str(tmp_path), "train")
     assert [pair.mask.name for pair in pairs] == ["0.png", "1.npy", "2.png"]
-    assert np.array_equal(script.read_pair(pairs[1])[1], before)
+    assert np.array_equal(script.read_pair(pairs[1], MAEImageProcessor())[1], before)
+
+
+def test_images__of_any_kind_are_read_as_their_processor_says(tmp_path):
+    """CT slices: signed values, whose range is a setting of the processor."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "images" / "slice.npy", np.array([[-1000, 0], [1000, 0]], dtype=np.int16))
+    np.save(tmp_path / "masks" / "slice.npy", np.array([[0, 1], [1, 0]]))
+    (pair,) = script.folder_pairs(str(tmp_path), "train")
+    processor = MAEImageProcessor(num_channels=1, value_range=[-1000, 1000])
+    assert script.read_pair(pair, processor)[0].tolist() == [[[0, 127.5], [255, 127.5]]]
+    with pytest.raises(ValueError, match="slice.npy: .*int16 .*`value_range`"):
+        script.read_pair(pair, MAEImageProcessor(num_channels=1))

@@ -10,22 +10,22 @@ NaN means that an image has no label.
 import csv
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from transformers.utils import logging
 
+from ..modeling.reading_mae import DEFAULT_SETTINGS, OpenedImage, ReadingSettings
 from .datasets import align_labels, check_labels, class_names
-from .sources import FolderImages, ImageSource, open_images
+from .folders import FolderImages
+from .image_source import ImageSource
+from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
+from .sources import open_images
 
 logger = logging.get_logger(__name__)
 
 TABLES = ("metadata.csv", "metadata.jsonl")
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 _COLUMNS = ("label", "labels")  # taken if no column is named
 
 
@@ -76,7 +76,7 @@ class LabelledImages(ImageSource):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> PIL.Image.Image | np.ndarray:
+    def __getitem__(self, index: int) -> OpenedImage:
         return self.images[int(self.indices[index])]
 
     def describe(self, index: int) -> str:
@@ -84,7 +84,11 @@ class LabelledImages(ImageSource):
 
 
 def open_labelled(
-    data: str | None, label_column: Sequence[str] | None = None, problem_type: str | None = None
+    data: str | None,
+    label_column: Sequence[str] | None = None,
+    problem_type: str | None = None,
+    image_column: str | None = None,
+    reading: ReadingSettings = DEFAULT_SETTINGS,
 ) -> tuple[ImageSource, ImageSource | None]:
     """Returns the labelled images to train and to evaluate on, `None` if there are none to evaluate on.
 
@@ -92,22 +96,54 @@ def open_labelled(
 
     Args:
         data (`str`, *optional*): See [`open_images`].
-        label_column (`Sequence[str]`, *optional*): See [`read_label_table`].
+        label_column (`Sequence[str]`, *optional*): Columns with the labels, of a table (see [`read_label_table`]) or,
+            one, of a data set.
         problem_type (`str`, *optional*): See [`encode_labels`].
+        image_column (`str`, *optional*): Column of a data set with the images.
+        reading ([`ReadingSettings`], *optional*): How files are read.
 
     Raises:
         ValueError: If there are no images to train on that have a label.
     """
-    train_images, test_images = (open_images(data, split) for split in ("train", "test"))
-    for images in (train_images, test_images):
-        if images is not None:
-            read_label_table(images, label_column, problem_type)
+    options = {"image_column": image_column, "reading": reading}
+    train_images, test_images = (
+        open_with_labels(data, split, label_column, problem_type, **options) for split in ("train", "test")
+    )
     problem_type_of(train_images)  # raises if there are no labels
     if not has_label(train_images).any():
         raise ValueError(f"None of the {len(train_images)} images of {train_images.name} has a label.")
     if test_images is not None and not has_label(test_images).any():
         test_images = None
     return _labelled(train_images), None if test_images is None else _labelled(test_images)
+
+
+def open_with_labels(
+    data: str | None,
+    split: str,
+    label_column: Sequence[str] | None = None,
+    problem_type: str | None = None,
+    **options,
+) -> ImageSource | None:
+    """Opens a source of images, labelled by its table, its column or its folders, if it has any.
+
+    Args:
+        data (`str`, *optional*): See [`open_images`].
+        split (`str`): `train` or `test`.
+        label_column, problem_type (*optional*): See [`open_labelled`].
+        **options: Other arguments of [`open_images`].
+    """
+    single = label_column[0] if label_column is not None and len(label_column) == 1 else None
+    images = open_images(data, split, label_column=single, **options)
+    if images is None:
+        return None
+    has_table = read_label_table(images, label_column, problem_type)
+    if not has_table and images.labels is not None and problem_type not in (None, problem_type_of(images)):
+        values = [None if label < 0 else int(label) for label in images.labels.reshape(-1)]  # they looked like classes
+        columns = list(label_column or ("label",))
+        images.labels, images.label_names = encode_labels(values, problem_type, columns, names=images.label_names)
+    for note in images.notes:
+        logger.warning_once(note)
+    return images
 
 
 def _labelled(images: ImageSource) -> ImageSource:
@@ -221,82 +257,6 @@ def _read_table(table: Path) -> list[dict]:
         return [json.loads(line) for line in file if line.strip()]
 
 
-def encode_labels(
-    values: Sequence, problem_type: str | None = None, columns: Sequence[str] = ("label",), from_text: bool = False
-) -> tuple[np.ndarray, list[str] | None]:
-    """Returns labels as an array, and their names.
-
-    Args:
-        values (`Sequence`): One for each image: a text or an integer for its class, a list of those for several
-            classes, a float for a number, a list with a value for each column; `None` or an empty text for no label.
-        problem_type (`str`, *optional*): Kind of the labels, one of `single_label_classification`,
-            `multi_label_classification` and `regression`. Default: lists are several classes, floats are numbers, all
-            else is a class. In texts several classes are separated by `;` or `|`.
-        columns (`Sequence[str]`, *optional*): Names of the columns that the values come from.
-        from_text (`bool`, *optional*, defaults to `False`): Whether the values are texts that may mean numbers.
-
-    Raises:
-        ValueError: If the values are of another kind.
-    """
-    if problem_type is not None and problem_type not in PROBLEM_TYPES:
-        raise ValueError(f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, got {problem_type!r}.")
-    if len(columns) > 1:
-        return _encode_columns(values, columns)
-    values = [None if value is None or value == "" or value != value else value for value in values]
-    if from_text:
-        values = _numbers_of_texts(values, whole=problem_type != REGRESSION)
-    given = [value for value in values if value is not None]
-    if problem_type is None:
-        several = any(isinstance(value, list | tuple) for value in given)
-        problem_type = MULTI if several else REGRESSION if any(isinstance(v, float) for v in given) else SINGLE
-    if problem_type == REGRESSION:
-        return _encode_columns([[value] for value in values], columns)
-    if problem_type == MULTI:
-        return _encode_several(values)
-    if any(isinstance(value, list | float) for value in given):
-        wrong = next(value for value in given if isinstance(value, list | float))
-        raise ValueError(f"A class must be a text or an integer, got {wrong}.")
-    if all(isinstance(value, int) for value in given):
-        return np.array([-1 if value is None else value for value in values], dtype=np.int64), None
-    names = sorted({str(value) for value in given})
-    numbers = {name: number for number, name in enumerate(names)}
-    return np.array([-1 if value is None else numbers[str(value)] for value in values], dtype=np.int64), names
-
-
-def _numbers_of_texts(values: list, whole: bool) -> list:
-    """Returns texts as integers or floats if all of them are such, else as they are."""
-    for kind in (int, float) if whole else (float,):
-        try:
-            return [None if value is None else kind(value) for value in values]
-        except ValueError:
-            continue
-    return values
-
-
-def _encode_columns(values: Sequence[Sequence], columns: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    try:
-        rows = [[np.nan if value in (None, "") else float(value) for value in row] for row in values]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The columns {', '.join(columns)} must hold numbers: {error}.") from error
-    return np.array(rows, dtype=np.float32), list(columns)
-
-
-def _encode_several(values: Sequence) -> tuple[np.ndarray, list[str]]:
-    lists = [
-        [part.strip() for part in re.split(r"[;|]", value) if part.strip()] if isinstance(value, str) else value
-        for value in values
-    ]
-    lists = [each if each is None or isinstance(each, list | tuple) else [each] for each in lists]
-    found = {label for each in lists if each is not None for label in each}
-    names = sorted(found) if all(isinstance(label, int) for label in found) else sorted(map(str, found))
-    numbers = {str(name): number for number, name in enumerate(names)}
-    labels = np.zeros((len(lists), len(names)), dtype=np.float32)
-    for row, each in zip(labels, lists, strict=True):
-        row[...] = np.nan if each is None else 0
-        row[[numbers[str(label)] for label in each or ()]] = 1
-    return labels, [str(name) for name in names]
-
-
 __all__ = [
     "LabelledImages",
     "align_all_labels",
@@ -305,6 +265,7 @@ __all__ = [
     "names_of_labels",
     "number_labels",
     "open_labelled",
+    "open_with_labels",
     "problem_type_of",
     "read_label_table",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 from ..modeling.reading_mae import OpenedImage, extension_of, open_image
 from .folders import Names, is_image
 from .image_source import ImageSource, digest
+from .label_values import encode_labels
 
 _CACHED_ROW_GROUPS = 64  # maximum for one reader; those of which every image was read are dropped before
 _ROW_GROUP_BYTES = 2 * 10**9  # maximum that the row groups of one reader may take
@@ -130,7 +131,7 @@ class ParquetImages(ImageSource):
             if self._column is None:
                 features = _features(parquet.schema_arrow)
                 self._column, self._label = choose_columns(features, name, image_column, label_column, self.notes)
-                self._type, label_names = features[self._column], getattr(features.get(self._label), "names", None)
+                self._type, label_names = features[self._column], _class_names(features.get(self._label))
             largest = max(largest, *(_group_bytes(parquet, g, self._column) for g in range(parquet.num_row_groups)), 0)
             groups.extend((number, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups))
             if filesystem is None and self._label:
@@ -142,7 +143,7 @@ class ParquetImages(ImageSource):
         self.row_groups = self._groups[:, 2]
         self._ends = np.cumsum(self.row_groups)
         if labels:
-            self.labels, self.label_names = numbered_labels(labels, label_names, f"column {self._label} of {name}")
+            self.labels, self.label_names = encode_labels(labels, columns=[self._label], names=label_names)
         self._bound_memory(largest)
         self.fingerprint = digest(json.dumps([os.path.basename(file) for file in files]), self._groups)
 
@@ -272,27 +273,9 @@ def _holds_labels(feature) -> bool:
     return kind.startswith(("int", "uint", "string", "large_string", "bool"))
 
 
-def numbered_labels(values: list, names: list[str] | None, name: str) -> tuple[np.ndarray, list[str] | None]:
-    """Returns labels as an array, and the names of the classes: int64, or float32 for numbers that are not whole.
-
-    Args:
-        values (`list`): Integers, strings (numbered in the order of the alphabet), floats, or `None` for no label.
-        names (`list[str]`, *optional*): Names of the classes.
-        name (`str`): What the column is called in messages.
-
-    Raises:
-        ValueError: If values are of another type.
-    """
-    known = [value for value in values if value is not None]
-    if all(isinstance(value, str) for value in known):
-        names = sorted(set(known))
-        numbers = {value: number for number, value in enumerate(names)}
-        return np.array([numbers.get(value, -1) for value in values], dtype=np.int64), names
-    if all(isinstance(value, int) for value in known):
-        return np.array([-1 if value is None else int(value) for value in values], dtype=np.int64), names
-    if all(isinstance(value, int | float) for value in known):
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float32), None
-    raise ValueError(f"Labels in {name} must be integers, strings or numbers, got {type(known[0]).__name__}.")
+def _class_names(feature) -> list[str] | None:
+    """Returns the names of the classes in a column of class labels, or of lists of them."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def _open_cell(cell, feature) -> OpenedImage:
@@ -331,8 +314,8 @@ class DatasetImages(ImageSource):
             images = images.cast_column(self.column, datasets.Image(decode=False))
         self._images = images
         if label is not None:
-            names = getattr(dataset.features[label], "names", None)
-            self.labels, self.label_names = numbered_labels(list(dataset[label]), names, f"column {label} of {name}")
+            names = _class_names(dataset.features[label])
+            self.labels, self.label_names = encode_labels(list(dataset[label]), columns=[label], names=names)
         self.fingerprint = digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels)
 
     def __len__(self) -> int:
@@ -350,4 +333,4 @@ def _no_column(name: str, columns: dict) -> str:
     )
 
 
-__all__ = ["DatasetImages", "ParquetImages", "TarImages", "choose_columns", "numbered_labels"]
+__all__ = ["DatasetImages", "ParquetImages", "TarImages", "choose_columns"]

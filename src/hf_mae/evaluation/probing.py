@@ -21,8 +21,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.augmentation import RandomOrientation
 from ..data.datasets import ClassificationDataset, EvaluationDataset, collate_labelled
+from ..data.image_source import ImageSource
 from ..data.labels import names_of_labels, number_labels, open_labelled
-from ..data.sources import ImageSource
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
 from ..publishing import HubPush
@@ -462,6 +462,7 @@ def _build_trainer(
         crop_scale=(args.crop_scale_min, 1.0),
         horizontal_flip=args.horizontal_flip,
         transform=RandomOrientation(False, args.vertical_flip, args.check_rotation(size)),
+        reading=image_processor.reading,
     )
     return ProbingTrainer(
         model=LinearProbe(model),

@@ -18,20 +18,18 @@ from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import BatchAugmentation, Compose, RandomAugmentation, RandomOrientation
 from ..data.datasets import ClassificationDataset, EvaluationDataset, check_labels, collate_labelled
+from ..data.image_source import ImageSource
+from ..data.label_values import MULTI, REGRESSION, SINGLE
 from ..data.labels import (
-    MULTI,
-    REGRESSION,
-    SINGLE,
     LabelledImages,
     align_all_labels,
     has_label,
     names_of_labels,
     number_labels,
     open_labelled,
+    open_with_labels,
     problem_type_of,
-    read_label_table,
 )
-from ..data.sources import ImageSource, open_images
 from ..evaluation.classification_metrics import (
     accuracy_by_class,
     accuracy_figures,
@@ -333,8 +331,11 @@ def _is_classifier(config: MAEConfig) -> bool:
     return "MAEForImageClassification" in (config.architectures or [])
 
 
-def _train_dataset(args: ClassificationArguments, images: ImageSource, config: MAEConfig, size: tuple) -> Dataset:
+def _train_dataset(
+    args: ClassificationArguments, images: ImageSource, config: MAEConfig, image_processor: MAEImageProcessor
+) -> Dataset:
     """Returns random crops, of all images or of a choice."""
+    size = image_processor.crop_height_width
     transforms = [RandomOrientation(False, args.vertical_flip, args.check_rotation(size))]
     if args.rand_augment:
         transforms.append(RandomAugmentation(config.num_channels, magnitude=args.rand_augment))
@@ -346,6 +347,7 @@ def _train_dataset(args: ClassificationArguments, images: ImageSource, config: M
         crop_scale=(args.crop_scale_min, 1.0),
         horizontal_flip=args.horizontal_flip,
         transform=Compose(*transforms),
+        reading=image_processor.reading,
     )
     if args.max_train_images is None:
         return dataset
@@ -411,7 +413,7 @@ def _build_trainer(
     return ClassificationTrainer(
         model=model,
         args=args,
-        train_dataset=_train_dataset(args, train_images, config, image_processor.crop_height_width),
+        train_dataset=_train_dataset(args, train_images, config, image_processor),
         eval_dataset=None if test_images is None else EvaluationDataset(test_images, image_processor),
         data_collator=collate_labelled,
         processing_class=image_processor,
@@ -502,12 +504,12 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
         )
     sizes = {} if args.image_size is None else {"image_size": args.image_size}
     model = MAEForImageClassification.from_pretrained(args.model_name_or_path, **sizes).to(args.device).eval()
-    images = open_images(args.data, "test") or open_images(args.data, "train")
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     problem_type = model.config.problem_type or SINGLE
+    columns = (args.label_column, problem_type)
+    images = open_with_labels(args.data, "test", *columns) or open_with_labels(args.data, "train", *columns)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if args.process_index > 0:
         return FineTuned(model, {}, Path(args.output_dir))
-    read_label_table(images, args.label_column, problem_type)
     align_all_labels(images, names)
     image_processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
     if args.image_size is not None:
