@@ -8,10 +8,16 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import picture
+from torch.utils.data import DataLoader
 
+import hf_mae.data.shards
+from hf_mae.data.datasets import PretrainingDataset, collate
+from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.shards import ParquetImages
 from hf_mae.data.sources import FolderImages, open_images
+from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError, read_stored
 
 
 def test_embedded_images__are_balanced_and_labelled():
@@ -262,3 +268,296 @@ def test_folder__photos_beside_a_table_are_photos(tmp_path):
 def test_streaming__of_a_name_that_is_not_there(tmp_path):
     with pytest.raises(OSError, match="'no/such-data' is no folder or file here"):
         open_images("no/such-data", streaming=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is an image, and what is a class
+
+
+def make(folder, *names):
+    """Small pictures of these names."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / name)
+
+
+def names_of(images):
+    return [os.path.relpath(images.describe(index), images.name) for index in range(len(images))]
+
+
+@pytest.mark.parametrize(
+    "left_behind",
+    [
+        ".ipynb_checkpoints",
+        "__MACOSX",
+        "@eaDir",
+        ".thumbnails",
+        ".AppleDouble",
+        "$RECYCLE.BIN",
+        "#recycle",
+        "lost+found",
+    ],
+)
+def test_folder__what_programs_leave_behind_is_no_class_and_no_image(tmp_path, left_behind):
+    make(tmp_path, "cat/1.png", "dog/1.png", f"{left_behind}/x.png", f"cat/{left_behind}/1-checkpoint.png")
+    (tmp_path / "cat" / "._1.png").write_bytes(b"x")
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"x")
+    images = open_images(str(tmp_path))
+    assert names_of(images) == ["cat/1.png", "dog/1.png"]
+    assert images.labels.tolist() == [0, 1]
+    assert images.label_names == ["cat", "dog"]
+    assert any(left_behind in note for note in images.notes)
+
+
+def test_folder__takes_every_raster_format_and_counts_the_rest(tmp_path):
+    make(tmp_path, "a.jfif", "b.gif", "c.jp2", "d.tga", "e.avif", "f.PNG", "g.apng", "h.dds", "i.ico", "j.pcx", "k.sgi")
+    for name in ("x.txt", "y.eps", "z.ps", "w.svg", "v.heic", "u.mp4", "none"):
+        (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    images = open_images(str(tmp_path))
+    assert len(images) == 11
+    assert all(images[index].convert("RGB").size[0] for index in range(11))
+    (note,) = images.notes
+    for extension in ("txt", "eps", "ps", "svg", "heic", "mp4"):
+        assert f"1 x .{extension}" in note
+
+
+def test_folder__dicom_files_need_no_extension(tmp_path):
+    (tmp_path / "IM000001").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "1.2.840.113").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "DICOMDIR.txt").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "README").write_text("hello")
+    assert names_of(open_images(str(tmp_path))) == ["1.2.840.113", "IM000001"]
+
+
+def test_folder__the_first_folder_below_the_root_is_the_class(tmp_path):
+    make(tmp_path, "cat/1.png", "cat/deep/er/2.png", "dog/a/1.png", "dog/b/2.png", *(f"cow/{n}.png" for n in range(16)))
+    images = open_images(str(tmp_path))
+    assert images.label_names == ["cat", "cow", "dog"]
+    assert [images.label_names[label] for label in images.labels] == [name.split("/")[0] for name in names_of(images)]
+    make(tmp_path, "stray.png")
+    images = open_images(str(tmp_path))
+    assert images.labels.tolist() == [-1, 0, 0, *[1] * 16, 2, 2]
+    assert any("stray.png" in note for note in images.notes)
+    assert open_images(str(tmp_path), labels="none").labels is None
+
+
+def test_folder__many_files_next_to_few_folders_are_no_classes(tmp_path):
+    make(tmp_path, "a/1.png", "b/1.png", *(f"{n}.png" for n in range(5)))
+    assert open_images(str(tmp_path)).labels is None
+
+
+def test_folder__below_a_single_folder_are_the_classes(tmp_path):
+    make(tmp_path, "data/images/cat/1.png", "data/images/dog/1.png", "data/masks/cat/1.png", "data/masks/dog/1.png")
+    images = open_images(str(tmp_path))
+    assert names_of(images) == ["data/images/cat/1.png", "data/images/dog/1.png"]
+    assert images.label_names == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("masks", ["masks", "annotations", "labels", "SegmentationClass", "gt"])
+def test_folder__masks_next_to_images_are_not_trained_on(tmp_path, masks):
+    make(tmp_path, "images/1.png", f"{masks}/1.png")
+    images = open_images(str(tmp_path))
+    assert names_of(images) == ["images/1.png"]
+    assert images.labels is None
+    assert any(masks in note for note in images.notes)
+    assert names_of(open_images(str(tmp_path / masks))) == ["1.png"]  # if that is what is asked for
+
+
+def test_folder__masks_by_their_names_are_not_trained_on(tmp_path):
+    make(tmp_path, "1.png", "1_mask.png", "2.png", "2_mask.png", "death_mask.png")
+    images = open_images(str(tmp_path))
+    assert names_of(images) == ["1.png", "2.png", "death_mask.png"]
+    assert "2 x masks" in images.notes[0]
+
+
+def test_file__a_single_image_is_a_source(tmp_path):
+    make(tmp_path, "a.png", "b.png")
+    assert names_of(open_images(str(tmp_path / "a.png"))) == ["a.png"]
+    assert open_images(str(tmp_path / "a.png"), "test") is None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Columns
+
+
+def two_columns(**features):
+    """A data set of pictures and masks, and classes of two kinds."""
+    import datasets
+
+    rows = {"annotation": [picture(9, mode="L")] * 3, "image": [picture(number) for number in range(3)]}
+    rows |= {"fine": [2, 0, 1], "label": [1, 0, 1], "text": ["b", "a", "b"], "score": [0.5, 1.5, None]}
+    features = {
+        "annotation": datasets.Image(),
+        "image": datasets.Image(),
+        "fine": datasets.ClassLabel(names=["x", "y", "z"]),
+        "label": datasets.Value("int64"),
+        "text": datasets.Value("string"),
+        "score": datasets.Value("float32"),
+    }
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "disk"])
+def test_columns__are_chosen_by_name_and_the_choice_is_noted(tmp_path, kind):
+    path = tmp_path / ("data.parquet" if kind == "parquet" else "data")
+    (two_columns().to_parquet if kind == "parquet" else two_columns().save_to_disk)(path)
+    images = open_images(str(path))
+    assert np.array_equal(np.array(images[1]), np.array(picture(1)))
+    assert images.labels.tolist() == [1, 0, 1]
+    assert any("annotation" in note and "image" in note for note in images.notes)
+    masks = open_images(str(path), image_column="annotation", label_column="text")
+    assert masks[0].mode == "L"
+    assert masks.labels.tolist() == [1, 0, 1]
+    assert masks.label_names == ["a", "b"]
+    assert open_images(str(path), label_column="fine").label_names == ["x", "y", "z"]
+    scores = open_images(str(path), label_column="score").labels
+    assert np.array_equal(scores.ravel(), np.array([0.5, 1.5, np.nan], np.float32), equal_nan=True)
+    assert open_images(str(path), labels="none").labels is None
+    with pytest.raises(ValueError, match="no column 'picture'.*image_column.*annotation"):
+        open_images(str(path), image_column="picture")
+
+
+def test_columns__that_are_not_clear_are_refused(tmp_path):
+    two_columns().rename_column("image", "photo").to_parquet(tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match="annotation, photo.*`image_column`"):
+        open_images(str(tmp_path / "data.parquet"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "disk"])
+def test_columns__of_arrays_keep_their_type(tmp_path, kind):
+    import datasets
+
+    arrays = np.random.default_rng(0).integers(-1000, 1000, (3, 5, 6, 7)).astype(np.int16)
+    features = datasets.Features({"pixel_values": datasets.Array3D((5, 6, 7), "int16")})
+    dataset = datasets.Dataset.from_dict({"pixel_values": list(arrays)}, features=features)
+    path = tmp_path / ("data.parquet" if kind == "parquet" else "data")
+    (dataset.to_parquet if kind == "parquet" else dataset.save_to_disk)(path)
+    images = open_images(str(path))
+    assert images[2].dtype == np.int16
+    assert np.array_equal(images[2], arrays[2])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Many files, large row groups
+
+
+def test_tar__many_shards_need_few_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_mae.data.shards, "_OPEN_FILES", 4)
+    for shard in range(12):
+        write_tar(tmp_path / f"{shard:02}.tar", {"a": picture(shard)})
+    images = open_images(str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))
+    for index in [*range(12), 0, 11, 3]:
+        assert np.array_equal(np.array(images[index]), np.array(picture(index)))
+    assert len(os.listdir("/proc/self/fd")) - before <= 4
+
+
+def test_parquet__large_row_groups_are_bounded_and_told(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "a.parquet", range(12), 3)
+    assert open_images(str(tmp_path)).row_groups_at_once == 64
+    monkeypatch.setattr(hf_mae.data.shards, "_ROW_GROUP_BYTES", 25_000)
+    images = open_images(str(tmp_path))
+    assert images.row_groups_at_once == 2
+    assert any("row_group_size" in note for note in images.notes)
+    order = SampleOrder(images, 0, 1, 4)[slice(0, 12)]
+    assert sorted(index for _, index, _ in order) == list(range(12))
+    groups = [index // 3 for _, index, _ in order]
+    assert max(len(set(groups[i : i + 4])) for i in range(0, 12, 4)) <= 3
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Windows and pages
+
+
+def write_scene(path, array, **options):
+    tifffile = pytest.importorskip("tifffile")
+    photometric = {"photometric": "minisblack", "metadata": None}
+    tifffile.imwrite(path, array, **{**photometric, **options})
+
+
+LAYOUTS = {
+    "tiles": {"tile": (32, 48)},
+    "deflate tiles": {"tile": (32, 16), "compression": "deflate"},
+    "strips": {"rowsperstrip": 7},
+    "one strip": {},
+    "planes": {"tile": (16, 16), "planarconfig": "separate"},
+    "plane strips": {"rowsperstrip": 5, "planarconfig": "separate"},
+    "big endian": {"tile": (16, 16), "byteorder": ">", "bigtiff": True},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tile__windows_of_a_scene_are_images(tmp_path, layout):
+    array = np.random.default_rng(0).integers(0, 65536, (4, 100, 130)).astype(np.uint16)
+    options = {"planarconfig": "contig", **LAYOUTS[layout]}
+    write_scene(
+        tmp_path / "s.tif", array if options["planarconfig"] == "separate" else array.transpose(1, 2, 0), **options
+    )
+    images = open_images(str(tmp_path), tile=40)
+    assert len(images) == 3 * 4
+    covered = np.zeros((100, 130), bool)
+    for copy in (images, pickle.loads(pickle.dumps(images))):
+        for index in range(len(copy)):
+            _, top, left = copy.parts[index]
+            stored = read_stored(copy[index], 4)
+            assert np.array_equal(stored.pixels, array[:, top : top + 40, left : left + 40])
+            covered[top : top + 40, left : left + 40] = True
+    assert covered.all()
+    assert f"row {images.parts[5, 1]}, column {images.parts[5, 2]}" in images.describe(5)
+
+
+def test_tile__is_the_same_in_forked_workers(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (300, 300)).astype(np.uint8)
+    write_scene(tmp_path / "s.tif", array, tile=(64, 64), compression="deflate")
+    dataset = PretrainingDataset(open_images(str(tmp_path), tile=64), (64, 64), 16, 1, crop_scale=(1, 1))
+    dataset[0]  # opens the file before the fork
+    batches = [list(DataLoader(dataset, batch_size=5, num_workers=workers, collate_fn=collate)) for workers in (0, 2)]
+    for ours, theirs in zip(*batches, strict=True):
+        assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+
+
+def test_tile__windows_without_data_are_dropped_and_counted(tmp_path):
+    array = np.random.default_rng(0).integers(1, 100, (64, 64)).astype(np.int16)
+    array[:32] = -999
+    extratags = [(42113, "s", 0, "-999", True)]
+    write_scene(tmp_path / "s.tif", array, tile=(16, 16), extratags=extratags)
+    images = open_images(str(tmp_path), tile=16)
+    assert len(images) == 8
+    assert images.parts[:, 1].min() == 32
+    assert "8 without data" in images.notes[-1]
+    assert len(open_images(str(tmp_path), tile=16, reading=ReadingSettings(nodata=-1))) == 16
+    array[:] = -999
+    write_scene(tmp_path / "s.tif", array, extratags=extratags)
+    with pytest.raises(ValueError, match="nothing but no-data"):
+        open_images(str(tmp_path), tile=16)
+
+
+def test_tile__small_scenes_arrays_and_what_can_not_be_read_in_part(tmp_path):
+    np.save(tmp_path / "s.npy", np.arange(2 * 30 * 50, dtype=np.uint16).reshape(2, 30, 50))
+    images = open_images(str(tmp_path), tile=40)
+    assert [tuple(part[1:]) for part in images.parts] == [(0, 0), (0, 10)]
+    assert read_stored(images[1], 2).size == (30, 40)
+    make(tmp_path, "a.png")
+    with pytest.raises(UnsuitableImageError, match="a.png.*TIFF or .npy"):
+        open_images(str(tmp_path), tile=40)
+
+
+def test_tile__keeps_the_labels_of_the_scenes(tmp_path):
+    for name in ("forest", "sea"):
+        (tmp_path / name).mkdir()
+        write_scene(tmp_path / name / "s.tif", np.zeros((32, 32), np.uint8), tile=(16, 16))
+    images = open_images(str(tmp_path), tile=16)
+    assert images.labels.tolist() == [0] * 4 + [1] * 4
+    assert images.fingerprint != open_images(str(tmp_path), tile=32).fingerprint
+
+
+def test_pages__of_files_are_images(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 256, (3, 20, 20)).astype(np.uint8)
+    write_scene(tmp_path / "a.tif", stack)
+    write_scene(tmp_path / "b.tif", stack[0])
+    images = open_images(str(tmp_path), reading=ReadingSettings(pages="images"))
+    assert len(images) == 4
+    assert np.array_equal(read_stored(images[2], 1).pixels[0], stack[2])
+    assert "a.tif, page 3" in images.describe(2)
+    dataset = PretrainingDataset(images, (16, 16), 4, 1, reading=ReadingSettings(pages="images"))
+    assert dataset[2]["pixel_values"].shape == (1, 16, 16)

@@ -95,9 +95,9 @@ def _resize_bytes_as_floats(images: torch.Tensor, size: tuple[int, int], mode: s
 
 
 _SHALLOW = (
-    "The image has 8 bits, and the model was trained on deeper values. Pipelines of transformers convert files to 8-bit "
-    "RGB before the image processor sees them. Give the path or an array of the stored values to the image processor "
-    "itself, and its output to the model."
+    "The image has 8 bits, the model was trained on deeper values. Pipelines of transformers convert files to 8-bit "
+    "RGB before the image processor sees them. Give the path or an array of the stored values to the image processor, "
+    "and its output to the model."
 )
 _READING = ("value_range", "bands", "nodata", "pages", "background", "input_data_format")
 _KEPT_FOR_OTHER_SIZES = (
