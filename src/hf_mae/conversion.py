@@ -550,6 +550,7 @@ def convert_command(argv: list[str], prog: str) -> None:
     if args.push_to_hub and args.target.suffix == ".pth":
         raise ValueError("`push_to_hub` pushes folders, and the target is a file: choose mae, vit, vit_mae or timm.")
     changes = config_changes(args.config_overrides)
+    logging.disable_progress_bar()
     with torch.no_grad():
         model, source = convert_checkpoint(args.source, args.target, args.to, args.dtype, args.license, **changes)
     print(f"{args.source} ({source}) to {args.target} ({args.to}): {type(model).__name__}, {model.num_parameters():,}")
@@ -595,7 +596,10 @@ def _name_table(model: MAEPreTrainedModel, source: str, target: str) -> str:
     rows = [tuple(layouts), *counts]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines[1:] = [f"{line} {counts[row]:3} tensors" for line, row in zip(lines[1:], rows[1:], strict=True)]
+    lines[1:] = [
+        f"{line} {counts[row]:3} tensor{'s' if counts[row] > 1 else ''}"
+        for line, row in zip(lines[1:], rows[1:], strict=True)
+    ]
     return "\n".join(f"  {line.rstrip()}" for line in lines)
 
 

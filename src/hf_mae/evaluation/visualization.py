@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import torch
+from transformers.utils import logging
 
 from ..data.sampling import spread_indices
 from ..data.sources import open_images
@@ -245,6 +246,7 @@ def _pictures(paths: list[str], num_images: int) -> list:
 
 def _load(model_class: type[MAEPreTrainedModel], checkpoint: str) -> MAEPreTrainedModel:
     """Loads a model in float32, in whichever type it was saved, and refuses a decoder that would be new."""
+    logging.disable_progress_bar()
     model, info = model_class.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
     if any(name.startswith("decoder.") for name in info["missing_keys"]):
         raise ValueError(
