@@ -32,7 +32,7 @@ COLUMNS = ["preset", "batch_size", "image_size", "processes", "images_per_second
 
 
 def work(rank: int, processes: int, preset: str, batch_size: int, image_size: int, steps: int, port: int, results):
-    """Trains in one of the processes. That of rank 0 puts speed, peak memory and time of the exchange into `results`."""
+    """Trains in one of the processes. Rank 0 puts speed, peak memory and the time of the exchange into `results`."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     if cuda:

@@ -62,6 +62,59 @@ def operations_by_part(model: MAEForPreTraining, parts: dict[str, str], images, 
     return counts
 
 
+def mark_parts(model: MAEForPreTraining, parts: dict[str, str]):
+    """Makes the forward of each named module appear in profiles as its part."""
+    ranges = {}
+    for name, part in parts.items():
+        module = model.get_submodule(name)
+
+        def start(module, _, part=part):
+            ranges[module] = record_function(f"part: {part}")
+            ranges[module].__enter__()
+
+        module.register_forward_pre_hook(start)
+        module.register_forward_hook(lambda module, *_: ranges.pop(module).__exit__(None, None, None))
+
+
+def time_by_operation(averages, device: torch.device, steps: int) -> Counter:
+    """Returns milliseconds of a step by kind of operation."""
+    kinds = Counter()
+    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    for event in averages:
+        is_kernel = event.device_type != torch.autograd.DeviceType.CPU  # counted in the operation that started it
+        if is_kernel or event.key.startswith("part: "):
+            continue
+        kind = next((k for k, words in KINDS.items() if any(word in event.key.lower() for word in words)), "the rest")
+        kinds[kind] += getattr(event, own) / steps / 1e3
+    return kinds
+
+
+def rows_by_part(
+    forward: Counter, backward: Counter, whole: float, counts: Counter, batch_size: int, rate: float
+) -> dict[str, dict[str, float]]:
+    """Returns the columns of the table for each part, the slowest part first.
+
+    Args:
+        forward, backward (`Counter`): Milliseconds of a step by part.
+        whole (`float`): Milliseconds of a step.
+        counts (`Counter`): Operations of one image by part, forward and backward.
+        batch_size (`int`): Images of a step.
+        rate (`float`): Operations per second of a large matrix product.
+    """
+    rows = {}
+    for part in sorted(set(forward) | set(backward), key=lambda p: -forward[p] - backward[p]):
+        taken, floor = forward[part] + backward[part], counts[part] * batch_size / rate * 1e3
+        rows[part] = {
+            "forward_ms": forward[part],
+            "backward_ms": backward[part],
+            "share": taken / whole,
+            "gflop_per_image": counts[part] / 1e9,
+            "floor_ms": floor,
+            "share_of_matmul_rate": floor / taken,
+        }
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="base")
@@ -78,42 +131,15 @@ def main():
     step = Step(ours(model), dtype, device, None)
     for _ in range(2):
         step(images, noise)
-
-    ranges = {}
-    for name, part in parts.items():
-        module = model.get_submodule(name)
-
-        def start(module, _, part=part):
-            ranges[module] = record_function(f"part: {part}")
-            ranges[module].__enter__()
-
-        module.register_forward_pre_hook(start)
-        module.register_forward_hook(lambda module, *_: ranges.pop(module).__exit__(None, None, None))
+    mark_parts(model, parts)
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")) as profiler:
         for _ in range(args.steps):
             step(images, noise)
 
     forward, backward, whole = time_by_part(profiler.events(), device, args.steps)
-    kinds = Counter()
-    for event in profiler.key_averages():
-        if event.device_type != torch.autograd.DeviceType.CPU:  # kernels, which count with what started them
-            continue
-        taken = (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / args.steps
-        kind = next((k for k, words in KINDS.items() if any(word in event.key.lower() for word in words)), "the rest")
-        if not event.key.startswith("part: "):
-            kinds[kind] += taken / 1e3
+    kinds = time_by_operation(profiler.key_averages(), device, args.steps)
     rate = matmul_rate(dtype, device)
-    rows = {}
-    for part in sorted(set(forward) | set(backward), key=lambda p: -forward[p] - backward[p]):
-        taken, floor = forward[part] + backward[part], counts[part] * args.batch_size / rate * 1e3
-        rows[part] = {
-            "forward_ms": forward[part],
-            "backward_ms": backward[part],
-            "share": taken / whole,
-            "gflop_per_image": counts[part] / 1e9,
-            "floor_ms": floor,
-            "share_of_matmul_rate": floor / taken,
-        }
+    rows = rows_by_part(forward, backward, whole, counts, args.batch_size, rate)
     floor = sum(row["floor_ms"] for row in rows.values())
     head = ["part", *(column.replace("_", " ") for column in next(iter(rows.values())))]
     body = [[part, *row.values()] for part, row in rows.items()]
