@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from .distributed import gather_from_processes, gather_model, is_sharded, place_like
+from .distributed import call_in_main_process, gather_from_processes, gather_model, is_sharded, place_like
 
 logger = logging.get_logger(__name__)
 
@@ -67,13 +67,8 @@ def save_checkpoint(
     if not is_main and not sharded:
         return final
     try:
-        if is_main and find_defect(final) is not None:  # a complete one stays: a run has one state at a step
-            for leftover in output_dir.glob(".checkpoint-*"):  # of a run that was killed
-                shutil.rmtree(leftover)
-            partial.mkdir(parents=True)
-        if sharded:
-            dist.barrier()  # the others check whether the folder is there
-        if partial.exists():
+        # The main process decides: on a network disk the others may see files later.
+        if call_in_main_process(lambda: _make_room(final, partial)) if sharded else _make_room(final, partial):
             _write_parts(partial, model, image_processor, optimizer, {"step": step, **record}, sharded)
             if is_main:
                 _publish(partial, final)
@@ -91,6 +86,16 @@ def save_checkpoint(
         for old in done[max(save_total_limit, 1) :]:
             remove_checkpoint(old)
     return final
+
+
+def _make_room(final: Path, partial: Path) -> bool:
+    """Makes the folder to write into. Returns `False` if the checkpoint is complete: a run has one state at a step."""
+    if find_defect(final) is None:
+        return False
+    for leftover in final.parent.glob(".checkpoint-*"):  # of a run that was killed
+        shutil.rmtree(leftover)
+    partial.mkdir(parents=True)
+    return True
 
 
 def _write_parts(partial, model, image_processor, optimizer, state: dict, sharded: bool):

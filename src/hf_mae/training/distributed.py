@@ -85,7 +85,7 @@ def call_in_main_process(function: Callable[[], Result]) -> Result:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
-    outcome = [None, None]
+    outcome: list = [None, None]  # result and error
     if dist.get_rank() == 0:
         try:
             outcome[0] = function()
@@ -105,14 +105,21 @@ def gather_from_processes(value: Result) -> list[Result]:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
-    values = [None] * dist.get_world_size()
+    values: list = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def has_bf16() -> bool:
-    """Returns whether there is a GPU that computes in bfloat16 and does not only emulate it."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def has_bf16(device: torch.device) -> bool:
+    """Returns whether a device computes in bfloat16 and is a GPU: on CPUs it is seldom faster.
+
+    Args:
+        device (`torch.device`): The device that the model is on. Only this one is asked.
+    """
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 __all__ = [

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,11 +29,14 @@ from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 from transformers.utils import logging
 
+from ..data.checking import check_images
+from ..data.image_source import ImageSource
 from ..data.sampling import default_num_workers
+from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing import HubPush, link_files, save_record, write_model_card
 from .arguments import recipe_of
 from .checkpointing import delete_run, find_defect, list_checkpoints, remove_checkpoint, write_manifest
-from .distributed import has_bf16
+from .distributed import call_in_main_process, has_bf16
 from .optimization import layer_decay_parameter_groups
 from .step_guard import RunStopped, StopSignals, end_workers, start_worker
 
@@ -44,12 +48,21 @@ EXPERIMENT = "experiment.json"
 _NOT_COMPARED = {"output_dir", "overwrite_output_dir", "data", "model_name_or_path", "run_name", "report_to"}
 _NOT_COMPARED |= {"per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"}
 _NOT_COMPARED |= {"bf16", "fp16", "tf32", "use_cpu", "disable_tqdm", "full_determinism", "num_neighbors"}
-_PREFIXES_NOT_COMPARED = ("logging_", "log_", "save_", "eval_", "dataloader_", "ddp_", "torch_compile", "do_")
+_PREFIXES_NOT_COMPARED: tuple[str, ...] = (
+    "logging_",
+    "log_",
+    "save_",
+    "eval_",
+    "dataloader_",
+    "ddp_",
+    "torch_compile",
+    "do_",
+)
 _PREFIXES_NOT_COMPARED += ("gradient_checkpointing", "activation_checkpointing", "torch_empty_cache", "include_")
 # What follows from the machine or the task is no part of a recipe.
 _NOT_IN_RECIPE = {"output_dir", "data", "overwrite_output_dir", "bf16", "batch_eval_metrics"}
 _NOT_IN_RECIPE |= {"dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"}
-_LEFT_BY_A_RUN = (EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json")
+_LEFT_BY_A_RUN: tuple[str, ...] = (EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json")
 _LEFT_BY_A_RUN += ("training_args.bin", "segmentation.png", "confusion.png", "predictions.csv")
 
 
@@ -90,7 +103,8 @@ class FineTuningArguments(TrainingArguments):
         # What depends on the machine is asked here and not at import, which should not touch a GPU.
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
-            self.bf16 = has_bf16() and not self.use_cpu
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+            self.bf16 = has_bf16(device)
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = on_gpu
         if self.dataloader_num_workers is None:  # on a CPU the model has better use for the cores
@@ -102,7 +116,8 @@ class FineTuningArguments(TrainingArguments):
         )
         super().__post_init__()
         if self.hub_token:  # else it would be pickled with the arguments into the folder of the model
-            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
+            os.environ["HF_TOKEN"] = self.hub_token
+            self.hub_token: str | None = None
 
     @property
     def effective_batch_size(self) -> int:
@@ -134,6 +149,53 @@ class OrientationArguments:
         if self.rotate90 and size[0] != size[1]:
             raise ValueError(f"`rotate90` needs square images, got {size[0]} x {size[1]} pixels.")
         return self.rotate90
+
+
+@dataclass
+class ReadingArguments:
+    """How images are read; by default as the image processor of the checkpoint says."""
+
+    image_column: str | None = HfArg(
+        default=None, help="Column of a data set with the images. Default: image, img or the only one."
+    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
+    value_range: list[float] | None = HfArg(default=None, help="Two stored values that become black and white.")
+    bands: list[int] | None = HfArg(default=None, help="Bands that become channels, counted from 1.")
+    nodata: float | None = HfArg(default=None, help="Stored value of pixels without data.")
+    pages: Literal["first", "channels", "images"] | None = HfArg(default=None, help="What the pages of a file are.")
+
+    def load_image_processor(self, model_name_or_path: str | None, **changes) -> MAEImageProcessor:
+        """Returns the image processor of a checkpoint, or a new one, that reads images as these settings say.
+
+        Args:
+            model_name_or_path (`str`, *optional*): Folder or name on the Hub.
+            **changes: Other arguments of [`MAEImageProcessor`].
+        """
+        names = ("value_range", "bands", "nodata", "pages")
+        changes.update({name: getattr(self, name) for name in names if getattr(self, name) is not None})
+        if model_name_or_path is None:
+            return MAEImageProcessor(**changes)
+        return MAEImageProcessor.from_pretrained(model_name_or_path, **changes)
+
+    def source_options(self, image_processor: MAEImageProcessor) -> dict:
+        """Returns the arguments of [`open_images`] that say what an image is."""
+        columns = {"image_column": self.image_column, "dataset_config": self.dataset_config}
+        return {**columns, "reading": image_processor.reading}
+
+
+def check_sources(image_processor: MAEImageProcessor, *sources: ImageSource | None):
+    """Reads some images of each source and refuses those that do not suit the model, see [`check_images`].
+
+    Args:
+        image_processor ([`MAEImageProcessor`]): Says how many channels the model has and how files are read.
+        *sources ([`ImageSource`] or `None`): The images.
+    """
+    channels, reading = image_processor.num_channels, image_processor.reading
+    for images in sources:
+        if images is not None:
+            checked = call_in_main_process(partial(check_images, images, channels, reading))
+            for note in checked.notes:
+                logger.warning_once(note)
 
 
 @dataclass
@@ -356,6 +418,8 @@ class _StartEpoch(TrainerCallback):
 class FineTuningTrainer(Trainer):
     """Trainer with layer-wise learning rates and complete checkpoints; its `args` are [`FineTuningArguments`]."""
 
+    train_dataset: Dataset | None
+    optimizer: torch.optim.Optimizer | None
     drops_last_batch = False  # whether the model cannot be trained on a last batch of one image
 
     def __init__(self, *args, **kwargs):
@@ -553,8 +617,10 @@ __all__ = [
     "FineTuningArguments",
     "FineTuningTrainer",
     "OrientationArguments",
+    "ReadingArguments",
     "SeededDataset",
     "check_experiment",
+    "check_sources",
     "fingerprint_of",
     "latest_complete_checkpoint",
     "limit_batch_size",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
@@ -120,7 +121,9 @@ class PretrainingRun:
         self.output_dir = Path(settings.output_dir)
         self.found_unreadable: dict[str, str] = {}
         self.rollbacks: list[Path] = []
-        self.skipped, self.bar = 0, None
+        self.problem: str | None = None
+        self.bar: tqdm | None = None
+        self.step = self.skipped = 0
 
     def run(self) -> PretrainingResult:
         """Does everything, and cleans up in every case: signal handlers, loader workers, processes, trackers."""
@@ -155,7 +158,7 @@ class PretrainingRun:
         """Starts Accelerate: devices, processes, precision and trackers."""
         settings = self.settings
         if settings.bf16 is None:
-            settings.bf16 = has_bf16()
+            settings.bf16 = has_bf16(PartialState().device)
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
         self.accelerator = Accelerator(
             mixed_precision="bf16" if settings.bf16 else "no",
@@ -192,7 +195,7 @@ class PretrainingRun:
             lambda: check_output_dir(self.output_dir, self.recipe, resume=settings.resume == "auto")
         )
         state = load_training_state(self.checkpoint) if self.checkpoint else {"step": 0, "seconds": 0.0}
-        self.step, self.seconds_before = state["step"], state["seconds"]
+        self.step, self.seconds_before = int(state["step"]), state["seconds"]
         self.record = run_record(self.recipe, self.train_images)
         return self.step == self.schedule.max_steps and (self.output_dir / "run.json").exists()
 
@@ -281,13 +284,13 @@ class PretrainingRun:
         settings, processor, images = self.settings, self.image_processor, self.train_images
         channels, workers = self.plain_model.config.num_channels, self.workers
         if settings.value_percentiles is not None:
-            percentiles = tuple(settings.value_percentiles)
+            low, high = settings.value_percentiles
             processor.value_range = call_in_main_process(
-                lambda: value_range_of(images, channels, percentiles, processor.reading)
+                lambda: value_range_of(images, channels, (low, high), processor.reading)
             )
         for source in (images, self.test_images):
             if source is not None:
-                checked = call_in_main_process(lambda source=source: check_images(source, channels, processor.reading))
+                checked = call_in_main_process(partial(check_images, source, channels, processor.reading))
                 for note in checked.notes:
                     self.print(note)
                 self.found_unreadable.update(checked.unreadable if source is images else {})
@@ -472,7 +475,7 @@ class PretrainingRun:
         if not (self.step % self.settings.logging_steps == 0 or self.is_last or self.guard.stop_signal):
             return True
         values, longest_row = self.guard.read()
-        self.skipped += values["skipped"]
+        self.skipped += int(values["skipped"])
         learning_rate = self.optimizer.param_groups[0]["lr"]
         values.update(
             skipped=self.skipped, learning_rate=learning_rate, epoch=self.step / self.schedule.steps_per_epoch
