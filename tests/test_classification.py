@@ -89,7 +89,7 @@ def test_layer_decay__frozen_parameters_are_left_out_and_mistakes_named(classifi
     trained = {parameter for group in groups for parameter in group["params"]}
     assert trained == {parameter for parameter in model.parameters() if parameter.requires_grad}
     assert {group["lr"] for group in groups} == {1.0, 0.5}
-    with pytest.raises(ValueError, match="layer_decay must be in"):
+    with pytest.raises(ValueError, match="`layer_decay` must be in"):
         layer_decay_parameter_groups(model, 1.0, 0.05, 1.5)
     with pytest.raises(ValueError, match="Linear must hold an MAEModel"):
         layer_decay_parameter_groups(torch.nn.Linear(2, 2), 1.0, 0.05, 0.5)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
-from ..modeling.reading_mae import DEFAULT_SETTINGS, OpenedImage, ReadingSettings
+from ..modeling.reading_mae import OpenedImage
 from .datasets import align_labels, check_labels, class_names
 from .folders import FolderImages
 from .image_source import ImageSource
@@ -87,8 +87,7 @@ def open_labelled(
     data: str | None,
     label_column: Sequence[str] | None = None,
     problem_type: str | None = None,
-    image_column: str | None = None,
-    reading: ReadingSettings = DEFAULT_SETTINGS,
+    **options,
 ) -> tuple[ImageSource, ImageSource | None]:
     """Returns the labelled images to train and to evaluate on, `None` if there are none to evaluate on.
 
@@ -99,13 +98,11 @@ def open_labelled(
         label_column (`Sequence[str]`, *optional*): Columns with the labels, of a table (see [`read_label_table`]) or,
             one, of a data set.
         problem_type (`str`, *optional*): See [`encode_labels`].
-        image_column (`str`, *optional*): Column of a data set with the images.
-        reading ([`ReadingSettings`], *optional*): How files are read.
+        **options: Other arguments of [`open_images`].
 
     Raises:
         ValueError: If there are no images to train on that have a label.
     """
-    options = {"image_column": image_column, "reading": reading}
     train_images, test_images = (
         open_with_labels(data, split, label_column, problem_type, **options) for split in ("train", "test")
     )
@@ -184,7 +181,7 @@ def align_all_labels(images: ImageSource, label_names: list[str]):
         if images.labels is not None:
             align_labels(images, label_names)
         return
-    present = {name for name, some in zip(images.label_names, (images.labels > 0).any(axis=0), strict=True) if some}
+    present = {name for name, some in zip(images.label_names, np.any(images.labels > 0, axis=0), strict=True) if some}
     if unknown := sorted(present.difference(label_names)):
         raise ValueError(f"{images.name} has labels that the training images or the model lack: {', '.join(unknown)}.")
     absent = np.where(has_label(images), 0, np.nan)

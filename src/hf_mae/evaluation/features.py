@@ -6,6 +6,7 @@ Vectors and maps are flat lists in parquet, with their shape in the metadata of 
 kept in memory until the end. Pictures that cannot be read are named and get no row.
 """
 
+import errno
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -118,15 +120,20 @@ class ReadableImages(Dataset):
     def __getitem__(self, index: int) -> tuple[int, str, torch.Tensor | None, str | None]:
         """Returns index, name, pixel values (channels, height, width), and why there are none."""
         name = os.fsencode(self.images.describe(index)).decode(errors="replace")  # files may not be named in UTF-8
+        image = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PIL warns about what it repairs
-                image = self.image_processor(self.images[index], return_tensors="pt").pixel_values[0]
-                return index, name, image, None
+                image = self.images[index]
+                return index, name, self.image_processor(image, return_tensors="pt").pixel_values[0], None
         except UnsuitableImageError as error:
             raise error.of_file(name) from error
         except Exception as error:  # decoders raise errors of any type for broken files
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # says nothing about the picture
+                raise
             reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+            if isinstance(image, PIL.Image.Image):
+                image.close()
             return index, name, None, f"Skipped {name}, which can't be read: {reason}"
 
 
@@ -198,7 +205,8 @@ class FeatureFile:
         self.output, self.metadata = Path(output), {name: json.dumps(value) for name, value in metadata.items()}
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.partial = self.output.with_name(self.output.name + ".partial")
-        self.parquet, self.writer, self.names, self.batches = self.output.suffix == ".parquet", None, [], []
+        self.parquet, self.names, self.batches = self.output.suffix == ".parquet", [], []
+        self.writer: pq.ParquetWriter | None = None
 
     def add(self, names: list[str], columns: dict[str, torch.Tensor]):
         """Adds rows: names of images, and columns whose first dimension is the number of images."""

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..data.augmentation import RandomOrientation
 from ..data.datasets import ClassificationDataset, EvaluationDataset, collate_labelled
 from ..data.image_source import ImageSource
+from ..data.label_values import SINGLE
 from ..data.labels import names_of_labels, number_labels, open_labelled
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
@@ -32,7 +33,9 @@ from ..training.finetuning import (
     FineTuningArguments,
     FineTuningTrainer,
     OrientationArguments,
+    ReadingArguments,
     check_experiment,
+    check_sources,
     fingerprint_of,
     limit_batch_size,
     weights_fingerprint,
@@ -93,7 +96,9 @@ class ProbeTrainingArguments:
 
 
 @dataclass
-class ProbingArguments(ProbeArguments, OrientationArguments, ProbeTrainingArguments, FineTuningArguments):
+class ProbingArguments(
+    ProbeArguments, ReadingArguments, OrientationArguments, ProbeTrainingArguments, FineTuningArguments
+):
     """Settings of [`probe`]: groups of its own and those of [`FineTuningArguments`]."""
 
     output_dir: str = HfArg(default="runs/probe", help="Folder for the final classifier.")
@@ -317,9 +322,9 @@ def probe_features(
     batch_norm, (classifier,) = _train_probes(train_features, [rate], args, num_labels, len(train))
     metrics = {"linear_accuracy": _accuracy(classifier, batch_norm, test_features), "base_rate": rate}
     print(f"linear probe, base rate {rate:<6g} accuracy {metrics['linear_accuracy']:.4f} of the test images")
-    on_cpu = [tensor.cpu() for tensor in (*train_features, *test_features)]
+    bank, queries = ([tensor.cpu() for tensor in tensors] for tensors in (train_features, test_features))
     for neighbors in args.num_neighbors:
-        share = knn_accuracy(*on_cpu, neighbors)
+        share = knn_accuracy(bank[0], bank[1], queries[0], queries[1], neighbors)
         print(f"k-NN, k {neighbors:<4} accuracy {share:.4f}")
         if neighbors == 20:
             metrics["knn_accuracy"] = share
@@ -400,7 +405,9 @@ def probe(args: ProbingArguments) -> FineTuned:
     """
     set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
     recipe = args.recipe()
-    train_images, test_images = open_labelled(args.data, args.label_column, "single_label_classification")
+    image_processor = args.load_image_processor(args.model_name_or_path)
+    options = args.source_options(image_processor)
+    train_images, test_images = open_labelled(args.data, args.label_column, SINGLE, **options)
     if test_images is None:
         raise ValueError(f"{train_images.name} has no images to evaluate on: put some below a folder `val`.")
     names = names_of_labels(train_images)
@@ -415,16 +422,16 @@ def probe(args: ProbingArguments) -> FineTuned:
     }
     checkpoint = check_experiment(args, "probe", fingerprints)
     model = _build_classifier(args, names)
-    image_processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
     image_processor = image_processor.with_image_size(model.config.image_size)
+    check_sources(image_processor, train_images, test_images)
     record = run_record(recipe, train_images)
     if not args.fast:
         trainer = _build_trainer(args, model, image_processor, train_images, test_images)
         metrics = trainer.run(record, checkpoint)
     else:
         hub = HubPush(args.output_dir, args.hub_model_id, args.hub_private_repo) if args.push_to_hub else None
-        datasets = (EvaluationDataset(images, image_processor) for images in (train_images, test_images))
-        model, metrics = probe_features(model, *datasets, args)
+        train, test = (EvaluationDataset(images, image_processor) for images in (train_images, test_images))
+        model, metrics = probe_features(model, train, test, args)
         _save(args, hub, model, image_processor, {**record, "metrics": metrics})
     if args.process_index == 0:
         print(f"The classifier is in {args.output_dir}.")

@@ -5,6 +5,7 @@
 import csv
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,7 +50,9 @@ from .finetuning import (
     FineTuningArguments,
     FineTuningTrainer,
     OrientationArguments,
+    ReadingArguments,
     check_experiment,
+    check_sources,
     fingerprint_of,
     weights_fingerprint,
 )
@@ -137,6 +140,7 @@ class ClassifierTrainingArguments:
 class ClassificationArguments(
     ClassifierModelArguments,
     LabelArguments,
+    ReadingArguments,
     OrientationArguments,
     ImageAugmentationArguments,
     ClassifierTrainingArguments,
@@ -336,7 +340,7 @@ def _train_dataset(
 ) -> Dataset:
     """Returns random crops, of all images or of a choice."""
     size = image_processor.crop_height_width
-    transforms = [RandomOrientation(False, args.vertical_flip, args.check_rotation(size))]
+    transforms: list[Callable] = [RandomOrientation(False, args.vertical_flip, args.check_rotation(size))]
     if args.rand_augment:
         transforms.append(RandomAugmentation(config.num_channels, magnitude=args.rand_augment))
     dataset = ClassificationDataset(
@@ -373,12 +377,16 @@ def finetune(args: ClassificationArguments) -> FineTuned:
         return evaluate_classifier(args)
     set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
     recipe = args.recipe()
-    train_images, test_images = open_labelled(args.data, args.label_column, args.problem_type)
+    image_processor = args.load_image_processor(args.model_name_or_path)
+    options = args.source_options(image_processor)
+    train_images, test_images = open_labelled(args.data, args.label_column, args.problem_type, **options)
     checkpoint = check_experiment(args, "finetune", _fingerprints(args, train_images, test_images))
     model = build_classifier(args, train_images)
     config = model.config
     number_labels([config.id2label[index] for index in range(config.num_labels)], train_images, test_images)
-    trainer = _build_trainer(args, model, train_images, test_images)
+    image_processor = image_processor.with_image_size(config.image_size)
+    check_sources(image_processor, train_images, test_images)
+    trainer = _build_trainer(args, model, image_processor, train_images, test_images)
     if trainer.is_world_process_zero():
         _print_plan(args, model, len(trainer.train_dataset), train_images)
     record = {**run_record(recipe, train_images), "num_images": len(trainer.train_dataset)}
@@ -399,11 +407,11 @@ def _fingerprints(args: ClassificationArguments, train_images: ImageSource, test
 def _build_trainer(
     args: ClassificationArguments,
     model: MAEForImageClassification,
+    image_processor: MAEImageProcessor,
     train_images: ImageSource,
     test_images: ImageSource | None,
 ) -> ClassificationTrainer:
     config = model.config
-    image_processor = MAEImageProcessor.from_pretrained(args.model_name_or_path).with_image_size(config.image_size)
     if test_images is None:
         args.eval_strategy = "no"
         print(f"{train_images.name} has no images to evaluate on: put some below a folder `val`.", file=sys.stderr)
@@ -505,13 +513,13 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
     sizes = {} if args.image_size is None else {"image_size": args.image_size}
     model = MAEForImageClassification.from_pretrained(args.model_name_or_path, **sizes).to(args.device).eval()
     problem_type = model.config.problem_type or SINGLE
-    columns = (args.label_column, problem_type)
-    images = open_with_labels(args.data, "test", *columns) or open_with_labels(args.data, "train", *columns)
+    image_processor = args.load_image_processor(args.model_name_or_path)
+    options = {"label_column": args.label_column, "problem_type": problem_type, **args.source_options(image_processor)}
+    images = open_with_labels(args.data, "test", **options) or open_with_labels(args.data, "train", **options)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if args.process_index > 0:
         return FineTuned(model, {}, Path(args.output_dir))
     align_all_labels(images, names)
-    image_processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
     if args.image_size is not None:
         image_processor = image_processor.with_image_size(args.image_size)
     indices, files, scores = _predict(model, images, image_processor, args)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The batch, the learning rate by step and by layer, which parameters are decayed, and LARS."""
+"""Sets up optimization: batch size, learning rates by step and by layer, groups of parameters, LARS."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,24 +12,27 @@ from ..modeling.modeling_mae import MAEModel
 
 
 def scaled_learning_rate(base_learning_rate: float, effective_batch_size: int) -> float:
-    """Returns the absolute rate: `base * batch / 256`. Source: He et al. 2021, appendix A.1 (Goyal et al. 2017).
+    """Returns the absolute learning rate, `base * batch / 256`.
+
+    Source: He et al. 2021, appendix A.1 (Goyal et al. 2017).
 
     Args:
-        base_learning_rate (`float`): Rate per 256 images.
+        base_learning_rate (`float`): Learning rate per 256 images.
         effective_batch_size (`int`): Images of one optimizer step, over all processes and accumulated batches.
     """
     return base_learning_rate * effective_batch_size / 256
 
 
 def default_effective_batch_size(num_images: int, largest: int = 4096) -> int:
-    """Returns the paper's 4096, or less for few images: the power of two, at least 32, that makes 16 steps an epoch.
+    """Returns the batch size of the paper, 4096, or a smaller one for few images.
 
-    Source: He et al. 2021, Table 8, for 1.28 million images; the rest is ours. It depends on the images alone, so that
-    a run is the same on any number of processes.
+    For few images it is the power of two, at least 32, with which an epoch has 16 steps. It depends only on the number
+    of images, so that a run is the same on any number of processes. Source: He et al. 2021, Table 8, for 1.28 million
+    images; the rest is ours.
 
     Args:
-        num_images (`int`): Images of the source.
-        largest (`int`, *optional*, defaults to 4096): Of pre-training; 16384 in linear probing (Table 10).
+        num_images (`int`): Number of images of the source.
+        largest (`int`, *optional*, defaults to 4096): The largest one. Linear probing has 16384 (Table 10).
     """
     return min(max(2 ** int(math.log2(max(num_images // 16, 1))), 32), largest)
 
@@ -37,14 +40,14 @@ def default_effective_batch_size(num_images: int, largest: int = 4096) -> int:
 def learning_rate_at(
     step: int, max_steps: int, warmup_steps: int, learning_rate: float, min_learning_rate: float = 0.0
 ) -> float:
-    """Returns the rate of one step: linear from 0 during warm-up, then half a cosine down to the minimum.
+    """Returns the learning rate of one step: linear from 0 during warm-up, then half a cosine down to the minimum.
 
     Args:
         step (`int`): Global optimizer step, from 0. The first step of a warm-up has rate 0, as in the official code.
         max_steps (`int`): Steps of the whole run.
         warmup_steps (`int`): Steps of the warm-up, fewer than `max_steps`.
         learning_rate (`float`): Rate at the end of the warm-up.
-        min_learning_rate (`float`, *optional*, defaults to 0.0): Rate that the cosine ends at.
+        min_learning_rate (`float`, *optional*, defaults to 0.0): Rate at the end of the cosine.
 
     Source: He et al. 2021, Table 8 (cosine decay: Loshchilov & Hutter 2016; warm-up: Goyal et al. 2017).
     """
@@ -57,11 +60,11 @@ def learning_rate_at(
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Returns groups for an optimizer: all trainable parameters, decayed unless they are one-dimensional.
 
-    Norms and biases are one-dimensional; class and mask tokens are not and are decayed, as in the official code.
+    Norms and biases are one-dimensional. Class and mask tokens are not; they are decayed, as in the official code.
 
     Args:
-        model (`nn.Module`): Its parameters that require no gradient, such as position tables, are left out.
-        weight_decay (`float`): For the decayed group. The paper uses 0.05 (Table 8).
+        model (`nn.Module`): The model. Parameters that require no gradient, such as position tables, are left out.
+        weight_decay (`float`): Weight decay of the first group. The paper uses 0.05 (Table 8).
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
@@ -73,18 +76,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def layer_decay_parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float
 ) -> list[dict]:
-    """Returns groups for fine-tuning: the rate falls by a factor from each block of the encoder to the one before.
+    """Returns groups for fine-tuning, whose learning rate falls by a factor from each block to the one before.
 
-    What follows the encoder's blocks (its final norm, heads) learns at the full rate, the last block at `layer_decay`
-    times that, and the embeddings, before the first of L blocks, at `layer_decay ** (L + 1)`. One-dimensional
+    The final norm and the heads learn at the full rate, the last of L blocks at `layer_decay` times that, and the
+    embeddings, before the first block, at `layer_decay ** (L + 1)` times that. One-dimensional
     parameters, the class token and the position table are not decayed. Source: He et al. 2021, Table 9 (layer-wise
     decay: Clark et al. 2020, arXiv 2003.10555; Bao et al. 2021); which layer has which rate: the official code.
 
     Args:
-        model (`nn.Module`): Holds one [`MAEModel`], at any depth; the rest is taken for heads. Frozen parameters are
-            left out.
+        model (`nn.Module`): Holds one [`MAEModel`], at any depth. All other modules count as heads. Frozen parameters
+            are left out.
         learning_rate (`float`): Full rate.
-        weight_decay (`float`): Of the decayed groups. The paper uses 0.05.
+        weight_decay (`float`): Weight decay of the decayed groups. The paper uses 0.05.
         layer_decay (`float`): Factor in (0, 1]; the paper uses 0.75, the official base recipe 0.65.
 
     Raises:
@@ -93,7 +96,7 @@ def layer_decay_parameter_groups(
     encoder = next((module for module in model.modules() if isinstance(module, MAEModel)), None)
     if encoder is None or not 0 < layer_decay <= 1:
         raise ValueError(
-            f"layer_decay must be in (0, 1], got {layer_decay}, and {type(model).__name__} must hold an MAEModel."
+            f"`layer_decay` must be in (0, 1], got {layer_decay}, and {type(model).__name__} must hold an MAEModel."
         )
     depths = dict.fromkeys(encoder.embeddings.parameters(), 0)
     for depth, layer in enumerate(encoder.layers, start=1):
@@ -116,7 +119,7 @@ def layer_decay_parameter_groups(
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose steps are scaled, for each matrix, to its norm: for linear probing with large batches.
+    """Takes steps of SGD with momentum that are scaled to the norm of each matrix, for very large batches.
 
     `d = g + weight_decay * w`, `v = momentum * v + trust_coefficient * |w| / |d| * d`, `w = w - lr * v`. Parameters of
     one dimension are neither decayed nor scaled. Source: You et al. 2017 (arXiv 1708.03888), Algorithm 1; used by He
@@ -135,17 +138,17 @@ class LARS(torch.optim.Optimizer):
         Args:
             params (`Iterable`): Parameters or groups of them.
             lr (`float`): Learning rate.
-            momentum (`float`, *optional*, defaults to 0.9): Of the scaled updates.
+            momentum (`float`, *optional*, defaults to 0.9): Momentum of the scaled updates.
             weight_decay (`float`, *optional*, defaults to 0.0): Added to the gradients of matrices.
-            trust_coefficient (`float`, *optional*, defaults to 0.001): Size of a step beside the norm of the weights,
-                at a rate of 1.
+            trust_coefficient (`float`, *optional*, defaults to 0.001): Size of a step relative to the norm of the
+                weights, at a learning rate of 1.
         """
         settings = {"momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
         super().__init__(params, {"lr": lr, **settings})
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
-        """Makes one step; `closure` may compute the loss anew."""
+        """Makes one step. `closure` may compute the loss anew."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -30,6 +31,7 @@ from .finetuning import (
     FineTuningArguments,
     FineTuningTrainer,
     OrientationArguments,
+    ReadingArguments,
     check_experiment,
     fingerprint_of,
     limit_batch_size,
@@ -104,7 +106,12 @@ class SegmenterTrainingArguments:
 
 @dataclass
 class SegmentationArguments(
-    MaskArguments, OrientationArguments, SegmenterArguments, SegmenterTrainingArguments, FineTuningArguments
+    MaskArguments,
+    ReadingArguments,
+    OrientationArguments,
+    SegmenterArguments,
+    SegmenterTrainingArguments,
+    FineTuningArguments,
 ):
     """Settings of [`segment`]: groups of its own and those of [`FineTuningArguments`]."""
 
@@ -297,7 +304,7 @@ def open_pairs(
     counts = {split: _count_pixels(some, image_processor, args.reduce_labels) for split, some in pairs.items()}
     num_labels = _check_classes(args, pairs, counts, names)
     for split, some in pairs.items():
-        shown = counts[split].any(axis=1)
+        shown = np.any(counts[split], axis=1)
         pairs[split] = [pair for pair, counted in zip(some, shown, strict=True) if counted]
         if not shown.all():
             _say(args, f"{(~shown).sum()} masks of {split} have no pixel that counts: left out.")
@@ -337,7 +344,7 @@ def _check_classes(
 ) -> int:
     """Returns the number of classes. Raises `ValueError` if a mask shows one that has no name."""
     if names is None:
-        shown = np.concatenate(list(counts.values())).any(axis=0)
+        shown = np.any(np.concatenate(list(counts.values())), axis=0)
         return int(shown.nonzero()[0].max(initial=-1)) + 1
     num_labels = len(names)
     for split, count in counts.items():
@@ -418,7 +425,9 @@ class ConfusionMatrix:
         Args:
             num_labels (`int`): Number of classes.
         """
-        self.num_labels, self.matrix, self.iou = num_labels, 0, None
+        self.num_labels = num_labels
+        self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.float64)
+        self.iou: torch.Tensor | None = None
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
         """Adds a batch of predicted and true classes. At the last one it returns the figures and starts anew."""
@@ -427,7 +436,7 @@ class ConfusionMatrix:
         self.matrix += torch.bincount(pairs, minlength=self.num_labels**2).reshape(self.num_labels, -1).double()
         if not compute_result:
             return {}
-        matrix, self.matrix = self.matrix, 0
+        matrix, self.matrix = self.matrix, torch.zeros_like(self.matrix)
         self.iou = intersection_over_union(matrix)
         return {"mean_iou": self.iou.nanmean().item(), "pixel_accuracy": (matrix.trace() / matrix.sum()).item()}
 
@@ -538,7 +547,8 @@ def build_encoder_config(args: SegmentationArguments) -> MAEConfig:
     Raises:
         ValueError: If they do not fit each other.
     """
-    path, fields = args.model_name_or_path, {"drop_path_rate": args.drop_path_rate}
+    path = args.model_name_or_path
+    fields: dict[str, Any] = {"drop_path_rate": args.drop_path_rate}
     if size := args.image_size or ([28 * args.sample_side] if args.data is None else None):
         fields["image_size"] = size[0] if len(size) == 1 else size
     config = MAEConfig.from_pretrained(path, **fields) if path else MAEConfig.from_preset(args.preset, **fields)
@@ -579,9 +589,9 @@ def _build_image_processor(args: SegmentationArguments, config: MAEConfig) -> MA
     height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     size = {"height": height, "width": width}
     changes = {"size": size, "crop_size": size, "do_center_crop": False}
-    if args.model_name_or_path:
-        return MAEImageProcessor.from_pretrained(args.model_name_or_path, **changes)
-    return MAEImageProcessor(num_channels=config.num_channels, **changes)
+    if args.model_name_or_path is None:
+        changes["num_channels"] = config.num_channels
+    return args.load_image_processor(args.model_name_or_path, **changes)
 
 
 def segment(args: SegmentationArguments) -> FineTuned:
