@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from enum import Enum
@@ -45,7 +45,7 @@ class CommandParser(HfArgumentParser):
         Raises:
             ValueError: If there is an argument that does not exist, or a value that does not fit.
         """
-        namespace, unknown = self.parse_known_args(argv)
+        namespace, unknown = self.parse_known_intermixed_args(argv)  # positional arguments may follow flags
         if unknown:
             known = [name for action in self._actions for name in action.option_strings if "-" not in name[2:]]
             close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
@@ -193,12 +193,12 @@ def in_flags(message: str) -> str:
     return re.sub(r"`(\w+)`", lambda match: f"--{match[1]}" if match[1] in _flags else match[0], message)
 
 
-def recipe_of(args, without: set[str] = frozenset()) -> dict:
+def recipe_of(args, without: Collection[str] = ()) -> dict:
     """Returns the settings that are not the defaults, as a recipe may hold them.
 
     Args:
         args (a dataclass): Settings.
-        without (`set[str]`, *optional*): Fields to leave out. Those of the Hub and of tokens always are.
+        without (`Collection[str]`, *optional*): Fields to leave out. Those of the Hub and of tokens always are.
     """
     recipe = {}
     for each in fields(args):
@@ -236,13 +236,13 @@ def config_changes(changes: str | Mapping | None) -> dict:
 
 
 def _pair_of(text: str) -> tuple[str, object]:
-    name, is_pair, value = (part.strip() for part in text.partition("="))
+    name, is_pair, written = (part.strip() for part in text.partition("="))
     if not is_pair:
         raise ValueError(f"`config_overrides`: {name} has no value, write {name}=value.")
     try:
-        value = yaml.safe_load(value)
+        value = yaml.safe_load(written)
     except yaml.YAMLError as error:
-        raise ValueError(f"`config_overrides`: {value!r} is no value for {name}.") from error
+        raise ValueError(f"`config_overrides`: {written!r} is no value for {name}.") from error
     with suppress(ValueError, TypeError):  # YAML takes 1e-5 for a text
         value = float(value) if isinstance(value, str) else value
     return name, value
