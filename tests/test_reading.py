@@ -4,6 +4,7 @@
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 import torch
 
 from hf_mae import MAEImageProcessor
-from hf_mae.modeling import formats_mae
 from hf_mae.modeling.reading_mae import (
     ReadingSettings,
     UnsuitableImageError,
@@ -222,7 +222,7 @@ def test_tiff__orientation_is_applied_whoever_reads_it(tmp_path, orientation, dt
 def test_tiff__without_the_library_names_the_extra(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", values("uint16", 5), planarconfig="separate", photometric="minisblack")
     PIL.Image.fromarray(values("uint16")[0]).save(tmp_path / "plain.tif")
-    monkeypatch.setattr(formats_mae, "tifffile", None)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(UnsuitableImageError, match=r"hf-mae\[tiff\]"):
         stored(tmp_path / "a.tif", 5)
     assert np.array_equal(stored(tmp_path / "plain.tif", 1).pixels, values("uint16"))
@@ -419,9 +419,26 @@ def test_dicom__colours_frames_and_files_without_extension(tmp_path):
     assert np.array_equal(stored(tmp_path / "frames.dcm", 4, pages="channels").pixels, frames)
 
 
+@pytest.mark.parametrize("name", ["MR_small_bigendian.dcm", "image_dfl.dcm", "SC_rgb_jpeg.dcm", "CT_small.dcm"])
+def test_dicom__of_other_programs_has_the_values_of_the_library(name):
+    """Big-endian, deflated, JPEG without an offset table, rescaled: files that pydicom brings along."""
+    pydicom = pytest.importorskip("pydicom")
+    path = pydicom.data.get_testdata_file(name, download=False)
+    data = pydicom.dcmread(path)
+    expected = pydicom.pixels.apply_modality_lut(data.pixel_array, data)
+    expected = expected[None] if expected.ndim == 2 else expected.transpose(2, 0, 1)
+    assert np.array_equal(stored(path, len(expected)).pixels, expected)
+
+
+def test_dicom__doses_of_32_bits_need_a_range(tmp_path):
+    dicom(tmp_path / "dose.dcm", values("uint32")[0])
+    with pytest.raises(UnsuitableImageError, match="uint32.*value_range"):
+        scaled(tmp_path / "dose.dcm", 1)
+
+
 def test_dicom__without_the_library_names_the_extra(tmp_path, monkeypatch):
     dicom(tmp_path / "a.dcm", values("uint8")[0])
-    monkeypatch.setattr(formats_mae, "pydicom", None)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UnsuitableImageError, match=r"hf-mae\[dicom\]"):
         stored(tmp_path / "a.dcm", 1)
 

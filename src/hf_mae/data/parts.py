@@ -3,11 +3,12 @@
 """Images that are parts of files: windows of large scenes, pages of stacks."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from ..modeling.formats_mae import TIFF_SIGNATURES, TiffFile, tifffile
+from ..modeling.formats_mae import TIFF_SIGNATURES, TiffFile, library
 from ..modeling.reading_mae import (
     ImageFile,
     OpenedImage,
@@ -32,7 +33,9 @@ class PartsOfImages(ImageSource):
             and what says which part of it it is.
     """
 
-    def __init__(self, images: ImageSource, parts: list[tuple[int, ...]], kind: str):
+    notes: list[str]
+
+    def __init__(self, images: ImageSource, parts: Sequence[tuple[int, ...]], kind: str):
         self.images, self.parts = images, np.array(parts, dtype=np.int64)
         self.name, self.dataset, self.license = images.name, images.dataset, images.license
         self.labels = None if images.labels is None else images.labels[self.parts[:, 0]]
@@ -74,7 +77,7 @@ class Window(ImageFile):
 
     num_pages = 1
 
-    def __init__(self, scene: "TiffFile | np.ndarray", rows: slice, columns: slice, settings: ReadingSettings):
+    def __init__(self, scene: TiffFile | StoredImage, rows: slice, columns: slice, settings: ReadingSettings):
         super().__init__(getattr(scene, "file", b""))
         self.scene, self.rows, self.columns, self.settings = scene, rows, columns, settings
         self.size = rows.stop - rows.start, columns.stop - columns.start
@@ -152,8 +155,7 @@ def _open_scene(path: str, reading: ReadingSettings) -> "TiffFile | StoredImage"
     with open(path, "rb") as stream:
         start = stream.read(6)
     if start.startswith(TIFF_SIGNATURES):
-        if tifffile is None:
-            raise UnsuitableImageError(f'{path}: windows of TIFF files need tifffile: pip install "hf-mae[tiff]".')
+        library("tifffile", "tiff", f"{path}: a window of a TIFF")
         scene = TiffFile(path)
         if scene.num_pages > 1 and reading.pages != "first":
             raise UnsuitableImageError(f"{path}: it has {scene.num_pages} pages; set `pages` to first for its first.")

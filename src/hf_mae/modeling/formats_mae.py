@@ -8,30 +8,18 @@ refused by [`UnsuitableImageError`]. [`hf_mae.modeling.reading_mae`] decides whi
 """
 
 import gzip
+import importlib
 import io
 import math
 import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 import PIL.Image
 import torch
-
-try:
-    import tifffile
-except ImportError:
-    tifffile = None
-try:
-    import pydicom
-    import pydicom.pixels
-except ImportError:
-    pydicom = None
-try:
-    import nibabel
-except ImportError:
-    nibabel = None
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 EXIF_ORIENTATION = 0x0112
@@ -143,6 +131,24 @@ class ImagePage(ImageFile):
 
     def read(self, page: int = 0) -> StoredImage:
         return self.file.read(self.page)
+
+
+def library(name: str, extra: str, purpose: str) -> ModuleType:
+    """Imports an optional library when a file needs it, which takes up to half a second.
+
+    Args:
+        name (`str`): The module.
+        extra (`str`): Extra of hf-mae that installs it.
+        purpose (`str`): Which files need it, as the subject of a sentence.
+
+    Raises:
+        UnsuitableImageError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        raise UnsuitableImageError(f"{purpose} needs {package}: pip install 'hf-mae[{extra}]'.") from error
 
 
 def oriented(image: StoredImage, orientation: int | None) -> StoredImage:
@@ -314,7 +320,11 @@ def open_tiff(file: str | bytes) -> PIL.Image.Image | ImageFile:
         image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except PIL.UnidentifiedImageError:
         image = None
-    return _with_tifffile(file) if image is None or not _pillow_is_exact(image) or _has_further_pages(image) else image
+    if image is not None and _pillow_is_exact(image) and not _has_further_pages(image):
+        return image
+    if image is not None:
+        image.close()
+    return _with_tifffile(file)
 
 
 def exact_tiff(image: PIL.Image.Image) -> PIL.Image.Image | ImageFile:
@@ -334,11 +344,7 @@ def exact_tiff(image: PIL.Image.Image) -> PIL.Image.Image | ImageFile:
 
 
 def _with_tifffile(file: str | bytes) -> ImageFile:
-    if tifffile is None:
-        raise UnsuitableImageError(
-            "This kind of TIFF (its type, number of bands, pages or compression) needs tifffile: "
-            'pip install "hf-mae[tiff]".'
-        )
+    library("tifffile", "tiff", "This kind of TIFF (its type, number of bands, pages or compression)")
     return TiffFile(file)
 
 
@@ -400,7 +406,7 @@ class TiffFile(ImageFile):
 
     def __init__(self, file: str | bytes):
         super().__init__(file)
-        with tifffile.TiffFile(self._stream()) as tiff:
+        with library("tifffile", "tiff", "A TIFF").TiffFile(self._stream()) as tiff:
             series = tiff.series[0]
             pages = _tiff_pages(tiff)
             self.num_pages = len(pages)
@@ -416,7 +422,7 @@ class TiffFile(ImageFile):
         self._open: dict = {}
 
     def read(self, page: int = 0) -> StoredImage:
-        with tifffile.TiffFile(self._stream()) as tiff:
+        with library("tifffile", "tiff", "A TIFF").TiffFile(self._stream()) as tiff:
             pages = _tiff_pages(tiff)
             first = pages[0 if self._in_one_block else page]
             if self._in_one_block:
@@ -429,7 +435,7 @@ class TiffFile(ImageFile):
     def read_window(self, rows: slice, columns: slice) -> StoredImage:
         """Returns a part of the first page, for which only the tiles or strips that it lies in are decoded."""
         if os.getpid() not in self._open:  # forked processes share the position of an open file
-            tiff = tifffile.TiffFile(self._stream())
+            tiff = library("tifffile", "tiff", "A TIFF").TiffFile(self._stream())
             self._open = {os.getpid(): (tiff, _tiff_pages(tiff)[0])}
         tiff, page = self._open[os.getpid()]
         array = _decode_tiff(lambda: _read_segments(page, rows, columns))
@@ -535,8 +541,7 @@ class DicomFile(ImageFile):
 
     def __init__(self, file: str | bytes):
         super().__init__(file)
-        if pydicom is None:
-            raise UnsuitableImageError('DICOM files need pydicom: pip install "hf-mae[dicom]".')
+        pydicom = library("pydicom", "dicom", "A DICOM file")
         self._header = pydicom.dcmread(self._stream(), stop_before_pixels=True, force=True)
         if "Rows" not in self._header:
             raise ValueError("the DICOM file holds no image")
@@ -544,23 +549,37 @@ class DicomFile(ImageFile):
         self.size = int(self._header.Rows), int(self._header.Columns)
 
     def read(self, page: int = 0) -> StoredImage:
-        header = self._header
-        try:
-            array = pydicom.pixels.pixel_array(self._stream(), index=page)
-        except (RuntimeError, NotImplementedError) as error:
-            if "transfer syntax" not in str(error).lower() and "plugin" not in str(error).lower():
-                raise  # broken
-            raise UnsuitableImageError(
-                f'The decoder of its pixels is missing: pip install "hf-mae[dicom]". {error}'.split("\n")[0]
-            ) from error
-        unsigned = array.dtype.kind == "u"
-        limit = 2 ** int(header.BitsStored) - 1 if unsigned and "BitsStored" in header else None
+        header, array = self._header, native(self._decode(page))
+        pixels = library("pydicom.pixels", "dicom", "A DICOM file")
+        # Deeper unsigned values, such as doses, have no white of their own.
+        bits = int(header.get("BitsStored") or 32)
+        limit = 2**bits - 1 if array.dtype.kind == "u" and bits <= 16 else None
         if header.PhotometricInterpretation == "PALETTE COLOR":
-            array, limit = pydicom.pixels.apply_color_lut(array, header), None
+            array, limit = pixels.apply_color_lut(array, header), None
         elif array.ndim == 2 and (rescale := self._rescale(page)) is not None:
-            array, limit = pydicom.pixels.apply_modality_lut(array, rescale), None
+            array, limit = native(pixels.apply_modality_lut(array, rescale)), None
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         return StoredImage(array, limit, inverted=header.PhotometricInterpretation == "MONOCHROME1")
+
+    def _decode(self, page: int) -> np.ndarray:
+        """Returns the stored values of a frame, colours as RGB."""
+        pixels = library("pydicom.pixels", "dicom", "A DICOM file")
+        try:
+            if self.num_pages > 1:
+                try:
+                    return pixels.pixel_array(self._stream(), index=page)
+                except (AttributeError, ValueError):  # such as deflated files, which can't be read in part
+                    pass
+            data = library("pydicom", "dicom", "A DICOM file").dcmread(self._stream(), force=True)
+            return pixels.pixel_array(data, index=page)
+        except (RuntimeError, NotImplementedError) as error:
+            reason = str(error).lower()
+            if not any(word in reason for word in ("transfer syntax", "plugin", "decompress")):
+                raise  # broken
+            raise UnsuitableImageError(
+                "Its pixels can't be decoded. If the decoder is missing, install it: pip install 'hf-mae[dicom]'. "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
 
     def _rescale(self, page: int):
         """Returns the part of the header that says how a frame is rescaled, or `None` if it is not."""
@@ -579,8 +598,6 @@ class NiftiFile(ImageFile):
 
     def __init__(self, file: str | bytes):
         super().__init__(file)
-        if nibabel is None:
-            raise UnsuitableImageError('NIfTI files need nibabel: pip install "hf-mae[nifti]".')
         shape = self._volume().shape
         self.num_pages, self.size = math.prod(shape[2:]), (shape[1], shape[0])
 
@@ -594,6 +611,7 @@ class NiftiFile(ImageFile):
         return StoredImage(native(array).T[None])
 
     def _volume(self):
+        nibabel = library("nibabel", "nifti", "A NIfTI file")
         if isinstance(self.file, str):
             return nibabel.load(self.file)
         content = gzip.decompress(self.file) if self.file[:2] == b"\x1f\x8b" else self.file

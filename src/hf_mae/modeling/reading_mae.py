@@ -145,7 +145,10 @@ def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
     if start.startswith(TIFF_SIGNATURES):
         return open_tiff(file)
     image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
-    return DeepPicture(file, image.size[::-1]) if is_deep(image) else image
+    if not is_deep(image):
+        return image
+    image.close()
+    return DeepPicture(file, image.size[::-1])
 
 
 def _first_bytes(file: str | bytes) -> bytes:
