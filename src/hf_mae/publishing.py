@@ -163,7 +163,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     text = ModelCard.from_template(
         _metadata(record, title, isinstance(model, MAEForImageClassification)),
-        template_path=_TEMPLATE,
+        template_path=os.fspath(_TEMPLATE),
         title=title,
         repo_id=repo_id or title,
         summary=_summary(record, model),
@@ -379,7 +379,8 @@ class HubPush:
         self.output_dir, self.private = Path(output_dir), private
         self.repo_id = repo_id or self.output_dir.resolve().name
         validate_repo_id(self.repo_id)
-        self._thread, self._messages = None, queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def start(self, stage: Callable[[Path], None], message: str):
         """Starts a push, unless one is under way: then the next push brings what this one would have brought.

@@ -81,9 +81,9 @@ class PretrainingDataset(Dataset):
             no-data, they are filled, and `valid` (height, width), bool, is False there.
         """
         plain = [sample for sample in samples if not isinstance(sample, tuple | list)]
-        samples = [sample if isinstance(sample, tuple | list) else (self.epoch, sample, 0) for sample in samples]
+        triples = [sample if isinstance(sample, tuple | list) else (self.epoch, sample, 0) for sample in samples]
         results = []
-        for (epoch, index), group in itertools.groupby(samples, key=lambda sample: tuple(sample[:2])):
+        for (epoch, index), group in itertools.groupby(triples, key=lambda sample: tuple(sample[:2])):
             results.extend(self._views(epoch, index, [view for _, _, view in group]))
         if plain:  # Trainer keeps only what the model takes as an argument, so nobody else would report them
             _warn_of_unreadable({name: reason for sample in results for name, reason in sample["unreadable"].items()})

@@ -6,9 +6,11 @@ import errno
 import math
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import torch
 
 from ..modeling.formats_mae import EXIF_ORIENTATION, ORIENTATIONS
@@ -31,6 +33,8 @@ except ImportError:
     simplejpeg = None
 
 
+Result = TypeVar("Result")
+
 _JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by further pictures, which phones write
 _ATTEMPTS = 10
 
@@ -40,7 +44,9 @@ def decoder_name() -> str:
     return "PIL" if simplejpeg is None else "simplejpeg"
 
 
-def read_image(images: ImageSource, index: int, load: Callable) -> tuple[object, int, dict[str, str]]:
+def read_image(
+    images: ImageSource, index: int, load: Callable[[OpenedImage], Result]
+) -> tuple[Result, int, dict[str, str]]:
     """Reads an image. If it is unreadable, reads a replacement, which is always the same one.
 
     Args:
@@ -233,6 +239,7 @@ def _decode_jpeg(
     if simplejpeg is not None and image.mode in ("L", "RGB"):
         # The size that PIL would decode at, which gives the same pixels.
         size = {"min_width": image.width, "min_height": image.height}
+        assert isinstance(image, PIL.ImageFile.ImageFile)  # opened and not decoded
         image.fp.seek(0)
         try:
             array = simplejpeg.decode_jpeg(image.fp.read(), "GRAY" if image.mode == "L" else "RGB", **size)
@@ -241,7 +248,8 @@ def _decode_jpeg(
         else:
             if array.shape[2] == num_channels and reading.bands is None:
                 return StoredImage(array.transpose(2, 0, 1))
-            image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            picture = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            return read_stored(picture, num_channels, reading, orient=False)
     return read_stored(image, num_channels, reading, orient=False)
 
 

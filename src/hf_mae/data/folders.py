@@ -38,6 +38,8 @@ class FolderImages(ImageSource):
     `imagefolder` of `datasets` has it. A stray file next to them has the label -1.
     """
 
+    notes: list[str]
+
     def __init__(
         self,
         folder: str | os.PathLike,

@@ -56,7 +56,7 @@ def digest(*parts: bytes | np.ndarray | str) -> str:
     """Returns a short hash of the content."""
     result = hashlib.sha256()
     for part in parts:
-        result.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part) if len(part) else b"")
+        result.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).data if len(part) else b"")
     return result.hexdigest()[:16]
 
 

@@ -98,6 +98,8 @@ class TarImages(ImageSource):
 class ParquetImages(ImageSource):
     """Images in a column of parquet files, here or on the Hub, read by row group and not copied."""
 
+    notes: list[str]
+
     def __init__(
         self,
         files: Sequence[str],

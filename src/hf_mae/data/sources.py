@@ -115,6 +115,7 @@ def _open(
 ) -> ImageSource | None:
     path = Path(data)
     if not path.exists():
+        images: ImageSource | None
         if streaming:
             images = _from_hub(data, split, config, columns)
         else:
@@ -154,7 +155,7 @@ def _from_folder(folder: str, split: str | None, labels: str, columns: dict) -> 
         if split == "test":
             return None
         images = FolderImages(folder, listing, labels)
-        images.notes = notes + images.notes
+        images.notes = [*notes, *images.notes]
         return images
     if split is not None:
         shards = _of_split(shards, split, folder)

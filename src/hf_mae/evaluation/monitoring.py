@@ -60,7 +60,7 @@ class Evaluation:
         results = {"eval_loss": loss}
         if self.has_labels:
             _, *bank = self._pass(model, self.neighbors, with_loss=False, with_features=True)
-            bank, queries = _labelled(*bank), _labelled(*queries) if separate_queries else ()
+            bank, queries = _labelled(*bank), _labelled(*queries) if separate_queries else []
             if len(bank[0]) > 1 and (not separate_queries or len(queries[0]) > 0):
                 results["knn_accuracy"] = knn_accuracy(*bank, *queries)
         model.train(was_training)

@@ -71,7 +71,8 @@ def pretrain(
         raise ValueError(f"`{clash[0]}` is part of the object that was passed, and cannot be set, too.")
     defaults = {name: value for name, value in defaults.items() if name not in replaced}
     images = data if isinstance(data, ImageSource) else None
-    given.update(data=None if images is not None or data is None else os.fspath(data), output_dir=os.fspath(output_dir))
+    path = None if data is None or isinstance(data, ImageSource) else os.fspath(data)
+    given.update(data=path, output_dir=os.fspath(output_dir))
     return _run(PretrainingSettings(**{**defaults, **given}), images, model, image_processor, trackers)
 
 

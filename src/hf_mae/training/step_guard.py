@@ -182,7 +182,7 @@ def _end_without_parent(parent: int):
     os._exit(1)
 
 
-def end_workers(spared: Iterable[multiprocessing.Process] = ()):
+def end_workers(spared: Iterable[multiprocessing.process.BaseProcess] = ()):
     """Ends the child processes of this one at once, so that the end of a run does not wait for them.
 
     Loader workers ignore SIGTERM, with which Python would end them, and then wait for them for ever.
