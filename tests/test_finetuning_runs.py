@@ -5,7 +5,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -157,6 +160,17 @@ def test_loss_that_is_not_finite__ends_the_run_and_publishes_nothing(call, short
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+def test_image_with_nan__is_named_before_the_first_step(call, short, folder, tmp_path):
+    pixels = np.full((40, 40, 3), 0.5, dtype=np.float32)
+    pixels[7, 11, 0] = np.nan
+    np.save(folder / "train" / "red" / "bad.npy", pixels)
+    for arguments in (short, [*short[:4], "--output_dir", tmp_path / "probe", "--fast"]):
+        command = probe_command if "--fast" in arguments else finetune_command
+        with pytest.raises(ValueError, match="bad.npy: .*row 7, column 11"):
+            call(command, *arguments)
+    assert not list(tmp_path.glob("*/checkpoint-*"))
+
+
 def test_gradient_that_is_not_finite__ends_the_run(call, short, tmp_path, monkeypatch):
     step = FineTuningTrainer.training_step
 
@@ -197,3 +211,26 @@ def test_drop_last__leaves_evaluation_whole(call, short, folder, tmp_path):
     assert results["eval_accuracy_red"] is None
     assert results["eval_accuracy_blue"] is not None
     assert results["eval_accuracy_green"] is not None
+
+
+@pytest.mark.slow
+def test_command_with_loader_workers__saves_and_ends_when_the_group_gets_a_signal(short, tmp_path):
+    """A launcher signals all processes: workers, which the step in progress needs, must go on until main has saved."""
+    arguments = [str(each) for each in short] + ["--num_train_epochs", "2000", "--dataloader_num_workers", "2"]
+    arguments += ["--logging_steps", "1", "--disable_tqdm", "true", "--use_cpu", "true", "--eval_strategy", "no"]
+    command = [sys.executable, "-m", "hf_mae", "finetune", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "'loss'" in line:
+            break
+    os.killpg(process.pid, signal.SIGTERM)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, "".join(lines) + rest
+    assert "Stopped by signal" in rest
+    assert latest_complete_checkpoint(tmp_path / "out") is not None
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        os.killpg(process.pid, 0)

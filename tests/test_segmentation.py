@@ -3,7 +3,9 @@
 """Segmentation: pairs of images and masks, views, the mean IoU, runs, and what errors say."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,14 @@ from transformers import EvalPrediction, UperNetForSemanticSegmentation
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_mae import MAEImageProcessor, MAEModel
+from hf_mae.data import masks
 from hf_mae.data.augmentation import RandomOrientation
-from hf_mae.data.sources import FolderImages, open_images
+from hf_mae.data.folders import FolderImages
+from hf_mae.data.masks import Pair
+from hf_mae.data.sources import open_images
 from hf_mae.modeling.image_processing_mae import resize
 from hf_mae.training import segmentation as script
-from hf_mae.training.segmentation import Pair
+from hf_mae.training.step_guard import RunStopped
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]
@@ -104,7 +109,7 @@ def test_views__move_image_and_mask_alike(turned):
     PIL.ImageDraw.Draw(mask).polygon([(5, 3), (40, 10), (12, 40)], fill=1)
     pair = Pair([mask.point([20, 220, *[0] * 254])], 0, mask, "shape")
     processor = MAEImageProcessor(size={"height": 24, "width": 32}, num_channels=1, image_mean=[0.0], image_std=[1.0])
-    dataset = script.SegmentationDataset([pair], processor, scale=(0.5, 2.0), orientation=turned)
+    dataset = masks.SegmentationDataset([pair], processor, scale=(0.5, 2.0), orientation=turned)
     padded, centres = 0, set()
     for _ in range(60):
         sample = dataset[0]
@@ -124,7 +129,7 @@ def test_evaluation__shows_the_whole_image_each_time():
     mask = image.point(lambda value: value > 128)
     pair = Pair([image], 0, mask, "gradient")
     processor = MAEImageProcessor(size={"height": 32, "width": 64}, num_channels=1, do_center_crop=False)
-    first, second = (script.SegmentationDataset([pair], processor)[0] for _ in range(2))
+    first, second = (masks.SegmentationDataset([pair], processor)[0] for _ in range(2))
     assert torch.equal(first["pixel_values"], processor(image, return_tensors="pt").pixel_values[0])
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["labels"].float().mean() == pytest.approx(np.array(mask).mean(), abs=0.01)
@@ -133,7 +138,7 @@ def test_evaluation__shows_the_whole_image_each_time():
 @pytest.mark.parametrize("side", [1, 2, 3])
 def test_sample__labels_each_part_with_its_garment(side):
     for split, source in (("train", open_images(None, "train")), ("val", open_images(None, "test"))):
-        pairs = script.sample_pairs(split, side)
+        pairs = masks.sample_pairs(split, side)
         assert len(pairs) == len(source) // side**2
         known = {source[index].tobytes(): source.labels[index] for index in range(len(source))}
         for image, mask in [(pair.images[pair.index], pair.mask) for pair in pairs[:20]]:
@@ -152,10 +157,10 @@ def test_masks__turned_pictures_palettes_and_reduced_labels(tmp_path):
     mask = PIL.Image.fromarray(np.tile(np.array([0, 1, 2, 255, 7, 0], dtype=np.uint8), (8, 1)))
     mask.putpalette(list(range(255, -1, -1)) * 3)
     mask.save(tmp_path / "mask.png")
-    read, classes = script.read_pair(pair, MAEImageProcessor(), False)
+    read, classes = masks.read_pair(pair, MAEImageProcessor(), False)
     assert read.shape == (3, 8, 6)
     assert classes[0].tolist() == [0, 1, 2, 255, 7, 0]
-    _, classes = script.read_pair(pair, MAEImageProcessor(), True)
+    _, classes = masks.read_pair(pair, MAEImageProcessor(), True)
     assert classes[0].tolist() == [255, 0, 1, 255, 6, 255]
 
 
@@ -279,36 +284,65 @@ def test_documentation__python_block_runs(checkpoint, tmp_path, monkeypatch):
     assert names["classes"].shape == (70, 90)
 
 
+def test_run__stops_at_a_signal_goes_on_and_refuses_another(checkpoint, tmp_path, monkeypatch):
+    shapes(tmp_path / "data", 10)
+    arguments = ["--model_name_or_path", checkpoint(), "--data", tmp_path / "data", "--per_device_train_batch_size", 3]
+    arguments += ["--max_steps", 4, "--output_dir", tmp_path / "out", "--eval_strategy", "no"]
+    step = script.SegmentationTrainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        if trainer.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(script.SegmentationTrainer, "training_step", training_step)
+    with pytest.raises(RunStopped, match="step 2 of 4") as stopped:
+        run(*arguments)
+    assert stopped.value.exit_status == 128 + signal.SIGTERM
+    assert not (tmp_path / "out" / "eval_results.json").exists()
+    with pytest.raises(ValueError, match="(?s)out holds another run.*from_scratch: the default there, True now"):
+        run(*arguments, "--from_scratch")
+    path = tmp_path / "data" / "masks" / "3.png"
+    mask = np.array(PIL.Image.open(path))
+    PIL.Image.fromarray(np.where(mask == 1, 2, mask)).save(path)
+    with pytest.raises(ValueError, match="(?s)out holds another run.*images: "):
+        run(*arguments)
+    PIL.Image.fromarray(mask).save(path)
+    run(*arguments)
+    assert (tmp_path / "out" / "eval_results.json").exists()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Mistakes
 
 
-def broken(folder, how):
-    image, mask = (folder / name / "1.png" for name in ("images", "masks"))
-    if how == "cut":
-        image.write_bytes(image.read_bytes()[:60])
-    elif how == "no mask":
-        mask.unlink()
-    elif how == "no images":
-        for path in (folder / "images").iterdir():
-            path.unlink()
-    elif how == "no masks":
-        (folder / "masks").rename(folder / "labels")
-    elif how == "other size":
-        PIL.Image.open(mask).resize((40, 48)).save(mask)
-    elif how == "colours":
-        PIL.Image.open(mask).convert("RGB").save(mask)
-    elif how == "binary":
-        for path in (folder / "masks").iterdir():
-            PIL.Image.fromarray(np.where(np.array(PIL.Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
-    elif how == "two classes of three":
-        for path in (folder / "masks").iterdir():
-            PIL.Image.fromarray(np.where(np.array(PIL.Image.open(path)) == 1, 0, np.array(PIL.Image.open(path)))).save(
-                path
-            )
-    elif how == "one image":
-        for path in [*folder.glob("images/[1-9].png"), *folder.glob("masks/[1-9].png")]:
-            path.unlink()
+def change_masks(folder, change):
+    for path in (folder / "masks").iterdir():
+        PIL.Image.fromarray(change(np.array(PIL.Image.open(path)))).save(path)
+
+
+def remove(paths):
+    for path in list(paths):
+        path.unlink()
+
+
+def change_mask(folder, change):
+    mask = folder / "masks" / "1.png"
+    change(PIL.Image.open(mask)).save(mask)
+
+
+BROKEN = {
+    "": lambda folder: None,
+    "cut": lambda folder: (folder / "images" / "1.png").write_bytes((folder / "images" / "1.png").read_bytes()[:60]),
+    "no mask": lambda folder: remove([folder / "masks" / "1.png"]),
+    "no images": lambda folder: remove((folder / "images").iterdir()),
+    "no masks": lambda folder: (folder / "masks").rename(folder / "labels"),
+    "other size": lambda folder: change_mask(folder, lambda mask: mask.resize((40, 48))),
+    "colours": lambda folder: change_mask(folder, lambda mask: mask.convert("RGB")),
+    "binary": lambda folder: change_masks(folder, lambda mask: np.where(mask == 1, 255, 0).astype(np.uint8)),
+    "two classes of three": lambda folder: change_masks(folder, lambda mask: np.where(mask == 1, 0, mask)),
+    "one image": lambda folder: remove([*folder.glob("images/[1-9].png"), *folder.glob("masks/[1-9].png")]),
+}
 
 
 @pytest.mark.parametrize(
@@ -333,7 +367,7 @@ def broken(folder, how):
     ],
 )
 def test_mistakes__are_named(checkpoint, tmp_path, how, arguments, error, message):
-    broken(shapes(tmp_path / "data", 4), how)
+    BROKEN[how](shapes(tmp_path / "data", 4))
     given = ["--model_name_or_path", checkpoint(), "--data", tmp_path / "data", "--output_dir", tmp_path / "out"]
     with pytest.raises(error, match=message):
         run(*given, *arguments)
@@ -349,23 +383,23 @@ def test_masks__of_16_bits_and_arrays_hold_the_same_classes(tmp_path):
     np.save(tmp_path / "array.npy", np.where(classes == 255, -1, classes.astype(np.int32)))
     PIL.Image.fromarray(np.where(classes == 255, 65535, classes).astype(np.uint16)).save(tmp_path / "ones.png")
     for name in ("deep.png", "array.npy", "ones.png"):
-        assert np.array_equal(script.read_mask(tmp_path / name), classes), name
+        assert np.array_equal(masks.read_mask(tmp_path / name), classes), name
     np.save(tmp_path / "many.npy", np.array([[0, 300]]))
     np.save(tmp_path / "floats.npy", np.zeros((2, 2)))
     with pytest.raises(ValueError, match="many.npy has the class 300"):
-        script.read_mask(tmp_path / "many.npy")
+        masks.read_mask(tmp_path / "many.npy")
     with pytest.raises(ValueError, match="floats.npy has .*float64"):
-        script.read_mask(tmp_path / "floats.npy")
+        masks.read_mask(tmp_path / "floats.npy")
 
 
 def test_folder__pairs_images_with_masks_of_any_kind(tmp_path):
     shapes(tmp_path, 3)
     np.save(tmp_path / "masks" / "1.npy", np.array(PIL.Image.open(tmp_path / "masks" / "1.png")))
-    before = script.read_pair(script.folder_pairs(str(tmp_path), "train")[1], MAEImageProcessor())[1]
+    before = masks.read_pair(masks.folder_pairs(str(tmp_path), "train")[1], MAEImageProcessor())[1]
     (tmp_path / "masks" / "1.png").unlink()
-    pairs = script.folder_pairs(str(tmp_path), "train")
+    pairs = masks.folder_pairs(str(tmp_path), "train")
     assert [pair.mask.name for pair in pairs] == ["0.png", "1.npy", "2.png"]
-    assert np.array_equal(script.read_pair(pairs[1], MAEImageProcessor())[1], before)
+    assert np.array_equal(masks.read_pair(pairs[1], MAEImageProcessor())[1], before)
 
 
 def test_images__of_any_kind_are_read_as_their_processor_says(tmp_path):
@@ -374,8 +408,8 @@ def test_images__of_any_kind_are_read_as_their_processor_says(tmp_path):
     (tmp_path / "masks").mkdir()
     np.save(tmp_path / "images" / "slice.npy", np.array([[-1000, 0], [1000, 0]], dtype=np.int16))
     np.save(tmp_path / "masks" / "slice.npy", np.array([[0, 1], [1, 0]]))
-    (pair,) = script.folder_pairs(str(tmp_path), "train")
+    (pair,) = masks.folder_pairs(str(tmp_path), "train")
     processor = MAEImageProcessor(num_channels=1, value_range=[-1000, 1000])
-    assert script.read_pair(pair, processor)[0].tolist() == [[[0, 127.5], [255, 127.5]]]
+    assert masks.read_pair(pair, processor)[0].tolist() == [[[0, 127.5], [255, 127.5]]]
     with pytest.raises(ValueError, match="slice.npy: .*int16 .*`value_range`"):
-        script.read_pair(pair, MAEImageProcessor(num_channels=1))
+        masks.read_pair(pair, MAEImageProcessor(num_channels=1))

@@ -3,7 +3,6 @@
 """Trains UperNet on a pre-trained encoder for semantic segmentation and measures the mean IoU."""
 
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,15 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import torch
-from torch import nn
-from torch.utils.data import Dataset
 from transformers import EvalPrediction, UperNetConfig, UperNetForSemanticSegmentation, set_seed
 from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import RandomOrientation
-from ..data.folders import FolderImages
+from ..data.masks import IGNORED, SPLITS, Pair, SegmentationDataset, folder_pairs, read_pair, sample_pairs
 from ..data.sources import open_images
 from ..modeling.configuration_mae import MAEConfig
-from ..modeling.image_processing_mae import MAEImageProcessor, resize
+from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEBackbone
-from ..modeling.reading_mae import UnsuitableImageError, fill_missing, read_stored, to_byte_range
 from .arguments import parse_arguments
 from .finetuning import (
     FineTuned,
@@ -39,8 +35,6 @@ from .finetuning import (
 )
 from .run_log import run_record
 
-IGNORED = 255  # loss_ignore_index of UperNetConfig
-_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentation.
 
   hf-mae segment --model_name_or_path runs/fashion_mnist_sample --num_train_epochs 10 --learning_rate 1e-3
@@ -136,148 +130,6 @@ class SegmentationArguments(
 # Images with masks
 
 
-@dataclass
-class Pair:
-    """Holds an image and its mask, opened when they are read.
-
-    Attributes:
-        images (`Sequence`): Source of the image.
-        index (`int`): Position of the image in it.
-        mask (`Path` or `PIL.Image.Image`): The mask, or where it is.
-        name (`str`): What messages call the image.
-    """
-
-    images: Sequence
-    index: int
-    mask: Path | PIL.Image.Image
-    name: str
-
-
-def sample_pairs(split: str, side: int = 2) -> list[Pair]:
-    """Returns images of `side` x `side` embedded pictures. Masks are 0 for background, else the garment's class + 1.
-
-    Args:
-        split (`str`): `train` or `val`.
-        side (`int`, *optional*, defaults to 2): Rows and columns of pictures in an image.
-    """
-    source = open_images(None, "train" if split == "train" else "test")
-    order = np.random.default_rng(0).permutation(len(source))[: len(source) // side**2 * side**2]
-    pixels = np.stack([np.array(source[index]) for index in order])  # (N, 28, 28)
-    masks = np.where(pixels > 20, source.labels[order][:, None, None] + 1, 0).astype(np.uint8)
-    images, masks = (
-        array.reshape(-1, side, side, 28, 28).swapaxes(2, 3).reshape(-1, 28 * side, 28 * side)
-        for array in (pixels, masks)
-    )
-    pictures = [PIL.Image.fromarray(image) for image in images]
-    return [
-        Pair(pictures, number, PIL.Image.fromarray(mask), f"image {number} of the sample")
-        for number, mask in enumerate(masks)
-    ]
-
-
-def folder_pairs(data: str, split: str) -> list[Pair]:
-    """Returns the images of a folder with their masks, none if it has no such split. Without splits all are `train`.
-
-    Args:
-        data (`str`): Folder with `images/` and `masks/`, or with folders of splits that hold them.
-        split (`str`): `train` or `val`.
-
-    Raises:
-        OSError: If there are no such folders.
-        ValueError: If there are no images, or one has no mask.
-    """
-    folder = next((Path(data) / name for name in _SPLITS[split] if (Path(data) / name / "images").is_dir()), None)
-    if folder is None and split == "val":
-        return []
-    folder = folder or Path(data)
-    for name in ("images", "masks"):
-        if not (folder / name).is_dir():
-            raise OSError(f"{folder} has no folder {name!r}. Expected images/ and masks/, or train/images/ and so on.")
-    images = FolderImages(folder / "images")
-    masks = {
-        path.relative_to(folder / "masks").with_suffix(""): path for path in sorted((folder / "masks").rglob("*.*"))
-    }
-    paths = [Path(images.describe(index)) for index in range(len(images))]
-    stems = [path.relative_to(folder / "images").with_suffix("") for path in paths]
-    missing = [(path, stem) for path, stem in zip(paths, stems, strict=True) if stem not in masks]
-    if missing:
-        path, stem = missing[0]
-        raise ValueError(
-            f"{len(missing)} of {len(paths)} images have no mask, first {path}: expected "
-            f"{folder / 'masks' / stem}.png. Add the masks, or take these images out."
-        )
-    return [Pair(images, index, masks[stem], str(paths[index])) for index, stem in enumerate(stems)]
-
-
-class MaskError(ValueError):
-    """Raised for a mask that can be read but does not hold the numbers of classes."""
-
-
-def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.ndarray:
-    """Returns the class of each pixel (height, width), uint8, `IGNORED` where it does not count.
-
-    Args:
-        mask (`Path` or `PIL.Image.Image`): A picture of one channel and 8 or 16 bits, or a `.npy` file of integers.
-            Values that do not count are 255 and, in deeper masks, negative ones and 65535.
-        reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 does not count and classes count from 1.
-
-    Raises:
-        MaskError: If it holds something else than numbers of classes.
-    """
-    if isinstance(mask, Path) and mask.suffix == ".npy":
-        classes = np.load(mask, allow_pickle=False)
-    else:
-        picture = PIL.Image.open(mask) if isinstance(mask, Path) else mask
-        if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or picture.format == "JPEG":
-            raise MaskError(
-                f"The mask {mask} has format {picture.format} and mode {picture.mode}. Expected a PNG of one channel "
-                "that holds the numbers of the classes, not their colours."
-            )
-        classes = np.array(picture)
-    if classes.dtype == np.bool_:
-        classes = classes.astype(np.uint8)
-    if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
-        raise MaskError(f"The mask {mask} has shape {classes.shape} and type {classes.dtype}, not integers (H, W).")
-    classes = classes.astype(np.int64)
-    classes = np.where((classes < 0) | (classes == 65535), IGNORED, classes)
-    if classes.max(initial=0) > IGNORED:
-        raise MaskError(f"The mask {mask} has the class {classes.max()}. Classes are numbers below {IGNORED}.")
-    if reduce_labels:
-        classes = np.where(classes % IGNORED, classes - 1, IGNORED)
-    return classes.astype(np.uint8)
-
-
-def read_pair(
-    pair: Pair, image_processor: MAEImageProcessor, reduce_labels: bool = False
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Returns an image (channels, height, width) in [0, 255] and its mask (height, width), see [`read_mask`].
-
-    Args:
-        pair ([`Pair`]): Which one.
-        image_processor ([`MAEImageProcessor`]): Says how many channels the model has and how files are read.
-        reduce_labels (`bool`, *optional*, defaults to `False`): See [`read_mask`].
-
-    Raises:
-        OSError: If one cannot be read.
-        ValueError: If they do not fit each other or the model.
-    """
-    reading = image_processor.reading
-    try:
-        stored = read_stored(pair.images[pair.index], image_processor.num_channels, reading)
-        pixels, _ = fill_missing(to_byte_range(stored, reading), reading)
-        classes = read_mask(pair.mask, reduce_labels)
-    except UnsuitableImageError as error:
-        raise error.of_file(pair.name) from error
-    except MaskError:
-        raise
-    except Exception as error:  # decoders raise errors of any type for broken files
-        raise OSError(f"{pair.name} or its mask can't be read: {error}. Mend both or take both out.") from error
-    if classes.shape != pixels.shape[1:]:
-        size = tuple(pixels.shape[1:])
-        raise ValueError(f"The mask {pair.mask} has shape {classes.shape}, its image {size}. Make both of one size.")
-    return pixels, classes
-
-
 def open_pairs(
     args: SegmentationArguments, image_processor: MAEImageProcessor
 ) -> tuple[list[Pair], list[Pair], list[str]]:
@@ -293,10 +145,10 @@ def open_pairs(
     """
     names = args.class_names
     if args.data is None:
-        pairs = {split: sample_pairs(split, args.sample_side) for split in _SPLITS}
+        pairs = {split: sample_pairs(split, args.sample_side) for split in SPLITS}
         names = ["background", *open_images().label_names]
     else:
-        pairs = {split: folder_pairs(args.data, split) for split in _SPLITS}
+        pairs = {split: folder_pairs(args.data, split) for split in SPLITS}
     if not pairs["val"]:
         _say(args, f"No folder val in {args.data}: every tenth image is kept from training and evaluated on.")
         held_out = pairs["train"][::10]
@@ -357,60 +209,6 @@ def _check_classes(
                 "count. Name more, correct the masks, or see `reduce_labels`."
             )
     return num_labels
-
-
-class SegmentationDataset(Dataset):
-    """Gives `pixel_values` (channels, height, width), float32, and `labels` (height, width), int64, 255 for ignored.
-
-    For training images are resized by a random factor, cropped or padded at a random place and turned, and masks alike;
-    the randomness is torch's, as Trainer seeds it. For evaluation they are resized as a whole.
-    """
-
-    def __init__(
-        self,
-        pairs: list[Pair],
-        image_processor: MAEImageProcessor,
-        reduce_labels: bool = False,
-        scale: tuple[float, float] = (1.0, 1.0),
-        orientation: RandomOrientation | None = None,
-    ):
-        """
-        Args:
-            pairs (`list[Pair]`): Images and masks.
-            image_processor ([`MAEImageProcessor`]): Its `size` is that of the pixel values.
-            reduce_labels (`bool`, *optional*, defaults to `False`): See [`read_mask`].
-            scale (`(low, high)`, *optional*, defaults to `(1.0, 1.0)`): Range of the random factor.
-            orientation ([`RandomOrientation`], *optional*): Turns images and masks.
-        """
-        self.pairs, self.image_processor, self.reduce_labels = pairs, image_processor, reduce_labels
-        self.scale, self.orientation = scale, orientation or RandomOrientation()
-        self.size = image_processor.size.height, image_processor.size.width
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        pixels, mask = read_pair(self.pairs[index], self.image_processor, self.reduce_labels)
-        rng = np.random.default_rng(torch.randint(2**62, ()).item())
-        for _ in range(10):  # a view that shows nothing labelled teaches nothing
-            view, labels = self._view(pixels, torch.from_numpy(mask)[None], rng.uniform(*self.scale), rng)
-            if (labels != IGNORED).any():
-                break
-        view, labels = self.orientation(view, labels)
-        return {"pixel_values": view, "labels": labels.long()}
-
-    def _view(self, pixels: torch.Tensor, mask: torch.Tensor, factor: float, rng: np.random.Generator) -> tuple:
-        """Returns what `size` shows of the image at `factor` times that size; outside of it 0 (the mean) and 255."""
-        box = [max(round(side / max(factor, 1)), 1) for side in mask.shape[1:]]  # in pixels of the file
-        target = [max(round(side * min(factor, 1)), 1) for side in self.size]
-        top, left = (int(rng.integers(side - part + 1)) for side, part in zip(mask.shape[1:], box, strict=True))
-        area = (..., slice(top, top + box[0]), slice(left, left + box[1]))
-        view = self.image_processor.rescale_and_normalize(resize(pixels[area], target).clamp(0, 255))
-        labels = resize(mask[area], target, "nearest-exact")[0]
-        below, right = (wanted - side for wanted, side in zip(self.size, target, strict=True))
-        above, before = int(rng.integers(below + 1)), int(rng.integers(right + 1))
-        padding = (before, right - before, above, below - above)
-        return nn.functional.pad(view, padding), nn.functional.pad(labels, padding, value=IGNORED)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -640,12 +438,13 @@ def segment(args: SegmentationArguments) -> FineTuned:
 
 
 def _fingerprint(pairs: list[Pair]) -> str:
-    """Returns a text that changes with the names of the images and the sizes of the masks."""
-    return fingerprint_of(*(f"{Path(pair.name).name} {_size_of(pair.mask)}\n" for pair in pairs))
+    """Returns a text that changes with the names of the images and the content of the masks."""
+    parts = ((Path(pair.name).name, _content_of(pair.mask)) for pair in pairs)
+    return fingerprint_of(*(part for name_and_mask in parts for part in name_and_mask))
 
 
-def _size_of(mask: Path | PIL.Image.Image) -> int:
-    return mask.stat().st_size if isinstance(mask, Path) else len(mask.tobytes())
+def _content_of(mask: Path | PIL.Image.Image) -> bytes:
+    return mask.read_bytes() if isinstance(mask, Path) else mask.tobytes()
 
 
 def _plan(
@@ -679,19 +478,12 @@ def segment_command(argv: list[str], prog: str):
 
 __all__ = [
     "ConfusionMatrix",
-    "MaskError",
-    "Pair",
     "SegmentationArguments",
-    "SegmentationDataset",
     "SegmentationTrainer",
     "build_encoder_config",
     "build_segmenter",
-    "folder_pairs",
     "intersection_over_union",
     "open_pairs",
-    "read_mask",
-    "read_pair",
-    "sample_pairs",
     "segment",
     "segment_command",
     "segmentation_sheet",
