@@ -170,7 +170,8 @@ def known_flags():
 @pytest.mark.parametrize("page", PAGES)
 def test_pages__name_flags_and_commands_that_exist(page, known_flags):
     text = PAGES[page].read_text(encoding="utf-8")
-    named = {flag for words in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"(?:^| )(--\w+)", words)}
+    spans = re.findall(r"`((?:--|hf-mae )[^`\n]+)`", text)
+    named = {flag for words in spans for flag in re.findall(r"(?:^| )(--\w+)", words)}
     assert named <= known_flags
     assert set(re.findall(r"`hf-mae (\w+)", text)) <= set(COMMANDS)
 
