@@ -11,8 +11,9 @@ if sys.argv[:1] == ["-m"]:  # `python -m hf_mae`: this file runs before __main__
 
 import transformers
 
-# Not from `transformers` itself: up to 5.17 that name is a dummy where torchvision is missing.
+# Not from `transformers` itself: up to 5.17 these names are dummies where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .conversion import export_checkpoint, import_checkpoint
 from .modeling.auto_mae import (
@@ -34,6 +35,8 @@ for _auto_class, _model_class in MODEL_CLASSES.items():
 AutoImageProcessor.register(
     MAEConfig, image_processor_classes={"pil": MAEImageProcessor, "torchvision": MAEImageProcessor}
 )
+# There is none. Without this, `pipeline` takes the saved image processor for one and asks whether to run its code.
+AutoVideoProcessor.register(MAEConfig, None)
 
 
 def __getattr__(name: str):
