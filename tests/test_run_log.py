@@ -3,6 +3,7 @@
 import json
 import time
 
+import pytest
 import torch
 
 from hf_mae.training.run_log import MetricsLog, Throughput, UnreadableImages, run_record
@@ -67,3 +68,16 @@ def test_record__can_be_written_as_json():
     record = json.loads(json.dumps(run_record(RECIPE)))
     assert record["recipe"] == RECIPE
     assert record["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/opt/site-packages/hf_mae/__main__.py", "hf-mae pretrain --seed 1"),
+        ("/opt/bin/hf-mae", "hf-mae pretrain --seed 1"),
+        ("examples/custom_target.py", "python examples/custom_target.py pretrain --seed 1"),
+    ],
+)
+def test_record__command_can_be_typed_again(program, command, monkeypatch):
+    monkeypatch.setattr("sys.argv", [program, "pretrain", "--seed", "1"])
+    assert run_record(RECIPE)["command"] == command

@@ -95,7 +95,7 @@ def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
         "recipe": recipe,
         **data,
         "license": license_of(recipe.get("model_name_or_path")),
-        "command": redact(shlex.join(["python", *sys.argv])),
+        "command": redact(_command()),
         "commit": _commit(),
         "machine": f"{platform.machine()}, {device}",
         "threads": torch.get_num_threads(),
@@ -106,6 +106,14 @@ def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
         },
         "decoder": decoder_name(),
     }
+
+
+def _command() -> str:
+    """Returns the command of this process as one would type it again, without the folder of the installation."""
+    program = Path(sys.argv[0])
+    if program.stem == "hf-mae" or program.parts[-2:] == ("hf_mae", "__main__.py"):
+        return shlex.join(["hf-mae", *sys.argv[1:]])
+    return shlex.join(["python", *sys.argv])
 
 
 def _commit() -> str | None:
