@@ -35,6 +35,7 @@ WRAPPERS = {
     "DistributedDataParallel": lambda name: f"module.{name}",
     "both": lambda name: f"module._orig_mod.{name}",
     "compiled blocks": lambda name: name.replace("layers.0.", "layers.0._orig_mod."),
+    "checkpointed blocks": lambda name: name.replace("layers.1.", "layers.1._checkpoint_wrapped_module."),
     "compiled encoder": lambda name: name.replace("mae.", "mae._orig_mod."),
 }
 
@@ -68,6 +69,16 @@ def test_unknown_names__are_an_error_never_random_weights(tiny_model, tmp_path, 
         model_class.from_pretrained(tmp_path)
     renamed = model_class.from_pretrained(tmp_path, key_mapping={r"^student\.": ""})
     assert renamed.base_model.layers[0].mlp.fc1.weight.std() > 0
+
+
+@pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEModel])
+def test_unknown_names__of_one_block_are_an_error(tiny_model, tmp_path, model_class):
+    tiny_model().save_pretrained(tmp_path)
+    rename_tensors(tmp_path, lambda name: name.replace("layers.1.mlp.", "layers.1.feed_forward."))
+    with pytest.raises(
+        ValueError, match=r"not hold .*layers\.1\.mlp\.fc1\.bias but .*feed_forward\.fc1\.bias.*`key_mapping`"
+    ):
+        model_class.from_pretrained(tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

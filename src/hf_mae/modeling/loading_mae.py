@@ -23,7 +23,8 @@ Resize = Callable[[torch.Tensor], torch.Tensor]
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _SIZES = ("image_size", "patch_size", "num_channels")
 # Names in checkpoints of models that torch.compile or a parallel wrapper has wrapped, as a whole or in part.
-_WRAPPERS = {r"^(?:module\.|_orig_mod\.)+": "", r"\._orig_mod\.": "."}
+_WRAPPER = r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+_WRAPPERS = {f"^{_WRAPPER}": "", rf"\.{_WRAPPER}": "."}
 
 
 class ResizableModule:
@@ -190,6 +191,15 @@ class LoadingMixin:
                 "Save whole models with save_pretrained. Tensors with other names can be renamed by the argument "
                 "`key_mapping` of from_pretrained."
             )
+        missing, unexpected = (
+            sorted(name for name in info[kind] if _part(name) in ("embeddings", "layers"))
+            for kind in ("missing_keys", "unexpected_keys")
+        )
+        if missing and unexpected:
+            raise ValueError(
+                f"{source} does not hold {missing[0]} but {unexpected[0]}: its encoder is another one, or its tensors "
+                "were renamed. Rename them with the argument `key_mapping` of from_pretrained."
+            )
         has_decoder = any(name.startswith("decoder.") for name in loaded)
         target = bool(stored.get("norm_pix_loss", False))
         if has_decoder and self.config.norm_pix_loss != target:
@@ -208,17 +218,14 @@ class LoadingMixin:
         """Reports parts that are new or left out as a whole in one line; the rest stays for the library's table."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
 
-        def part(name: str) -> str:
-            return name.removeprefix("mae.").split(".")[0]
-
         missing, unexpected = loading_info.missing_keys, loading_info.unexpected_keys
-        parts = {part(name) for name in self.state_dict()}
-        partly = {part(name) for name in self.state_dict() if name not in missing} | {"embeddings", "layers"}
-        self._new_tensors = {name for name in missing if part(name) not in partly}
-        self._left_out = {part(name) for name in unexpected if part(name) not in parts}
+        parts = {_part(name) for name in self.state_dict()}
+        partly = {_part(name) for name in self.state_dict() if name not in missing} | {"embeddings", "layers"}
+        self._new_tensors = {name for name in missing if _part(name) not in partly}
+        self._left_out = {_part(name) for name in unexpected if _part(name) not in parts}
         missing -= self._new_tensors
-        unexpected -= {name for name in unexpected if part(name) in self._left_out}
-        new = {part(name) for name in self._new_tensors}
+        unexpected -= {name for name in unexpected if _part(name) in self._left_out}
+        new = {_part(name) for name in self._new_tensors}
         is_head = self.base_model is not self  # an encoder need not mention that it leaves out the decoder
         if new or (is_head and self._left_out):
             groups = (("new, to be trained", new), ("left out of the checkpoint", self._left_out))
@@ -348,6 +355,11 @@ class LoadingMixin:
             trainable += [layer.layernorm_after, layer.mlp]
         for module in [*trainable, *([encoder.layernorm] if trainable else [])]:
             module.requires_grad_(True)
+
+
+def _part(name: str) -> str:
+    """Returns the part of a model that a tensor belongs to: `embeddings`, `layers`, `decoder` and so on."""
+    return name.removeprefix("mae.").split(".")[0]
 
 
 def _multiply_pixels(matrix: torch.Tensor) -> Resize:
