@@ -136,7 +136,8 @@ class Only(nn.Module):
 
     def __init__(self, model, name):
         super().__init__()
-        self.model, self.name = model.eval(), name
+        self.model, self.name = model, name
+        self.eval()
 
     def forward(self, pixel_values):
         return self.model(pixel_values, return_dict=True)[self.name]
