@@ -3,6 +3,7 @@
 """How fine-tuning starts, ends and goes on: other runs in the folder, broken checkpoints, signals, divergence."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -211,6 +212,16 @@ def test_drop_last__leaves_evaluation_whole(call, short, folder, tmp_path):
     assert results["eval_accuracy_red"] is None
     assert results["eval_accuracy_blue"] is not None
     assert results["eval_accuracy_green"] is not None
+
+
+def test_loader_workers__are_gone_at_the_end_of_a_run(call, short, monkeypatch):
+    """They ignore SIGTERM, with which Python would end them, and then it would wait for them for ever."""
+    call(finetune_command, *short, "--dataloader_num_workers", 2, "--num_train_epochs", 1)
+    assert not multiprocessing.active_children()
+    monkeypatch.setattr(FineTuningTrainer, "finish_model", lambda trainer: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(finetune_command, *short, "--dataloader_num_workers", 2, "--num_train_epochs", 1)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Pairs images with masks: where they lie, how they are read, and the views that a segmentation model is trained on."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +113,11 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.n
     """
     if isinstance(mask, Path) and mask.suffix == ".npy":
         classes = np.load(mask, allow_pickle=False)
+    elif isinstance(mask, Path):
+        with PIL.Image.open(mask) as picture:
+            classes = _read_picture(picture, os.fspath(mask))
     else:
-        picture = PIL.Image.open(mask) if isinstance(mask, Path) else mask
-        if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or picture.format == "JPEG":
-            raise MaskError(
-                f"The mask {mask} has format {picture.format} and mode {picture.mode}. Expected a PNG of one channel "
-                "that holds the numbers of the classes, not their colours."
-            )
-        classes = np.array(picture)
+        classes = _read_picture(mask, "of an image")
     if classes.dtype == np.bool_:
         classes = classes.astype(np.uint8)
     if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
@@ -131,6 +129,15 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.n
     if reduce_labels:
         classes = np.where(classes % IGNORED, classes - 1, IGNORED)
     return classes.astype(np.uint8)
+
+
+def _read_picture(picture: PIL.Image.Image, name: str) -> np.ndarray:
+    if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or picture.format == "JPEG":
+        raise MaskError(
+            f"The mask {name} has format {picture.format} and mode {picture.mode}. Expected a PNG of one channel that "
+            "holds the numbers of the classes, not their colours."
+        )
+    return np.array(picture)
 
 
 def read_pair(
@@ -147,9 +154,10 @@ def read_pair(
         OSError: If one cannot be read.
         ValueError: If they do not fit each other or the model.
     """
-    reading = image_processor.reading
+    image, reading = None, image_processor.reading
     try:
-        stored = read_stored(pair.images[pair.index], image_processor.num_channels, reading)
+        image = pair.images[pair.index]
+        stored = read_stored(image, image_processor.num_channels, reading)
         pixels, _ = fill_missing(to_byte_range(stored, reading), reading)
         classes = read_mask(pair.mask, reduce_labels)
     except UnsuitableImageError as error:
@@ -157,6 +165,8 @@ def read_pair(
     except MaskError:
         raise
     except Exception as error:  # decoders raise errors of any type for broken files
+        if isinstance(image, PIL.Image.Image):
+            image.close()
         raise OSError(f"{pair.name} or its mask can't be read: {error}. Mend both or take both out.") from error
     if classes.shape != pixels.shape[1:]:
         size = tuple(pixels.shape[1:])

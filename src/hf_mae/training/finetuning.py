@@ -505,10 +505,14 @@ class FineTuningTrainer(Trainer):
         """
         if checkpoint is not None and self.is_world_process_zero():
             print(f"Continues from {checkpoint}.", flush=True)
-        record = {**record, "hours": self._train_until_stopped(checkpoint) / 3600}
-        self.finish_model()
-        self.save_model(_internal_call=True)  # it is pushed later, together with its card
-        metrics = self.evaluate() if self.eval_dataset is not None else {}
+        there_before = multiprocessing.active_children()
+        try:
+            record = {**record, "hours": self._train_until_stopped(checkpoint) / 3600}
+            self.finish_model()
+            self.save_model(_internal_call=True)  # it is pushed later, together with its card
+            metrics = self.evaluate() if self.eval_dataset is not None else {}
+        finally:
+            end_workers(there_before)  # else Python, at its end, would wait for workers that ignore its SIGTERM
         if self.is_world_process_zero():
             self.log_metrics("eval", metrics)
             metrics = self.describe_results(metrics)
@@ -518,20 +522,14 @@ class FineTuningTrainer(Trainer):
 
     def _train_until_stopped(self, checkpoint: Path | None) -> float:
         """Trains to the end and returns the seconds it took. Raises [`RunStopped`] if a signal came."""
-        there_before = multiprocessing.active_children()
-        try:
-            with StopSignals() as signals:
-                stop = _StopAtSignal(signals)
-                self.add_callback(stop)
-                try:
-                    result = self.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
-                finally:
-                    self.remove_callback(stop)
-        except BaseException:
-            end_workers(there_before)
-            raise
+        with StopSignals() as signals:
+            stop = _StopAtSignal(signals)
+            self.add_callback(stop)
+            try:
+                result = self.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+            finally:
+                self.remove_callback(stop)
         if stop.number:
-            end_workers(there_before)
             raise RunStopped(
                 f"Stopped by signal {stop.number} after step {self.state.global_step} of {self.state.max_steps}, which "
                 f"is saved in {self.args.output_dir}. The same command goes on from there.",
