@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_mae.evaluation.probing import probe_command
-from hf_mae.training.classification import finetune_command
+from hf_mae.training.classification import ClassificationTrainer, finetune_command
 from hf_mae.training.finetuning import FineTuningTrainer, latest_complete_checkpoint
 from hf_mae.training.step_guard import RunStopped
 
@@ -218,7 +218,7 @@ def test_loader_workers__are_gone_at_the_end_of_a_run(call, short, monkeypatch):
     """They ignore SIGTERM, with which Python would end them, and then it would wait for them for ever."""
     call(finetune_command, *short, "--dataloader_num_workers", 2, "--num_train_epochs", 1)
     assert not multiprocessing.active_children()
-    monkeypatch.setattr(FineTuningTrainer, "finish_model", lambda trainer: 1 / 0)
+    monkeypatch.setattr(ClassificationTrainer, "finish_model", lambda trainer: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call(finetune_command, *short, "--dataloader_num_workers", 2, "--num_train_epochs", 1)
     assert not multiprocessing.active_children()
