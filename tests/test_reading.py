@@ -201,9 +201,12 @@ def test_tiff__mask_pages_of_gdal_mark_no_data(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
         tiff.write(array, photometric="rgb")
         tiff.write(mask, photometric="minisblack", subfiletype=2)
-    content, kind = (tmp_path / "a.tif").read_bytes(), b"\xfe\x00\x04\x00\x01\x00\x00\x00"
-    assert content.count(kind + b"\x02") == 1
-    (tmp_path / "a.tif").write_bytes(content.replace(kind + b"\x02", kind + b"\x04"))  # tifffile writes no masks
+    content = (tmp_path / "a.tif").read_bytes()
+    kind, photometric = b"\xfe\x00\x04\x00\x01\x00\x00\x00", b"\x06\x01\x03\x00\x01\x00\x00\x00"
+    for tag, old, new in ((kind, b"\x02", b"\x04"), (photometric, b"\x01", b"\x04")):  # tifffile writes no masks
+        assert content.count(tag + old) == 1
+        content = content.replace(tag + old, tag + new)
+    (tmp_path / "a.tif").write_bytes(content)
     pixels = scaled(tmp_path / "a.tif", 3)
     assert pixels[:, :4].isnan().all()
     assert np.array_equal(pixels[:, 4:].numpy(), array.transpose(2, 0, 1)[:, 4:])
@@ -217,6 +220,22 @@ def test_tiff__orientation_is_applied_whoever_reads_it(tmp_path, orientation, dt
     turned = [array, np.fliplr(array), np.rot90(array, 2), np.flipud(array), array.T, np.rot90(array, -1)]
     turned += [np.rot90(array, 2).T, np.rot90(array)]
     assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels[0], turned[orientation - 1])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_tiff__single_bands_that_are_stored_as_planes(tmp_path, dtype):
+    """As GDAL writes a band with INTERLEAVE=BAND."""
+    array = values(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", array[0], metadata=None, extratags=[(284, "H", 1, 2, True)])
+    assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels, array)
+
+
+def test_tiff__jpeg_of_three_bands_that_are_no_colours_is_refused(tmp_path):
+    pytest.importorskip("imagecodecs")
+    array = np.zeros((64, 64, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", planarconfig="contig", compression="jpeg")
+    with pytest.raises(UnsuitableImageError, match="JPEG"):
+        stored(tmp_path / "a.tif", 3)
 
 
 def test_tiff__without_the_library_names_the_extra(tmp_path, monkeypatch):

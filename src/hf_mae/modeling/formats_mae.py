@@ -351,21 +351,31 @@ def _with_tifffile(file: str | bytes) -> ImageFile:
 def pages_of_tiff(image: PIL.Image.Image) -> list[int]:
     """Returns the numbers of the pages of a TIFF of Pillow that are neither smaller copies nor masks."""
     number, pages = 0, []
-    try:
-        while True:
-            image.seek(number)
-            if not (tiff_tag(image, 254) or (0,))[0] & 5:
-                pages.append(number)
-            number += 1
-    except EOFError:
-        image.seek(0)
+    while _seek(image, number):
+        if not (tiff_tag(image, 254) or (0,))[0] & 5:
+            pages.append(number)
+        number += 1
+    image.seek(0)
     return pages or [0]
+
+
+def _seek(image: PIL.Image.Image, page: int) -> bool:
+    """Goes to a page of a TIFF and reads its tags. Returns whether there is such a page."""
+    try:
+        image.seek(page)
+    except EOFError:
+        return False
+    except SyntaxError:  # Pillow can't decode it, such as GDAL's masks; its tags are there
+        pass
+    return True
 
 
 def _pillow_is_exact(image: PIL.Image.Image) -> bool:
     """Returns whether Pillow gives all bands of a TIFF's first page with the values that are stored."""
     bits, formats = tiff_tag(image, 258) or (1,), set(tiff_tag(image, 339) or (1,))
     samples, extra = (tiff_tag(image, 277) or (1,))[0], tiff_tag(image, 338) or ()
+    if (tiff_tag(image, 284) or (1,))[0] == 2 and max(bits) > 8:
+        return False  # band after band, even if there is one: Pillow fails to decode them
     if image.mode.startswith("I;16"):
         return samples == 1 and formats <= {1, 4} and len(set(bits)) == 1
     if image.mode == "I":
@@ -385,15 +395,12 @@ def _pillow_is_exact(image: PIL.Image.Image) -> bool:
 
 
 def _has_further_pages(image: PIL.Image.Image) -> bool:
-    """Returns whether a TIFF has another page that is neither a smaller copy of the first nor its mask."""
+    """Returns whether a TIFF has another page that is not a smaller copy of the first: an image, or a mask."""
     page, further = 1, False
-    try:
-        while not further:
-            image.seek(page)
-            further = not (tiff_tag(image, 254) or (0,))[0] & 5 or bool((tiff_tag(image, 254) or (0,))[0] & 4)
-            page += 1
-    except EOFError:
-        pass
+    while not further and _seek(image, page):
+        kind = (tiff_tag(image, 254) or (0,))[0]
+        further = not kind & 1 or bool(kind & 4)
+        page += 1
     image.seek(0)
     return further
 
@@ -438,6 +445,8 @@ class TiffFile(ImageFile):
             tiff = library("tifffile", "tiff", "A TIFF").TiffFile(self._stream())
             self._open = {os.getpid(): (tiff, _tiff_pages(tiff)[0])}
         tiff, page = self._open[os.getpid()]
+        if page.compression == _JPEG and page.axes == "SYX" and page.photometric > 1:
+            raise UnsuitableImageError("Windows can't be read of colours that are stored apart and compressed as JPEG.")
         array = _decode_tiff(lambda: _read_segments(page, rows, columns))
         image = _interpret_tiff(page, array, tiff, rows, columns)
         return replace(image, origin=(rows.start, columns.start))
@@ -479,6 +488,10 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
     if page.photometric not in _PLAIN_PHOTOMETRICS and (page.photometric, page.compression) != (_YCBCR, _JPEG):
         raise UnsuitableImageError(
             f"The image's colours are {page.photometric.name} of {bits} bits. Convert it to RGB."
+        )
+    if page.compression == _JPEG and page.samplesperpixel == 3 and (page.photometric == 1 or page.axes == "SYX"):
+        raise UnsuitableImageError(
+            "Three bands that are no colours, or stored apart, are compressed as JPEG. Convert it."
         )
     extra = [int(kind) for kind in page.extrasamples or ()]
     return StoredImage(
