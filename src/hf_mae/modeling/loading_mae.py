@@ -197,7 +197,7 @@ class LoadingMixin:
         )
         if missing and unexpected:
             raise ValueError(
-                f"{source} does not hold {missing[0]} but {unexpected[0]}: its encoder is another one, or its tensors "
+                f"{source} does not hold {missing[0]} but {unexpected[0]}: its encoder is different, or its tensors "
                 "were renamed. Rename them with the argument `key_mapping` of from_pretrained."
             )
         has_decoder = any(name.startswith("decoder.") for name in loaded)
