@@ -4,7 +4,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -177,10 +177,29 @@ def check_readers(images: ImageSource, num_processes: int, num_workers: int):
         )
 
 
-def default_num_workers(num_local_processes: int = 1) -> int:
-    """Returns the default number of loader workers of a process: its share of the usable cores, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(min(cores // num_local_processes, 16), 1)
+def default_num_workers(usable: Sequence[Collection[int]] = ()) -> int:
+    """Returns the default number of loader workers of a process: its share of the CPUs of its machine, at most 16.
+
+    Args:
+        usable (`Sequence[Collection[int]]`, *optional*): Numbers of the CPUs that each process of this machine may run
+            on. Slurm gives each process CPUs of its own, torchrun gives all processes all of them. Default: those of
+            this process, as the only one.
+    """
+    usable = usable or [usable_cpus()]
+    return max(min(len(set().union(*usable)) // len(usable), 16), 1)
 
 
-__all__ = ["SampleOrder", "StepBatchSampler", "check_readers", "default_num_workers", "even_slice", "spread_indices"]
+def usable_cpus() -> set[int]:
+    """Returns the numbers of the CPUs that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+__all__ = [
+    "SampleOrder",
+    "StepBatchSampler",
+    "check_readers",
+    "default_num_workers",
+    "even_slice",
+    "spread_indices",
+    "usable_cpus",
+]

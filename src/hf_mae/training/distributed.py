@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Shards a model over processes (FSDP2), gathers it again, and lets one process decide for all."""
 
+import platform
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..data.sampling import default_num_workers, usable_cpus
 from ..modeling.modeling_mae import MAEForPreTraining, MAELayer
 
 Result = TypeVar("Result")
@@ -110,6 +112,16 @@ def gather_from_processes(value: Result) -> list[Result]:
     return values
 
 
+def local_num_workers() -> int:
+    """Returns the default number of loader workers of this process, see [`default_num_workers`].
+
+    Every process must call this.
+    """
+    machine = platform.node()
+    everywhere = gather_from_processes((machine, usable_cpus()))
+    return default_num_workers([cpus for where, cpus in everywhere if where == machine])
+
+
 def has_bf16(device: torch.device) -> bool:
     """Returns whether a device computes in bfloat16 and is a GPU: on CPUs it is seldom faster.
 
@@ -128,6 +140,7 @@ __all__ = [
     "gather_model",
     "has_bf16",
     "is_sharded",
+    "local_num_workers",
     "place_like",
     "shard_model",
 ]

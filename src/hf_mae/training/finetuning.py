@@ -22,7 +22,9 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils import parse_flag_from_env
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.hf_argparser import HfArg
@@ -31,12 +33,11 @@ from transformers.utils import logging
 
 from ..data.checking import check_images
 from ..data.image_source import ImageSource
-from ..data.sampling import default_num_workers
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing import HubPush, link_files, save_record, write_model_card
 from .arguments import recipe_of
 from .checkpointing import delete_run, find_defect, list_checkpoints, remove_checkpoint, write_manifest
-from .distributed import call_in_main_process, has_bf16
+from .distributed import call_in_main_process, has_bf16, local_num_workers
 from .optimization import layer_decay_parameter_groups
 from .step_guard import RunStopped, StopSignals, end_workers, start_worker
 
@@ -60,7 +61,7 @@ _PREFIXES_NOT_COMPARED: tuple[str, ...] = (
 )
 _PREFIXES_NOT_COMPARED += ("gradient_checkpointing", "activation_checkpointing", "torch_empty_cache", "include_")
 # What follows from the machine or the task is no part of a recipe.
-_NOT_IN_RECIPE = {"output_dir", "data", "overwrite_output_dir", "bf16", "batch_eval_metrics"}
+_NOT_IN_RECIPE = {"output_dir", "data", "overwrite_output_dir", "bf16", "use_cpu", "batch_eval_metrics"}
 _NOT_IN_RECIPE |= {"dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"}
 _LEFT_BY_A_RUN: tuple[str, ...] = (EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json")
 _LEFT_BY_A_RUN += ("training_args.bin", "segmentation.png", "confusion.png", "predictions.csv")
@@ -101,20 +102,23 @@ class FineTuningArguments(TrainingArguments):
 
     def __post_init__(self):
         # What depends on the machine is asked here and not at import, which should not touch a GPU.
+        # transformers does not look at the environment in a run of one process, Accelerate does.
+        self.use_cpu: bool = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
             self.bf16 = has_bf16(device)
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = on_gpu
-        if self.dataloader_num_workers is None:  # on a CPU the model has better use for the cores
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            self.dataloader_num_workers = default_num_workers(processes) if on_gpu else 0
+        workers = self.dataloader_num_workers
+        self.dataloader_num_workers = int(on_gpu) if workers is None else workers
+        super().__post_init__()  # starts the communication of processes
+        if workers is None and on_gpu:  # on a CPU the model has better use for the cores
+            self.dataloader_num_workers = local_num_workers()
         # DataLoader refuses persistent workers where there are none.
         self.dataloader_persistent_workers = (
             self.dataloader_persistent_workers is not False and self.dataloader_num_workers > 0
         )
-        super().__post_init__()
         if self.hub_token:  # else it would be pickled with the arguments into the folder of the model
             os.environ["HF_TOKEN"] = self.hub_token
             self.hub_token: str | None = None
@@ -365,6 +369,7 @@ class _EndIfNotFinite(TrainerCallback):
         if not args.fp16:  # there the scaler leaves out such steps and lowers its scale
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of a model that is sharded
         loss = float(self.loss) if self.loss is not None else 0.0
         if not (np.isfinite(loss) and bool(norm.isfinite())):
             raise FloatingPointError(

@@ -4,7 +4,6 @@
 
 import math
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -19,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -30,7 +29,7 @@ from transformers.utils import logging
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import PretrainingDataset, align_labels, channel_statistics, collate
 from ..data.decoding import decoder_name
-from ..data.sampling import SampleOrder, StepBatchSampler, check_readers, default_num_workers
+from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
 from ..data.sources import ImageSource, open_images
 from ..evaluation.monitoring import Evaluation
 from ..evaluation.visualization import reconstruction_sheet
@@ -48,7 +47,14 @@ from .checkpointing import (
     load_weights,
     save_checkpoint,
 )
-from .distributed import call_in_main_process, gather_from_processes, gather_model, has_bf16, shard_model
+from .distributed import (
+    call_in_main_process,
+    gather_from_processes,
+    gather_model,
+    has_bf16,
+    local_num_workers,
+    shard_model,
+)
 from .initial_model import build_model, hash_of_weights, reading_processor
 from .optimization import default_effective_batch_size, learning_rate_at, parameter_groups, scaled_learning_rate
 from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of
@@ -157,15 +163,17 @@ class PretrainingRun:
     def start(self):
         """Starts Accelerate: devices, processes, precision and trackers."""
         settings = self.settings
-        if settings.bf16 is None:
-            settings.bf16 = has_bf16(PartialState().device)
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
+        # The main process may be busy for long: listing a million files, hashing a large checkpoint.
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(minutes=30))
+        if settings.bf16 is None:
+            settings.bf16 = has_bf16(state.device)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if settings.bf16 else "no",
             log_with=[*([settings.report_to] if settings.report_to else []), *self.trackers] or None,
             project_dir=self.output_dir,
-            # The main process may be busy for long: listing a million files, hashing a large checkpoint.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=30))],
+            # Without it DDP has a second copy of all gradients.
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.share = {
@@ -271,8 +279,7 @@ class PretrainingRun:
         settings, processes = self.settings, self.accelerator.num_processes
         workers = settings.dataloader_num_workers
         if workers is None:  # on a CPU the model has better use for the cores
-            local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-            workers = 0 if self.device.type == "cpu" else default_num_workers(local_processes)
+            workers = 0 if self.device.type == "cpu" else local_num_workers()
             if settings.streaming and self.train_images.row_groups is not None:
                 workers = min(workers, len(self.train_images.row_groups) // processes)
         if settings.streaming:

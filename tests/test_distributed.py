@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Which device and precision a run has, how processes share CPUs, and models that are wrapped or sharded."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState
+from torch.nn.parallel import DistributedDataParallel
+
+from hf_mae.data.sampling import default_num_workers
+from hf_mae.training import distributed
+from hf_mae.training.finetuning import FineTuningArguments
+from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
+
+# ----------------------------------------------------------------------------------------------------------------------
+# CPUs and devices
+
+
+@pytest.mark.parametrize(
+    ("usable", "expected"),
+    [
+        pytest.param([range(12 * n, 12 * n + 12) for n in range(8)], 12, id="Slurm: each process has its own"),
+        pytest.param([range(96)] * 8, 12, id="torchrun: all share all"),
+        pytest.param([range(64)] * 2, 16, id="at most 16"),
+        pytest.param([range(2)] * 8, 1, id="at least 1"),
+    ],
+)
+def test_default_num_workers__is_the_share_of_the_cpus_of_the_machine(usable, expected):
+    assert default_num_workers(usable) == expected
+
+
+def test_local_num_workers__counts_the_processes_of_this_machine_only(monkeypatch):
+    def gather(mine):
+        machine, _ = mine
+        return [(machine, {0, 1, 2, 3}), (machine, {4, 5, 6, 7}), ("another", set(range(100)))]
+
+    monkeypatch.setattr(distributed, "gather_from_processes", gather)
+    assert distributed.local_num_workers() == 4
+
+
+@pytest.fixture
+def gpu_that_is_not_to_be_used(monkeypatch):
+    """Makes the machine say that it has a GPU, and the user that it is not to be used."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_pretraining__on_the_cpu_of_a_machine_with_a_gpu_is_in_float32(gpu_that_is_not_to_be_used, tmp_path):
+    run = PretrainingRun(PretrainingSettings(output_dir=str(tmp_path)))
+    run.start()
+    assert run.device.type == "cpu"
+    assert run.accelerator.mixed_precision == "no"
+
+
+def test_fine_tuning__on_the_cpu_of_a_machine_with_a_gpu_is_in_float32(gpu_that_is_not_to_be_used, tmp_path):
+    args = FineTuningArguments(str(tmp_path))
+    assert args.device.type == "cpu"
+    assert (args.bf16, args.dataloader_num_workers, args.dataloader_pin_memory) == (False, 0, False)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Wrapped and sharded models
+
+
+@pytest.fixture
+def one_process():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", [{}, {"mask_tokens_in_encoder": True}])
+def test_ddp__trains_a_model_that_hides_nothing(one_process, tiny_model, options):
+    """DDP needs a gradient of every parameter in every step, also of a mask token that stands for no patch."""
+    model = DistributedDataParallel(tiny_model(mask_ratio=0.0, **options).train(), gradient_as_bucket_view=True)
+    for _ in range(2):
+        model(torch.randn(2, 3, 32, 32)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
