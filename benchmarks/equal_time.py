@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Is it worth it to predict fewer patches, or to cut several crops of a decode? At equal steps, and at equal time.
+"""Measures whether predicting fewer patches, or cutting several crops of a decoded image, pays off at equal time.
 
     python benchmarks/equal_time.py --data path/to/cifar10
 
-`prediction_ratio` below 1 and `views_per_image` above 1 make a step cheaper, and teach less in it. How much cheaper,
-reading included, is measured by steps in turns; then each setting is trained for as many steps as the default, and for
-as many as take the time of the default. The loss over all hidden patches and the nearest neighbours of the features are
-those of held-out images.
+With `prediction_ratio` below 1 or `views_per_image` above 1 a step is cheaper but teaches less. First the settings take
+timed steps in turns, reading included. Then each setting is trained twice: for as many steps as the default, and for as
+many as fit into the time of the default. Loss over all hidden patches and k-NN accuracy are those of held-out images.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from hf_mae.evaluation.monitoring import Evaluation
 
 
 class Training:
-    """A run, and how to take its next step."""
+    """Trains a model. Each call takes one step."""
 
     def __init__(self, data: str | None, batch_size: int, max_steps: int, seed: int, ratio: float, views: int):
         torch.manual_seed(seed)
@@ -48,13 +47,15 @@ class Training:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="Folder, .tar or .parquet file, Hub name, of images of 32 pixels.")
-    parser.add_argument("--steps", type=int, default=1000, help="Of the default.")
-    parser.add_argument("--timed_steps", type=int, default=100, help="Steps in turns that tell the time of a step.")
+    parser.add_argument("--steps", type=int, default=1000, help="Steps of the default setting.")
+    parser.add_argument("--timed_steps", type=int, default=100, help="Steps by which the time of a step is measured.")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--prediction_ratios", nargs="*", type=float, default=[0.5, 0.25])
     parser.add_argument("--views_per_image", nargs="*", type=int, default=[2, 4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--eval_images", type=int, default=25000, help="Neighbours at most; of the others a fifth.")
+    parser.add_argument(
+        "--eval_images", type=int, default=25000, help="Maximum size of the k-NN bank. A fifth of it is evaluated."
+    )
     parser.add_argument("--output", type=Path, help="File for the results; .json and .md are written.")
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -64,7 +65,7 @@ def main():
 
     timed = {setting: Training(args.data, args.batch_size, 10**6, 0, *setting) for setting in settings}
     times = in_turns(timed, args.timed_steps, warmup=3, device=device)
-    # No medians: now and then a step reads a block of images for many to come.
+    # Sums, not medians: now and then a step reads a row group of images for many steps to come.
     costs = {setting: sum(taken) / sum(times[default]) for setting, taken in times.items()}
 
     train_images, test_images = (open_images(args.data, split) for split in ("train", "test"))
@@ -81,7 +82,7 @@ def main():
             rows.append([*setting, costs[setting], steps, loss, f"{100 * accuracy:.1f}"])
             print(rows[-1], results, flush=True)
     head = ["prediction ratio", "views", "time of a step", "steps", "held-out loss", "k-NN accuracy, %"]
-    seeds = f"Means over {len(args.seeds)} seeds; the time of a step is in that of the default, reading included."
+    seeds = f"Means over {len(args.seeds)} seeds; the time of a step, reading included, is relative to the default."
     report("Equal steps, equal time", [table(head, rows), seeds], runs, device, args.output)
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Features of whole images, beside stock ViT and timm with the same weights; and the time from_pretrained takes.
+"""Compares features of whole images with stock ViT and timm of the same weights, and the time of from_pretrained.
 
     python benchmarks/inference.py --presets tiny base [--compile]
 
-The outputs are compared before anything is timed; the models take turns round by round. Start-up is the time of a new
-process from its first line to the first feature, imports included.
+The outputs are compared before anything is timed, and the models take turns round by round. Start-up is the time of a
+new process up to the first feature, imports included.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def measure(preset: str, args, device: torch.device, folder: Path) -> dict:
             model.to(device)
         for batch_size in args.batch_sizes:
             images = torch.randn(batch_size, 3, 224, 224, device=device)
-            torch.compiler.reset()  # else other sizes would be compiled as variable ones
+            torch.compiler.reset()  # else the second size would be compiled with dynamic shapes
             calls = {
                 name: partial(torch.compile(features) if args.compile else features, model, images)
                 for name, model in models.items()
@@ -119,7 +119,7 @@ def measure(preset: str, args, device: torch.device, folder: Path) -> dict:
 
 
 def start_up(line: str, folder: Path) -> float:
-    """Seconds of a new process, the least of three."""
+    """Returns the seconds of a new process, the shortest of three."""
     command = [sys.executable, "-c", f"{line}; model(torch.zeros(1, 3, 224, 224))"]
     taken = []
     for _ in range(3):

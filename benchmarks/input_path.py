@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""From JPEG files to batches of random crops: images/s of a core and of loader workers, and how long training waits.
+"""Measures the way from JPEG files to batches of crops: images/s of a core and of workers, and how long training waits.
 
     python benchmarks/input_path.py [path/to/jpegs] [--sizes 500x375 1600x1200 4000x3000]
 
-Ways: the official one (PIL, torchvision's transforms, or the same written out where there is no torchvision), that of
-transformers' run_mae.py (`datasets` decodes, the same transforms follow), and ours with either decoder and several
-views of a decode. All end in collated batches of 64, theirs in float32, ours in uint8: we normalise on the device.
+Three ways are compared: the official one (PIL and torchvision's transforms, which are rewritten here in case there is
+no torchvision), that of transformers' run_mae.py (`datasets` decodes, the same transforms follow), and ours with each
+decoder and with several views of a decoded image. All give collated batches of 64: theirs float32, ours uint8, since we
+normalise on the device.
 
-Without a folder the pictures are made here: quality 90, of noise whose power falls as in photographs, in a size that
-the bytes of real ones have (49 KB at 500 x 375 in 200 photographs of landscapes, cities and animals, quality 90).
+Without a folder, pictures are made: noise with the spectrum of photographs, saved with quality 90. Their files are as
+large as those of photographs (49 KB at 500 x 375, the mean of 200 of landscapes, cities and animals).
 """
 
 import argparse
@@ -48,7 +49,7 @@ def in_batches(samples: list, size: int) -> list[list]:
 
 
 def official_transform():
-    """Crop, flip, tensor, normalise (He et al. 2021, appendix A.1), by torchvision or in the steps that it takes."""
+    """Returns crop, flip, conversion, normalisation (He et al. 2021, appendix A.1), of torchvision or in its steps."""
     if transforms is not None:
         return transforms.Compose(
             [
@@ -72,7 +73,7 @@ def official_transform():
 
 
 class OfficialWay(torch.utils.data.Dataset):
-    """Takes indices and gives samples, as ImageFolder does."""
+    """Returns the sample of an index, as torchvision's ImageFolder does."""
 
     collate = staticmethod(default_collate)
 
@@ -90,7 +91,7 @@ class OfficialWay(torch.utils.data.Dataset):
 
 
 class TransformersWay(OfficialWay):
-    """As its example run_mae.py: a data set that decodes, transforms set on it."""
+    """Does what the example run_mae.py does: a data set decodes, and transforms are set on it."""
 
     def __init__(self, images: FolderImages):
         super().__init__(images)
@@ -133,7 +134,7 @@ def all_ways(images: FolderImages) -> dict[str, torch.utils.data.Dataset]:
 
 
 def make_batch(way, samples: list):
-    """What a worker does."""
+    """Makes one batch, as a loader worker does."""
     return way.collate(way.__getitems__(samples) if hasattr(way, "__getitems__") else [way[index] for index in samples])
 
 
@@ -143,20 +144,20 @@ def make_batches(way, batches: list[list]):
 
 
 def through_loader(way, count: int, workers: int) -> float:
-    """Images/s of a loader once its queue has been emptied, by the clock on the wall."""
+    """Returns images/s of a loader by wall clock, from the moment when the batches made ahead are used up."""
     batches = way.batches(count)
     batches = batches * -(-12 * workers // len(batches))
     loader = DataLoader(way, batch_sampler=batches, num_workers=workers, collate_fn=way.collate)
     samples = 0
     for number, _ in enumerate(loader):
-        if number == 2 * workers:  # batches that were made ahead
+        if number == 2 * workers:  # up to here, batches were made ahead
             started, samples = time.perf_counter(), 0
         samples += len(batches[number])
     return (samples - len(batches[2 * workers])) / (time.perf_counter() - started)
 
 
 def data_wait(images: FolderImages, preset: str, steps: int = 10) -> dict:
-    """Trains on the pictures and tells the share of the time that the loop waits for them."""
+    """Trains on the pictures and returns the share of time spent waiting for them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MAEForPreTraining(MAEConfig.from_preset(preset)).to(device)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
@@ -192,7 +193,7 @@ def data_wait(images: FolderImages, preset: str, steps: int = 10) -> dict:
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int] = (375, 500)):
-    """Pictures of noise whose power falls with a power of the frequency, as that of photographs does."""
+    """Writes pictures of noise whose power falls with the frequency as in photographs."""
     height, width = size
     y, x = np.meshgrid(np.fft.fftfreq(height) * height, np.fft.rfftfreq(width) * width, indexing="ij")
     falling = np.maximum(np.hypot(y, x), 1) ** -1.4
@@ -234,11 +235,19 @@ def measure(folder: Path, workers_tried: list[int], args: argparse.Namespace) ->
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--sizes", nargs="+", default=["500x375", "1600x1200", "4000x3000"], help="Of pictures made.")
-    parser.add_argument("--images", type=int, default=192, help="Of 500 x 375; of larger ones fewer, 6 at least.")
+    parser.add_argument(
+        "--sizes", nargs="+", default=["500x375", "1600x1200", "4000x3000"], help="Sizes of the pictures to make."
+    )
+    parser.add_argument(
+        "--images", type=int, default=192, help="Pictures of 500 x 375; of larger sizes fewer, but at least 6."
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--workers", nargs="*", type=int, default=[1, os.cpu_count()], help="To try, on the first size only."
+        "--workers",
+        nargs="*",
+        type=int,
+        default=[1, os.cpu_count()],
+        help="Numbers of workers to try, on the first size only.",
     )
     parser.add_argument("--train", nargs="*", default=["tiny", "base"], help="Presets to train on the first size.")
     parser.add_argument("--output", type=Path, help="File for the results; .json and .md are written.")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The same images, masks and first weights, the same optimizer: do we learn what the official code learns?
+"""Trains all implementations alike: same images, masks, initial weights and optimizer. Do we learn what they learn?
 
     python benchmarks/loss_curves.py --data path/to/cifar10 --official path/to/facebookresearch/mae
 
-All peers take the same steps, one after the other on each batch. The table tells by how much their losses differ; in
-float64 what is left is rounding.
+All peers take each step on the same batch. The table shows by how much their losses differ; in float64 the difference
+is rounding only.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from hf_mae.data.sources import ImageSource, open_images
 from hf_mae.training.arguments import config_changes
 from hf_mae.training.optimization import learning_rate_at
 
-# The model of src/hf_mae/training/recipes/cifar10_small.yaml with the decoder of two blocks.
+# The model of the recipe cifar10_small, with a decoder of two blocks.
 MODEL = (
     "hidden_size=128,num_hidden_layers=4,num_attention_heads=4,intermediate_size=512,decoder_hidden_size=64,"
     "decoder_num_hidden_layers=2,decoder_num_attention_heads=4,decoder_intermediate_size=256"
@@ -38,7 +38,7 @@ def small_config() -> MAEConfig:
 
 
 class Batches:
-    """Batch number n of a run, always the same, normalised, with the noise of its masks."""
+    """Returns batch n of a run, always the same: normalised pixels and the noise of the masks."""
 
     def __init__(self, images: ImageSource, config: MAEConfig, batch_size: int, views: int = 1, seed: int = 0):
         side, channels = config.image_size, config.num_channels

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""What the benchmarks share: the clock, the name of the machine, tables, files of results."""
+"""Gives the benchmarks a clock, the name of the machine, tables and files of results."""
 
 import ctypes
 import json
@@ -23,7 +23,7 @@ from hf_mae.training.run_log import run_record
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Of a call: on a GPU between synchronisations; on a CPU of its own time, which other processes disturb less."""
+    """Returns the time of a call: on a GPU between synchronisations; on a CPU its CPU time, less disturbed by load."""
     if device.type != "cuda":
         started = time.process_time()
         call()
@@ -38,7 +38,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 def in_turns(
     calls: dict[str, Callable[[], object]], rounds: int, warmup: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Returns the seconds of each call in each round: A B C A B C, the first rounds left out."""
+    """Returns the seconds of each call in each round, in the order A B C A B C, without the warm-up rounds."""
     times = {name: [] for name in calls}
     for number in range(warmup + rounds):
         for name, call in calls.items():
@@ -49,12 +49,12 @@ def in_turns(
 
 
 def ratio(times: list[float], base: list[float]) -> float:
-    """How many times faster than the base: the median of the rounds, since the machine's speed changes between them."""
+    """Returns how many times faster than the base: the median of ratios by round, as the machine's speed changes."""
     return statistics.median(b / a for a, b in zip(times, base, strict=True))
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations/s of a square matrix product, the best of twenty; on a CPU per second of CPU time."""
+    """Returns operations/s of a large matrix product, the best of twenty; on a CPU per second of CPU time."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     best = min(seconds(partial(torch.matmul, a, b), device) for _ in range(20))
@@ -62,18 +62,18 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes that the calls need at most; on a CPU beyond what the process has before.
+    """Returns the peak memory of two calls in bytes; on a CPU without what the process had before.
 
-    On a CPU the highest mark is that of the whole process: measure in a process of its own.
+    A CPU's peak is that of the whole process so far: measure in a new process.
     """
     if device.type != "cuda" and sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # else what building the model has freed would be used again, uncounted
+        ctypes.CDLL(None).malloc_trim(0)  # else memory freed by building the model would be reused and not counted
     before = psutil.Process().memory_info().rss
     for _ in range(2):
         call()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    # Not ru_maxrss, which a new process inherits from the one that starts it.
+    # Not ru_maxrss: a new process inherits it from its parent.
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) - before
 
 

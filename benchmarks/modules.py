@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Where the time of a training step goes: a profile by part of the model and by operation, beside the floor.
+"""Profiles a training step by part of the model and by operation, and compares it with a lower bound.
 
     python benchmarks/modules.py --preset base --batch_size 8
     python benchmarks/modules.py --preset large --batch_size 512 --dtype bfloat16
 
-Backward time is given to the part whose forward operation it belongs to. The floor of a part is the time that its
-matrix products would take at the rate of one large product, measured in the same run; what has no products has none.
+Backward time counts for the part whose forward operation it belongs to. The floor of a part is the time that its matrix
+products would take at the rate of one large product, measured in the same run. Parts without products have none.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from training_step import Step, inputs, make_model
 from hf_mae import MAEForPreTraining
 
 REST, OPTIMIZER = "mask, positions, residual sums, target, loss", "AdamW"
-# By operation, the first that fits.
+# Kinds of operations by words in their names; the first that fits counts.
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "linear", "gemm", "cutlass", "nvjet"),
     "attention": ("attention", "softmax", "flash", "fmha"),
@@ -48,9 +48,10 @@ def parts_of(model: MAEForPreTraining) -> dict[str, str]:
 
 
 def operations_by_part(model: MAEForPreTraining, parts: dict[str, str], images, noise) -> Counter:
-    """Of one image, forward and backward, attention written out.
+    """Counts operations of one image by part, forward and backward, with unfused attention.
 
-    Counted forward: a product has two of its size backward, but for the first one, whose input needs no gradient.
+    Only the forward pass is run. Each product needs two of its size backward, except the patch embedding, whose input
+    needs no gradient.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images[:1], noise=noise[:1])
@@ -156,7 +157,7 @@ def main():
 
 
 def time_by_part(events, device: torch.device, steps: int) -> tuple[Counter, Counter, float]:
-    """Returns milliseconds of a step by part, forward and backward, and of all."""
+    """Returns milliseconds of a step: forward by part, backward by part, and the total."""
     total = "device_time_total" if device.type == "cuda" else "cpu_time_total"
     own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
 
@@ -170,7 +171,7 @@ def time_by_part(events, device: torch.device, steps: int) -> tuple[Counter, Cou
         return REST
 
     events = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
-    nodes = {}  # part by the number that a forward operation shares with its backward one
+    nodes = {}  # the part of each sequence number, which a forward operation shares with its backward one
     for event in sorted(events, key=lambda event: event.time_range.start):
         if event.sequence_nr >= 0 and not in_backward(event):
             nodes[event.sequence_nr] = part_of(event)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Other implementations of the masked autoencoder, each with the weights of a model of ours, so that all do one work.
+"""Builds other implementations of the masked autoencoder with the weights of a model of ours, so that all do the same.
 
-A peer is a model and what makes a step of it: `loss(model, pixel_values, noise)`, with the same visible patches for the
-same noise. Those that can't be imported are left out, and `missing` says why.
+A peer is a model and its `loss(model, pixel_values, noise)`; the same noise gives the same visible patches. Peers that
+can't be imported are left out, and `missing` says why.
 """
 
 import importlib
@@ -25,12 +25,12 @@ from hf_mae import MAEForPreTraining, export_checkpoint
 class Peer(NamedTuple):
     model: nn.Module
     loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-    fused_adamw: bool  # as its authors train it
+    fused_adamw: bool  # whether its authors train with fused AdamW
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The algorithm as the official code runs it: all patches embedded, tokens shuffled and put back, everything decoded.
-# Written from the paper; blocks as those of timm 0.3.2 compute, with the attention written out.
+# Written from the paper. The blocks compute what those of timm 0.3.2 do, with unfused attention.
 
 
 class Attention(nn.Module):
@@ -148,19 +148,19 @@ def transformers(model: MAEForPreTraining) -> Peer:
         export_checkpoint(model, Path(folder) / "out", "vit_mae")
         peer = ViTMAEForPreTraining.from_pretrained(Path(folder) / "out")
     for table in (peer.vit.embeddings.position_embeddings, peer.decoder.decoder_pos_embed):
-        table.requires_grad_(False)  # from_pretrained makes all parameters trainable, these, too
+        table.requires_grad_(False)  # from_pretrained made them trainable
     return Peer(peer, lambda m, images, noise: m(images, noise=noise).loss, fused_adamw=True)
 
 
 def official(model: MAEForPreTraining, checkout: str) -> Peer:
-    """The official code where its checkout is, with the blocks above in the place of timm 0.3.2, which it pins."""
+    """Imports the official code from a checkout, with the blocks above instead of timm 0.3.2, which it pins."""
     timm = types.ModuleType("timm.models.vision_transformer")
     timm.PatchEmbed, timm.Block = PatchEmbed, Block
     names = {"timm": types.ModuleType("timm"), "timm.models": types.ModuleType("timm.models"), timm.__name__: timm}
     before = {name: sys.modules.get(name) for name in names}
     sys.modules.update(names)
     sys.path.insert(0, checkout)
-    vars(np).setdefault("float", float)  # an alias that numpy has dropped
+    vars(np).setdefault("float", float)  # the official code uses an alias that numpy has dropped
     try:
         models_mae = importlib.import_module("models_mae")
     finally:
@@ -184,7 +184,7 @@ def official(model: MAEForPreTraining, checkout: str) -> Peer:
     peer.load_state_dict(_official_weights(model))
 
     def loss(m, images, noise):
-        draw, torch.rand = torch.rand, lambda *shape, **_: noise  # it draws its noise itself
+        draw, torch.rand = torch.rand, lambda *shape, **_: noise  # the model draws its noise itself
         try:
             return m(images, mask_ratio=config.mask_ratio)[0]
         finally:
@@ -194,7 +194,7 @@ def official(model: MAEForPreTraining, checkout: str) -> Peer:
 
 
 def lightly(model: MAEForPreTraining) -> Peer:
-    """The model of its MAE example, with a timm backbone."""
+    """Builds the model of lightly's MAE example, with a timm backbone."""
     from lightly.models import utils
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
     from timm.models.vision_transformer import VisionTransformer
@@ -229,7 +229,7 @@ def lightly(model: MAEForPreTraining) -> Peer:
     num_kept = int(vit.patch_embed.num_patches * (1 - config.mask_ratio))
 
     def loss(m, images, noise):
-        order = noise.argsort(dim=1) + 1  # tokens count the class token there
+        order = noise.argsort(dim=1) + 1  # lightly's token indices count the class token
         kept, hidden = torch.cat([torch.zeros_like(order[:, :1]), order[:, :num_kept]], dim=1), order[:, num_kept:]
         encoded = m["decoder"].embed(m["backbone"].encode(images=images, idx_keep=kept))
         tokens = utils.repeat_token(m["decoder"].mask_token, (len(images), order.shape[1] + 1))
@@ -259,9 +259,9 @@ def all_peers(
     """Returns the peers by name, ours first and always, and why others are missing.
 
     Args:
-        model ([`MAEForPreTraining`]): Whose weights all get.
+        model ([`MAEForPreTraining`]): All peers get its weights.
         checkout (`str`, *optional*): Folder of the official code.
-        chosen (`list[str]`, *optional*): Names of those wanted, so that they have the memory.
+        chosen (`list[str]`, *optional*): Names of the peers to build, to save memory. Default: all.
     """
     makers = {
         "official code": (lambda m: official(m, checkout)) if checkout else None,

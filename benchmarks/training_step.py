@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""A training step (forward, backward, AdamW) beside the peers: images/s, memory, operations, share of the matmul rate.
+"""Compares a training step (forward, backward, AdamW) with the peers: images/s, memory, operations, matmul rate.
 
     python benchmarks/training_step.py --presets tiny small base --batch_size 8
     python benchmarks/training_step.py --presets base --batch_size 1024 --dtype bfloat16 --compile
     python benchmarks/training_step.py --official path/to/facebookresearch/mae
 
 All have the same weights, images and masks, and their losses are compared before anything is timed. They take turns
-round by round (A B C A B C); the first rounds warm up, and after them nothing may be compiled anew. On a CPU the table
-has the CPU time of the process, which other processes on a shared machine disturb less; on a GPU the time between
-synchronisations. AdamW is fused where the authors train so (ours, transformers), else torch's default.
+round by round (A B C A B C); the first rounds are warm-up, and recompiling after them is an error. On a CPU the CPU
+time of the process counts, which is less disturbed by other processes; on a GPU the time between synchronisations.
+AdamW is fused for those whose authors train with it (ours, transformers), else torch's default.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Step:
 
 
 def operations(peer, images: torch.Tensor, noise: torch.Tensor) -> float:
-    """Of one image, forward and backward, by torch's counter: products and convolutions, attention written out."""
+    """Counts operations of one image, forward and backward, with torch's counter and unfused attention."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         peer.loss(peer.model.train(), images, noise).backward()
     peer.model.zero_grad()
@@ -76,7 +76,7 @@ def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict
     model = make_model(preset)
     peers, missing = all_peers(copy.deepcopy(model), args.official, args.peers)
     images, noise = inputs(model.config, args.batch_size, device)
-    with torch.no_grad():  # dropout there is none
+    with torch.no_grad():  # there is no dropout
         losses = {name: peer.loss(peer.model.to(device).train(), images, noise).item() for name, peer in peers.items()}
     first = losses["hf_mae"]
     if worst := {name: loss for name, loss in losses.items() if abs(loss - first) > 1e-3 * abs(first)}:
@@ -90,7 +90,7 @@ def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict
     with torch.compiler.set_stance("fail_on_recompile") if args.compile else nullcontext():
         times = in_turns(calls, args.rounds, 0, device)
     rate = matmul_rate(dtype, device)
-    for models in (steps, calls, peers):  # the processes below need the memory
+    for models in (steps, calls, peers):  # the processes that measure memory need it
         models.clear()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -110,7 +110,7 @@ def measure(preset: str, args, device: torch.device, dtype: torch.dtype) -> dict
 
 
 def memory(name: str, args, preset: str) -> float:
-    """Bytes that a step needs at most, measured in a process of its own."""
+    """Returns the peak memory of a step in bytes, measured in a new process."""
     command = [sys.executable, __file__, "--presets", preset, "--batch_size", str(args.batch_size), "--memory_of", name]
     command += ["--official", args.official] if args.official else []
     command += ["--compile", args.compile] if args.compile else []
@@ -124,14 +124,14 @@ def memory_of(name: str, preset: str, args, device: torch.device, dtype: torch.d
     peer = ours(model, 0.25) if name == PARTIAL else peers.pop(name)
     peers.clear()
     images, noise = inputs(model.config, args.batch_size, device)
-    # Beyond the weights, which are there: gradients and the optimizer's state count.
+    # The weights exist already, so this counts activations, gradients and the optimizer's state.
     print(peak_memory(partial(Step(peer, dtype, device, args.compile), images, noise), device))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["tiny", "small"])
-    parser.add_argument("--peers", nargs="+", help="Only these beside hf_mae, where memory is short.")
+    parser.add_argument("--peers", nargs="+", help="Only these, next to hf_mae, if memory is short.")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument(
@@ -144,9 +144,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--official", help="Checkout of facebookresearch/mae.")
-    parser.add_argument(
-        "--memory", action="store_true", help="Measure the peak memory, too, each in a process of its own."
-    )
+    parser.add_argument("--memory", action="store_true", help="Measure the peak memory, too, each in a new process.")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="File for the results; .json and .md are written.")
     args = parser.parse_args()

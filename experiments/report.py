@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Keeps what tells of runs, and fills the tables of the pages from it, so that no figure can be stale.
+"""Keeps records of runs, and fills the tables of the pages from them, so that no figure is stale.
 
     python experiments/report.py show runs/cifar10        # tables of your runs and of experiments/cifar10/
     python experiments/report.py collect runs/cifar10     # copies the record of each run to experiments/cifar10/
     python experiments/report.py                          # fills the tables; experiments/plots.py draws the plots
-    python experiments/report.py check                    # says which pages are stale
+    python experiments/report.py check                    # fails if a page is stale
 
-A record is the `run.json` of a run (recipe, command, commit, machine, versions, seed, results) and, of pre-training,
-its `metrics.jsonl`, its curve and, of the longest, its pictures. Weights are not kept.
+A record is the `run.json` of a run (recipe, command, commit, machine, versions, seed, results). Pre-training adds its
+`metrics.jsonl` and loss curve, the longest runs also a picture of reconstructions. Weights are not kept.
 """
 
 import json
@@ -37,10 +37,10 @@ BENCHMARKS = (
     "cpu_growth",
 )
 KEPT = ("metrics.jsonl", "loss.png", "recipe.yaml")
-LONGEST = ("pretrained",)  # keep their pictures, too
+LONGEST = ("pretrained",)  # runs whose pictures are kept
 
-# Runs by what they vary, in order, with the paper's fine-tuning and linear probing (ViT-L, 800 epochs of ImageNet).
-# Source: He et al. 2021, Table 1, of which Fig. 5 plots the rest; the text (section 4.1) names its lowest point.
+# Runs by the setting that they vary: label, and the paper's fine-tuning and linear probing accuracy (ViT-L, 800 epochs
+# of ImageNet). Source: He et al. 2021, Table 1; it has no other mask ratios, which Fig. 5 only plots.
 ABLATIONS = {
     "mask ratio": {
         "mask_25": ("0.25", None, None),
@@ -85,7 +85,7 @@ def read(run: Path) -> dict:
 
 
 def collect(runs: Path):
-    """Copies the records of a folder of runs, those of probes from the folders in them."""
+    """Copies the records of a folder of runs, including those of probes in the folders of the runs."""
     for found in sorted(runs.rglob("run.json")):
         run = found.parent
         if any(part.startswith("checkpoint-") for part in run.parts):
@@ -99,13 +99,13 @@ def collect(runs: Path):
                 PIL.Image.open(run / name).convert("RGB").quantize().save(target / name, optimize=True)
             else:
                 shutil.copyfile(run / name, target / name)
-        # No folders of the machine.
+        # Paths of the machine are cut to file names.
         (target / "run.json").write_text(re.sub(r"(?<![\w.:])/(?:[\w.-]+/)+", "", found.read_text()))
         print(target.relative_to(RECORDS.parent))
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """In percent; the deviation of one run over its seeds."""
+    """Returns mean and standard deviation over seeds, in percent."""
     mean = f"{100 * statistics.mean(values):.1f}"
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
@@ -117,7 +117,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def finetuning_table(runs: Path) -> str:
-    """Accuracy by labels, pre-trained and from scratch, over the seeds that were run."""
+    """Returns a table of the accuracy by number of labels, pre-trained and from scratch, over seeds."""
     found = {}
     for run in sorted(runs.glob("*-*-seed*")):
         start, labels, _ = run.name.split("-")
@@ -145,13 +145,13 @@ def finetuning_table(runs: Path) -> str:
 
 
 def all_labels(start: str) -> str:
-    """The fine-tuned accuracy with all labels of CIFAR-10, "pretrained" or from "scratch"."""
+    """Returns the fine-tuned accuracy with all labels of CIFAR-10; `start` is "pretrained" or "scratch"."""
     runs = (RECORDS / "cifar10").glob(f"{start}-50000-seed*")
     return mean_and_deviation([read(run)["metrics"]["eval_accuracy"] for run in runs])
 
 
 def ablation(name: str, runs: Path = RECORDS / "ablations") -> dict[str, list[float]]:
-    """Returns what the runs of a recipe gave, a value per seed: metrics of the probe, and the speed of pre-training."""
+    """Returns the results of a recipe, one value per seed: metrics of the probe, and the speed of pre-training."""
     probes = sorted(runs.glob(f"{name}-seed*/probe"))
     if not probes:
         sys.exit(f"{runs} has no run of {name}.yaml with a probe: experiments/ablations.sh makes them.")
@@ -160,7 +160,7 @@ def ablation(name: str, runs: Path = RECORDS / "ablations") -> dict[str, list[fl
 
 
 def median_speed(run: Path) -> float:
-    """Images/s of training."""
+    """Returns the median images/s of pre-training."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(line["images_per_second"] for line in lines if "images_per_second" in line)
 
@@ -189,7 +189,7 @@ def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
 
 
 def step_table() -> str:
-    """Of all that were timed."""
+    """Returns a table of the ratios of all training steps that were timed."""
     ratios = step_ratios()
     names = list(next(iter(ratios.values())))
     rows = [[*measured, *(f"{row[name]:.2f}" for name in names)] for measured, row in ratios.items()]
@@ -202,14 +202,14 @@ def step_range(name: str) -> str:
 
 
 def crop_range() -> str:
-    """How many times the official way's crops ours makes of a picture of ImageNet's size, by decoder and views."""
+    """Returns how many times faster than the official way we make crops of a picture of ImageNet's size, as a range."""
     rows = json.loads((RESULTS / "cpu_input_path.json").read_text())["results"]["pictures"][0]["rows"]
     ratios = [row["ratio to official (torchvision)"] for name, row in rows.items() if name.startswith("hf_mae")]
     return f"{min(ratios):.1f} to {max(ratios):.1f}"
 
 
 def benchmark(name: str) -> str:
-    """The tables of a benchmark as it wrote them, the title a line of text, headings one level down."""
+    """Returns the tables of a benchmark with the title as a line of text and headings one level lower."""
     title, text = (RESULTS / f"{name}.md").read_text().strip().split("\n", 1)
     return f"{title.removeprefix('# ')}. " + re.sub(r"^## ", "### ", text.strip(), flags=re.MULTILINE)
 
@@ -230,7 +230,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def show(runs: Path):
-    """Prints the tables of runs, and of the records of the same name."""
+    """Prints the tables of runs and of the records of the same name."""
     for folder in (runs, RECORDS / runs.name):
         if folder.is_dir():
             ablations = (folder / "default-seed0").exists()
@@ -239,7 +239,7 @@ def show(runs: Path):
 
 
 def fill(text: str) -> str:
-    """Returns a page with the tables between its marks, and the figures within its lines, made anew."""
+    """Returns a page whose tables and figures between marks are made again from the records."""
 
     def made(match: re.Match) -> str:
         mark, name, line_break, end = match.groups()
