@@ -212,6 +212,20 @@ def test_pipeline__gives_features_of_a_file(tiny_model, tmp_path):
     assert len(extract(str(tmp_path / "picture.png"), pool=True)[0]) == 32
 
 
+def test_pipeline__refuses_files_whose_depth_it_has_thrown_away(tiny_model, tmp_path):
+    """It converts to 8-bit RGB before the processor; the path given to the processor itself is the way out."""
+    from transformers import pipeline
+
+    tiny_model(num_channels=1).save_pretrained(tmp_path)
+    processor = MAEImageProcessor.for_image_size(32, num_channels=1, sample_type="uint16")
+    processor.save_pretrained(tmp_path)
+    PIL.Image.fromarray(photograph(channels=1)[..., 0].astype(np.uint16) * 16).save(tmp_path / "deep.png")
+    extract = pipeline("image-feature-extraction", model=str(tmp_path), device="cpu")
+    with pytest.raises(UnsuitableImageError, match="8 bits.*path"):
+        extract(str(tmp_path / "deep.png"))
+    assert processor(str(tmp_path / "deep.png"), return_tensors="pt").pixel_values.shape == (1, 1, 32, 32)
+
+
 def test_post_process_semantic_segmentation__classes_at_the_size_of_the_picture():
     processor = MAEImageProcessor()
     logits = torch.zeros(2, 3, 4, 4)

@@ -345,6 +345,33 @@ def test_mpo__further_pictures_of_a_phone_are_not_pages(tmp_path):
     assert stored(tmp_path / "a.jpg", 3).pixels.max() == 9
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_sgi__of_16_bits_is_refused(tmp_path, compressed):
+    PIL.Image.new("L", (8, 8), 9).save(tmp_path / "a.sgi")
+    assert stored(tmp_path / "a.sgi", 1).pixels.max() == 9
+    PIL.Image.new("L", (8, 8), 9).save(tmp_path / "a.sgi", bpc=2)
+    if compressed:  # Pillow writes none; an image of no rows is as good for this
+        content = bytearray((tmp_path / "a.sgi").read_bytes())
+        content[2] = 1
+        (tmp_path / "a.sgi").write_bytes(content)
+    with pytest.raises(UnsuitableImageError, match="16 bits"):
+        stored(tmp_path / "a.sgi", 1)
+
+
+def test_png__that_pillow_has_decoded_to_8_bits_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(values("uint16", 3).transpose(1, 2, 0), 16, 2))
+    image = PIL.Image.open(tmp_path / "a.png")
+    image.load()
+    with pytest.raises(UnsuitableImageError, match="a.png: .*16 bits.*path"):
+        MAEImageProcessor()(image)
+
+
+def test_errors__of_loader_workers_are_one_line():
+    message = "Caught UnsuitableImageError in DataLoader worker process 0.\nOriginal Traceback ...\n"
+    inner = UnsuitableImageError(f"{message}hf_mae.modeling.formats_mae.UnsuitableImageError: a.tif: The image ...\n")
+    assert str(inner) == "a.tif: The image ..."
+
+
 @pytest.mark.parametrize("bits", [10, 12, 15, 16])
 def test_jpeg2000__of_10_to_16_bits_keeps_its_values(tmp_path, bits):
     imagecodecs = pytest.importorskip("imagecodecs")

@@ -45,6 +45,10 @@ class UnsuitableImageError(ValueError):
     Unlike an unreadable file it is never replaced by another one, since all others may be of the same kind.
     """
 
+    def __init__(self, message: str):
+        # A loader worker passes errors on with their whole traceback in the message; its last line is the message.
+        super().__init__(message.rsplit("UnsuitableImageError: ", 1)[-1].strip())
+
     def of_file(self, name: str) -> "UnsuitableImageError":
         """Returns the same error with the name of the file in front, if that is not named yet."""
         return UnsuitableImageError(str(self) if not name or name in str(self) else f"{name}: {self}")
@@ -200,11 +204,23 @@ class DeepPicture(ImageFile):
 def is_deep(image: PIL.Image.Image) -> bool:
     """Returns whether Pillow, which has opened a picture but not decoded it, would change its values."""
     if image.format == "PNG":
+        if not image.tile and image.mode in ("RGB", "RGBA") and _png_depth(image) == 16:
+            raise UnsuitableImageError("Pillow has decoded it already, to 8 of its 16 bits. Give the path instead.")
         mode = str(image.tile[0][3]) if image.tile else ""
         return mode.endswith(";16B") and not mode.startswith("I")
     if image.format == "PPM" and image.tile:
         return _pnm_header(image)[2] > 255
     return image.format == "JPEG2000" and bool(image.tile) and _jpeg2000_precision(image)[1] > 8
+
+
+def _png_depth(image: PIL.Image.Image) -> int | None:
+    """Returns the bits of a value in the file of a PNG that Pillow has decoded, if the file is known."""
+    name = getattr(image, "filename", "")
+    if not isinstance(name, str) or not os.path.isfile(name):
+        return None
+    with open(name, "rb") as stream:
+        header = stream.read(25)
+    return header[24] if header[12:16] == b"IHDR" else None
 
 
 def read_deep(image: PIL.Image.Image) -> StoredImage:

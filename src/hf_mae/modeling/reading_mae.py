@@ -409,7 +409,7 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
     """Returns the values of a picture. 8-bit colours become RGB or grey, unless `settings.bands` chooses from them."""
     if is_deep(image):
         return read_deep(image)
-    if image.format == "SGI" and ";16" in str(image.tile):
+    if image.format == "SGI" and image.tile and (image.tile[0][0] == "SGI16" or image.tile[0][3][-1] == 2):
         raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
     image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
     if image.mode.startswith(("I", "F")):
