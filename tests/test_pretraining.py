@@ -20,8 +20,8 @@ from PIL import Image
 import hf_mae
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.sources import ImageSource
-from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
 from hf_mae.training.initial_model import build_model
+from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
 from hf_mae.training.step_guard import RunStopped
 
 
