@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""What must hold on a device that is not the CPU. test_devices.py runs it with pytest in a process of its own."""
+
+import shutil
+
+import other_device
+import pytest
+import torch
+from conftest import SMALL, TINY, metrics, same_tensors
+
+from hf_mae import (
+    MAEBackbone,
+    MAEConfig,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEImageProcessor,
+    MAEModel,
+    pretrain,
+)
+from hf_mae.data.sources import open_images
+from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
+from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
+from hf_mae.modeling import modeling_mae
+from hf_mae.training.checkpointing import load_optimizer, save_checkpoint
+from hf_mae.training.optimization import LARS, layer_decay_parameter_groups, parameter_groups
+from hf_mae.training.pretraining_run import PretrainingRun
+from hf_mae.training.step_guard import StepGuard
+
+other_device.register()
+
+
+@pytest.fixture(autouse=True)
+def device():
+    with other_device.in_use() as device:
+        yield device
+
+
+@pytest.fixture
+def images(device):
+    """Pixel values of four images, on the device."""
+    return torch.randn(4, 3, 32, 32).to(device)
+
+
+@pytest.fixture
+def model(device):
+    """Makes a small pre-training model on the device."""
+    return lambda **fields: MAEForPreTraining(MAEConfig(**{**TINY, **fields})).to(device)
+
+
+def tensors_of(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The device itself
+
+
+def test_device__is_one_of_its_own(device):
+    tensor = torch.ones(2, device=device)
+    assert tensor.device == device != torch.device("cpu")
+    assert (tensor + 1).sum().cpu() == 4
+    with pytest.raises(RuntimeError, match="two devices"):
+        tensor + torch.ones(2)
+
+
+def test_device__reading_a_value_waits(device):
+    total = torch.ones(2).to(device).sum()
+    assert not other_device.waits
+    assert total.item() == 2
+    assert sum(other_device.waits.values()) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+CLASSES = [MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone]
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_model__same_output_as_on_the_cpu(device, model_class):
+    """And no tensor of model or output is left on the CPU."""
+    model, pixels, noise = model_class(MAEConfig(**TINY)).eval(), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    given = {"noise": noise} if model_class is MAEForPreTraining else {}
+    with torch.no_grad():
+        expected = model(pixels, **given)[0]
+    model = model.to(device)
+    output = model(pixels.to(device), **{name: value.to(device) for name, value in given.items()})[0]
+    for result, value in zip(output, expected, strict=True) if model_class is MAEBackbone else [(output, expected)]:
+        assert result.device == device
+        torch.testing.assert_close(result.cpu(), value)
+    assert {tensor.device for tensor in tensors_of(model)} == {device}
+
+
+OPTIONS = [
+    {},
+    {"norm_pix_loss": True},
+    {"mask_sampling": "block"},
+    {"mask_sampling": "grid"},
+    {"mask_tokens_in_encoder": True},
+    {"prediction_ratio": 0.5},
+    {"mask_ratio": 0.0},
+    {"drop_path_rate": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_step__does_not_wait_for_the_device(device, model, options):
+    """From bytes to new weights; only reading the log waits, once."""
+    model = model(**options).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+    guard, processor = StepGuard(optimizer, max_grad_norm=1.0), MAEImageProcessor.for_image_size(32)
+    before = [parameter.detach().cpu().clone() for parameter in model.parameters()]
+    stored, noise = (torch.rand(4, 3, 32, 32) * 255).byte().to(device), torch.rand(4, 16).to(device)
+    other_device.waits.clear()
+    for given in ({"noise": noise}, {}):  # a mask from the loader, and one drawn by the model
+        loss = model(processor.rescale_and_normalize(stored), **given).loss
+        loss.backward()
+        guard.step(loss)
+        optimizer.zero_grad()
+    assert not other_device.waits
+    values, longest_row = guard.read()
+    assert other_device.waits == {"tolist": 1}
+    assert (values["skipped"], longest_row) == (0, 0)
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    changed = [not torch.equal(old, new.cpu()) for old, new in zip(before, model.parameters(), strict=True)]
+    assert sum(changed) > 0.9 * sum(trained)
+
+
+def test_guard__leaves_out_a_bad_step_on_the_device(model, images):
+    model = model().train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+    guard, kept = StepGuard(optimizer), []
+    for factor in (1.0, float("nan"), 1.0):
+        before = model.mae.layernorm.weight.detach().cpu().clone()
+        loss = model(images).loss * factor
+        loss.backward()
+        guard.step(loss)
+        optimizer.zero_grad()
+        kept.append(torch.equal(before, model.mae.layernorm.weight.detach().cpu()))
+    assert kept == [False, True, False]
+    assert guard.read()[0]["skipped"] == 1
+
+
+def test_classifier__trains(device, images):
+    classifier = MAEForImageClassification(MAEConfig(**TINY, num_labels=5, drop_path_rate=0.1)).train().to(device)
+    optimizer = torch.optim.AdamW(layer_decay_parameter_groups(classifier, 1e-3, 0.05, 0.75), fused=True)
+    loss = classifier(images, labels=torch.arange(4).to(device)).loss
+    loss.backward()
+    optimizer.step()
+    assert loss.device == device
+
+
+def test_position_tables__are_resized_on_the_device(device, model):
+    model = model()
+    model.resize_position_embeddings(64)
+    assert {tensor.device for tensor in tensors_of(model)} == {device}
+    assert model(torch.randn(1, 3, 64, 64).to(device)).loss.isfinite()
+
+
+def test_checkpoint__optimizer_state_comes_back_to_the_device(device, model, images, tmp_path):
+    model = model().train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+    model(images).loss.backward()
+    optimizer.step()
+    checkpoint = save_checkpoint(tmp_path, 1, model, MAEImageProcessor.for_image_size(32), optimizer, {"recipe": {}})
+    loaded = MAEForPreTraining.from_pretrained(checkpoint).train().to(device)
+    restored = torch.optim.AdamW(parameter_groups(loaded, 0.05), lr=1e-3, fused=True)
+    load_optimizer(checkpoint, loaded, restored)
+    assert {value.device for state in restored.state.values() for value in state.values()} == {device}
+    loaded(images).loss.backward()
+    restored.step()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images, evaluation, probing
+
+
+def test_processor__bytes_and_floats_on_the_device(device):
+    """Same pixel values as on the CPU, whether an image is there already or is to be moved."""
+    processor = MAEImageProcessor.for_image_size(32)
+    smooth = torch.linspace(0, 1, 3 * 50 * 60).reshape(3, 50, 60)
+    for image in ((smooth * 255).byte(), smooth):
+        expected = processor(image, return_tensors="pt").pixel_values
+        moved = processor(image, return_tensors="pt", device=device).pixel_values
+        there = processor(image.to(device), return_tensors="pt").pixel_values
+        assert moved.device == there.device == device
+        # Bytes may be rounded to another of the 256 levels, and the smallest deviation of a channel is 0.224.
+        torch.testing.assert_close(moved.cpu(), expected, atol=1.1 / 255 / 0.224, rtol=0)
+        assert torch.equal(there.cpu(), moved.cpu())
+
+
+def test_reconstruct__images_come_back_to_the_host(device, model, images):
+    output = model(norm_pix_loss=True).eval().reconstruct(images)
+    assert output.mask.device == device
+    assert len(MAEImageProcessor.for_image_size(32).post_process_reconstruction(output.reconstruction)) == 4
+
+
+def test_evaluation__same_figures_as_on_the_cpu(device):
+    """Loss and nearest neighbours of the embedded images."""
+    model = MAEForPreTraining(MAEConfig(**{**TINY, "num_channels": 1, "image_size": 28, "patch_size": 7}))
+    processor = MAEImageProcessor.for_image_size(28, image_mean=[0.5], image_std=[0.5])
+    train, test = (open_images(None, split) for split in ("train", "test"))
+    evaluation = Evaluation(train, test, processor, max_images=100)
+    expected = evaluation(model)
+    assert evaluation(model.to(device)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_knn__same_accuracy_as_on_the_cpu(device):
+    features, labels = torch.randn(60, 8), torch.arange(60) % 3
+    expected = knn_accuracy(features, labels, num_neighbors=5)
+    assert knn_accuracy(features.to(device), labels.to(device), num_neighbors=5) == expected
+
+
+def test_probes__train_on_stored_features(device):
+    features, labels = torch.randn(64, 8).to(device), (torch.arange(64) % 3).to(device)
+    batch_norm, (probe, _) = train_linear_probes(features, labels, 3, [0.1, 1], num_epochs=2, batch_size=16)
+    assert {tensor.device for tensor in (*tensors_of(batch_norm), *tensors_of(probe))} == {device}
+
+
+def test_probe__trains_and_becomes_a_classifier(device, images):
+    probe = LinearProbe(MAEForImageClassification(MAEConfig(**TINY, num_labels=3))).train().to(device)
+    optimizer = LARS(probe.classifier.parameters(), lr=0.1)
+    probe(images, labels=torch.tensor([0, 1, 2, 0]).to(device)).loss.backward()
+    optimizer.step()
+    assert probe.to_classifier()(images).logits.device == device
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A whole run
+
+
+def test_pretrain__runs_from_images_to_the_finished_folder(device, tmp_path, monkeypatch):
+    """With evaluation and checkpoints; a run that goes on from a checkpoint gives the same weights."""
+    waits, take_step = [], PretrainingRun.take_step
+
+    def counted(run):
+        other_device.waits.clear()
+        take_step(run)
+        waits.append(sum(other_device.waits.values()))
+
+    monkeypatch.setattr(PretrainingRun, "take_step", counted)
+    options = {"max_steps": 4, "effective_batch_size": 16, "per_device_train_batch_size": 8, "config_overrides": SMALL}
+    options.update(logging_steps=2, save_steps=2, eval_steps=4, eval_images=40, dataloader_num_workers=0)
+    result = pretrain(None, tmp_path / "out", **options)
+    assert waits == [0] * 4
+    assert {tensor.device for tensor in tensors_of(result.model)} == {device}
+    assert list(metrics(tmp_path / "out", "loss")) == [2, 4]
+    assert set(metrics(tmp_path / "out", "eval_loss")) == {4}
+    shutil.copytree(tmp_path / "out", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoint-4")
+    pretrain(None, tmp_path / "again", **options)
+    assert len(waits) == 6
+    assert same_tensors("model.safetensors", tmp_path / "out", tmp_path / "again")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults put in on purpose: each is one that a GPU would show, and that the CPU would not
+
+
+def test_fault__a_tensor_of_the_model_left_on_the_cpu(model, images):
+    model = model()
+    table = model.mae.embeddings.position_embeddings
+    del model.mae.embeddings.position_embeddings
+    model.mae.embeddings.position_embeddings = table.detach().cpu()
+    with pytest.raises(RuntimeError, match="two devices"):
+        model(images)
+
+
+def test_fault__a_mask_made_on_the_cpu(model, images, monkeypatch):
+    choose = modeling_mae.choose_mask
+    monkeypatch.setattr(modeling_mae, "choose_mask", lambda *args: tuple(ids.cpu() for ids in choose(*args)))
+    with pytest.raises(RuntimeError, match="two devices"):
+        model().train()(images)
+
+
+@pytest.mark.parametrize("name", ["noise", "bool_masked_pos", "ids_keep"])
+def test_fault__a_mask_given_on_the_cpu(model, images, name):
+    masks = {"noise": torch.rand(4, 16), "bool_masked_pos": torch.arange(16).expand(4, -1) > 3}
+    mask = masks.get(name, torch.arange(4).expand(4, -1))
+    with pytest.raises(ValueError, match=f"`{name}` is on cpu and the images are on elsewhere:0"):
+        model()(images, **{name: mask})
+
+
+def test_fault__a_value_read_in_the_step(model, images):
+    loss = model().train()(images).loss
+    assert not other_device.waits
+    loss.item()
+    assert other_device.waits
