@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None):
         status = _exit_status(error)
         if show_traceback or status is None:
             raise
-        from hf_mae.training.arguments import in_flags
+        from hf_mae.cli import in_flags
 
         _end(f"hf-mae {command}: {in_flags(str(error)) or type(error).__name__}", status)
 

@@ -12,7 +12,8 @@ from conftest import SMALL
 from transformers.hf_argparser import HfArg
 
 import hf_mae_command
-from hf_mae.training.arguments import RECIPES, config_changes, in_flags, load_recipe, parse_arguments, recipe_of
+from hf_mae.cli import in_flags
+from hf_mae.training.arguments import RECIPES, config_changes, load_recipe, parse_arguments, recipe_of
 from hf_mae.training.pretraining_settings import PretrainingSettings
 
 

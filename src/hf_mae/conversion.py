@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers.utils import cached_file, logging
 
+from .cli import CommandParser
 from .conversion_files import FIELDS, NOT_FIELDS, as_value_error, folder_of, read_checkpoint, read_json, write_folder
 from .conversion_names import LAYOUTS, find_probe, names_in, recognise, rename
 from .modeling.auto_mae import class_of_architecture
@@ -22,7 +23,7 @@ from .modeling.loading_mae import HUB_KWARGS
 from .modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from .modeling.modeling_mae_downstream import MAEForImageClassification, fold_batch_norm
 from .publishing import license_of, push_folder, save_record, write_model_card
-from .training.arguments import CommandParser, config_changes
+from .training.arguments import config_changes
 
 logger = logging.get_logger(__name__)
 

@@ -19,12 +19,12 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, Mo
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
+from .cli import CommandParser
 from .evaluation.visualization import loss_curve
 from .modeling.auto_mae import class_of_architecture
 from .modeling.configuration_mae import MAEConfig, _pair
 from .modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from .modeling.modeling_mae_downstream import MAEForImageClassification
-from .training.arguments import CommandParser
 
 _TEMPLATE = Path(__file__).parent / "model_card.md"
 _CODE = Path(__file__).parent / "modeling"

@@ -13,12 +13,12 @@ import PIL.ImageDraw
 import torch
 from transformers.utils import logging
 
+from ..cli import CommandParser
 from ..data.sampling import spread_indices
 from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..modeling.patches_mae import at_least_float32, patch_grid
-from ..training.arguments import CommandParser
 
 _MARGIN, _HEADING = 4, 16  # pixels
 # Colours of a heat map from low to high. Brightness rises throughout, so that it also reads in grey.

@@ -3,7 +3,6 @@
 """Reads the settings of a command: defaults of a dataclass, overridden by a recipe, overridden by flags or keywords."""
 
 import argparse
-import difflib
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,70 +14,13 @@ from typing import TypeVar
 
 import yaml
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import HfArgumentParser
 
+from ..cli import CommandParser
 from ..modeling.configuration_mae import MAEConfig
 
 Arguments = TypeVar("Arguments")
 
 RECIPES = Path(__file__).parent / "recipes"
-
-_flags: set[str] = set()  # of all parsers of this process, by which messages are translated
-
-
-class CommandParser(HfArgumentParser):
-    """Parses the arguments of one command. Its mistakes are `ValueError`, its help is short and grouped."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
-
-    def add_argument(self, *names, **kwargs) -> argparse.Action:
-        _flags.update(name.removeprefix("--") for name in names if name.startswith("--"))
-        return super().add_argument(*names, **kwargs)
-
-    def error(self, message: str):
-        raise ValueError(f"{message}. See {self.prog} --help.")
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parses arguments.
-
-        Raises:
-            ValueError: If there is an argument that does not exist, or a value that does not fit.
-        """
-        namespace, unknown = self.parse_known_intermixed_args(argv)  # positional arguments may follow flags
-        if unknown:
-            known = [name for action in self._actions for name in action.option_strings if "-" not in name[2:]]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else f" See {self.prog} --help."
-            raise ValueError(f"There is no argument {unknown[0]}.{hint}")
-        return namespace
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """One line for each argument: one spelling, its help and its default."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34, width=120)
-
-    def _format_usage(self, usage, actions, groups, prefix) -> str:
-        positional = [action for action in actions if not action.option_strings]
-        return super()._format_usage(usage, positional, [], prefix).rstrip() + " [--flag value ...]\n\n"
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        takes_value = action.nargs != 0 and not isinstance(action.const, bool)
-        metavar = f" {self._format_args(action, self._get_default_metavar_for_optional(action))}" if takes_value else ""
-        return action.option_strings[0] + metavar
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return (getattr(action.type, "__name__", "") or "value").removeprefix("string_to_").upper()
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        default, text = action.default, (action.help or "").rstrip()
-        if default is None or default is False or default in (argparse.SUPPRESS, []) or "Default:" in text:
-            return text
-        return f"{text} Default: {str(default).replace('%', '%%')}."
 
 
 def parse_arguments(
@@ -188,11 +130,6 @@ def _as_number(value, field: Field):
     return value
 
 
-def in_flags(message: str) -> str:
-    """Returns a message with the parameters in backticks as flags: `` `max_steps` `` becomes `--max_steps`."""
-    return re.sub(r"`(\w+)`", lambda match: f"--{match[1]}" if match[1] in _flags else match[0], message)
-
-
 def recipe_of(args, without: Collection[str] = ()) -> dict:
     """Returns the settings that are not the defaults, as a recipe may hold them.
 
@@ -254,4 +191,4 @@ def setting(default, text: str):  # for a moment: the scripts still use it
     return field(default=default, metadata={"help": text})
 
 
-__all__ = ["CommandParser", "config_changes", "in_flags", "load_recipe", "parse_arguments", "recipe_of"]
+__all__ = ["config_changes", "load_recipe", "parse_arguments", "recipe_of"]

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from accelerate.tracking import GeneralTracker
 
+from ..cli import in_flags
 from ..data.sources import ImageSource
 from ..modeling.configuration_mae import _PRESETS, MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from .arguments import in_flags, load_recipe, parse_arguments
+from .arguments import load_recipe, parse_arguments
 from .dry_run import DryRun
 from .pretraining_run import PretrainingResult, PretrainingRun
 from .pretraining_settings import ModelSettings, PretrainingSettings, names_of

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Parses the arguments of commands. hf_mae_command.py lists the commands and finds the function of each."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+
+from transformers import HfArgumentParser
+
+_flags: set[str] = set()  # of all parsers of this process, by which messages are translated
+
+
+class CommandParser(HfArgumentParser):
+    """Parses the arguments of one command. Its mistakes are `ValueError`, its help is short and grouped."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def add_argument(self, *names, **kwargs) -> argparse.Action:
+        _flags.update(name.removeprefix("--") for name in names if name.startswith("--"))
+        return super().add_argument(*names, **kwargs)
+
+    def error(self, message: str):
+        raise ValueError(f"{message}. See {self.prog} --help.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parses arguments.
+
+        Raises:
+            ValueError: If there is an argument that does not exist, or a value that does not fit.
+        """
+        namespace, unknown = self.parse_known_intermixed_args(argv)  # positional arguments may follow flags
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings if "-" not in name[2:]]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else f" See {self.prog} --help."
+            raise ValueError(f"There is no argument {unknown[0]}.{hint}")
+        return namespace
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One line for each argument: one spelling, its help and its default."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _format_usage(self, usage, actions, groups, prefix) -> str:
+        positional = [action for action in actions if not action.option_strings]
+        return super()._format_usage(usage, positional, [], prefix).rstrip() + " [--flag value ...]\n\n"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        takes_value = action.nargs != 0 and not isinstance(action.const, bool)
+        metavar = f" {self._format_args(action, self._get_default_metavar_for_optional(action))}" if takes_value else ""
+        return action.option_strings[0] + metavar
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return (getattr(action.type, "__name__", "") or "value").removeprefix("string_to_").upper()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default, text = action.default, (action.help or "").rstrip()
+        if default is None or default is False or default in (argparse.SUPPRESS, []) or "Default:" in text:
+            return text
+        return f"{text} Default: {str(default).replace('%', '%%')}."
+
+
+def in_flags(message: str) -> str:
+    """Returns a message with the parameters in backticks as flags: `` `max_steps` `` becomes `--max_steps`."""
+    return re.sub(r"`(\w+)`", lambda match: f"--{match[1]}" if match[1] in _flags else match[0], message)
+
+
+__all__ = ["CommandParser", "in_flags"]
