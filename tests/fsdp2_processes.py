@@ -21,11 +21,11 @@ from hf_mae.training.optimization import parameter_groups
 from hf_mae.training.step_guard import StepGuard
 
 
-def build(checkpoint=None, bf16=False):
+def build(checkpoint=None):
     torch.manual_seed(0)
     config = MAEConfig(**{**TINY, "num_channels": 1, "image_size": 28, "patch_size": 7})
     model = MAEForPreTraining.from_pretrained(checkpoint) if checkpoint else MAEForPreTraining(config)
-    shard_model(model.train(), bf16)
+    shard_model(model.train())
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
     if checkpoint:
         load_optimizer(checkpoint, model, optimizer)
@@ -77,7 +77,7 @@ def main(folder: Path):
         assert torch.equal(tensor, stored[name])
         assert torch.equal(tensor, saved[name])
 
-    half, _ = build(bf16=True)
+    half, _ = build()
     noise = torch.arange(256).flip(0).reshape(1, 16, 16)[0, :1] / 256 + 0.9  # differs by less than bfloat16 tells apart
     pixel_values = torch.full((1, 1, 28, 28), 1 + 2**-12)
     with torch.autocast("cpu", torch.bfloat16):

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_mae.data.sampling import default_num_workers
 from hf_mae.training import distributed
+from hf_mae.training.distributed import shard_model
 from hf_mae.training.finetuning import FineTuningArguments
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
 
@@ -82,3 +83,21 @@ def test_ddp__trains_a_model_that_hides_nothing(one_process, tiny_model, options
     for _ in range(2):
         model(torch.randn(2, 3, 32, 32)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_fsdp2__computes_in_bf16_what_ddp_does(one_process, tiny_model):
+    """Only matrix products are bfloat16; the sums that pass from block to block and the gradients are float32."""
+    results = []
+    for wrap in (DistributedDataParallel, shard_model):
+        torch.manual_seed(0)
+        model = wrap(tiny_model(num_hidden_layers=3).train())
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(torch.randn(2, 3, 32, 32), noise=torch.rand(2, 16), output_hidden_states=True)
+        output.loss.backward()
+        gradient = getattr(model, "module", model).mae.layers[0].mlp.fc1.weight.grad
+        results.append((output, gradient.full_tensor() if wrap is shard_model else gradient))
+    (ddp, ddp_gradient), (sharded, sharded_gradient) = results
+    assert all(state.dtype == torch.float32 for state in sharded.hidden_states)
+    torch.testing.assert_close(sharded.hidden_states, ddp.hidden_states, rtol=0, atol=0)
+    torch.testing.assert_close(sharded.loss, ddp.loss, rtol=0, atol=0)
+    torch.testing.assert_close(sharded_gradient, ddp_gradient, rtol=0, atol=0)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..data.sampling import default_num_workers, usable_cpus
@@ -19,23 +19,22 @@ from ..modeling.modeling_mae import MAEForPreTraining, MAELayer
 Result = TypeVar("Result")
 
 
-def shard_model(model: MAEForPreTraining, bf16: bool = False) -> MAEForPreTraining:
+def shard_model(model: MAEForPreTraining) -> MAEForPreTraining:
     """Shards weights, gradients and optimizer state over all processes (FSDP2), in place.
 
     Must be called before the optimizer is made. The units are the blocks, the encoder, which the evaluation calls
     alone, and the decoder. Accelerate does not do it, since it would shard the patch embedding a second time (1.15).
 
+    Weights are gathered in float32, and autocast casts them, as it does under DDP: with weights gathered in bfloat16
+    the sums that pass from block to block would be bfloat16, too, and twice as far from the exact ones.
+
     Args:
         model ([`MAEForPreTraining`]): On its device.
-        bf16 (`bool`, *optional*, defaults to `False`): Gather weights in bfloat16, for a forward under autocast. Images
-            and loss stay float32, and gradients are summed in float32.
     """
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
-    dtype = torch.bfloat16 if bf16 else None
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = [module for module in model.modules() if isinstance(module, MAELayer)]
     for unit in (*layers, model.mae, model.decoder, model):
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(unit, mesh=mesh)
     return model
 
 

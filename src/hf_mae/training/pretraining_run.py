@@ -310,7 +310,7 @@ class PretrainingRun:
     def _build_optimizer(self):
         settings = self.settings
         if self.accelerator.distributed_type == DistributedType.FSDP:
-            self.model = shard_model(self.plain_model.train().to(self.device), settings.bf16)
+            self.model = shard_model(self.plain_model.train().to(self.device))
         else:
             self.model = self.accelerator.prepare(self.plain_model.train())
         self.optimizer = torch.optim.AdamW(
