@@ -530,3 +530,31 @@ def test_order__fewer_blocks_than_readers_are_refused_for_streams():
     check_readers(open_images(), 8, 16)  # no row groups: any image is read by itself
     with pytest.raises(ValueError, match=r"has 7 row groups for 8 readers \(2 process\(es\) x 4 worker\(s\)\).*Lower"):
         check_readers(InRowGroups([5] * 7), 2, 4)
+
+
+def test_pretraining__turns_crops_as_it_is_told():
+    """A crop of the whole image comes in exactly the orientations that the settings allow."""
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+
+    class OneImage(ImageSource):
+        name, fingerprint = "one", "one"
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return pixels
+
+    def orientations(**options):
+        dataset = PretrainingDataset(OneImage(), (4, 4), 4, 1, crop_scale=(1.0, 1.0), **options)
+        crops = [dataset[(0, 0, view)]["pixel_values"][0] for view in range(100)]
+        return {tuple(crop.flatten().tolist()) for crop in crops if len(crop.unique()) == 16}
+
+    turned = {tuple(np.rot90(pixels, number).flatten().tolist()) for number in range(4)}
+    assert orientations(horizontal_flip=False) == {tuple(pixels.flatten().tolist())}
+    assert orientations(horizontal_flip=False, rotate90=True) == turned
+    upside_down = tuple(pixels[::-1].flatten().tolist())
+    assert orientations(horizontal_flip=False, vertical_flip=True) == {tuple(pixels.flatten().tolist()), upside_down}
+    assert len(orientations(horizontal_flip=True, vertical_flip=True, rotate90=True)) == 8
+    with pytest.raises(ValueError, match="`rotate90` needs square crops"):
+        PretrainingDataset(OneImage(), (4, 8), 4, 1, rotate90=True)

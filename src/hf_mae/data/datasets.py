@@ -37,6 +37,8 @@ class PretrainingDataset(Dataset):
         color_jitter: float = 0.0,
         seed: int = 0,
         reading: ReadingSettings = DEFAULT_SETTINGS,
+        vertical_flip: bool = False,
+        rotate90: bool = False,
     ):
         """
         Args:
@@ -50,8 +52,15 @@ class PretrainingDataset(Dataset):
             color_jitter (`float`, *optional*, defaults to 0.0): Strength of [`jitter_colors`], in [0, 1].
             seed (`int`, *optional*, defaults to 0): Seed of the run.
             reading ([`ReadingSettings`], *optional*): How to read files, `image_processor.reading`.
+            vertical_flip (`bool`, *optional*, defaults to `False`): Whether to turn half of the crops upside down.
+            rotate90 (`bool`, *optional*, defaults to `False`): Whether to turn crops by multiples of 90 degrees.
+
+        Raises:
+            ValueError: If crops are to be turned by 90 degrees and are not square.
         """
-        self.reading = reading
+        if rotate90 and image_size[0] != image_size[1]:
+            raise ValueError(f"`rotate90` needs square crops, these are {image_size[0]} x {image_size[1]} pixels.")
+        self.reading, self.vertical_flip, self.rotate90 = reading, vertical_flip, rotate90
         self.images, self.seed, self.num_patches, self.epoch = images, seed, num_patches, 0
         self.image_size, self.num_channels = image_size, num_channels
         self.crop_scale, self.horizontal_flip, self.color_jitter = crop_scale, horizontal_flip, color_jitter
@@ -105,7 +114,12 @@ class PretrainingDataset(Dataset):
             flipped = self.horizontal_flip and rng.random() < 0.5
             # A permutation has no ties, whose order would depend on the device and the batch.
             noise = rng.permutation(self.num_patches).astype(np.float32) / self.num_patches
-            crop, missing = fill_missing(crop.flip(-1) if flipped else crop, self.reading)
+            crop = crop.flip(-1) if flipped else crop
+            if self.vertical_flip and rng.random() < 0.5:
+                crop = crop.flip(-2)
+            if self.rotate90:
+                crop = crop.rot90(int(rng.integers(4)), (-2, -1))
+            crop, missing = fill_missing(crop, self.reading)
             samples.append(
                 {
                     "pixel_values": jitter_colors(crop, self.color_jitter, rng) if self.color_jitter else crop,

@@ -337,6 +337,8 @@ class PretrainingRun:
             color_jitter=settings.color_jitter,
             seed=settings.seed,
             reading=self.image_processor.reading,
+            vertical_flip=settings.vertical_flip,
+            rotate90=settings.rotate90,
         )
         self.order = SampleOrder(self.train_images, settings.seed, settings.views_per_image, self.schedule.batch_size)
         self.loader_options = {

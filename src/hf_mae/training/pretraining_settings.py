@@ -60,6 +60,8 @@ class CropSettings:
     image_std: list[float] | None = HfArg(default=None, help="Deviation per channel. Default: ImageNet's.")
     crop_scale_min: float = HfArg(default=0.2, help="Smallest share of an image's area that a random crop keeps.")
     horizontal_flip: bool = HfArg(default=True, help="Mirror half of the crops.")
+    vertical_flip: bool = HfArg(default=False, help="Turn half of the crops upside down.")
+    rotate90: bool = HfArg(default=False, help="Turn crops by random multiples of 90 degrees.")
     color_jitter: float = HfArg(default=0.0, help="Strength of random brightness, contrast and saturation, in [0, 1].")
     views_per_image: int = HfArg(default=1, help="Crops taken of one decode; each counts as a sample of the epoch.")
 
