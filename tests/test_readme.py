@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 
 import hf_mae
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+from hf_mae.cli import CommandParser
 from hf_mae.data.datasets import PretrainingDataset, collate
 from hf_mae.data.sampling import SampleOrder, StepBatchSampler
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.visualization import reconstruct_command
-from hf_mae.training.arguments import RECIPES, CommandParser
+from hf_mae.training.arguments import RECIPES
 from hf_mae_command import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
