@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..modeling.formats_mae import TIFF_SIGNATURES, TiffFile, library
+from ..modeling.formats_mae import library
 from ..modeling.reading_mae import (
     ImageFile,
     OpenedImage,
@@ -20,6 +20,7 @@ from ..modeling.reading_mae import (
     num_pages,
     page_of,
 )
+from ..modeling.tiff_mae import TIFF_SIGNATURES, TiffFile
 from .decoding import read_image
 from .folders import FolderImages
 from .image_source import ImageSource, digest

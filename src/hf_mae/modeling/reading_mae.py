@@ -3,7 +3,7 @@
 """Reads images as they are stored, and turns stored values into the range that a model takes.
 
 Training and the image processor both read with these functions, so that they see the same pixels. Pillow reads what it
-keeps exactly; the other files go to the readers of [`hf_mae.modeling.formats_mae`].
+keeps exactly; the other files go to the readers of formats_mae.py and tiff_mae.py.
 """
 
 import io
@@ -19,7 +19,6 @@ import torch
 
 from .formats_mae import (
     EXIF_ORIENTATION,
-    TIFF_SIGNATURES,
     ArrayFile,
     DeepPicture,
     DicomFile,
@@ -29,17 +28,13 @@ from .formats_mae import (
     NiftiFile,
     StoredImage,
     UnsuitableImageError,
-    declared_nodata,
-    exact_tiff,
     is_deep,
     native,
     open_arrays,
-    open_tiff,
     oriented,
-    pages_of_tiff,
     read_deep,
-    tiff_tag,
 )
+from .tiff_mae import TIFF_SIGNATURES, declared_nodata, exact_tiff, open_tiff, pages_of_tiff, tiff_tag
 
 # What Pillow decodes by itself: no EPS or PS, which start another program, and none of its stubs.
 _PILLOW = """
