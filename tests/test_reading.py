@@ -410,6 +410,16 @@ def test_nodata__of_any_type_is_filled_with_the_mean_before_resizing(tmp_path, d
     torch.testing.assert_close(pixels, torch.zeros_like(pixels))  # 1 of [0, 4] is the mean, and so is what is filled in
 
 
+def test_nodata__of_values_that_are_not_rescaled_is_filled_with_their_mean():
+    array = np.full((1, 4, 4), 700, np.int16)
+    array[0, 1] = -999
+    plain = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "num_channels": 1}
+    processor = MAEImageProcessor(**plain, nodata=-999, image_mean=[500.0], image_std=[100.0])
+    pixels = processor(array, return_tensors="pt").pixel_values[0, 0]
+    assert pixels[1].tolist() == [0] * 4
+    assert pixels[0].tolist() == [2] * 4
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Medical and other formats
 
@@ -600,6 +610,15 @@ def test_processor__settings_are_saved_and_kept_for_other_sizes(tmp_path):
         assert str(other.reading) == str(processor.reading)  # nan is not equal to itself
         assert (other.display_bands, other.sample_type) == ([1], "int16")
     assert processor.reading.value_range == (-1000, 1000)
+
+
+def test_processor__refuses_settings_and_inputs_that_make_no_sense():
+    with pytest.raises(ValueError, match="`value_range`"):
+        MAEImageProcessor(value_range=[5, 1])
+    with pytest.raises(ValueError, match="`pages`"):
+        MAEImageProcessor()(np.zeros((9, 9, 3), np.uint8), pages="all")
+    with pytest.raises(TypeError, match="got int"):
+        MAEImageProcessor()([3])
 
 
 def test_processor__8_bits_are_refused_where_the_model_saw_more(tmp_path):

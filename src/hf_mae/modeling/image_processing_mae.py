@@ -6,7 +6,9 @@ import base64
 import math
 import os
 import urllib.request
+from dataclasses import replace
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import nn
@@ -175,6 +177,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             self.image_mean = tuple(IMAGENET_DEFAULT_MEAN) if self.num_channels == 3 else (0.5,) * self.num_channels
         if self.image_std is None:
             self.image_std = tuple(IMAGENET_DEFAULT_STD) if self.num_channels == 3 else (0.5,) * self.num_channels
+        self._reading(**{name: getattr(self, name) for name in _READING})  # raises if the settings make no sense
 
     @classmethod
     def for_image_size(cls, image_size: int | tuple[int, int], **kwargs) -> "MAEImageProcessor":
@@ -212,7 +215,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             pages=pages,
             channels_first=first,
             background=background,
-            fill=tuple(255 * value for value in mean),
+            fill=tuple(value / self.rescale_factor for value in mean),
         )
 
     @property
@@ -250,8 +253,12 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         """
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
-        if not isinstance(images, str | os.PathLike):
+        if isinstance(images, PIL.Image.Image | np.ndarray | torch.Tensor | ImageFile | StoredImage):
             return images
+        if not isinstance(images, str | os.PathLike):
+            raise TypeError(
+                f"Expected paths, PIL images, arrays, tensors or lists of them, got {type(images).__name__}."
+            )
         name = os.fspath(images)
         try:
             image = open_image(name) if os.path.exists(name) else open_image(_download(name), "")
@@ -279,6 +286,8 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         except UnsuitableImageError as error:
             name = getattr(image, "filename", None) or getattr(image, "file", None)
             raise error.of_file(name if isinstance(name, str) else "") from error
+        if not do_rescale:  # then the mean is one of stored values
+            settings = replace(settings, fill=tuple(value * self.rescale_factor for value in settings.fill))
         return fill_missing(values, settings)[0].to(device)
 
     def _standardize_kwargs(self, **kwargs) -> dict:

@@ -181,7 +181,7 @@ def page_of(image: OpenedImage, page: int) -> OpenedImage:
 
 
 def read_stored(
-    image: OpenedImage | torch.Tensor,
+    image: OpenedImage | StoredImage | torch.Tensor,
     num_channels: int,
     settings: ReadingSettings = DEFAULT_SETTINGS,
     orient: bool = True,
@@ -189,7 +189,8 @@ def read_stored(
     """Returns the stored values of an opened image in the channels of a model.
 
     Args:
-        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or [`ImageFile`]): The image, arrays as HW, HWC or CHW.
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, [`ImageFile`] or [`StoredImage`]): The image, arrays as
+            HW, HWC or CHW.
         num_channels (`int`): Channels wanted. One grey channel is repeated into three, and 8-bit pictures of Pillow
             are converted from colour to grey. Otherwise the image must have this number, after `settings.bands`.
         settings ([`ReadingSettings`], *optional*): Pages, bands, axes and background.
@@ -198,6 +199,8 @@ def read_stored(
     Raises:
         UnsuitableImageError: If pages, bands or type do not fit.
     """
+    if isinstance(image, StoredImage):
+        return _select_channels(image, num_channels, settings)
     if isinstance(image, PIL.Image.Image) and image.format == "TIFF":
         image = exact_tiff(image)
     pages = num_pages(image)
