@@ -8,6 +8,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_mae import MAEForImageClassification
 from hf_mae.data.sampling import default_num_workers
 from hf_mae.training import distributed
 from hf_mae.training.distributed import shard_model
@@ -62,6 +63,14 @@ def test_fine_tuning__on_the_cpu_of_a_machine_with_a_gpu_is_in_float32(gpu_that_
     args = FineTuningArguments(str(tmp_path))
     assert args.device.type == "cpu"
     assert (args.bf16, args.dataloader_num_workers, args.dataloader_pin_memory) == (False, 0, False)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1]), torch.full((2, 3), 1 / 3)])
+def test_labels_on_a_device__are_checked_without_waiting_for_it(tiny_config, labels):
+    """Tensors without values raise an error when a value is asked for."""
+    with torch.device("meta"):
+        model = MAEForImageClassification(tiny_config(num_labels=3))
+        assert model(torch.randn(2, 3, 32, 32), labels=labels.to("meta")).loss.shape == ()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

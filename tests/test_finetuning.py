@@ -19,6 +19,7 @@ from hf_mae.data.datasets import ClassificationDataset, align_labels, check_labe
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.probing import ProbingTrainer, probe_command
 from hf_mae.training.classification import ClassificationTrainer, finetune_command
+from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Fine-tuning
@@ -54,6 +55,23 @@ def test_fine_tuning__seed_decides_on_everything(call, pretrained, folder, tmp_p
     assert all(torch.equal(value, runs["b"][key]) for key, value in runs["a"].items())
     name = "mae.layers.0.mlp.fc1.weight"
     assert not torch.allclose(runs["a"][name], runs["c"][name], atol=1e-3)
+
+
+def test_fine_tuning__processes_draw_different_random_numbers(tiny_config, tmp_path, monkeypatch):
+    """And the same ones at the same position of a run, whatever was drawn before."""
+    model = MAEForImageClassification(tiny_config(num_labels=2, drop_path_rate=0.9))
+    trainer = FineTuningTrainer(model, FineTuningArguments(str(tmp_path), use_cpu=True, eval_strategy="no"))
+    trainer.current_gradient_accumulation_steps = 1  # which `train` sets
+    batch = {"pixel_values": torch.randn(8, 3, 32, 32), "labels": torch.tensor([0, 1] * 4)}
+
+    def losses(process, step):
+        monkeypatch.setattr(FineTuningArguments, "process_index", process)
+        trainer.state.global_step = step
+        return [float(trainer.training_step(trainer.model, batch)) for _ in range(2)]  # two accumulated batches
+
+    first, second = losses(0, step=1), losses(0, step=2)
+    assert losses(0, step=1) == first
+    assert len({*first, *second, *losses(1, step=2)}) == 6
 
 
 def test_fine_tuning__with_every_augmentation_and_partly_frozen(call, pretrained, folder, tmp_path):

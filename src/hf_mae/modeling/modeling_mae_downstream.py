@@ -92,22 +92,21 @@ class MAEForImageClassification(MAEPreTrainedModel):
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         # Not `self.loss_function`, which supports neither soft targets nor label smoothing.
         logits = at_least_float32(logits)
-        labels = labels.to(logits.device)
         num_labels = self.config.num_labels
         problem_type = self.config.problem_type or ("regression" if num_labels == 1 else "single_label_classification")
         if problem_type == "single_label_classification":
             if not labels.is_floating_point():
                 labels = labels.reshape(-1)
-            self._check_labels(labels, len(logits))
+            self._check_labels(labels, len(logits))  # where they are: those on the CPU have an error with their values
             smoothing = self.config.label_smoothing if self.training else 0.0
-            labels = labels.to(logits.dtype) if labels.is_floating_point() else labels.long()
+            labels = labels.to(logits.device, logits.dtype if labels.is_floating_point() else torch.long)
             return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         if labels.numel() != logits.numel():
             raise ValueError(
                 f"`labels` of shape {tuple(labels.shape)} do not fit problem_type={problem_type!r} with {len(logits)} "
                 f"images and {num_labels} labels: the shape {tuple(logits.shape)} is expected."
             )
-        labels = labels.reshape(logits.shape).to(logits.dtype)
+        labels = labels.reshape(logits.shape).to(logits)
         if problem_type == "regression":
             return nn.functional.mse_loss(logits, labels)
         return nn.functional.binary_cross_entropy_with_logits(logits, labels)
@@ -121,16 +120,24 @@ class MAEForImageClassification(MAEPreTrainedModel):
             )
         if torch.compiler.is_compiling():  # compiled code can't look at the values
             return
-        if soft and not torch.allclose(labels.sum(dim=1), labels.new_ones(()), atol=1e-2):
-            raise ValueError(
+        on_cpu = labels.device.type == "cpu"
+        if soft:
+            fits = ((labels.sum(dim=1) - 1).abs() < 1e-2).all()
+            message = (
                 "Float labels are read as class probabilities, but those of at least one image do not add up to 1. For "
                 "images with several classes set problem_type='multi_label_classification' in the configuration."
             )
-        if not soft and not bool(((labels >= 0) & (labels < num_labels)).all()):  # else a GPU aborts without saying why
-            raise ValueError(
-                f"Labels must be in [0, {num_labels}), got {labels.min().item()} to {labels.max().item()}. Leave out "
-                "images without a label (-1); for more classes load the model with `num_labels`."
+        else:  # a GPU would abort without saying why
+            fits = ((labels >= 0) & (labels < num_labels)).all()
+            got = f", got {labels.min().item()} to {labels.max().item()}" if on_cpu and len(labels) else ""
+            message = (
+                f"Labels must be in [0, {num_labels}){got}. Leave out images without a label (-1); for more classes "
+                "load the model with `num_labels`."
             )
+        if not on_cpu:
+            torch._assert_async(fits, message)  # looking at the value here would wait for the device
+        elif not fits:
+            raise ValueError(message)
 
 
 class MAELayerNorm2d(nn.LayerNorm):

@@ -110,6 +110,8 @@ class FineTuningArguments(TrainingArguments):
             self.bf16 = has_bf16(device)
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = on_gpu
+        if self.accelerator_config is None:  # batches are copied while the device computes
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         workers = self.dataloader_num_workers
         self.dataloader_num_workers = int(on_gpu) if workers is None else workers
         super().__post_init__()  # starts the communication of processes
@@ -365,15 +367,15 @@ class _EndIfNotFinite(TrainerCallback):
         self.loss = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        norm = torch.zeros((), device=args.device)
+        loss, norm = self.loss.float(), torch.zeros((), device=args.device)
         if not args.fp16:  # there the scaler leaves out such steps and lowers its scale
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of a model that is sharded
-        loss = float(self.loss) if self.loss is not None else 0.0
-        if not (np.isfinite(loss) and bool(norm.isfinite())):
+        loss, norm = torch.stack([loss, norm.float()]).tolist()  # waits for the device, once
+        if not (np.isfinite(loss) and np.isfinite(norm)):
             raise FloatingPointError(
-                f"Loss {loss:g} and gradient norm {float(norm):g} at step {state.global_step + 1}: training ends "
+                f"Loss {loss:g} and gradient norm {norm:g} at step {state.global_step + 1}: training ends "
                 "before this step, and nothing is published. The last checkpoint stays. Look for images whose values "
                 "are not finite; otherwise lower the learning rate, set `max_grad_norm` to 1, or set `bf16` to false."
             )
@@ -436,6 +438,7 @@ class FineTuningTrainer(Trainer):
         if self.train_dataset is not None and not isinstance(self.train_dataset, IterableDataset):
             self.train_dataset = SeededDataset(self.train_dataset, self.args.seed)
             self.add_callback(_StartEpoch(self.train_dataset))
+        self._position = (-1, 0)  # step, and which of the batches whose gradients are accumulated
         self._finite = _EndIfNotFinite()
         self.add_callback(self._finite)
 
@@ -450,8 +453,16 @@ class FineTuningTrainer(Trainer):
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """Computes the gradients of a batch and returns its loss, which is checked before the optimizer's step."""
+        self._seed_part_of_step()
         self._finite.loss = super().training_step(*args, **kwargs)
         return self._finite.loss
+
+    def _seed_part_of_step(self):
+        """Makes mixup, cutmix, erasing and drop path a function of the position in the run and of the process."""
+        step, (last_step, last_part) = self.state.global_step, self._position
+        self._position = (step, last_part + 1 if step == last_step else 0)
+        seeds = np.random.SeedSequence([self.args.seed, *self._position, self.args.process_index])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
 
     # Loaders ----------------------------------------------------------------------------------------------------------
 
@@ -465,7 +476,8 @@ class FineTuningTrainer(Trainer):
             self.args.dataloader_drop_last = before
 
     def get_train_dataloader(self) -> DataLoader:
-        """Returns the loader of the training images."""
+        """Returns the loader of the training images, in an order that all processes agree on."""
+        torch.manual_seed(self.args.seed)
         with self._drop_last(self.args.dataloader_drop_last or self.drops_last_batch):
             return _with_prepared_workers(super().get_train_dataloader())
 
