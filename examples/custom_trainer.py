@@ -18,17 +18,17 @@ from hf_mae.data.datasets import PretrainingCollator, PretrainingDataset, channe
 from hf_mae.data.sources import open_images
 
 
-def pretrain_with_trainer(data: str | None, output_dir: str, max_steps: int = 200) -> Trainer:
+def pretrain_with_trainer(data: str | None, output_dir: str, max_steps: int = 200, batch_size: int = 64) -> Trainer:
     """Trains a tiny model on 32 x 32 pixel crops and returns the trainer, whose log holds the losses."""
     images = open_images(data)
     channels = 1 if data is None else 3  # the embedded sample is grey
     mean, std = channel_statistics(images, channels, max_images=1000)
     processor = MAEImageProcessor.for_image_size(32, num_channels=channels, image_mean=mean, image_std=std)
-    config = MAEConfig.from_preset("tiny", image_size=32, patch_size=4, num_channels=channels, norm_pix_loss=True)
+    config = MAEConfig.from_preset("tiny", image_size=32, patch_size=8, num_channels=channels, norm_pix_loss=True)
     arguments = TrainingArguments(
         output_dir,
         max_steps=max_steps,
-        per_device_train_batch_size=64,
+        per_device_train_batch_size=batch_size,
         learning_rate=1e-3,
         warmup_steps=max_steps // 10,
         weight_decay=0.05,
@@ -39,7 +39,7 @@ def pretrain_with_trainer(data: str | None, output_dir: str, max_steps: int = 20
     trainer = Trainer(
         model=MAEForPreTraining(config),
         args=arguments,
-        train_dataset=PretrainingDataset(images, (32, 32), num_patches=64, num_channels=channels),
+        train_dataset=PretrainingDataset(images, (32, 32), num_patches=16, num_channels=channels),
         data_collator=PretrainingCollator(processor),
         processing_class=processor,
     )

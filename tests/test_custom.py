@@ -29,7 +29,7 @@ def example(name):
 
 
 def test_trainer__learns_from_the_pretraining_dataset(tmp_path):
-    trainer = example("custom_trainer").pretrain_with_trainer(None, str(tmp_path), max_steps=30)
+    trainer = example("custom_trainer").pretrain_with_trainer(None, str(tmp_path), max_steps=20, batch_size=8)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.9 * losses[0]
     assert type(hf_mae.MAEForPreTraining.from_pretrained(tmp_path)) is MAEForPreTraining
