@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 from transformers.utils import logging
 
@@ -74,6 +75,28 @@ def same_tensors(file, ours, theirs):
     """Returns whether the files of two folders hold the same tensors, bit for bit."""
     ours, theirs = load_file(ours / file), load_file(theirs / file)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+class SignalAt(GeneralTracker):
+    """Sends signals to this process when a step is logged."""
+
+    name, requires_logging_directory = "signal", False
+
+    def __init__(self, step, *numbers):
+        super().__init__()
+        self.step, self.numbers = step, numbers
+
+    @property
+    def tracker(self):
+        return None
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step=None):
+        if step == self.step and "loss" in values:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@
 
 import io
 import json
-import os
 import re
 import signal
 import tarfile
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.tracking import GeneralTracker
-from conftest import SMALL, STEPS, metrics, picture, same_tensors, samples
+from conftest import SMALL, STEPS, SignalAt, metrics, picture, same_tensors, samples
 from PIL import Image
 
 import hf_mae
@@ -44,28 +42,6 @@ def load_sample():
 
 def small(data, output_dir, **settings):
     return pretrain(data, output_dir, **{**STEPS, "config_overrides": SMALL, **settings})
-
-
-class SignalAt(GeneralTracker):
-    """Sends signals to this process when a step is logged."""
-
-    name, requires_logging_directory = "signal", False
-
-    def __init__(self, step, *numbers):
-        super().__init__()
-        self.step, self.numbers = step, numbers
-
-    @property
-    def tracker(self):
-        return None
-
-    def store_init_configuration(self, values):
-        pass
-
-    def log(self, values, step=None):
-        if step == self.step and "loss" in values:
-            for number in self.numbers:
-                os.kill(os.getpid(), number)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
