@@ -9,7 +9,7 @@ CIFAR10 ?= uoft-cs/cifar10
 # Idle threads sleep instead of spin: on a machine that other programs use, too, that is ten times as fast.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help pretrain test test-fast test-all check style bench reproduce-cifar10 ablations clean
+.PHONY: help pretrain test test-fast test-all check style bench bench-gpu reproduce-cifar10 ablations clean
 
 help:
 	@echo "make pretrain   pre-train a small MAE on the embedded images, draw a sheet, load it back (minutes on a CPU)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-all   run the long proofs, too"
 	@echo "make check      verify format, lint, types and spelling;  make style: format the code"
 	@echo "make bench      compare training steps, input path and inference with other implementations (half an hour)"
+	@echo "make bench-gpu  measure what matters on a GPU, in order of worth (ten minutes; again: what is still missing)"
 	@echo "make reproduce-cifar10   pre-train, probe and fine-tune on CIFAR-10, and from scratch (an hour and a half)"
 	@echo "make ablations  the paper's ablations in small, on CIFAR-10 (an hour and a half)"
 	@echo "make clean      remove the environment and the runs"
@@ -53,6 +54,9 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/inference.py --output runs/bench/inference.json
 	$(BIN)/python benchmarks/modules.py --output runs/bench/modules.json
 	$(BIN)/python benchmarks/growth.py --output runs/bench/growth.json
+
+bench-gpu: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/gpu.py
 
 reproduce-cifar10: $(VENV)/.installed-test
 	PYTHON=$(BIN)/python experiments/cifar10.sh $(CIFAR10)

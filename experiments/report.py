@@ -35,6 +35,7 @@ BENCHMARKS = (
     "cpu_input_path",
     "cpu_inference",
     "cpu_growth",
+    "memory",
 )
 KEPT = ("metrics.jsonl", "loss.png", "recipe.yaml")
 LONGEST = ("pretrained",)  # runs whose pictures are kept
