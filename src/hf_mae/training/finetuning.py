@@ -111,7 +111,7 @@ class FineTuningArguments(TrainingArguments):
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = on_gpu
         if self.accelerator_config is None:  # batches are copied while the device computes
-            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+            self.accelerator_config: dict | None = {"non_blocking": self.dataloader_pin_memory}
         workers = self.dataloader_num_workers
         self.dataloader_num_workers = int(on_gpu) if workers is None else workers
         super().__post_init__()  # starts the communication of processes
