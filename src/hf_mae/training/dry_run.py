@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .distributed import call_in_main_process
-from .pretraining_run import PREFETCH, Plan, PretrainingResult, PretrainingRun
+from .pretraining_run import PREFETCH, PretrainingResult, PretrainingRun
 from .step_guard import RunStopped
 
 
@@ -24,13 +24,13 @@ class DryRun(PretrainingRun):
             self.output_dir = Path(folder)
             return super().run()
 
-    def _make_schedule(self, num_images: int) -> Plan:
-        plan = super()._make_schedule(num_images)
+    def _choose_batch_size(self):
+        super()._choose_batch_size()
+        plan = self.schedule
         self.samples_of_run = plan.max_steps * plan.batch_size
         # Accumulation changes neither speed nor memory.
-        largest = self.settings.per_device_train_batch_size * self.accelerator.num_processes
+        largest = self.batch_size * self.accelerator.num_processes
         plan.batch_size, plan.max_steps = min(plan.batch_size, largest), 10**6
-        return plan
 
     def train(self):
         """Takes steps until the loader has handed over all that it had ready, and then measures."""
@@ -69,7 +69,7 @@ class DryRun(PretrainingRun):
 def peak_memory(device: torch.device) -> str:
     """Returns the largest amount of memory that this process had, in words."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of GPU memory"
+        return f"{torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB of GPU memory"
     try:
         import resource
     except ImportError:  # Windows

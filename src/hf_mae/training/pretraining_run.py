@@ -38,6 +38,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..publishing import HubPush, link_files, save_record, write_model_card
 from .arguments import recipe_of
+from .batch_size import choose_batch_size
 from .checkpointing import (
     check_output_dir,
     delete_run,
@@ -56,8 +57,8 @@ from .distributed import (
     shard_model,
 )
 from .initial_model import build_model, hash_of_weights, reading_processor
-from .optimization import default_effective_batch_size, learning_rate_at, parameter_groups, scaled_learning_rate
-from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of
+from .optimization import learning_rate_at, parameter_groups
+from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of, plan_steps
 from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
 from .step_guard import RunStopped, StepGuard, StopSignals, end_workers, start_worker
 
@@ -78,27 +79,6 @@ class PretrainingResult:
     output_dir: Path
     metrics: dict[str, float]
     model: MAEForPreTraining | None
-
-
-@dataclass
-class Plan:
-    """How long a run is, and its learning rate.
-
-    Args:
-        batch_size (`int`): Images of a step over all processes.
-        steps_per_epoch (`float`): Steps in which as many crops are taken as there are images.
-        max_steps (`int`): Steps of the run.
-        warmup_steps (`int`): Steps with a rising learning rate.
-        learning_rate (`float`): Highest learning rate.
-        eval_steps (`int`): Steps between evaluations.
-    """
-
-    batch_size: int
-    steps_per_epoch: float
-    max_steps: int
-    warmup_steps: int
-    learning_rate: float
-    eval_steps: int
 
 
 class PretrainingRun:
@@ -195,33 +175,17 @@ class PretrainingRun:
             )
         if self.test_images is not None and self.train_images.label_names and self.test_images.label_names:
             align_labels(self.test_images, self.train_images.label_names)
-        self.schedule = self._make_schedule(len(self.train_images))
+        self.schedule = plan_steps(settings, len(self.train_images))
         self.recipe = self._make_recipe()
         if self.is_main and settings.overwrite_output_dir:
             delete_run(self.output_dir)
         self.checkpoint = call_in_main_process(
             lambda: check_output_dir(self.output_dir, self.recipe, resume=settings.resume == "auto")
         )
-        state = load_training_state(self.checkpoint) if self.checkpoint else {"step": 0, "seconds": 0.0}
-        self.step, self.seconds_before = int(state["step"]), state["seconds"]
+        self.state: dict = load_training_state(self.checkpoint) if self.checkpoint else {"step": 0, "seconds": 0.0}
+        self.step, self.seconds_before = int(self.state["step"]), self.state["seconds"]
         self.record = run_record(self.recipe, self.train_images)
         return self.step == self.schedule.max_steps and (self.output_dir / "run.json").exists()
-
-    def _make_schedule(self, num_images: int) -> Plan:
-        settings = self.settings
-        batch_size = settings.effective_batch_size or default_effective_batch_size(num_images)
-        steps_per_epoch = num_images / batch_size  # an epoch is as many crops as there are images
-        max_steps = settings.max_steps
-        if max_steps <= 0:
-            max_steps = max(round(settings.num_train_epochs * steps_per_epoch), 1)
-        return Plan(
-            batch_size=batch_size,
-            steps_per_epoch=steps_per_epoch,
-            max_steps=max_steps,
-            warmup_steps=round(settings.warmup_ratio * max_steps),
-            learning_rate=settings.learning_rate or scaled_learning_rate(settings.base_learning_rate, batch_size),
-            eval_steps=settings.eval_steps or max(max_steps // 10, 1),
-        )
 
     def _make_recipe(self) -> dict:
         """Returns what defines the run: a folder with another recipe holds another run."""
@@ -269,6 +233,7 @@ class PretrainingRun:
         if settings.gradient_checkpointing:
             self.plain_model.gradient_checkpointing_enable({"use_reentrant": False})
         self._build_optimizer()
+        self._choose_batch_size()
         self._build_loader()
         self._build_evaluation()
 
@@ -309,7 +274,8 @@ class PretrainingRun:
 
     def _build_optimizer(self):
         settings = self.settings
-        if self.accelerator.distributed_type == DistributedType.FSDP:
+        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if self.is_sharded:
             self.model = shard_model(self.plain_model.train().to(self.device))
         else:
             self.model = self.accelerator.prepare(self.plain_model.train())
@@ -323,6 +289,29 @@ class PretrainingRun:
             self.model.compile()
         if self.checkpoint:
             load_optimizer(self.checkpoint, self.plain_model, self.optimizer)
+
+    def _choose_batch_size(self):
+        """Chooses how many images a forward pass takes, and records it: a run that goes on takes as many."""
+        processes, batch_size = self.accelerator.num_processes, self.settings.per_device_train_batch_size
+        place = {"machine": self.record["machine"], "num_processes": processes}
+        same_place = call_in_main_process(lambda: all(self.state.get(name) == value for name, value in place.items()))
+        recorded = self.state.get("per_device_train_batch_size") if same_place else None
+        limit = math.ceil(self.schedule.batch_size / processes)
+        self.batch_size = choose_batch_size(batch_size, recorded, limit, self.device, self._try_batch)
+        self.record.update(place, per_device_train_batch_size=self.batch_size)
+
+    def _try_batch(self, size: int):
+        """Computes the gradients of black images, next to the state that the optimizer has from its first step on."""
+        parameters = [] if self.optimizer.state else self.optimizer.param_groups
+        moments = [torch.empty_like(each) for group in parameters for each in group["params"] * 2]
+        config, (height, width) = self.plain_model.config, self.image_processor.crop_height_width
+        images = torch.zeros(size, config.num_channels, height, width, dtype=torch.uint8)
+        batch = {"pixel_values": images, "noise": torch.rand(size, math.prod(config.grid_size))}
+        alone = nullcontext() if self.is_sharded else self.accelerator.no_sync(self.model)  # another may have failed
+        with alone, torch.compiler.set_stance("force_eager"):
+            self._backward(batch)
+        self.optimizer.zero_grad()
+        del moments
 
     def _build_loader(self):
         settings, config = self.settings, self.plain_model.config
@@ -351,9 +340,7 @@ class PretrainingRun:
     def _start_loader(self):
         """Makes the batches from the present step to the last one, and what watches over the steps."""
         steps = range(self.step, self.schedule.max_steps)
-        sampler = StepBatchSampler(
-            self.order, self.schedule.batch_size, self.settings.per_device_train_batch_size, steps, **self.share
-        )
+        sampler = StepBatchSampler(self.order, self.schedule.batch_size, self.batch_size, steps, **self.share)
         prefetch = {"prefetch_factor": PREFETCH} if self.workers else {}
         loader = DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, **prefetch, **self.loader_options)
         self.accumulation, self.batches = sampler.accumulation, iter(loader)
@@ -366,7 +353,7 @@ class PretrainingRun:
             self.test_images,
             self.image_processor,
             settings.eval_images,
-            settings.per_device_train_batch_size,
+            self.batch_size,
             seed=settings.seed,
             **self.share,
             **self.loader_options,
@@ -407,7 +394,7 @@ class PretrainingRun:
             "Model": f"{parameters:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} patches, "
             f"{config.mask_ratio:.0%} hidden, target: {target}",
             "Batch": f"{schedule.batch_size} over {self.accelerator.num_processes} process(es), "
-            f"{self.accumulation} accumulated{views}{chosen}",
+            f"{self.accumulation} accumulated, up to {self.batch_size} at once{views}{chosen}",
             "Rate": f"{schedule.learning_rate:.3g}, {schedule.warmup_steps} steps of warm-up, then half a cosine",
             "Steps": f"{schedule.max_steps:,}, {schedule.max_steps / schedule.steps_per_epoch:.1f} epochs",
             "Device": f"{self.device}, {'bf16' if settings.bf16 else 'float32'}, {self.workers} loader worker(s), "
@@ -447,7 +434,8 @@ class PretrainingRun:
         loss_of_step = torch.zeros((), device=self.device)
         for part in range(self.accumulation):
             is_last = part == self.accumulation - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            # A sharded model sums each part over processes at once, since no process has room for all gradients.
+            with nullcontext() if is_last or self.is_sharded else self.accelerator.no_sync(self.model):
                 loss_of_step += self._backward(self._next_batch())
         self.guard.step(loss_of_step, self.stop_signals.number)
         self.optimizer.zero_grad()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Lists the settings of a pre-training run, in the groups that `hf-mae pretrain --help` shows."""
+"""Lists the settings of a pre-training run, in the groups of `hf-mae pretrain --help`, and plans its steps by them."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from accelerate.tracking import get_available_trackers
 from transformers.hf_argparser import HfArg
+
+from .optimization import default_effective_batch_size, scaled_learning_rate
 
 
 @dataclass
@@ -107,7 +109,9 @@ class OptimizationSettings:
 class DeviceSettings:
     """Speed and memory."""
 
-    per_device_train_batch_size: int = HfArg(default=64, help="Largest batch of one forward pass on one device.")
+    per_device_train_batch_size: int | None = HfArg(
+        default=None, help="Most images of one forward pass. Default: as many as fit on a GPU, 64 on a CPU."
+    )
     bf16: bool | None = HfArg(default=None, help="Mixed precision. Default: on GPUs that have it.")
     gradient_checkpointing: bool = HfArg(default=False, help="Use less memory and a third more time.")
     torch_compile: bool = HfArg(default=False, help="Compile the model: faster after some minutes.")
@@ -195,4 +199,55 @@ def names_of(settings_class: type) -> set[str]:
     return {field.name for field in fields(settings_class)}
 
 
-__all__ = ["DEFINING_SETTINGS", "MACHINE_SETTINGS", "ModelSettings", "PretrainingSettings", "names_of"]
+@dataclass
+class Plan:
+    """How long a run is, and its learning rate.
+
+    Args:
+        batch_size (`int`): Images of a step over all processes.
+        steps_per_epoch (`float`): Steps in which as many crops are taken as there are images.
+        max_steps (`int`): Steps of the run.
+        warmup_steps (`int`): Steps with a rising learning rate.
+        learning_rate (`float`): Highest learning rate.
+        eval_steps (`int`): Steps between evaluations.
+    """
+
+    batch_size: int
+    steps_per_epoch: float
+    max_steps: int
+    warmup_steps: int
+    learning_rate: float
+    eval_steps: int
+
+
+def plan_steps(settings: PretrainingSettings, num_images: int) -> Plan:
+    """Returns how long a run is, and its learning rate.
+
+    Args:
+        settings ([`PretrainingSettings`]): The settings.
+        num_images (`int`): Images to train on.
+    """
+    batch_size = settings.effective_batch_size or default_effective_batch_size(num_images)
+    steps_per_epoch = num_images / batch_size  # an epoch is as many crops as there are images
+    max_steps = settings.max_steps
+    if max_steps <= 0:
+        max_steps = max(round(settings.num_train_epochs * steps_per_epoch), 1)
+    return Plan(
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        max_steps=max_steps,
+        warmup_steps=round(settings.warmup_ratio * max_steps),
+        learning_rate=settings.learning_rate or scaled_learning_rate(settings.base_learning_rate, batch_size),
+        eval_steps=settings.eval_steps or max(max_steps // 10, 1),
+    )
+
+
+__all__ = [
+    "DEFINING_SETTINGS",
+    "MACHINE_SETTINGS",
+    "ModelSettings",
+    "Plan",
+    "PretrainingSettings",
+    "names_of",
+    "plan_steps",
+]

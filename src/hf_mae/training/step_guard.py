@@ -130,7 +130,8 @@ def _copy_to_host(value: torch.Tensor | int) -> tuple[torch.Tensor | int, torch.
     """Starts to copy a number and returns where it arrives and the event after which it can be read there."""
     if not isinstance(value, torch.Tensor) or value.device.type != "cuda":
         return value, None
-    copied, arrived = torch.empty_like(value, device="cpu", pin_memory=True), torch.cuda.Event()
+    copied = torch.empty_like(value, device="cpu", pin_memory=True)
+    arrived = torch.cuda.Event(blocking=True)  # who waits for it sleeps and leaves the CPU to the loader workers
     copied.copy_(value, non_blocking=True)
     arrived.record()
     return copied, arrived
