@@ -81,3 +81,17 @@ def test_stop_signals__first_is_noted_second_ends_at_once():
         with pytest.raises(KeyboardInterrupt, match="last checkpoint stays"):
             os.kill(os.getpid(), signal.SIGTERM)
     assert {number: signal.getsignal(number) for number in numbers} == before
+
+
+def test_slow_save__under_a_launcher_asks_once_for_more_time(monkeypatch):
+    """torchrun kills the processes 30 seconds after SIGTERM, unless its environment says otherwise."""
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert StopSignals().advice(1000) is None  # without a launcher
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    signals = StopSignals()
+    assert signals.advice(2) is None
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in signals.advice(36)
+    assert signals.advice(36) is None
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    assert StopSignals().advice(36) is None

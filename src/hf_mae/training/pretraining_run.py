@@ -587,7 +587,7 @@ class PretrainingRun:
     def save(self) -> bool:
         """Saves a checkpoint. Returns whether that worked in all processes."""
         settings, problem = self.settings, None
-        record = {**self.record, "seconds": self.seconds}
+        record, started = {**self.record, "seconds": self.seconds}, time.perf_counter()
         try:
             save_checkpoint(
                 self.output_dir,
@@ -602,6 +602,8 @@ class PretrainingRun:
             problem = error
             self.print(str(error))
         saved = not any(gather_from_processes(problem is not None))
+        if advice := self.stop_signals.advice(time.perf_counter() - started):
+            self.print(advice)
         if self.hub and saved and settings.hub_strategy == "every_save" and not self.is_last:
             self.hub.start(self._stage_checkpoint, f"Step {self.step} of {self.schedule.max_steps}")
         return saved

@@ -149,6 +149,7 @@ class StopSignals:
 
     def __init__(self):
         self.number, self._seen, self._before = 0, set(), {}
+        self._advised = False
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -158,6 +159,25 @@ class StopSignals:
     def __exit__(self, *error):
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def advice(self, seconds: float) -> str | None:
+        """Returns, once, how to get more time for the save after a signal, if there may be too little, else `None`.
+
+        torchrun and `accelerate launch` pass SIGTERM on, and kill the processes that still run some time later. Only
+        they can be given another time: they read it from their environment.
+
+        Args:
+            seconds (`float`): Time that a save took.
+        """
+        limit = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30))
+        if self._advised or "TORCHELASTIC_RUN_ID" not in os.environ or seconds < limit / 2:
+            return None
+        self._advised = True
+        return (
+            f"Saving took {seconds:.0f} s, and the launcher kills the processes {limit:.0f} s after SIGTERM. Start it "
+            f"with TORCH_ELASTIC_SHUTDOWN_TIMEOUT={max(600, 10 * round(seconds))} in its environment, so that a run "
+            "that is stopped has the time to save."
+        )
 
     def _handle(self, number: int, frame: FrameType | None):
         if number in self._seen:
