@@ -32,9 +32,11 @@ class PartsOfImages(ImageSource):
     Attributes:
         parts (`np.ndarray` of int64, of shape `(len(self), 1 + k)`): Of each part the index of its image in `images`,
             and what says which part of it it is.
+        place_names (`tuple[str, ...]`): What the k numbers of a part are, all counted from 0.
     """
 
     notes: list[str]
+    place_names: tuple[str, ...]
 
     def __init__(self, images: ImageSource, parts: Sequence[tuple[int, ...]], kind: str):
         self.images, self.parts = images, np.array(parts, dtype=np.int64)
@@ -46,9 +48,15 @@ class PartsOfImages(ImageSource):
     def __len__(self) -> int:
         return len(self.parts)
 
+    def file_of(self, index: int) -> str:
+        """Returns the name of the image that part `index` is a part of."""
+        return self.images.describe(int(self.parts[index, 0]))
+
 
 class PagedImages(PartsOfImages):
     """The pages, frames or slices of all files of a source. `parts` holds (image, page)."""
+
+    place_names = ("page",)
 
     def __init__(self, images: ImageSource):
         """
@@ -70,7 +78,7 @@ class PagedImages(PartsOfImages):
         return page_of(self.images[image], page)
 
     def describe(self, index: int) -> str:
-        return f"{self.images.describe(int(self.parts[index, 0]))}, page {self.parts[index, 1] + 1}"
+        return f"{self.file_of(index)}, page {self.parts[index, 1] + 1}"
 
 
 class Window(ImageFile):
@@ -95,6 +103,8 @@ class TiledImages(PartsOfImages):
     The last windows of a row or column are moved inwards so that all have the same size and together cover the scene. A
     scene that is smaller than a window is one.
     """
+
+    place_names = ("row", "column")
 
     def __init__(self, images: FolderImages, tile: int, reading: ReadingSettings):
         """
@@ -135,8 +145,8 @@ class TiledImages(PartsOfImages):
         return self._window(self._opened[path], top, left)
 
     def describe(self, index: int) -> str:
-        scene, top, left = (int(value) for value in self.parts[index])
-        return f"{self.images.describe(scene)}, row {top}, column {left}"
+        _, top, left = self.parts[index]
+        return f"{self.file_of(index)}, row {top}, column {left}"
 
     def _window(self, scene: "TiffFile | StoredImage", top: int, left: int) -> Window:
         height, width = scene.size

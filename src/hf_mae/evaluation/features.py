@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from ..data.image_source import ImageSource
+from ..data.parts import PartsOfImages
 from ..data.sampling import default_num_workers
 from ..data.sources import open_images
 from ..modeling.configuration_mae import MAEConfig
@@ -43,6 +44,7 @@ _DESCRIPTION = """Write features of images to a file, one row per image.
 
   hf-mae features --model_name_or_path out --data path/to/images --features class_token mean
   hf-mae features --model_name_or_path out --features patches --layers 6 -1 --output features.safetensors
+  hf-mae features --model_name_or_path out --data path/to/scenes --tile 512
 
 Features, of each of --layers (1 is the first block, 0 its input; negative numbers count from the end):
 
@@ -52,7 +54,10 @@ Features, of each of --layers (1 is the first block, 0 its input; negative numbe
   pooler       (width,)                the model's pooler_output, whatever --layers is
 
 The output of the last block is taken after the final norm, as last_hidden_state; the others are taken without it, as
-hidden_states. Of a classifier, pooler is the input of its linear layer; with mean pooling there is no final norm."""
+hidden_states. Of a classifier, pooler is the input of its linear layer; with mean pooling there is no final norm.
+
+How files are read (range of values, bands, no-data) is what the image processor of the model says. Rows of windows also
+have the file, row and column of the pixel at their top left, rows of pages the file and the page, counted from 0."""
 
 
 @dataclass
@@ -64,6 +69,14 @@ class ExtractionArguments:
         default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
     )
     split: Literal["train", "test"] = HfArg(default="train", help="Which images of the data.")
+    image_column: str | None = HfArg(
+        default=None, help="Column of a data set with the images. Default: image, img or the only one."
+    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
+    tile: int | None = HfArg(default=None, help="Side in pixels of the windows that large scenes are cut into.")
+    pages: Literal["first", "channels", "images"] | None = HfArg(
+        default=None, help="What the pages of a file are. Default: what the image processor of the model says."
+    )
     output: str = HfArg(default="features.parquet", help="File to write, .parquet or .safetensors.")
     overwrite: bool = HfArg(default=False, help="Replace the file if it is there.")
     features: list[str] = HfArg(
@@ -119,7 +132,7 @@ class ReadableImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, str, torch.Tensor | None, str | None]:
         """Returns index, name, pixel values (channels, height, width), and why there are none."""
-        name = os.fsencode(self.images.describe(index)).decode(errors="replace")  # files may not be named in UTF-8
+        name = _printable(self.images.describe(index))
         image = None
         try:
             with warnings.catch_warnings():
@@ -205,14 +218,23 @@ class FeatureFile:
         self.output, self.metadata = Path(output), {name: json.dumps(value) for name, value in metadata.items()}
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.partial = self.output.with_name(self.output.name + ".partial")
-        self.parquet, self.names, self.batches = self.output.suffix == ".parquet", [], []
+        self.parquet, self.batches = self.output.suffix == ".parquet", []
+        self.texts: dict[str, list[str]] = {"name": []}
         self.writer: pq.ParquetWriter | None = None
 
-    def add(self, names: list[str], columns: dict[str, torch.Tensor]):
-        """Adds rows: names of images, and columns whose first dimension is the number of images."""
+    def add(self, names: list[str], columns: dict[str, torch.Tensor], files: list[str] | None = None):
+        """Adds rows.
+
+        Args:
+            names (`list[str]`): Names of the images.
+            columns (`dict`): By name tensors whose first dimension is the number of images.
+            files (`list[str]`, *optional*): Files of which the images are parts.
+        """
         if self.parquet and sum(t.nbytes for batch in self.batches for t in batch.values()) > _ROW_GROUP_BYTES:
             self._write()  # without this batch, so that `finish` has something to write
-        self.names += names
+        self.texts["name"] += names
+        if files is not None:
+            self.texts.setdefault("file", []).extend(files)
         self.batches.append(columns)
 
     def finish(self):
@@ -225,10 +247,12 @@ class FeatureFile:
     def _write(self):
         columns = {name: torch.cat([batch[name] for batch in self.batches]) for name in self.batches[0]}
         if not self.parquet:  # the names are a tensor, too, since metadata have a limit of 100 MB
-            names = torch.frombuffer(bytearray(json.dumps(self.names).encode()), dtype=torch.uint8)
-            save_file({"names": names, **columns}, self.partial, metadata=self.metadata)
+            texts = {f"{name}s": bytearray(json.dumps(values).encode()) for name, values in self.texts.items()}
+            tensors = {name: torch.frombuffer(text, dtype=torch.uint8) for name, text in texts.items()}
+            save_file({**tensors, **columns}, self.partial, metadata=self.metadata)
             return
-        arrays, fields = [pa.array(self.names)], [pa.field("name", pa.string())]
+        arrays = [pa.array(values) for values in self.texts.values()]
+        fields = [pa.field(name, pa.string()) for name in self.texts]
         for name, values in columns.items():
             array, shape = pa.array(values.flatten().numpy()), list(values.shape[1:])
             arrays.append(pa.FixedSizeListArray.from_arrays(array, math.prod(shape)) if shape else array)
@@ -236,7 +260,7 @@ class FeatureFile:
         table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=self.metadata))
         self.writer = self.writer or pq.ParquetWriter(self.partial, table.schema)
         self.writer.write_table(table)
-        self.names, self.batches = [], []
+        self.texts, self.batches = {name: [] for name in self.texts}, []
 
 
 @contextmanager
@@ -272,6 +296,40 @@ def _is_classifier(config: MAEConfig) -> bool:
     return "MAEForImageClassification" in (config.architectures or [])
 
 
+def _open_images(args: ExtractionArguments, image_processor: MAEImageProcessor) -> ImageSource:
+    """Opens the images and prints what was chosen or left out. Sets `pages` of the image processor, where it is given.
+
+    Raises:
+        ValueError: If there are no images.
+    """
+    if args.pages is not None:
+        image_processor.pages = args.pages
+    options = {"image_column": args.image_column, "dataset_config": args.dataset_config, "tile": args.tile}
+    images = open_images(args.data, args.split, reading=image_processor.reading, **options)
+    if images is None:
+        raise ValueError(f"{args.data} has no images for `split` {args.split}.")
+    for note in images.notes:
+        print(note)
+    return images
+
+
+def _describe_rows(images: ImageSource, indices: list[int]) -> tuple[dict[str, torch.Tensor], list[str] | None]:
+    """Returns columns that say which images the rows are of, and of parts of files the names of those files."""
+    columns = {"index": torch.tensor(indices)}
+    if images.labels is not None:
+        columns["label"] = torch.from_numpy(images.labels[indices])
+    if not isinstance(images, PartsOfImages):
+        return columns, None
+    for place, name in enumerate(images.place_names, start=1):
+        columns[name] = torch.from_numpy(images.parts[indices, place])
+    return columns, [_printable(images.file_of(index)) for index in indices]
+
+
+def _printable(name: str) -> str:
+    """Returns the name of a file in UTF-8, in which it may not be."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def extract_features(args: ExtractionArguments) -> Path:
     """Writes features of images to a file and returns its path. Prints progress and the pictures that it skipped.
 
@@ -281,10 +339,8 @@ def extract_features(args: ExtractionArguments) -> Path:
     Raises:
         ValueError: If there are no images, none can be read, or the settings do not fit the model.
     """
-    images = open_images(args.data, args.split)
-    if images is None:
-        raise ValueError(f"{args.data} has no images for `split` {args.split}.")
     model, image_processor = load_feature_model(args.model_name_or_path, args.image_size)
+    images = _open_images(args, image_processor)
     model.to(args.device)
     _layer_endings(args.layers, model.config.num_hidden_layers)  # a wrong number is an error before the work
     options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.startswith("cuda")}
@@ -297,10 +353,9 @@ def extract_features(args: ExtractionArguments) -> Path:
         for indices, names, pixel_values, messages in loader:
             bar.write("".join(f"{message}\n" for message in messages), end="")
             if indices:
-                labels = {} if images.labels is None else {"label": torch.from_numpy(images.labels[indices])}
                 features = compute_features(model, pixel_values, args.features, args.layers)
-                columns = _as_stored(features, args.dtype)
-                file.add(names, {"index": torch.tensor(indices), **labels, **columns})
+                described, files = _describe_rows(images, indices)
+                file.add(names, {**described, **_as_stored(features, args.dtype)}, files)
             written += len(indices)
             skipped += messages
             bar.update(len(indices) + len(messages))
