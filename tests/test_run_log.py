@@ -81,3 +81,20 @@ def test_record__can_be_written_as_json():
 def test_record__command_can_be_typed_again(program, command, monkeypatch):
     monkeypatch.setattr("sys.argv", [program, "pretrain", "--seed", "1"])
     assert run_record(RECIPE)["command"] == command
+
+
+def test_record__has_no_commit_of_somebody_elses_repository(tmp_path, monkeypatch):
+    """The package may be installed into an environment that lies inside of a user's repository."""
+    import subprocess
+
+    from hf_mae.training import run_log
+
+    monkeypatch.setattr(run_log, "__file__", str(tmp_path / "site-packages" / "run_log.py"))
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "run_log.py").touch()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "mine"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert run_record(RECIPE)["commit"] is None
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    assert run_record(RECIPE)["commit"] is not None  # in a checkout of ours it is tracked

@@ -47,6 +47,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=120)
 
     def _format_usage(self, usage, actions, groups, prefix) -> str:
+        if usage is not None:  # argparse formats it a second time where positional arguments may follow flags
+            return f"{prefix or 'usage: '}{usage.strip()}\n\n"
         positional = [action for action in actions if not action.option_strings]
         return super()._format_usage(usage, positional, [], prefix).rstrip() + " [--flag value ...]\n\n"
 

@@ -119,11 +119,16 @@ def _command() -> str:
 def _commit() -> str | None:
     """Returns the commit of the checkout that this file is part of, marked if there are changes, else `None`."""
     try:
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        # Installed into an environment inside of somebody else's repository, the file is not part of that.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 class MetricsLog:
