@@ -12,7 +12,7 @@ from hf_mae import MAEForImageClassification
 from hf_mae.data.sampling import default_num_workers
 from hf_mae.training import distributed
 from hf_mae.training.distributed import shard_model
-from hf_mae.training.finetuning import FineTuningArguments
+from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -85,6 +85,15 @@ def one_process():
     dist.destroy_process_group()
 
 
+def test_ddp__holds_gradients_once(tiny_config, tmp_path):
+    run = PretrainingRun(PretrainingSettings(output_dir=str(tmp_path)))
+    run.start()
+    args = FineTuningArguments(str(tmp_path), use_cpu=True, eval_strategy="no")
+    trainer = FineTuningTrainer(MAEForImageClassification(tiny_config(num_labels=2)), args)
+    for accelerator in (run.accelerator, trainer.accelerator):
+        assert accelerator.ddp_handler.to_kwargs()["gradient_as_bucket_view"] is True
+
+
 @pytest.mark.parametrize("options", [{}, {"mask_tokens_in_encoder": True}])
 def test_ddp__trains_a_model_that_hides_nothing(one_process, tiny_model, options):
     """DDP needs a gradient of every parameter in every step, also of a mask token that stands for no patch."""
@@ -94,6 +103,7 @@ def test_ddp__trains_a_model_that_hides_nothing(one_process, tiny_model, options
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
+@pytest.mark.filterwarnings("error")
 def test_fsdp2__computes_in_bf16_what_ddp_does(one_process, tiny_model):
     """Only matrix products are bfloat16; the sums that pass from block to block and the gradients are float32."""
     results = []

@@ -3,6 +3,7 @@
 """Shards a model over processes (FSDP2), gathers it again, and lets one process decide for all."""
 
 import platform
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -31,6 +32,8 @@ def shard_model(model: MAEForPreTraining) -> MAEForPreTraining:
     Args:
         model ([`MAEForPreTraining`]): On its device.
     """
+    # Of every forward pass. It is about changing an output in place, which nothing here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
     layers = [module for module in model.modules() if isinstance(module, MAELayer)]
     for unit in (*layers, model.mae, model.decoder, model):

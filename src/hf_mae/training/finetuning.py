@@ -435,6 +435,8 @@ class FineTuningTrainer(Trainer):
             *args, **kwargs: Arguments of [`~transformers.Trainer`].
         """
         super().__init__(*args, **kwargs)
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else DDP holds all gradients twice
         if self.train_dataset is not None and not isinstance(self.train_dataset, IterableDataset):
             self.train_dataset = SeededDataset(self.train_dataset, self.args.seed)
             self.add_callback(_StartEpoch(self.train_dataset))

@@ -152,7 +152,7 @@ class PretrainingRun:
             mixed_precision="bf16" if settings.bf16 else "no",
             log_with=[*([settings.report_to] if settings.report_to else []), *self.trackers] or None,
             project_dir=self.output_dir,
-            # Without it DDP has a second copy of all gradients.
+            # Else DDP holds all gradients twice.
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
