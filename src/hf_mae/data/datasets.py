@@ -185,16 +185,19 @@ class EvaluationDataset(Dataset):
     def __getitem__(self, position: int) -> dict:
         """Returns `pixel_values` (channels, height, width), float32, `label` (-1 if there is none) and `position`.
 
-        An unreadable picture is replaced by a readable one and named in the log.
+        Where the image shows no-data there is `valid` (height, width), too, bool. An unreadable picture is replaced by
+        a readable one and named in the log.
         """
 
         def load(image):
-            return self.image_processor(image, return_tensors="pt").pixel_values[0]
+            features = self.image_processor(image, return_tensors="pt", return_valid=True)
+            return features.pixel_values[0], features.valid[0]
 
-        pixel_values, index, unreadable = read_image(self.images, int(self.indices[position]), load)
+        (pixel_values, valid), index, unreadable = read_image(self.images, int(self.indices[position]), load)
         _warn_of_unreadable(unreadable)
         label = torch.tensor(-1) if self.images.labels is None else torch.as_tensor(self.images.labels[index])
-        return {"pixel_values": pixel_values, "label": label, "position": position}
+        sample = {"pixel_values": pixel_values, "label": label, "position": position}
+        return sample if valid.all() else {**sample, "valid": valid}
 
 
 class ClassificationDataset(Dataset):
@@ -335,6 +338,12 @@ def collate_labelled(samples: list[dict]) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.stack(pixel_values), "labels": labels}
 
 
+def collate_evaluation(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Stacks samples of an [`EvaluationDataset`], with `valid` if one of the images has some no-data."""
+    names = ("pixel_values", "label", "position")
+    return {**{name: default_collate([sample[name] for sample in samples]) for name in names}, **_stack_valid(samples)}
+
+
 def collate(samples: list[dict]) -> dict:
     """Stacks samples of a [`PretrainingDataset`]; pixel values are float32 if any image has more than 8 bits."""
     pixel_values = [sample["pixel_values"] for sample in samples]
@@ -417,5 +426,6 @@ __all__ = [
     "check_labels",
     "class_names",
     "collate",
+    "collate_evaluation",
     "collate_labelled",
 ]

@@ -14,7 +14,7 @@ import PIL.ImageFile
 import torch
 
 from ..modeling.formats_mae import EXIF_ORIENTATION, ORIENTATIONS
-from ..modeling.image_processing_mae import resize
+from ..modeling.image_processing_mae import NO_DATA_SHARE, resize
 from ..modeling.reading_mae import (
     DEFAULT_SETTINGS,
     OpenedImage,
@@ -205,7 +205,7 @@ def _resize_known(crop: torch.Tensor, target: tuple[int, int], reading: ReadingS
     if missing is None:
         return crop
     share = resize(missing[None].float(), target, "bilinear")
-    return crop.masked_fill(share > 1e-3, torch.nan)
+    return crop.masked_fill(share > NO_DATA_SHARE, torch.nan)
 
 
 def jitter_colors(image: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:

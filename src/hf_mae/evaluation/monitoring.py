@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from ..data.datasets import EvaluationDataset
+from ..data.datasets import EvaluationDataset, collate_evaluation
 from ..data.sampling import even_slice
 from ..data.sources import ImageSource
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -52,7 +52,10 @@ class Evaluation:
         self.seed, self.loader_options = seed, loader_options
 
     def __call__(self, model: MAEForPreTraining) -> dict[str, float]:
-        """Returns `eval_loss` and, if both kinds of images have labels, `knn_accuracy` in [0, 1] of pooled features."""
+        """Returns `eval_loss` and, if both kinds of images have labels, `knn_accuracy` in [0, 1] of pooled features.
+
+        No-data is left out of the loss, as in training.
+        """
         was_training = model.training
         model.eval()
         separate_queries = self.has_labels and self.held_out
@@ -74,7 +77,8 @@ class Evaluation:
             noise = np.random.default_rng(self.seed).random((len(images), rows * columns), dtype=np.float32)
         shares = self._shares(len(images))
         # Ranks with an empty share run a dummy forward, since FSDP2's collectives need every rank.
-        loader = DataLoader(images, batch_sampler=[share or [0] for share in shares], **self.loader_options)
+        batches = [share or [0] for share in shares]
+        loader = DataLoader(images, batch_sampler=batches, collate_fn=collate_evaluation, **self.loader_options)
         loss = torch.zeros((), device=model.device)
         features = torch.zeros(len(images), model.config.hidden_size, device=model.device)
         labels = torch.zeros(len(images), device=model.device, dtype=torch.int64)
@@ -82,7 +86,8 @@ class Evaluation:
             pixel_values, positions = batch["pixel_values"].to(model.device), batch["position"]
             if with_loss:
                 masks = torch.from_numpy(noise[positions.numpy()]).to(model.device)
-                loss += model(pixel_values, noise=masks).loss.float() * len(share)
+                valid = {"valid": batch["valid"].to(model.device)} if "valid" in batch else {}
+                loss += model(pixel_values, noise=masks, **valid).loss.float() * len(share)
             if with_features:
                 pooled = model.mae(pixel_values).pooler_output.float()
                 if share:

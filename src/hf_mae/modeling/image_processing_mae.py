@@ -46,6 +46,8 @@ _INTERPOLATION = {
 # A picture this many times larger than its crop is cut before it is resized: else a strip of 4 x 20,000 pixels would be
 # enlarged to gigabytes first.
 _LARGEST_RESIZE = 16
+# Share that no-data may have in a resized pixel that still counts as valid: more than errors of rounding.
+NO_DATA_SHARE = 1e-3
 
 
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
@@ -59,6 +61,7 @@ class MAEImageProcessorKwargs(ImagesKwargs, total=False):
     background (`int`, *optional*, defaults to 255): Grey level that shows through transparent pixels.
     display_bands (`list[int]`, *optional*): One or three channels that pictures show, counted from 1.
     sample_type (`str`, *optional*): Type of the values that the model was trained on, such as `"uint16"`.
+    return_valid (`bool`, *optional*): Whether to return `valid`, too.
     """
 
     num_channels: int
@@ -69,6 +72,7 @@ class MAEImageProcessorKwargs(ImagesKwargs, total=False):
     background: int | None
     display_bands: list[int] | tuple[int, ...] | None
     sample_type: str | None
+    return_valid: bool | None
 
 
 def resize(image: torch.Tensor, size: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
@@ -135,6 +139,8 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             first three, or the first one of two.
         sample_type (`str`, *optional*): Type of the values that the model was trained on, such as `"uint16"`. 8-bit
             pictures are then refused, and pictures are stretched.
+        return_valid (`bool`, *optional*): Whether to return `valid`, too: for each image a bool map `(height, width)`,
+            False where a pixel of `pixel_values` shows no-data.
         do_resize, do_center_crop, do_rescale, do_normalize (`bool`, *optional*, default to `True`): The steps.
     """
 
@@ -159,6 +165,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
     background = 255
     display_bands = None
     sample_type = None
+    return_valid = None
 
     def __init__(self, **kwargs):
         # Processors of other models, which resize to the size itself and do not tell the channels.
@@ -276,7 +283,10 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         device: "torch.device | None" = None,
         **kwargs,
     ) -> torch.Tensor:
-        """Returns one image as `(channels, height, width)`: uint8, or floats in [0, 255] if it is to be rescaled."""
+        """Returns one image as `(channels, height, width)`: uint8, or floats in [0, 255] if it is to be rescaled.
+
+        No-data is NaN.
+        """
         settings = self._reading(**{name: kwargs.get(name, getattr(self, name, None)) for name in _READING})
         try:
             stored = read_stored(image, num_channels, settings)
@@ -286,9 +296,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         except UnsuitableImageError as error:
             name = getattr(image, "filename", None) or getattr(image, "file", None)
             raise error.of_file(name if isinstance(name, str) else "") from error
-        if not do_rescale:  # then the mean is one of stored values
-            settings = replace(settings, fill=tuple(value * self.rescale_factor for value in settings.fill))
-        return fill_missing(values, settings)[0].to(device)
+        return values.to(device)
 
     def _standardize_kwargs(self, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
@@ -315,25 +323,30 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         image_mean: float | tuple[float, ...],
         image_std: float | tuple[float, ...],
         return_tensors: str | None = None,
+        return_valid: bool | None = None,
         **kwargs,
     ) -> BatchFeature:
-        crop = (crop_size.height, crop_size.width) if do_center_crop else None
-        pixel_values = []
+        if do_resize and resample not in _INTERPOLATION:
+            raise ValueError(f"resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), got {resample}.")
+        size, crop = size if do_resize else None, (crop_size.height, crop_size.width) if do_center_crop else None
+        settings = self.reading
+        if not do_rescale:  # then the mean is one of stored values
+            settings = replace(settings, fill=tuple(value * self.rescale_factor for value in settings.fill))
+        pixel_values, valid = [], []
         for image in images:
-            if do_resize:
-                if resample not in _INTERPOLATION:
-                    raise ValueError(f"resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), got {resample}.")
-                image = _resize_near_center(image, size, crop, _INTERPOLATION[resample])
-                if image.is_floating_point() and do_rescale:
-                    image = image.clamp(0, 255)  # bicubic overshoots; uint8 is clamped by itself
-            if crop is not None:
-                image = _center_crop(image, crop)
+            image, missing = fill_missing(image, settings)
+            image = _fit(image, size, crop, _INTERPOLATION.get(resample, ""))
+            if size is not None and image.is_floating_point() and do_rescale:
+                image = image.clamp(0, 255)  # bicubic overshoots; uint8 is clamped by itself
             pixel_values.append(
                 self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
             )
+            if return_valid:
+                valid.append(_valid_after_fit(missing, image, size, crop))
         if return_tensors is not None and len({image.shape for image in pixel_values}) > 1:
             raise ValueError("Images of different sizes can't be stacked; let do_resize and do_center_crop be True.")
-        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+        data = {"pixel_values": pixel_values, **({"valid": valid} if return_valid else {})}
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def rescale_and_normalize(
         self,
@@ -431,6 +444,22 @@ def _as_stored(image: StoredImage, settings: ReadingSettings) -> torch.Tensor:
     missing = find_missing(image, values, settings)
     values = values if values.dtype == torch.uint8 else values.float()
     return values if missing is None else values.float().masked_fill(missing, torch.nan)
+
+
+def _fit(image: torch.Tensor, size: SizeDict | None, crop: tuple[int, int] | None, mode: str) -> torch.Tensor:
+    """Resizes an image, and cuts or pads it to a crop, where there are such."""
+    if size is not None:
+        image = _resize_near_center(image, size, crop, mode)
+    return image if crop is None else _center_crop(image, crop)
+
+
+def _valid_after_fit(
+    missing: torch.Tensor | None, image: torch.Tensor, size: SizeDict | None, crop: tuple[int, int] | None
+) -> torch.Tensor:
+    """Returns which pixels of an image after [`_fit`] show no no-data; `missing` is of the image before it."""
+    if missing is None:
+        return torch.ones(image.shape[-2:], dtype=torch.bool, device=image.device)
+    return _fit(missing[None].float(), size, crop, "bilinear")[0] <= NO_DATA_SHARE
 
 
 def _resize_near_center(image: torch.Tensor, size: SizeDict, crop: tuple[int, int] | None, mode: str) -> torch.Tensor:
