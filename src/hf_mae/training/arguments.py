@@ -185,10 +185,4 @@ def _pair_of(text: str) -> tuple[str, object]:
     return name, value
 
 
-def setting(default, text: str):  # for a moment: the scripts still use it
-    from dataclasses import field
-
-    return field(default=default, metadata={"help": text})
-
-
 __all__ = ["config_changes", "load_recipe", "parse_arguments", "recipe_of"]
