@@ -343,3 +343,16 @@ def test_evaluation__needs_labels_for_knn(tiny_model, tmp_path):
     assert "knn_accuracy" in results(Labelled(np.array([0, 1, -1, -1] * 10)))
     assert "knn_accuracy" not in results(Labelled(np.full(40, -1)))
     assert "knn_accuracy" not in results(Squares())
+    patients = Labelled(np.arange(40) // 2)
+    assert "knn_accuracy" not in Evaluation(patients, None, processor, max_images=40)(model)
+
+
+def test_evaluation__of_other_classes_takes_them_for_no_label():
+    import numpy as np
+
+    from hf_mae.evaluation.monitoring import forget_other_classes
+
+    images = Labelled(np.array([0, 1, 2, -1]), ["zebra", "cat", "dog"])
+    forget_other_classes(images, ["cat", "dog"])
+    assert images.labels.tolist() == [-1, 0, 1, -1]
+    assert images.label_names == ["cat", "dog"]

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from ..data.datasets import EvaluationDataset, collate_evaluation
+from ..data.datasets import EvaluationDataset, align_labels, collate_evaluation
 from ..data.sampling import even_slice
 from ..data.sources import ImageSource
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -45,7 +45,9 @@ class Evaluation:
             **loader_options: Arguments of `DataLoader`, such as `num_workers`.
         """
         self.held_out = test_images is not None
-        self.has_labels = all(_has_labels(images) for images in (train_images, test_images or train_images))
+        self.has_labels = all(has_classes(images) for images in (train_images, test_images or train_images))
+        if self.has_labels and np.median(np.unique(train_images.labels, return_counts=True)[1]) < 5:
+            self.has_labels = False  # folders of patients or dates, say: no classes that neighbours could share
         self.images = EvaluationDataset(test_images or train_images, image_processor, max(max_images // 5, 1))
         self.neighbors = EvaluationDataset(train_images, image_processor, max_images)
         self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
@@ -108,8 +110,26 @@ class Evaluation:
         return shares
 
 
-def _has_labels(images: ImageSource) -> bool:
-    return images.labels is not None and bool((images.labels >= 0).any())
+def forget_other_classes(images: ImageSource, label_names: list[str] | None):
+    """Numbers the classes of a source as others do, by their names, and takes unknown classes for no label.
+
+    Args:
+        images ([`ImageSource`]): Its `labels` and `label_names` are replaced, if it has names.
+        label_names (`list[str]`, *optional*): The names by the numbers wanted.
+    """
+    if images.labels is None or images.label_names is None or label_names is None:
+        return
+    unknown = [number for number, name in enumerate(images.label_names) if name not in label_names]
+    images.labels = np.where(np.isin(images.labels, unknown), -1, images.labels)
+    align_labels(images, label_names)
+
+
+def has_classes(images: ImageSource) -> bool:
+    """Returns whether images are labelled by one class each, at least some of them. Numbers are no classes."""
+    labels = images.labels
+    if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        return False
+    return bool((labels >= 0).any())
 
 
 def _labelled(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,4 +179,4 @@ def knn_accuracy(
     return correct / len(queries)
 
 
-__all__ = ["Evaluation", "knn_accuracy"]
+__all__ = ["Evaluation", "forget_other_classes", "has_classes", "knn_accuracy"]

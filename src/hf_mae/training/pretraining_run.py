@@ -27,11 +27,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.checking import check_images, value_range_of
-from ..data.datasets import PretrainingDataset, align_labels, channel_statistics, collate
+from ..data.datasets import PretrainingDataset, channel_statistics, collate
 from ..data.decoding import decoder_name
 from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
 from ..data.sources import ImageSource, open_images
-from ..evaluation.monitoring import Evaluation
+from ..evaluation.monitoring import Evaluation, forget_other_classes, has_classes
 from ..evaluation.visualization import reconstruction_sheet
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -173,8 +173,8 @@ class PretrainingRun:
             self.train_images, self.test_images = (
                 open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test")
             )
-        if self.test_images is not None and self.train_images.label_names and self.test_images.label_names:
-            align_labels(self.test_images, self.train_images.label_names)
+        if self.test_images is not None and has_classes(self.train_images) and has_classes(self.test_images):
+            forget_other_classes(self.test_images, self.train_images.label_names)
         self.schedule = plan_steps(settings, len(self.train_images))
         self.recipe = self._make_recipe()
         if self.is_main and settings.overwrite_output_dir:
@@ -380,7 +380,7 @@ class PretrainingRun:
     def _summary(self) -> str:
         settings, schedule, images, config = self.settings, self.schedule, self.train_images, self.plain_model.config
         parameters = sum(parameter.numel() for parameter in self.plain_model.parameters()) / 1e6
-        classes = "no labels" if images.labels is None else f"{len(np.unique(images.labels))} classes"
+        classes = f"{len(np.unique(images.labels[images.labels >= 0]))} classes" if has_classes(images) else "no labels"
         statistics = (self.image_processor.image_mean, self.image_processor.image_std)
         mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
         (height, width), (rows, columns) = self.image_processor.crop_height_width, config.grid_size
