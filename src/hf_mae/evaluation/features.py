@@ -304,7 +304,7 @@ def _open_images(args: ExtractionArguments, image_processor: MAEImageProcessor) 
     """
     if args.pages is not None:
         image_processor.pages = args.pages
-    options = {"image_column": args.image_column, "dataset_config": args.dataset_config, "tile": args.tile}
+    options: dict = {"image_column": args.image_column, "dataset_config": args.dataset_config, "tile": args.tile}
     images = open_images(args.data, args.split, reading=image_processor.reading, **options)
     if images is None:
         raise ValueError(f"{args.data} has no images for `split` {args.split}.")
