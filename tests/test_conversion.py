@@ -433,7 +433,7 @@ def test_target__comes_with_the_checkpoint(tmp_path, log):
     assert MAEForPreTraining.from_pretrained(tmp_path).config.norm_pix_loss
     assert "another target" not in log()
     assert not MAEForPreTraining.from_pretrained(tmp_path, norm_pix_loss=False).config.norm_pix_loss
-    assert "was trained with norm_pix_loss=True, and it is False now" in log()
+    assert f"{tmp_path} was trained with norm_pix_loss=True, and it is False now" in log()
 
 
 def test_configuration__that_says_little_has_the_defaults_of_its_library(tmp_path):

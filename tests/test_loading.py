@@ -71,6 +71,20 @@ def test_unknown_names__are_an_error_never_random_weights(tiny_model, tmp_path, 
     assert renamed.base_model.layers[0].mlp.fc1.weight.std() > 0
 
 
+def test_a_file_without_tensors__is_an_error_but_an_empty_state_dict_asks_for_a_new_model(tiny_model, tmp_path):
+    config = tiny_model().config
+    new, info = MAEForPreTraining.from_pretrained(None, config=config, state_dict={}, output_loading_info=True)
+    assert info["missing_keys"] == set(new.state_dict())
+    assert torch.equal(new.decoder.position_embeddings, tiny_model().decoder.position_embeddings)
+    assert new(PIXELS, noise=NOISE).loss.isfinite()
+    new.save_pretrained(tmp_path)
+    save_file({}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="holds no encoder"):
+        MAEForPreTraining.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`state_dict` holds no encoder"):
+        MAEForPreTraining.from_pretrained(None, config=config, state_dict={"student.bias": torch.zeros(1)})
+
+
 @pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEModel])
 def test_unknown_names__of_one_block_are_an_error(tiny_model, tmp_path, model_class):
     tiny_model().save_pretrained(tmp_path)

@@ -80,7 +80,8 @@ class LoadingMixin:
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or name on the Hub.
-            config (`MAEConfig`, *optional*): Defaults to the one of the checkpoint.
+            config (`MAEConfig`, *optional*): Defaults to the one of the checkpoint. With
+                `from_pretrained(None, config=config, state_dict={})` all weights are new.
             channel_init (`"repeat"`, `"mean"` or `"zero"`): How weights for another `num_channels` are made, see
                 [`LoadingMixin.resize_channels`].
             **kwargs: Arguments of `from_pretrained`, or fields of the configuration to change. With another
@@ -91,7 +92,8 @@ class LoadingMixin:
             ValueError: If the checkpoint is of another architecture or has no encoder.
         """
         source = pretrained_model_name_or_path
-        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        name = "`state_dict`" if source is None else source  # for messages
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         if source is None:  # the weights are given as `state_dict`
             stored = config.to_dict()
         else:
@@ -108,7 +110,7 @@ class LoadingMixin:
                 "read by `hf_mae.import_checkpoint`."
             )
         config, saved, wanted = cls._separate_sizes(stored, config, kwargs)
-        return cls._load(source, stored, saved, wanted, channel_init, *model_args, config=config, **kwargs)
+        return cls._load(source, name, stored, saved, wanted, channel_init, *model_args, config=config, **kwargs)
 
     @classmethod
     def _read_foreign(cls, source, config, kwargs: dict, hub_kwargs: dict) -> tuple:
@@ -135,8 +137,8 @@ class LoadingMixin:
         return config, saved, wanted
 
     @classmethod
-    def _load(cls, source, stored: dict, saved: dict, wanted: dict, channel_init: str, *model_args, **kwargs):
-        """Loads weights at the sizes they were saved with, then resizes them."""
+    def _load(cls, source, name, stored: dict, saved: dict, wanted: dict, channel_init: str, *model_args, **kwargs):
+        """Loads weights at the sizes they were saved with, then resizes them. Messages call the checkpoint `name`."""
         with_info = kwargs.pop("output_loading_info", False)
         adapter_kwargs = dict(kwargs.get("adapter_kwargs") or {})
         adapter = adapter_kwargs.pop("_adapter_model_path", None)
@@ -154,15 +156,16 @@ class LoadingMixin:
             if architecture == cls.__name__ or "mismatched" not in str(error):
                 raise
             raise ValueError(
-                f"{source} was saved by {architecture}, whose weights have other shapes than those of {cls.__name__}. "
+                f"{name} was saved by {architecture}, whose weights have other shapes than those of {cls.__name__}. "
                 "Load it with its own class, its encoder alone with AutoModel, or all weights that fit with "
                 "ignore_mismatched_sizes=True."
             ) from error
         if own_names:
             model.__dict__.pop("_weight_conversions", None)  # else the model would be saved with the names of a wrapper
-        model._check_loaded(source, stored, info)
+        is_new = source is None and kwargs.get("state_dict") == {}  # asks for new weights, so none can be missing
+        model._check_loaded(name, stored, info, is_new)
         model._set_trainable()  # the loader makes every parameter trainable
-        if any(_pair(wanted[name]) != _pair(saved[name]) for name in ("image_size", "patch_size")):
+        if any(_pair(wanted[size]) != _pair(saved[size]) for size in ("image_size", "patch_size")):
             model.resize_patches(wanted["patch_size"], wanted["image_size"])
         if wanted["num_channels"] != saved["num_channels"]:
             logger.warning(
@@ -179,11 +182,13 @@ class LoadingMixin:
                 )
         return (model, info) if with_info else model
 
-    def _check_loaded(self, source, stored: dict, info: dict):
+    def _check_loaded(self, source, stored: dict, info: dict, is_new: bool):
         """Completes the loading info, and raises `ValueError` if weights of the encoder were not found."""
         new_tensors, left_out = (self.__dict__.pop(name, set()) for name in ("_new_tensors", "_left_out"))
         info["missing_keys"] |= new_tensors
         loaded = set(self.state_dict()) - set(info["missing_keys"])
+        if is_new:
+            return
         if not any(".attention." in name and not name.startswith("decoder.") for name in loaded):
             found = sorted({*left_out, *info["unexpected_keys"], *(name.split(".")[0] for name in loaded)})
             raise ValueError(
