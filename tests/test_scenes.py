@@ -5,16 +5,21 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_mae import MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.data import masks
 from hf_mae.data.datasets import EvaluationDataset
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.features import features_command
 from hf_mae.evaluation.monitoring import Evaluation
+from hf_mae.training.segmentation import segment_command
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -158,3 +163,185 @@ def test_held_out_loss__without_no_data_is_that_of_a_processor_that_knows_none(t
         assert all("valid" not in EvaluationDataset(scenes_with_gaps, processor)[index] for index in range(3))
         losses.append(Evaluation(scenes_with_gaps, None, processor, batch_size=2)(model)["eval_loss"])
     assert losses[0] == losses[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Segmentation
+
+GEOGRAPHIC_TAGS = {
+    33550: (12, 3, (10.0, 10.0, 0.0)),  # pixels of 10 m
+    33922: (12, 6, (0.0, 0.0, 0.0, 399960.0, 5100000.0, 0.0)),
+    34735: (3, 12, (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32632)),
+    34736: (12, 1, (6378137.0,)),
+    34737: (2, 0, "WGS 84 / UTM zone 32N|"),
+}
+
+
+def write_geotiff(path, array, **options):
+    tags = [(code, dtype, count, value, True) for code, (dtype, count, value) in GEOGRAPHIC_TAGS.items()]
+    write_scene(path, array, extratags=tags, **options)
+
+
+def write_mask(path, classes):
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, classes)
+    elif path.suffix == ".png":
+        PIL.Image.fromarray(classes).save(path)
+    elif path.stem == "palette":
+        tifffile.imwrite(path, classes, photometric="palette", colormap=np.zeros((3, 256), np.uint16), metadata=None)
+    else:
+        write_scene(path, classes, tile=(16, 16))
+
+
+@pytest.mark.parametrize("name", ["s.tif", "s.npy", "s.png", "palette.tif"])
+def test_windows__of_image_and_mask_are_the_same_place(tmp_path, name):
+    scene = random_pixels(50, 70)
+    write_scene(tmp_path / "images" / f"{name.split('.')[0]}.tif", scene, tile=(16, 16))
+    write_mask(tmp_path / "masks" / name, scene // 2)
+    pairs = masks.folder_pairs(str(tmp_path), "train", tile=32)
+    assert len(pairs) == 2 * 3
+    for pair in pairs:
+        pixels, classes = masks.read_pair(pair, MAEImageProcessor(num_channels=1))
+        assert classes.shape == (32, 32)
+        assert np.array_equal(classes, pixels[0].numpy() // 2)
+
+
+def test_windows__of_a_mask_of_another_size_are_refused(tmp_path):
+    write_scene(tmp_path / "images" / "s.tif", random_pixels(64, 64))
+    write_mask(tmp_path / "masks" / "s.tif", random_pixels(64, 80))
+    pair = masks.folder_pairs(str(tmp_path), "train", tile=32)[0]
+    with pytest.raises(ValueError, match=r"s.tif .*\(64, 80\).*\(64, 64\)"):
+        masks.read_pair(pair, MAEImageProcessor(num_channels=1))
+
+
+SMALL = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]
+
+
+def segment(*arguments):
+    segment_command([*map(str, arguments), *SMALL], prog="hf-mae segment")
+
+
+def test_training__on_windows_keeps_those_of_a_scene_together(encoder, tmp_path, capsys):
+    for number in range(3):
+        classes = (np.indices((64, 64)).sum(axis=0) // 16 % 2).astype(np.uint8)
+        write_scene(tmp_path / "data" / "images" / f"{number}.tif", classes * 200 + 20, tile=(16, 16))
+        write_mask(tmp_path / "data" / "masks" / f"{number}.tif", classes)
+    output = tmp_path / "segmenter"
+    arguments = ["--data", tmp_path / "data", "--tile", 32, "--output_dir", output, "--max_steps", 2]
+    segment("--model_name_or_path", encoder[2], *arguments, "--per_device_train_batch_size", 4)
+    printed = capsys.readouterr().out
+    assert "every tenth scene" in printed
+    assert "8 and 4 to evaluate on" in printed
+    assert json.loads((output / "eval_results.json").read_text())["eval_mean_iou"] >= 0
+    segment(
+        "--model_name_or_path",
+        output,
+        "--data",
+        tmp_path / "data" / "images",
+        "--predict_only",
+        "--tile",
+        32,
+        "--output_dir",
+        tmp_path / "maps",
+    )
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["0.tif", "1.tif", "2.tif"]
+
+
+@pytest.fixture
+def segmenter(tiny_config, tmp_path):
+    """Saves UperNet for pictures of one channel in which 0 is no-data, and returns a function and the folder.
+
+    The function gives the class of each pixel of an array, predicted as a whole.
+    """
+    folder = tmp_path / "segmenter"
+    encoder = tiny_config(num_channels=1, feature_pyramid_size=16)
+    sizes = {"hidden_size": 16, "auxiliary_channels": 16, "num_labels": 5}
+    model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=encoder, **sizes)).eval()
+    size = {"height": 32, "width": 32}
+    processor = MAEImageProcessor(size=size, crop_size=size, do_center_crop=False, num_channels=1, nodata=0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+    def predict(array):
+        with torch.no_grad():
+            logits = model(processor(array, return_tensors="pt").pixel_values).logits
+        classes = nn.functional.interpolate(logits, size=array.shape, mode="bilinear")[0].argmax(dim=0)
+        return np.where(array == 0, 255, classes.numpy())
+
+    return predict, folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prediction__writes_a_scene_as_one_map_with_its_place_on_earth(segmenter, tmp_path, workers):
+    predict, folder = segmenter
+    scene = random_pixels(80, 112)
+    scene[:48, :48], scene[60:63, 100:] = 0, 0  # a window without data, and a gap
+    write_geotiff(tmp_path / "scenes" / "north" / "s.tif", scene, tile=(16, 16))
+    write_geotiff(tmp_path / "scenes" / "t.tif", np.zeros((48, 48), np.uint8))
+    output = tmp_path / "maps"
+    segment(
+        "--model_name_or_path",
+        folder,
+        "--data",
+        tmp_path / "scenes",
+        "--predict_only",
+        "--tile",
+        48,
+        "--output_dir",
+        output,
+        "--per_device_eval_batch_size",
+        4,
+        "--dataloader_num_workers",
+        workers,
+    )
+    expected = np.zeros((80, 112), np.uint8)
+    for top in (0, 32):
+        for left in (0, 48, 64):  # later windows lie over earlier ones
+            window = slice(top, top + 48), slice(left, left + 48)
+            expected[window] = predict(scene[window])
+    with tifffile.TiffFile(output / "north" / "s.tif") as tiff:
+        page = tiff.pages[0]
+        classes = page.asarray()
+        for code, (_, _, value) in GEOGRAPHIC_TAGS.items():
+            found = page.tags[code].value
+            assert (found if isinstance(found, tuple | str) else (found,)) == value
+        assert page.tags[42113].value == "255"
+    assert classes.dtype == np.uint8
+    assert (classes == 255).sum() == (scene == 0).sum()
+    assert (classes != expected).mean() < 0.001  # ties of float32, in batches of another size
+    assert (tifffile.imread(output / "t.tif") == 255).all()
+    assert len(np.unique(classes)) > 2
+
+
+def test_prediction__writes_png_for_pictures_and_names_broken_ones(segmenter, tmp_path, capsys):
+    predict, folder = segmenter
+    (tmp_path / "pictures").mkdir()
+    arrays = {"a.png": random_pixels(40, 60), "b.png": random_pixels(30, 30), "b.bmp": random_pixels(50, 20)}
+    for name, array in arrays.items():
+        PIL.Image.fromarray(array).save(tmp_path / "pictures" / name)
+    (tmp_path / "pictures" / "c.png").write_bytes((tmp_path / "pictures" / "a.png").read_bytes()[:300])
+    output = tmp_path / "maps"
+    segment("--model_name_or_path", folder, "--data", tmp_path / "pictures", "--predict_only", "--output_dir", output)
+    maps = {"a.png": "a.png", "b.png": "b.png.png", "b.bmp": "b.bmp.png"}  # two pictures have the name b
+    assert sorted(path.name for path in output.iterdir()) == sorted(maps.values())
+    for name, array in arrays.items():
+        picture = PIL.Image.open(output / maps[name])
+        assert picture.mode == "L"
+        assert (np.array(picture) != predict(array)).mean() < 0.001
+    assert "c.png, which can't be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ("encoder", "pictures", "does not segment"),
+        ("segmenter", "nothing", "nothing does not exist"),
+        ("segmenter", None, "`predict_only` needs .*`data`"),
+    ],
+)
+def test_prediction__mistakes_are_named(segmenter, encoder, tmp_path, model, data, message):
+    (tmp_path / "pictures").mkdir()
+    given = [] if data is None else ["--data", tmp_path / data]
+    with pytest.raises((ValueError, OSError), match=message):
+        segment("--model_name_or_path", tmp_path / model, "--predict_only", *given)

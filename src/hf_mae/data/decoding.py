@@ -74,7 +74,7 @@ def read_image(
         except UnsuitableImageError as error:
             raise error.of_file(images.describe(candidate)) from error
         except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
-            _raise_if_of_the_machine(error)
+            raise_if_of_the_machine(error)
             unreadable[images.describe(candidate)] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     name, reason = list(unreadable.items())[-1]
     raise OSError(
@@ -82,7 +82,7 @@ def read_image(
     )
 
 
-def _raise_if_of_the_machine(error: BaseException | None):
+def raise_if_of_the_machine(error: BaseException | None):
     """Raises errors that say nothing of a picture: too many open files."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -259,6 +259,7 @@ __all__ = [
     "decoder_name",
     "jitter_colors",
     "oriented_size",
+    "raise_if_of_the_machine",
     "random_crop_box",
     "read_image",
 ]

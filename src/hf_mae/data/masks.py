@@ -4,6 +4,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,17 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..modeling.image_processing_mae import MAEImageProcessor, resize
-from ..modeling.reading_mae import UnsuitableImageError, fill_missing, read_stored, to_byte_range
+from ..modeling.reading_mae import (
+    DEFAULT_SETTINGS,
+    ReadingSettings,
+    UnsuitableImageError,
+    fill_missing,
+    read_stored,
+    to_byte_range,
+)
 from .augmentation import RandomOrientation
 from .folders import FolderImages
+from .parts import TiledImages, Window, open_scene
 from .sources import open_images
 
 IGNORED = 255  # loss_ignore_index of UperNetConfig
@@ -30,7 +39,7 @@ class Pair:
     Attributes:
         images (`Sequence`): Source of the image.
         index (`int`): Position of the image in it.
-        mask (`Path` or `PIL.Image.Image`): The mask, or where it is.
+        mask (`Path` or `PIL.Image.Image`): The mask, or where it is. If the image is a window, the mask of its scene.
         name (`str`): What messages call the image.
     """
 
@@ -62,12 +71,16 @@ def sample_pairs(split: str, side: int = 2) -> list[Pair]:
     ]
 
 
-def folder_pairs(data: str, split: str) -> list[Pair]:
+def folder_pairs(
+    data: str, split: str, tile: int | None = None, reading: ReadingSettings = DEFAULT_SETTINGS
+) -> list[Pair]:
     """Returns the images of a folder with their masks, none if it has no such split. Without splits all are `train`.
 
     Args:
         data (`str`): Folder with `images/` and `masks/`, or with folders of splits that hold them.
         split (`str`): `train` or `val`.
+        tile (`int`, *optional*): Make square windows of this many pixels the images, see [`TiledImages`].
+        reading ([`ReadingSettings`], *optional*): How to read scenes.
 
     Raises:
         OSError: If there are no such folders.
@@ -93,25 +106,34 @@ def folder_pairs(data: str, split: str) -> list[Pair]:
             f"{len(missing)} of {len(paths)} images have no mask, first {path}: expected "
             f"{folder / 'masks' / stem}.png. Add the masks, or take these images out."
         )
-    return [Pair(images, index, masks[stem], str(paths[index])) for index, stem in enumerate(stems)]
+    if tile is None:
+        return [Pair(images, index, masks[stem], str(paths[index])) for index, stem in enumerate(stems)]
+    windows = TiledImages(images, tile, reading)
+    return [
+        Pair(windows, index, masks[stems[scene]], windows.describe(index))
+        for index, scene in enumerate(windows.parts[:, 0])
+    ]
 
 
 class MaskError(ValueError):
     """Raised for a mask that can be read but does not hold the numbers of classes."""
 
 
-def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.ndarray:
+def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window: Window | None = None) -> np.ndarray:
     """Returns the class of each pixel (height, width), uint8, `IGNORED` where it does not count.
 
     Args:
         mask (`Path` or `PIL.Image.Image`): A picture of one channel and 8 or 16 bits, or a `.npy` file of integers.
             Values that do not count are 255 and, in deeper masks, negative ones and 65535.
         reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 does not count and classes count from 1.
+        window ([`Window`], *optional*): Window of the mask's scene, to read only that part of the mask.
 
     Raises:
-        MaskError: If it holds something else than numbers of classes.
+        MaskError: If it holds something else than numbers of classes, or has another size than the scene.
     """
-    if isinstance(mask, Path) and mask.suffix == ".npy":
+    if window is not None:
+        classes = _read_window(mask, window)
+    elif isinstance(mask, Path) and mask.suffix == ".npy":
         classes = np.load(mask, allow_pickle=False)
     elif isinstance(mask, Path):
         with PIL.Image.open(mask) as picture:
@@ -129,6 +151,20 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False) -> np.n
     if reduce_labels:
         classes = np.where(classes % IGNORED, classes - 1, IGNORED)
     return classes.astype(np.uint8)
+
+
+def _read_window(mask: Path, window: Window) -> np.ndarray:
+    """Returns a window of the numbers in a mask. Only TIFF and `.npy` files are not decoded as a whole for it."""
+    if mask.suffix.lower() in (".tif", ".tiff"):
+        scene = open_scene(os.fspath(mask))
+        size, read = scene.size, scene.read_numbers
+    else:
+        with nullcontext() if mask.suffix == ".npy" else PIL.Image.open(mask) as picture:
+            array = np.load(mask, "r") if picture is None else _read_picture(picture, os.fspath(mask))
+        size, read = array.shape, lambda rows, columns: np.array(array[rows, columns])
+    if size != window.scene.size:
+        raise MaskError(f"The mask {mask} has shape {size}, its scene {window.scene.size}. Make both of one size.")
+    return read(window.rows, window.columns)
 
 
 def _read_picture(picture: PIL.Image.Image, name: str) -> np.ndarray:
@@ -159,7 +195,7 @@ def read_pair(
         image = pair.images[pair.index]
         stored = read_stored(image, image_processor.num_channels, reading)
         pixels, _ = fill_missing(to_byte_range(stored, reading), reading)
-        classes = read_mask(pair.mask, reduce_labels)
+        classes = read_mask(pair.mask, reduce_labels, image if isinstance(image, Window) else None)
     except UnsuitableImageError as error:
         raise error.of_file(pair.name) from error
     except MaskError:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..modeling.formats_mae import library
 from ..modeling.reading_mae import (
+    DEFAULT_SETTINGS,
     ImageFile,
     OpenedImage,
     ReadingSettings,
@@ -106,13 +107,14 @@ class TiledImages(PartsOfImages):
 
     place_names = ("row", "column")
 
-    def __init__(self, images: FolderImages, tile: int, reading: ReadingSettings):
+    def __init__(self, images: FolderImages, tile: int, reading: ReadingSettings, drop_empty: bool = True):
         """
         Args:
             images ([`FolderImages`]): TIFF or `.npy` files, which can be read in part.
             tile (`int`): Pixels of a window's side.
-            reading ([`ReadingSettings`]): Windows that hold nothing but no-data are dropped. To find them, scenes that
-                may have no-data are read once.
+            reading ([`ReadingSettings`]): How to read files.
+            drop_empty (`bool`, *optional*, defaults to `True`): Whether to leave out windows that hold nothing but
+                no-data. To find them, scenes that may have no-data are read once.
 
         Raises:
             UnsuitableImageError: If a file can't be read in part.
@@ -124,10 +126,10 @@ class TiledImages(PartsOfImages):
         self._opened: dict = {}
         parts, dropped = [], 0
         for index in range(len(images)):
-            scene = _open_scene(images.describe(index), reading)
+            scene = open_scene(images.describe(index), reading)
             tops, lefts = (_starts(side, tile) for side in scene.size)
             windows = [(index, top, left) for top in tops for left in lefts]
-            if _may_have_no_data(scene, reading):
+            if drop_empty and _may_have_no_data(scene, reading):
                 kept = [window for window in windows if _has_data(self._window(scene, *window[1:]), reading)]
                 dropped, windows = dropped + len(windows) - len(kept), kept
             parts.extend(windows)
@@ -141,7 +143,7 @@ class TiledImages(PartsOfImages):
         scene, top, left = (int(value) for value in self.parts[index])
         path = self.images.describe(scene)
         if path not in self._opened:
-            self._opened = {**dict(list(self._opened.items())[-31:]), path: _open_scene(path, self.reading)}
+            self._opened = {**dict(list(self._opened.items())[-31:]), path: open_scene(path, self.reading)}
         return self._window(self._opened[path], top, left)
 
     def describe(self, index: int) -> str:
@@ -161,8 +163,16 @@ def _starts(side: int, tile: int) -> list[int]:
     return [*range(0, max(side - tile, 0), tile), max(side - tile, 0)]
 
 
-def _open_scene(path: str, reading: ReadingSettings) -> "TiffFile | StoredImage":
-    """Opens a file that can be read in part."""
+def open_scene(path: str, reading: ReadingSettings = DEFAULT_SETTINGS) -> "TiffFile | StoredImage":
+    """Opens a file that can be read in part, without decoding it.
+
+    Args:
+        path (`str`): A TIFF or a `.npy` file.
+        reading ([`ReadingSettings`], *optional*): How to read pages and axes.
+
+    Raises:
+        UnsuitableImageError: If it is of another kind, or a TIFF of several pages.
+    """
     with open(path, "rb") as stream:
         start = stream.read(6)
     if start.startswith(TIFF_SIGNATURES):
@@ -195,4 +205,4 @@ def _has_data(window: Window, reading: ReadingSettings) -> bool:
     return missing is None or not bool(missing.expand(image.pixels.shape).all())
 
 
-__all__ = ["PagedImages", "PartsOfImages", "TiledImages", "Window"]
+__all__ = ["PagedImages", "PartsOfImages", "TiledImages", "Window", "open_scene"]

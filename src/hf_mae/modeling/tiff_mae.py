@@ -175,15 +175,26 @@ class TiffFile(ImageFile):
 
     def read_window(self, rows: slice, columns: slice) -> StoredImage:
         """Returns a part of the first page, for which only the tiles or strips that it lies in are decoded."""
-        if os.getpid() not in self._open:  # forked processes share the position of an open file
-            tiff = library("tifffile", "tiff", "A TIFF").TiffFile(self._stream())
-            self._open = {os.getpid(): (tiff, _tiff_pages(tiff)[0])}
-        tiff, page = self._open[os.getpid()]
+        tiff, page = self._opened()
+        image = _interpret_tiff(page, self.read_numbers(rows, columns), tiff, rows, columns)
+        return replace(image, origin=(rows.start, columns.start))
+
+    def read_numbers(self, rows: slice, columns: slice) -> np.ndarray:
+        """Returns a part of the first page as it is stored, in the order of its axes: of a palette the indices."""
+        _, page = self._opened()
         if page.compression == _JPEG and page.axes == "SYX" and page.photometric > 1:
             raise UnsuitableImageError("Windows can't be read of colours that are stored apart and compressed as JPEG.")
-        array = _decode_tiff(lambda: _read_segments(page, rows, columns))
-        image = _interpret_tiff(page, array, tiff, rows, columns)
-        return replace(image, origin=(rows.start, columns.start))
+        return _decode_tiff(lambda: _read_segments(page, rows, columns))
+
+    def _opened(self) -> tuple:
+        """Returns the file, opened by this process, and its first page."""
+        opened = self._open.get(os.getpid())  # forked processes share the position of an open file
+        if opened is None:
+            tiff = library("tifffile", "tiff", "A TIFF").TiffFile(self._stream())
+            tiff.filehandle.set_lock(True)  # as do threads
+            opened = tiff, _tiff_pages(tiff)[0]
+            self._open = {os.getpid(): opened}
+        return opened
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}
@@ -244,7 +255,8 @@ def _tiff_mask(page, tiff, rows: slice, columns: slice) -> np.ndarray | None:
     for other in tiff.pages:
         other = other.aspage()
         if other.subfiletype & 4 and other.shape[-2:] == (page.imagelength, page.imagewidth):
-            return (other.asarray(maxworkers=1) == 0)[rows, columns]
+            whole = rows == slice(None) and columns == slice(None)
+            return (other.asarray(maxworkers=1) if whole else _read_segments(other, rows, columns)) == 0
     return None
 
 
@@ -265,8 +277,9 @@ def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
                 index = plane * across * down + y * across + x
                 if not page.databytecounts[index]:
                     continue  # sparse: nothing is stored, so nothing is there
-                page.parent.filehandle.seek(page.dataoffsets[index])
-                data = page.parent.filehandle.read(page.databytecounts[index])
+                with page.parent.filehandle.lock:
+                    page.parent.filehandle.seek(page.dataoffsets[index])
+                    data = page.parent.filehandle.read(page.databytecounts[index])
                 segment, _, shape = page.decode(data, index, jpegtables=tables)
                 segment = segment[0, : shape[1], : shape[2]]  # (rows, columns, samples)
                 top, left = y * tile[0], x * tile[1]

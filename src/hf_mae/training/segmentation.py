@@ -12,10 +12,11 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import torch
-from transformers import EvalPrediction, UperNetConfig, UperNetForSemanticSegmentation, set_seed
+from transformers import AutoConfig, EvalPrediction, UperNetConfig, UperNetForSemanticSegmentation, set_seed
 from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import RandomOrientation
+from ..data.folders import FolderImages
 from ..data.masks import IGNORED, SPLITS, Pair, SegmentationDataset, folder_pairs, read_pair, sample_pairs
 from ..data.sources import open_images
 from ..modeling.configuration_mae import MAEConfig
@@ -34,6 +35,7 @@ from .finetuning import (
     weights_fingerprint,
 )
 from .run_log import run_record
+from .segmentation_maps import write_class_maps
 
 _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentation.
 
@@ -41,10 +43,14 @@ _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentati
   hf-mae segment --model_name_or_path out --data path/to/folder --image_size 512 --class_names names.txt
   hf-mae segment --model_name_or_path out --data path/to/folder --from_scratch     # the same without pre-training
   hf-mae segment --preset small --data path/to/folder                              # without any checkpoint
+  hf-mae segment --model_name_or_path segmenter --data path/to/pictures --predict_only --output_dir maps
 
 The folder holds images/ and masks/, perhaps below train/ and val/: for each image a mask of the same name, a PNG of one
 channel (8 or 16 bits) or a .npy file with the class of each pixel, 255 where it does not count. Without --data a sample
-is made of the embedded images. The same command continues an interrupted run."""
+is made of the embedded images. The same command continues an interrupted run.
+
+With --predict_only a model that this command has trained writes the class of each pixel of any pictures: PNG files, and
+of GeoTIFFs GeoTIFFs. Scenes of any size are read in windows with --tile, in training as in prediction."""
 
 
 @dataclass
@@ -59,6 +65,9 @@ class MaskArguments:
     )
     reduce_labels: bool = HfArg(
         default=False, help="0 means that a pixel does not count, and classes count from 1, as in masks of ADE20K."
+    )
+    tile: int | None = HfArg(
+        default=None, help="Side in pixels of the windows that large scenes are cut into, images and masks alike."
     )
     sample_side: int = HfArg(default=1, help="Rows and columns of pictures of 28 pixels in an image of the sample.")
     min_scale: float = HfArg(default=0.5, help="Training images are resized by at least this factor,")
@@ -109,11 +118,20 @@ class SegmentationArguments(
 ):
     """Settings of [`segment`]: groups of its own and those of [`FineTuningArguments`]."""
 
-    output_dir: str = HfArg(default="runs/segmenter", help="Folder for checkpoints and the final model.")
+    output_dir: str | None = HfArg(
+        default=None,
+        help="Folder for checkpoints and the final model, or for maps. Default: runs/segmenter, or runs/class_maps.",
+    )
+    predict_only: bool = HfArg(default=False, help="Train nothing. Write a class map of each picture in the data.")
 
     def __post_init__(self):
+        self.output_dir = self.output_dir or ("runs/class_maps" if self.predict_only else "runs/segmenter")
         self.batch_eval_metrics = True  # pixels are counted batch by batch; all predictions would fill the memory
         super().__post_init__()
+        if self.tile is not None and self.data is None:
+            raise ValueError("`tile` needs `data`: scenes of your own.")
+        if self.predict_only and not (self.model_name_or_path and self.data):
+            raise ValueError("`predict_only` needs `model_name_or_path`, a trained segmenter, and `data`, pictures.")
         if not (self.model_name_or_path or self.preset):
             raise ValueError(
                 "`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae. Without any "
@@ -148,11 +166,16 @@ def open_pairs(
         pairs = {split: sample_pairs(split, args.sample_side) for split in SPLITS}
         names = ["background", *open_images().label_names]
     else:
-        pairs = {split: folder_pairs(args.data, split) for split in SPLITS}
+        pairs = {split: folder_pairs(args.data, split, args.tile, image_processor.reading) for split in SPLITS}
     if not pairs["val"]:
-        _say(args, f"No folder val in {args.data}: every tenth image is kept from training and evaluated on.")
-        held_out = pairs["train"][::10]
-        pairs = {"train": [pair for number, pair in enumerate(pairs["train"]) if number % 10], "val": held_out}
+        what = "image" if args.tile is None else "scene"
+        _say(args, f"No folder val in {args.data}: every tenth {what} is kept from training and evaluated on.")
+        # Windows of one scene overlap, and stay together.
+        held_out = set(list(dict.fromkeys(pair.mask for pair in pairs["train"]))[::10])
+        pairs = {
+            "train": [pair for pair in pairs["train"] if pair.mask not in held_out],
+            "val": [pair for pair in pairs["train"] if pair.mask in held_out],
+        }
     counts = {split: _count_pixels(some, image_processor, args.reduce_labels) for split, some in pairs.items()}
     num_labels = _check_classes(args, pairs, counts, names)
     for split, some in pairs.items():
@@ -437,10 +460,51 @@ def segment(args: SegmentationArguments) -> FineTuned:
     return FineTuned(model, metrics, Path(args.output_dir))
 
 
+def predict_class_maps(args: SegmentationArguments) -> list[Path]:
+    """Writes the class of each pixel of pictures or scenes into `output_dir`, see [`write_class_maps`].
+
+    Args:
+        args ([`SegmentationArguments`]): `model_name_or_path`, `data` (a folder of pictures or one picture), `tile`,
+            `output_dir` and the size of batches.
+
+    Returns:
+        `list[Path]`: The maps. One process makes them; all others return none.
+
+    Raises:
+        OSError: If there are no such pictures.
+        ValueError: If the model does not segment, or the pictures do not suit it.
+    """
+    config = AutoConfig.from_pretrained(args.model_name_or_path)
+    if not isinstance(config, UperNetConfig):
+        raise ValueError(f"{args.model_name_or_path} does not segment. Train it first, without `predict_only`.")
+    if args.process_index > 0:
+        return []
+    image_processor = args.load_image_processor(args.model_name_or_path)
+    data = Path(args.data)
+    if not data.exists():
+        raise OSError(f"`data` {data} does not exist. Give a folder of pictures, or one picture.")
+    images = (
+        FolderImages(data, labels="none") if data.is_dir() else FolderImages(data.parent, [("", [data.name])], "none")
+    )
+    for note in images.notes:
+        print(note)
+    model = UperNetForSemanticSegmentation.from_pretrained(args.model_name_or_path).to(args.device)
+    options = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
+    batch_size = args.per_device_eval_batch_size
+    maps = write_class_maps(model, images, image_processor, args.output_dir, args.tile, batch_size, **options)
+    print(f"Done: maps of {len(maps):,} of {len(images):,} pictures are in {args.output_dir}.")
+    return maps
+
+
 def _fingerprint(pairs: list[Pair]) -> str:
     """Returns a text that changes with the names of the images and the content of the masks."""
-    parts = ((Path(pair.name).name, _content_of(pair.mask)) for pair in pairs)
-    return fingerprint_of(*(part for name_and_mask in parts for part in name_and_mask))
+    parts, before = [], None
+    for pair in pairs:
+        parts.append(Path(pair.name).name)
+        if pair.mask is not before:  # once for all windows of a scene
+            parts.append(_content_of(pair.mask))
+        before = pair.mask
+    return fingerprint_of(*parts)
 
 
 def _content_of(mask: Path | PIL.Image.Image) -> bytes:
@@ -473,7 +537,11 @@ def segment_command(argv: list[str], prog: str):
         argv (`list[str]`): Arguments of the command.
         prog (`str`): What the command is called.
     """
-    segment(parse_arguments(SegmentationArguments, argv, prog=prog, description=_DESCRIPTION))
+    args = parse_arguments(SegmentationArguments, argv, prog=prog, description=_DESCRIPTION)
+    if args.predict_only:
+        predict_class_maps(args)
+    else:
+        segment(args)
 
 
 __all__ = [
@@ -484,6 +552,7 @@ __all__ = [
     "build_segmenter",
     "intersection_over_union",
     "open_pairs",
+    "predict_class_maps",
     "segment",
     "segment_command",
     "segmentation_sheet",
