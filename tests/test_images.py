@@ -17,8 +17,9 @@ from hf_mae_command import main
 
 tifffile = pytest.importorskip("tifffile")
 PAGE = (Path(__file__).parents[1] / "docs" / "images.md").read_text(encoding="utf-8")
-COMMANDS = [line for line in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in line.splitlines()]
-COMMANDS = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("hf-mae pretrain")]
+LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+LINES = [shlex.split(line, comments=True)[1:] for line in LINES if line.startswith("hf-mae")]
+COMMANDS = [words for words in LINES if words[0] == "pretrain"]
 SMALL = {
     **{
         "preset": "tiny",
@@ -102,3 +103,27 @@ def test_page__commands_train_on_such_files(tmp_path, monkeypatch, command):
         pixels = processor(str(first), return_tensors="pt").pixel_values
         assert pixels.shape[1:] == (model.config.num_channels, 16, 16)
         assert pixels.isfinite().all()
+
+
+def test_page__commands_on_windows_go_on_with_the_model_of_scenes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for folder in ("scenes", "labelled/images", "labelled/masks"):
+        Path(folder).mkdir(parents=True)
+    make_scenes(Path("scenes"), rng)
+    for name in ("b", "a"):
+        make_scenes(Path("labelled/images"), rng)
+        Path("labelled/images/a.tif").rename(f"labelled/images/{name}.tif")
+        tifffile.imwrite(f"labelled/masks/{name}.tif", rng.integers(0, 2, (600, 700)).astype(np.uint8))
+    pretrain = next(command for command in COMMANDS if "--tile" in command)
+    small = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
+    main([*pretrain, *small, "--output_dir", "out"])
+    train = ["--image_size", "16", "--head_size", "16", "--feature_pyramid_size", "16", "--max_steps", "1"]
+    others = [words for words in LINES if words[0] != "pretrain"]
+    assert [words[0] for words in others] == ["features", "segment", "segment"]
+    for words in others:
+        main([*words, *(train if words[0] == "segment" and "--predict_only" not in words else [])])
+    assert Path("features.parquet").exists()
+    classes = tifffile.imread("maps/a.tif")
+    assert classes.shape == (600, 700)
+    assert bool(((classes == 255) == (np.arange(700) < 90)).all())

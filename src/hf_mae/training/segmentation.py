@@ -188,6 +188,7 @@ def open_pairs(
             f"{args.data} has {num_labels} class(es), {len(pairs['train'])} images to train on and "
             f"{len(pairs['val'])} to evaluate on. Expected at least two classes, numbered from 0 (255 means that a "
             "pixel does not count: masks of two classes hold 0 and 1), and some images for both."
+            + ("" if args.tile is None else " Without a folder val there must be two scenes: one is kept back.")
         )
     names = names or [str(number) for number in range(num_labels)]
     absent = [name for name, count in zip(names, counts["train"].sum(axis=0), strict=False) if count == 0]
