@@ -3,6 +3,7 @@
 """Scenes from end to end: features of windows and pages, no-data in the held-out loss, class maps of scenes."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -19,6 +20,7 @@ from hf_mae.data.datasets import EvaluationDataset
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.features import features_command
 from hf_mae.evaluation.monitoring import Evaluation
+from hf_mae.modeling.reading_mae import read_stored
 from hf_mae.training.segmentation import segment_command
 
 tifffile = pytest.importorskip("tifffile")
@@ -31,6 +33,23 @@ def write_scene(path, array, **options):
 
 def random_pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(1, 256, shape).astype(np.uint8)
+
+
+def test_windows__are_the_same_in_threads_and_where_the_file_has_a_mask(tmp_path):
+    """Threads share the position of an open file. Of GDAL's mask page, too, only a window is read."""
+    scene, mask = random_pixels(100, 120), np.random.default_rng(1).random((100, 120)) > 0.5
+    with tifffile.TiffWriter(tmp_path / "s.tif") as writer:
+        writer.write(scene, tile=(32, 32), photometric="minisblack", metadata=None)
+        writer.write(mask, tile=(32, 32), photometric="mask", subfiletype=4, metadata=None)
+    images = open_images(str(tmp_path), tile=40)
+
+    def is_right(index):
+        _, top, left = images.parts[index]
+        window, stored = (slice(top, top + 40), slice(left, left + 40)), read_stored(images[index], 1)
+        return np.array_equal(stored.pixels[0], scene[window]) and np.array_equal(stored.missing, ~mask[window])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(is_right, 20 * list(range(len(images)))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
