@@ -430,7 +430,9 @@ def test_dtype__of_stock_repositories(tmp_path, dtype, name):
 
 def test_target__comes_with_the_checkpoint(tmp_path, log):
     stock_folder("ViTMAEForPreTraining", tmp_path)
-    assert MAEForPreTraining.from_pretrained(tmp_path).config.norm_pix_loss
+    model = MAEForPreTraining.from_pretrained(tmp_path)
+    assert model.config.norm_pix_loss
+    assert model.name_or_path == model.config.name_or_path == str(tmp_path)  # adapters name their base by it
     assert "another target" not in log()
     assert not MAEForPreTraining.from_pretrained(tmp_path, norm_pix_loss=False).config.norm_pix_loss
     assert f"{tmp_path} was trained with norm_pix_loss=True, and it is False now" in log()

@@ -92,7 +92,6 @@ class LoadingMixin:
             ValueError: If the checkpoint is of another architecture or has no encoder.
         """
         source = pretrained_model_name_or_path
-        name = "`state_dict`" if source is None else source  # for messages
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         if source is None:  # the weights are given as `state_dict`
             stored = config.to_dict()
@@ -110,6 +109,7 @@ class LoadingMixin:
                 "read by `hf_mae.import_checkpoint`."
             )
         config, saved, wanted = cls._separate_sizes(stored, config, kwargs)
+        name = pretrained_model_name_or_path
         return cls._load(source, name, stored, saved, wanted, channel_init, *model_args, config=config, **kwargs)
 
     @classmethod
@@ -138,7 +138,9 @@ class LoadingMixin:
 
     @classmethod
     def _load(cls, source, name, stored: dict, saved: dict, wanted: dict, channel_init: str, *model_args, **kwargs):
-        """Loads weights at the sizes they were saved with, then resizes them. Messages call the checkpoint `name`."""
+        """Loads weights at the sizes they were saved with, then resizes them. `name` is what the user gave."""
+        is_new = name is None and kwargs.get("state_dict") == {}  # asks for new weights, so none can be missing
+        label = "`state_dict`" if name is None else name
         with_info = kwargs.pop("output_loading_info", False)
         adapter_kwargs = dict(kwargs.get("adapter_kwargs") or {})
         adapter = adapter_kwargs.pop("_adapter_model_path", None)
@@ -156,14 +158,15 @@ class LoadingMixin:
             if architecture == cls.__name__ or "mismatched" not in str(error):
                 raise
             raise ValueError(
-                f"{name} was saved by {architecture}, whose weights have other shapes than those of {cls.__name__}. "
+                f"{label} was saved by {architecture}, whose weights have other shapes than those of {cls.__name__}. "
                 "Load it with its own class, its encoder alone with AutoModel, or all weights that fit with "
                 "ignore_mismatched_sizes=True."
             ) from error
         if own_names:
             model.__dict__.pop("_weight_conversions", None)  # else the model would be saved with the names of a wrapper
-        is_new = source is None and kwargs.get("state_dict") == {}  # asks for new weights, so none can be missing
-        model._check_loaded(name, stored, info, is_new)
+        if source is None and name is not None:  # adapters state it as the name of their base
+            model.name_or_path = model.config.name_or_path = os.fspath(name)
+        model._check_loaded(label, stored, info, is_new)
         model._set_trainable()  # the loader makes every parameter trainable
         if any(_pair(wanted[size]) != _pair(saved[size]) for size in ("image_size", "patch_size")):
             model.resize_patches(wanted["patch_size"], wanted["image_size"])
