@@ -3,6 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
+# Processes that run tests.
+JOBS ?= 2
+
 # CIFAR-10: a folder of train-*.parquet and test-*.parquet, or a name on the Hub.
 CIFAR10 ?= uoft-cs/cifar10
 
@@ -29,13 +32,13 @@ pretrain: $(VENV)/.installed
 	$(BIN)/python examples/load_pretrained.py runs/fashion_mnist_sample
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not long"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -m ""
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -151,6 +151,7 @@ def exportable(request, pretrained):
     return Only(MAEForImageClassification.from_pretrained(folder, num_labels=4), "logits")
 
 
+@pytest.mark.slow
 def test_export__any_batch(exportable):
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(exportable, (PIXELS,), dynamic_shapes={"pixel_values": {0: batch}})
@@ -158,6 +159,7 @@ def test_export__any_batch(exportable):
     torch.testing.assert_close(program.module()(more), exportable(more))
 
 
+@pytest.mark.slow
 def test_onnx__agrees_with_torch(exportable, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -203,6 +205,7 @@ def test_int8__inference(tiny_config):
 # Trainer and compilation
 
 
+@pytest.mark.slow
 def test_trainer__pretrains_as_it_is(tiny_model, tmp_path):
     """Loss falls, evaluation has a loss, a label column changes nothing, the checkpoint loads."""
     processor = MAEImageProcessor.for_image_size(32)
@@ -239,6 +242,7 @@ def test_trainer__pretrains_as_it_is(tiny_model, tmp_path):
     assert torch.equal(again.embeddings.position_embeddings, model.mae.embeddings.position_embeddings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "backbone", "pyramid"])
 def test_compile__without_a_graph_break(tiny_config, kind):
     if kind == "classifier":

@@ -105,6 +105,7 @@ def run(output_dir, **settings):
     return pretrain(Squares(), output_dir, **settings)
 
 
+@pytest.mark.slow
 def test_trial__leaves_no_trace_in_the_run_which_goes_on_with_the_same_batches(tmp_path, monkeypatch):
     run(tmp_path / "given", per_device_train_batch_size=8)
     asked = []

@@ -67,6 +67,7 @@ def run(monkeypatch, module, command: str, output: Path) -> dict:
     return content["results"]
 
 
+@pytest.mark.slow
 def test_training_step__writes_table_and_file(peers, small_presets, tmp_path, monkeypatch, capsys):
     import training_step
 
@@ -83,6 +84,7 @@ def test_training_step__writes_table_and_file(peers, small_presets, tmp_path, mo
     assert len(set(map("{:.4f}".format, result["losses"].values()))) == 1
 
 
+@pytest.mark.slow
 def test_loss_curves__all_take_the_same_training(peers, tmp_path, monkeypatch):
     """Weights, images, masks, optimizer: in float64 losses stay equal to rounding, in float32 nearly."""
     import loss_curves
@@ -98,6 +100,7 @@ def test_loss_curves__all_take_the_same_training(peers, tmp_path, monkeypatch):
     assert largest["float64"] < 1e-13 < largest["float32"] < 1e-4
 
 
+@pytest.mark.slow
 def test_equal_time__cheaper_steps_are_more(peers, tmp_path, monkeypatch):
     import equal_time
 

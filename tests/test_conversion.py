@@ -401,6 +401,7 @@ def test_stock_models__compute_the_same_here(tmp_path, name, names):
         assert ours.config.id2label == {0: "cat", 1: "dog"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOCK)
 def test_from_pretrained__takes_stock_repositories(tmp_path, log, name):
     model = stock_folder(name, tmp_path / "stock")

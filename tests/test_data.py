@@ -73,6 +73,7 @@ def plain_crops(image, seed, count):
         yield (top, left, height, width), np.asarray(crop if rng.random() < 0.5 else PIL.ImageOps.mirror(crop))
 
 
+@pytest.mark.slow
 def test_crops__are_distributed_as_a_plain_implementation_makes_them(tmp_path):
     """Boxes: quantiles within 2 % of the side; mean and deviation of every pixel: within 3 grey levels."""
     ramp = np.stack(np.meshgrid(np.linspace(0, 255, 120), np.linspace(0, 255, 90)), axis=-1)
@@ -378,6 +379,7 @@ def test_too_many_open_files__are_no_broken_pictures(monkeypatch, tmp_path):
 # Statistics and choices of images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_statistics__of_any_number_of_channels(tmp_path, channels):
     rng = np.random.default_rng(0)

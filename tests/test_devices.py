@@ -75,6 +75,7 @@ def test_gpu_benchmark__runs_in_small_without_a_gpu(gpu, tmp_path, monkeypatch):
     assert losses["plain"] == pytest.approx(losses["bf16 residual"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_gpu_benchmark__a_case_that_fails_or_hangs_costs_only_itself(gpu, tmp_path, monkeypatch):
     """What was found before stays, and what the case has started is ended."""
     monkeypatch.setattr(gpu, "PARTS", {"part": gpu.Part(None, ["sound", "fails", "hangs", "last"], 60)})

@@ -143,6 +143,7 @@ def test_export__lightly_names(official_weights, tmp_path):
     assert same_weights(hf_mae.import_checkpoint(names, **OFFICIAL_HEADS), model)
 
 
+@pytest.mark.slow
 def test_export__mmpretrain_names(official_weights, tmp_path):
     """Those of its MAEViT and MAEPretrainDecoder, all of them and no others; its loader looks under "state_dict"."""
     model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS)
@@ -341,6 +342,7 @@ def test_convert__says_what_is_wrong_before_it_writes(run_folder, monkeypatch, a
     assert sorted(run_folder.parent.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_docs__commands_run(run_folder, official_weights, monkeypatch):
     """In a folder with a run and an official file. The one from the Hub is left out: tests have no network."""
     monkeypatch.chdir(run_folder.parent)

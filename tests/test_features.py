@@ -140,6 +140,7 @@ def test_extraction__in_half_precision_of_images_without_labels(run, checkpoint,
     torch.testing.assert_close(columns["pooler"], expected)
 
 
+@pytest.mark.slow
 def test_extraction__writes_parquet_piece_by_piece(run, checkpoint, tmp_path, monkeypatch):
     output = tmp_path / "features.parquet"
     arguments = ["--model_name_or_path", checkpoint(), "--split", "test", "--output", output, "--batch_size", 100]
@@ -251,6 +252,7 @@ def test_pipeline__classifies(checkpoint, photos):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_docs__blocks_run_from_top_to_bottom(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_model(image_size=28, patch_size=4, num_channels=1).save_pretrained("runs/fashion_mnist_sample")

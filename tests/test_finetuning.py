@@ -25,6 +25,7 @@ from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 # Fine-tuning
 
 
+@pytest.mark.slow
 def test_fine_tuning__learns_saves_goes_on_and_evaluates(call, pretrained, folder, tmp_path):
     common = ["--data", folder, "--output_dir", tmp_path / "out", "--per_device_train_batch_size", "8"]
     arguments = ["--model_name_or_path", pretrained, *common, *PLAIN, "--learning_rate", "1e-2", "--warmup_steps", "0"]
@@ -43,6 +44,7 @@ def test_fine_tuning__learns_saves_goes_on_and_evaluates(call, pretrained, folde
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_fine_tuning__seed_decides_on_everything(call, pretrained, folder, tmp_path):
     """Fresh weights, order, augmentation: the same command gives the same model."""
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--from_scratch", "--max_steps", "2"]
@@ -74,6 +76,7 @@ def test_fine_tuning__processes_draw_different_random_numbers(tiny_config, tmp_p
     assert len({*first, *second, *losses(1, step=2)}) == 6
 
 
+@pytest.mark.slow
 def test_fine_tuning__with_every_augmentation_and_partly_frozen(call, pretrained, folder, tmp_path):
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "out"]
     arguments += ["--per_device_train_batch_size", "6", "--num_train_epochs", "2", "--num_trainable_layers", "1"]
@@ -85,6 +88,7 @@ def test_fine_tuning__with_every_augmentation_and_partly_frozen(call, pretrained
     assert (after.config.image_size, after.config.pooling) == (48, "class")
 
 
+@pytest.mark.slow
 def test_fine_tuning__another_set_of_classes_starts_anew(call, pretrained, folder, tmp_path):
     arguments = ["--data", folder, "--per_device_train_batch_size", "8", *PLAIN, "--max_steps", "1"]
     first = ["--model_name_or_path", pretrained, "--output_dir", tmp_path / "first"]
@@ -187,6 +191,7 @@ def test_random_orientation__reaches_each_orientation_equally():
     assert torch.equal(RandomOrientation()(wide), wide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [["--no_horizontal_flip"], ["--no_horizontal_flip", "--vertical_flip"], ["--rotate90"]]
 )
@@ -287,6 +292,7 @@ def test_linear_probing__fast_chooses_by_held_out_training_images(call, pretrain
     assert logits.argmax(dim=1).tolist() == images.labels.tolist()
 
 
+@pytest.mark.slow
 def test_linear_probing__with_crops(call, pretrained, folder, tmp_path):
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "probe"]
     arguments += ["--pooling", "mean", "--base_learning_rates", "100", "--per_device_train_batch_size", "24"]

@@ -23,6 +23,7 @@ from hf_mae.training.step_guard import RunStopped
 # The output folder
 
 
+@pytest.mark.slow
 def test_folder_of_another_run__is_refused_with_the_differences(call, short, pretrained, folder, tmp_path):
     call(finetune_command, *short)
     with pytest.raises(ValueError, match="(?s)out holds another run.*from_scratch: the default there, True now"):
@@ -40,6 +41,7 @@ def test_folder_of_another_run__is_refused_with_the_differences(call, short, pre
         call(finetune_command, *short)
 
 
+@pytest.mark.slow
 def test_folder_of_another_run__can_be_overwritten(call, short, tmp_path):
     call(finetune_command, *short)
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -74,6 +76,7 @@ def test_probe_in_the_folder_of_another__is_refused(call, pretrained, folder, tm
 # How runs end, and go on
 
 
+@pytest.mark.slow
 def test_checkpoint__that_is_incomplete_is_passed_over(call, short, tmp_path, log):
     call(finetune_command, *short)
     whole, out = load_file(tmp_path / "out" / "model.safetensors"), tmp_path / "out"
@@ -90,6 +93,7 @@ def test_checkpoint__that_is_incomplete_is_passed_over(call, short, tmp_path, lo
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_killed_while_saving__leaves_the_checkpoint_before(call, short, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -126,6 +130,7 @@ def signal_at(monkeypatch):
     return arrange
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_stop_signal__saves_ends_and_the_same_command_gives_the_same_model(
     call, short, tmp_path, monkeypatch, signal_at, number
@@ -172,6 +177,7 @@ def test_image_with_nan__is_named_before_the_first_step(call, short, folder, tmp
     assert not list(tmp_path.glob("*/checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_gradient_that_is_not_finite__ends_the_run(call, short, tmp_path, monkeypatch):
     step = FineTuningTrainer.training_step
 
@@ -191,6 +197,7 @@ def test_gradient_that_is_not_finite__ends_the_run(call, short, tmp_path, monkey
 # Batches
 
 
+@pytest.mark.slow
 def test_last_batch_of_one__is_left_out_of_the_training_of_a_probe_only(call, pretrained, folder, tmp_path):
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--num_train_epochs", 1]
     for number, flags in enumerate((["--per_device_train_batch_size", 23], ["--dataloader_drop_last"])):
@@ -203,6 +210,7 @@ def test_last_batch_of_one__is_left_out_of_the_training_of_a_probe_only(call, pr
         assert correct == pytest.approx(round(correct))
 
 
+@pytest.mark.slow
 def test_drop_last__leaves_evaluation_whole(call, short, folder, tmp_path):
     for path in (folder / "val" / "red").iterdir():
         path.unlink()  # a batch of 8 is all that is left: dropping the last would drop blue or green
@@ -214,6 +222,7 @@ def test_drop_last__leaves_evaluation_whole(call, short, folder, tmp_path):
     assert results["eval_accuracy_green"] is not None
 
 
+@pytest.mark.slow
 def test_loader_workers__are_gone_at_the_end_of_a_run(call, short, monkeypatch):
     """They ignore SIGTERM, with which Python would end them, and then it would wait for them for ever."""
     call(finetune_command, *short, "--dataloader_num_workers", 2, "--num_train_epochs", 1)

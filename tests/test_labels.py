@@ -33,6 +33,7 @@ def read_predictions(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_eval_only__gives_figures_confusions_and_predictions(call, classifier, folder, tmp_path):
     shutil.rmtree(folder / "val" / "blue")  # the numbers of the classes still are the model's
     (folder / "val" / "red" / "0.png").rename(folder / "val" / "green" / "wrong.png")
@@ -55,6 +56,7 @@ def test_eval_only__gives_figures_confusions_and_predictions(call, classifier, f
     assert not list((tmp_path / "eval").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_eval_only__predicts_pictures_without_labels(call, classifier, folder, tmp_path):
     for number, name in enumerate(("blue", "red")):
         shutil.copy(folder / "val" / name / "1.png", tmp_path / f"{number}.png")
@@ -95,6 +97,7 @@ def write_table(folder, rows, name="metadata.csv"):
 LEARN = ["--num_train_epochs", 8, "--learning_rate", "1e-2", "--eval_strategy", "no", "--save_strategy", "no"]
 
 
+@pytest.mark.slow
 def test_table__of_class_names_and_pictures_without_a_label(call, short, folder, tmp_path, log):
     write_table(folder, lambda colour, number: {"what": "" if number == 3 else colour.upper()})
     call(finetune_command, *short, *LEARN, "--label_column", "what")
@@ -105,6 +108,7 @@ def test_table__of_class_names_and_pictures_without_a_label(call, short, folder,
     assert MAEForImageClassification.from_pretrained(tmp_path / "out").config.label2id["RED"] == 2
 
 
+@pytest.mark.slow
 def test_table__of_several_labels_an_image(call, short, folder, tmp_path):
     def labels(colour, number):
         return {"labels": {"blue": ["cold"], "green": ["cold", "plant"], "red": []}[colour]}
@@ -124,6 +128,7 @@ def test_table__of_several_labels_an_image(call, short, folder, tmp_path):
     assert again["eval_f1"] == pytest.approx(results["eval_f1"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_table__of_numbers_in_their_own_unit(call, short, folder, tmp_path):
     write_table(folder, lambda colour, number: {"age": {"blue": 1000.5, "green": 2000.5, "red": 3000.5}[colour]})
     printed = call(finetune_command, *short[:-6], "--per_device_train_batch_size", 8, *LEARN, "--label_column", "age")

@@ -212,6 +212,7 @@ def test_every_parameter_gets_a_gradient__also_when_nothing_is_hidden(tiny_model
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_one_image__is_overfitted(tiny_config):
     torch.manual_seed(0)
     config = tiny_config(hidden_size=64, decoder_hidden_size=64, intermediate_size=256, decoder_intermediate_size=256)
@@ -380,6 +381,7 @@ def test_num_layers__runs_the_first_blocks_only(tiny_config):
     torch.testing.assert_close(model(pixels, num_layers=1).last_hidden_state, model.layernorm(state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
 def test_attention_back_ends__agree_with_eager(tiny_model, implementation):
     model, pixels, noise = tiny_model(), images(), torch.rand(2, 16)
@@ -421,6 +423,7 @@ def test_autocast__loss_stays_float32(tiny_model):
     assert output.loss.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpointing", "arguments"),
     [(True, {}), (False, {}), (False, {"output_hidden_states": True, "output_attentions": True})],

@@ -151,6 +151,7 @@ class Squares(ImageSource):
         return picture(index)
 
 
+@pytest.mark.slow
 def test_pretrain__takes_a_source_a_configuration_and_a_processor(tiny_config, tmp_path):
     processor = MAEImageProcessor(image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.6, 0.7))
     options = {"model": tiny_config(), "image_processor": processor, "max_steps": 2, "effective_batch_size": 8}
@@ -171,6 +172,7 @@ class Halved(MAEForPreTraining):
     """A class of a user."""
 
 
+@pytest.mark.slow
 def test_pretrain__trains_a_model_of_another_class_and_continues_it(tiny_config, tmp_path):
     def make(seed, model_class=Halved):
         torch.manual_seed(seed)
@@ -186,6 +188,7 @@ def test_pretrain__trains_a_model_of_another_class_and_continues_it(tiny_config,
     assert type(pretrain(Squares(), tmp_path, model=make(0), **options).model) is Halved
 
 
+@pytest.mark.slow
 def test_pretrain__names_of_presets_and_checkpoints(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path / "start")
     MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "start")
@@ -197,6 +200,7 @@ def test_pretrain__names_of_presets_and_checkpoints(tiny_model, tmp_path):
     assert result.model.config.hidden_size == 32
 
 
+@pytest.mark.slow
 def test_pretrain__twice_in_one_process_with_other_precision(tmp_path):
     for name, bf16 in (("a", True), ("b", False)):
         assert small(Squares(), tmp_path / name, bf16=bf16, image_size=32, max_steps=1).metrics["step"] == 1

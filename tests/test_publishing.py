@@ -521,6 +521,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_pretraining__pushes_while_it_runs_and_at_its_end(hub, tmp_path, capfd):
     out = tmp_path / "out"
     sizes = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32"
@@ -557,6 +558,7 @@ def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, monkeypatch, c
     assert b"license: apache-2.0" in hub.repositories["me/mae"]["README.md"]
 
 
+@pytest.mark.slow
 def test_fine_tuning__pushes_model_card_and_record_but_no_pickle(hub, saved, tmp_path, capfd):
     encoder = MAEModel.from_pretrained(saved, image_size=24, num_channels=1)
     encoder.save_pretrained(tmp_path / "encoder")

@@ -63,6 +63,7 @@ def folder_of_a_reader(tiny_model, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_readme__python_blocks_run(folder_of_a_reader, monkeypatch):
     monkeypatch.setitem(
         vars(hf_mae), "pretrain", functools.partial(hf_mae.pretrain, max_steps=1, effective_batch_size=2)

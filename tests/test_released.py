@@ -48,6 +48,7 @@ def processed(split):
     return processor([images[n] for n in range(len(images))], return_tensors="pt").pixel_values, images.labels
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_fashion_mnist__loads_offline_and_knows_clothes():
     encoder = AutoModel.from_pretrained(FASHION).eval()
@@ -60,6 +61,7 @@ def test_fashion_mnist__loads_offline_and_knows_clothes():
     )  # 3,000 neighbours; the card's are 60,000
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_fashion_mnist__predicts_hidden_patches():
     model = AutoModelForPreTraining.from_pretrained(FASHION).eval()

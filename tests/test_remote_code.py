@@ -77,6 +77,7 @@ print("fine")
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", ["pre-training model", "encoder"])
 def test_folder__loads_trains_and_saves_without_the_package(tiny_model, tmp_path, saved):
     source, target = tmp_path / "source", tmp_path / "target"
@@ -126,6 +127,7 @@ def test_shipped_files__import_each_other_without_a_circle():
         imports = {name: needed for name, needed in imports.items() if name not in leaves}
 
 
+@pytest.mark.slow
 def test_import__needs_nothing_that_only_training_needs():
     """`None` in `sys.modules` makes Python and transformers take a library for missing."""
     script = """

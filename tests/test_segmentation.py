@@ -209,6 +209,7 @@ def test_model__starts_from_the_encoder_and_its_resampled_positions(checkpoint):
     assert [tuple(each.shape[2:]) for each in maps] == [(32, 16), (16, 8), (8, 4), (4, 2)]  # strides 2 to 16, patch 8
 
 
+@pytest.mark.slow
 def test_run__learns_and_reports_what_the_saved_model_does(checkpoint, tmp_path, capsys):
     data = tmp_path / "data"
     shapes(data / "train", 9)
@@ -258,6 +259,7 @@ def test_run__learns_and_reports_what_the_saved_model_does(checkpoint, tmp_path,
     assert "Continues from" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run__of_the_sample_with_one_channel(checkpoint, tmp_path, capsys):
     folder = checkpoint(image_size=28, patch_size=4, num_channels=1)
     arguments = ["--model_name_or_path", folder, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no"]
@@ -284,6 +286,7 @@ def test_documentation__python_block_runs(checkpoint, tmp_path, monkeypatch):
     assert names["classes"].shape == (70, 90)
 
 
+@pytest.mark.slow
 def test_run__stops_at_a_signal_goes_on_and_refuses_another(checkpoint, tmp_path, monkeypatch):
     shapes(tmp_path / "data", 10)
     arguments = ["--model_name_or_path", checkpoint(), "--data", tmp_path / "data", "--per_device_train_batch_size", 3]

@@ -45,6 +45,7 @@ def test_example__votes_for_the_direction_of_the_gradient(histogram_mae, tiny_co
         torch.testing.assert_close(target.norm(dim=-1), torch.ones(1, 2))
 
 
+@pytest.mark.slow
 def test_subclass__head_and_loss_follow_from_its_target(histogram_mae, tiny_config):
     model, pixels, noise = histogram_mae(tiny_config()), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     output = model(pixels, noise=noise)
@@ -144,6 +145,7 @@ def test_resized__a_head_of_another_width_is_new(tiny_config, tmp_path):
     assert torch.equal(again.decoder.head.weight, resized.decoder.head.weight)
 
 
+@pytest.mark.slow
 def test_subclass_in_a_script__is_saved_and_loaded(tmp_path):
     script = f"""
 import runpy, torch
