@@ -162,7 +162,7 @@ def test_checkpoint__weights_go_back_into_the_model(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_fsdp2__saves_in_shards_and_goes_on_bit_for_bit(tmp_path, processes):
     """And any number of processes can take over; bad steps are left out; the evaluation is the same in all."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

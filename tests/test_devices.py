@@ -160,6 +160,7 @@ def test_memory__counts_what_is_live_at_once(memory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_memory__of_a_step_grows_by_the_same_for_every_image(memory, tiny_config):
     """From weights, gradients and two moments of AdamW upwards; gradient checkpointing needs less."""
     config = tiny_config(num_hidden_layers=4)

@@ -426,7 +426,11 @@ def test_autocast__loss_stays_float32(tiny_model):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpointing", "arguments"),
-    [(True, {}), (False, {}), (False, {"output_hidden_states": True, "output_attentions": True})],
+    [
+        (True, {}),
+        (False, {"output_hidden_states": True, "output_attentions": True}),
+        pytest.param(False, {}, marks=pytest.mark.long),
+    ],
 )
 def test_compile__without_a_graph_break(tiny_model, checkpointing, arguments):
     model, pixels, noise = tiny_model(mask_sampling="block").train(), images(), torch.rand(2, 16)

@@ -188,7 +188,7 @@ def test_files_gone_in_mid_run__end_the_run(tmp_path):
     assert "could be read" in printed or "can't be read" in printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_two_signals_to_the_group__end_at_once(tmp_path, number):
     """As torchrun, Slurm and a terminal send them: to the workers, too."""
     process = worker_run(tmp_path)
@@ -240,6 +240,7 @@ SCONTROL = """#!/bin/bash
 """
 
 
+@pytest.mark.long
 def test_slurm_script__requeues_itself_before_the_time_limit_and_goes_on(tmp_path):
     for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(script)
@@ -278,6 +279,8 @@ original = builtins.__import__
 def watch(name, *args, **kwargs):
     if name == "torch" and "torch" not in sys.modules:
         print("policy when torch is loaded:", os.environ.get("OMP_WAIT_POLICY"), flush=True)
+        if not {"torch.distributed.run", "accelerate.commands.launch"} & set(sys.orig_argv):
+            os._exit(0)  # a launcher goes on and starts the process that computes
     return original(name, *args, **kwargs)
 builtins.__import__ = watch
 """
