@@ -131,7 +131,7 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
     Raises:
         MaskError: If it holds something else than numbers of classes, or has another size than the scene.
     """
-    if window is not None:
+    if window is not None and isinstance(mask, Path):  # windows are those of files
         classes = _read_window(mask, window)
     elif isinstance(mask, Path) and mask.suffix == ".npy":
         classes = np.load(mask, allow_pickle=False)

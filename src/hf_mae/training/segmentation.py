@@ -490,7 +490,7 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
     for note in images.notes:
         print(note)
     model = UperNetForSemanticSegmentation.from_pretrained(args.model_name_or_path).to(args.device)
-    options = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
+    options: dict = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
     batch_size = args.per_device_eval_batch_size
     maps = write_class_maps(model, images, image_processor, args.output_dir, args.tile, batch_size, **options)
     print(f"Done: maps of {len(maps):,} of {len(images):,} pictures are in {args.output_dir}.")
@@ -499,7 +499,8 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
 
 def _fingerprint(pairs: list[Pair]) -> str:
     """Returns a text that changes with the names of the images and the content of the masks."""
-    parts, before = [], None
+    parts: list[str | bytes] = []
+    before = None
     for pair in pairs:
         parts.append(Path(pair.name).name)
         if pair.mask is not before:  # once for all windows of a scene
