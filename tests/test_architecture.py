@@ -94,6 +94,7 @@ def functions_of(name: str) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_sizes__stay_readable():
     functions = [function for name in MODULES for function in functions_of(name)]
     assert [name for name, lines in functions if lines > 60] == []

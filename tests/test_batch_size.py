@@ -126,6 +126,7 @@ def test_trial__leaves_no_trace_in_the_run_which_goes_on_with_the_same_batches(t
         assert metrics(tmp_path / "found", name) == metrics(tmp_path / "given", name)
 
 
+@pytest.mark.slow
 def test_run__on_another_machine_chooses_anew(tmp_path, monkeypatch):
     asked, record = [], pretraining_run.run_record
 

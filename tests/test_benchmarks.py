@@ -119,6 +119,7 @@ def test_equal_time__cheaper_steps_are_more(peers, tmp_path, monkeypatch):
     assert len(set(losses)) == len(losses) == 10  # every run is another
 
 
+@pytest.mark.slow
 def test_modules__every_part_has_its_share(peers, small_presets, tmp_path, monkeypatch):
     """Of forward and backward time; together with the floor of the products, which is as large as their operations."""
     import modules
@@ -137,6 +138,7 @@ def test_modules__every_part_has_its_share(peers, small_presets, tmp_path, monke
     assert parts["encoder MLPs"]["gflop_per_image"] * 1e9 == pytest.approx(6 * 2 * 192 * 768 * (1 + 4 // 4))
 
 
+@pytest.mark.slow
 def test_input_path__all_ways_read_the_same_pictures(peers, tmp_path, monkeypatch, capsys):
     import input_path
 

@@ -36,6 +36,7 @@ from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreT
 # Official files
 
 
+@pytest.mark.slow
 def test_class_and_sizes__follow_from_the_content(official_weights, log):
     model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS)
     assert type(model) is MAEForPreTraining
@@ -71,6 +72,7 @@ def test_files__of_every_layout(official, official_weights, tmp_path, layout):
     torch.testing.assert_close(loss, official["norm_pix_1.ratio_0.75.loss"].squeeze())
 
 
+@pytest.mark.slow
 def test_heads__of_published_sizes_are_known(tmp_path):
     """Files with the widths of ViT-Tiny (and of the small decoder) need no keyword."""
     model = MAEForPreTraining(MAEConfig.from_preset("tiny", decoder_hidden_size=256, decoder_num_attention_heads=8))
@@ -135,6 +137,7 @@ def test_left_over_tensors__are_named(official_weights, log):
     assert "no place for them: classifier.weight" in log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEForImageClassification, MAEBackbone])
 def test_encoder_alone__into_a_larger_model_says_what_is_new(official_weights, log, model_class):
     encoder = hf_mae.import_checkpoint(encoder_only(official_weights), num_attention_heads=4)
@@ -420,6 +423,7 @@ def test_from_pretrained__takes_stock_repositories(tmp_path, log, name):
     assert not loaded.mae.embeddings.position_embeddings.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", torch.float32, None])
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
 def test_dtype__of_stock_repositories(tmp_path, dtype, name):

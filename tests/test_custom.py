@@ -66,6 +66,7 @@ def test_collator__normalises_and_keeps_what_the_model_takes(tiny_model):
     assert tiny_model(num_channels=1)(**batch).loss.isfinite()
 
 
+@pytest.mark.slow
 def test_target__of_a_user_is_stopped_continued_as_its_class_and_evaluated(tmp_path):
     histogram_mae = example("custom_target").HistogramMAE
 
@@ -86,6 +87,7 @@ def test_target__of_a_user_is_stopped_continued_as_its_class_and_evaluated(tmp_p
     assert AutoModel.from_pretrained(tmp_path).config.hidden_size == TINY["hidden_size"]
 
 
+@pytest.mark.slow
 def test_source__of_a_zip_file_trains(tmp_path):
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         for number in range(8):

@@ -392,6 +392,7 @@ def test_statistics__of_any_number_of_channels(tmp_path, channels):
     assert std == pytest.approx([20 / 255] * channels, abs=0.002)
 
 
+@pytest.mark.slow
 def test_statistics__of_the_embedded_images_are_the_published_ones():
     mean, std = channel_statistics(open_images(), 1)
     assert mean == pytest.approx([0.2860], abs=0.005)
@@ -465,6 +466,7 @@ def test_order__views_of_an_image_follow_each_other():
 SOURCES = {"files": 10, "row groups": InRowGroups([3, 1, 4, 2]), "many row groups": InRowGroups([7] * 90)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", SOURCES.values(), ids=SOURCES.keys())
 @pytest.mark.parametrize(("processes", "per_device"), [(2, 6), (3, 4), (1, 3), (2, 2), (5, 2), (12, 1), (7, 12)])
 def test_order__does_not_depend_on_processes_or_accumulation(images, processes, per_device):

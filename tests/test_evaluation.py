@@ -38,6 +38,7 @@ def test_knn__leave_one_out_does_not_find_itself():
     assert knn_accuracy(features, torch.arange(6)) == 0.0
 
 
+@pytest.mark.slow
 def test_evaluation__is_the_same_at_every_call_and_leaves_the_mode(tiny_model):
     model = tiny_model(image_size=28, patch_size=4, num_channels=1).train()
     processor = MAEImageProcessor.for_image_size(28, num_channels=1)

@@ -44,6 +44,7 @@ IMPOSSIBLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["official", "timm", "vit", "vit_mae", "mmpretrain"])
 @pytest.mark.parametrize("name", models())
 def test_export__round_trip_is_exact(tmp_path, log, name, layout):

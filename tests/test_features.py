@@ -101,6 +101,7 @@ def expected_features(folder, paths, layers, image_size=32):
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "safetensors"])
 @pytest.mark.parametrize(("image_size", "workers"), [(None, 0), (48, 2)])
 def test_extraction__stores_what_the_model_gives_for_each_image(

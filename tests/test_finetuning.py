@@ -273,6 +273,7 @@ def test_batch_augmentation__erases_that_share_of_the_images():
 # Linear probing
 
 
+@pytest.mark.slow
 def test_linear_probing__fast_chooses_by_held_out_training_images(call, pretrained, folder, tmp_path):
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "probe"]
     grid = ["--base_learning_rates", "1e-6", "30"]

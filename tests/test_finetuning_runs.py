@@ -61,6 +61,7 @@ def test_folder_of_a_model__is_no_place_for_a_run(call, short, pretrained):
             call(command, *arguments, *common)
 
 
+@pytest.mark.slow
 def test_probe_in_the_folder_of_another__is_refused(call, pretrained, folder, tmp_path):
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "out", "--fast"]
     arguments += ["--base_learning_rates", 1, "--num_neighbors", 3]
@@ -149,6 +150,7 @@ def test_stop_signal__saves_ends_and_the_same_command_gives_the_same_model(
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_second_signal__ends_at_once(call, short, tmp_path, signal_at):
     signal_at({1: [signal.SIGTERM, signal.SIGTERM]})
     with pytest.raises(KeyboardInterrupt):
@@ -156,6 +158,7 @@ def test_second_signal__ends_at_once(call, short, tmp_path, signal_at):
     assert latest_complete_checkpoint(tmp_path / "out") is None
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite__ends_the_run_and_publishes_nothing(call, short, pretrained, tmp_path):
     weights = load_file(pretrained / "model.safetensors")
     weights["mae.layers.0.mlp.fc1.bias"][0] = torch.nan

@@ -197,6 +197,7 @@ def test_saved_and_loaded__by_the_auto_class_with_and_without_torchvision(tmp_pa
     assert torch.equal(loaded(image, return_tensors="pt").pixel_values, expected)
 
 
+@pytest.mark.slow
 def test_pipeline__gives_features_of_a_file(tiny_model, tmp_path):
     from transformers import pipeline
 

@@ -83,6 +83,7 @@ def test_page__has_a_command_for_each_field():
     assert fields == {name.removeprefix("make_") for name in globals() if name.startswith("make_")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[command.index("--data") + 1])
 def test_page__commands_train_on_such_files(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
@@ -105,6 +106,7 @@ def test_page__commands_train_on_such_files(tmp_path, monkeypatch, command):
         assert pixels.isfinite().all()
 
 
+@pytest.mark.slow
 def test_page__commands_on_windows_go_on_with_the_model_of_scenes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)

@@ -153,6 +153,7 @@ def test_numbers__are_neither_cut_nor_weighted(call, short, folder):
         call(finetune_command, *short, "--class_weights", "balanced", "--overwrite_output_dir")
 
 
+@pytest.mark.slow
 def test_balanced_weights__make_rare_classes_count(call, pretrained, folder, tmp_path):
     for path in [*(folder / "train" / "red").iterdir()][1:]:
         path.unlink()

@@ -53,6 +53,7 @@ def test_names_of_a_wrapper__are_understood(tiny_model, tmp_path, wrapper, model
     assert set(load_file(tmp_path / "again" / "model.safetensors")) == set(expected.state_dict())
 
 
+@pytest.mark.slow
 def test_names_of_a_compiled_model__as_save_pretrained_writes_them(tiny_model, tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path, state_dict=torch.compile(model).state_dict())

@@ -282,6 +282,7 @@ def test_run__on_shards_with_broken_pictures_statistics_and_views(tmp_path, caps
     assert list((tmp_path / "strict").glob("checkpoint-*"))  # nothing is lost
 
 
+@pytest.mark.slow
 def test_run__of_changed_data_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     for number in range(40):

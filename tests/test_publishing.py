@@ -348,6 +348,7 @@ def test_push__refusals_say_why_without_the_token(hub, saved, monkeypatch, tmp_p
     assert not hub.repositories
 
 
+@pytest.mark.slow
 def test_background__pushes_while_the_run_goes_on(hub, saved):
     hub.delay = 0.3
     push = HubPush(saved.parent, "me/mae")
@@ -545,6 +546,7 @@ def test_pretraining__pushes_while_it_runs_and_at_its_end(hub, tmp_path, capfd):
     assert "fine" in run(hub, tmp_path, tmp_path / "load.py", "me/mae", tmp_path / "trained")
 
 
+@pytest.mark.slow
 def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no one listens
     out = tmp_path / "out"

@@ -300,6 +300,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_docs__table_of_steps_is_that_of_every_layout(layout):
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

@@ -241,6 +241,7 @@ def segment(*arguments):
     segment_command([*map(str, arguments), *SMALL], prog="hf-mae segment")
 
 
+@pytest.mark.slow
 def test_training__on_windows_keeps_those_of_a_scene_together(encoder, tmp_path, capsys):
     for number in range(3):
         classes = (np.indices((64, 64)).sum(axis=0) // 16 % 2).astype(np.uint8)
@@ -291,6 +292,7 @@ def segmenter(tiny_config, tmp_path):
     return predict, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_prediction__writes_a_scene_as_one_map_with_its_place_on_earth(segmenter, tmp_path, workers):
     predict, folder = segmenter

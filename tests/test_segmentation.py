@@ -135,6 +135,7 @@ def test_evaluation__shows_the_whole_image_each_time():
     assert first["labels"].float().mean() == pytest.approx(np.array(mask).mean(), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [1, 2, 3])
 def test_sample__labels_each_part_with_its_garment(side):
     for split, source in (("train", open_images(None, "train")), ("val", open_images(None, "test"))):
@@ -274,6 +275,7 @@ def test_run__of_the_sample_with_one_channel(checkpoint, tmp_path, capsys):
     assert 0 <= results["eval_pixel_accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_documentation__python_block_runs(checkpoint, tmp_path, monkeypatch):
     checkpoint(image_size=28, patch_size=4, num_channels=1).rename(tmp_path / "fashion_mnist_sample")
     (tmp_path / "runs").mkdir()
