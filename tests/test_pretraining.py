@@ -355,7 +355,7 @@ def test_evaluation__needs_labels_for_knn(tiny_model, tmp_path):
 def test_evaluation__of_other_classes_takes_them_for_no_label():
     import numpy as np
 
-    from hf_mae.evaluation.monitoring import forget_other_classes
+    from hf_mae.data.labels import forget_other_classes
 
     images = Labelled(np.array([0, 1, 2, -1]), ["zebra", "cat", "dog"])
     forget_other_classes(images, ["cat", "dog"])

@@ -85,8 +85,12 @@ def license_of(source: str | os.PathLike | None) -> str | None:
 
 def save_record(folder: str | os.PathLike, record: dict):
     """Writes the record of a finished run, `run.json`, into its folder."""
-    text = json.dumps(record, indent=2, default=str) + "\n"
-    (Path(folder) / "run.json").write_text(text, encoding="utf-8")
+    write_json(Path(folder) / "run.json", record)
+
+
+def write_json(path: Path, content: dict):
+    """Writes a JSON object for people to read. Values of other types become texts."""
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def read_record(folder: str | os.PathLike) -> dict:
@@ -496,5 +500,6 @@ __all__ = [
     "read_record",
     "redact",
     "save_record",
+    "write_json",
     "write_model_card",
 ]

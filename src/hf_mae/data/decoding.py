@@ -67,22 +67,49 @@ def read_image(
     stride = max(int(len(images) * 0.618), 1)  # far away: broken files are often neighbours
     for attempt in range(attempts):
         candidate = (index + attempt * stride) % len(images)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PIL warns of what it corrects, once an epoch
-                return load(images[candidate]), candidate, unreadable
-        except UnsuitableImageError as error:
-            raise error.of_file(images.describe(candidate)) from error
-        except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
-            raise_if_of_the_machine(error)
-            unreadable[images.describe(candidate)] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        result, reason = try_to_read(images, candidate, load)
+        if reason is None:
+            return result, candidate, unreadable
+        unreadable[images.describe(candidate)] = reason
     name, reason = list(unreadable.items())[-1]
     raise OSError(
         f"None of {attempts} images tried could be read. The last one is {name}: {reason}. Remove or repair the files."
     )
 
 
-def raise_if_of_the_machine(error: BaseException | None):
+def try_to_read(
+    images: ImageSource, index: int, load: Callable[[OpenedImage], Result]
+) -> tuple[Result, None] | tuple[None, str]:
+    """Reads an image, and returns the result of `load` or why the image is unreadable.
+
+    Args:
+        images ([`ImageSource`]): The images.
+        index (`int`): Which image.
+        load (`Callable`): Turns an opened image into the result.
+
+    Returns:
+        `(result, None)`, or `(None, reason)`.
+
+    Raises:
+        UnsuitableImageError: If the image is intact but does not suit the settings.
+        OSError: If the process has too many open files.
+    """
+    image = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns of what it corrects, once an epoch
+            image = images[index]
+            return load(image), None
+    except UnsuitableImageError as error:
+        raise error.of_file(images.describe(index)) from error
+    except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
+        _raise_if_of_the_machine(error)
+        if isinstance(image, PIL.Image.Image):
+            image.close()
+        return None, f"{type(error).__name__}: {error}".split("\n")[0][:300]
+
+
+def _raise_if_of_the_machine(error: BaseException | None):
     """Raises errors that say nothing of a picture: too many open files."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -259,7 +286,7 @@ __all__ = [
     "decoder_name",
     "jitter_colors",
     "oriented_size",
-    "raise_if_of_the_machine",
     "random_crop_box",
     "read_image",
+    "try_to_read",
 ]

@@ -60,6 +60,13 @@ def has_label(images: ImageSource) -> np.ndarray:
     return ~np.isnan(images.labels.reshape(len(images), -1)).any(axis=1)
 
 
+def has_classes(images: ImageSource) -> bool:
+    """Returns whether images, at least some of them, are labelled by one class each."""
+    if images.labels is None or images.labels.ndim != 1:
+        return False
+    return problem_type_of(images) == SINGLE and bool(has_label(images).any())
+
+
 class LabelledImages(ImageSource):
     """The images of a source that have a label."""
 
@@ -167,6 +174,20 @@ def number_labels(label_names: list[str], *sources: ImageSource | None):
             check_labels(images, len(label_names))
 
 
+def forget_other_classes(images: ImageSource, label_names: list[str] | None):
+    """Numbers the classes of a source as others do, by their names, and takes unknown classes for no label.
+
+    Args:
+        images ([`ImageSource`]): Its `labels` and `label_names` are changed, if it has names.
+        label_names (`list[str]`, *optional*): Names in the wanted order.
+    """
+    if images.labels is None or images.label_names is None or label_names is None:
+        return
+    unknown = [number for number, name in enumerate(images.label_names) if name not in label_names]
+    images.labels = np.where(np.isin(images.labels, unknown), -1, images.labels)
+    align_labels(images, label_names)
+
+
 def align_all_labels(images: ImageSource, label_names: list[str]):
     """Numbers the labels of a source as others do, by their names, whatever their kind; see [`align_labels`].
 
@@ -258,6 +279,8 @@ __all__ = [
     "LabelledImages",
     "align_all_labels",
     "encode_labels",
+    "forget_other_classes",
+    "has_classes",
     "has_label",
     "names_of_labels",
     "number_labels",

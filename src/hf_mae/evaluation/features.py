@@ -6,18 +6,15 @@ Vectors and maps are flat lists in parquet, with their shape in the metadata of 
 kept in memory until the end. Pictures that cannot be read are named and get no row.
 """
 
-import errno
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -26,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
+from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
 from ..data.parts import PartsOfImages
 from ..data.sampling import default_num_workers
@@ -35,7 +33,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..modeling.patches_mae import patch_grid
-from ..modeling.reading_mae import UnsuitableImageError
+from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import parse_arguments
 
 KINDS = ("class_token", "mean", "patches", "pooler")
@@ -133,21 +131,11 @@ class ReadableImages(Dataset):
     def __getitem__(self, index: int) -> tuple[int, str, torch.Tensor | None, str | None]:
         """Returns index, name, pixel values (channels, height, width), and why there are none."""
         name = _printable(self.images.describe(index))
-        image = None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PIL warns about what it repairs
-                image = self.images[index]
-                return index, name, self.image_processor(image, return_tensors="pt").pixel_values[0], None
-        except UnsuitableImageError as error:
-            raise error.of_file(name) from error
-        except Exception as error:  # decoders raise errors of any type for broken files
-            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # says nothing about the picture
-                raise
-            reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-            if isinstance(image, PIL.Image.Image):
-                image.close()
-            return index, name, None, f"Skipped {name}, which can't be read: {reason}"
+        pixel_values, reason = try_to_read(self.images, index, self._load)
+        return index, name, pixel_values, None if reason is None else f"Skipped {name}, which can't be read: {reason}"
+
+    def _load(self, image: OpenedImage) -> torch.Tensor:
+        return self.image_processor(image, return_tensors="pt").pixel_values[0]
 
 
 def collate_readable(samples: list[tuple]) -> tuple[list[int], list[str], torch.Tensor | None, list[str]]:
@@ -284,7 +272,7 @@ def load_feature_model(
     """
     # AutoModel would give a classifier that pools by the mean a final norm that was never trained.
     config, sizes = MAEConfig.from_pretrained(model_name_or_path), {}
-    model_class = MAEForImageClassification if _is_classifier(config) else MAEModel
+    model_class = MAEForImageClassification if is_classifier(config) else MAEModel
     image_processor = MAEImageProcessor.from_pretrained(model_name_or_path)
     if image_size is not None:
         sizes["image_size"], image_processor = image_size, image_processor.with_image_size(image_size)
@@ -292,7 +280,8 @@ def load_feature_model(
     return model.eval(), image_processor
 
 
-def _is_classifier(config: MAEConfig) -> bool:
+def is_classifier(config: MAEConfig) -> bool:
+    """Returns whether a configuration was saved by a classifier."""
     return "MAEForImageClassification" in (config.architectures or [])
 
 
@@ -385,5 +374,6 @@ __all__ = [
     "compute_features",
     "extract_features",
     "features_command",
+    "is_classifier",
     "load_feature_model",
 ]

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from ..data.datasets import EvaluationDataset, align_labels, collate_evaluation
+from ..data.datasets import EvaluationDataset, collate_evaluation
+from ..data.labels import has_classes
 from ..data.sampling import even_slice
 from ..data.sources import ImageSource
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -110,28 +111,6 @@ class Evaluation:
         return shares
 
 
-def forget_other_classes(images: ImageSource, label_names: list[str] | None):
-    """Numbers the classes of a source as others do, by their names, and takes unknown classes for no label.
-
-    Args:
-        images ([`ImageSource`]): Its `labels` and `label_names` are replaced, if it has names.
-        label_names (`list[str]`, *optional*): The names by the numbers wanted.
-    """
-    if images.labels is None or images.label_names is None or label_names is None:
-        return
-    unknown = [number for number, name in enumerate(images.label_names) if name not in label_names]
-    images.labels = np.where(np.isin(images.labels, unknown), -1, images.labels)
-    align_labels(images, label_names)
-
-
-def has_classes(images: ImageSource) -> bool:
-    """Returns whether images are labelled by one class each, at least some of them. Numbers are no classes."""
-    labels = images.labels
-    if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        return False
-    return bool((labels >= 0).any())
-
-
 def _labelled(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the features and labels of images that have one: a negative label means that there is none."""
     return features[labels >= 0], labels[labels >= 0]
@@ -179,4 +158,4 @@ def knn_accuracy(
     return correct / len(queries)
 
 
-__all__ = ["Evaluation", "forget_other_classes", "has_classes", "knn_accuracy"]
+__all__ = ["Evaluation", "knn_accuracy"]

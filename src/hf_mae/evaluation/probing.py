@@ -36,9 +36,9 @@ from ..training.finetuning import (
     ReadingArguments,
     check_experiment,
     check_sources,
-    fingerprint_of,
+    labelled_fingerprints,
     limit_batch_size,
-    weights_fingerprint,
+    most_probable,
     write_record,
 )
 from ..training.optimization import LARS, default_effective_batch_size, learning_rate_at, scaled_learning_rate
@@ -346,7 +346,7 @@ class ProbingTrainer(FineTuningTrainer):
             image_processor ([`MAEImageProcessor`]): Normalises the pixels of training batches.
             *args, **kwargs: Arguments of [`~transformers.Trainer`].
         """
-        super().__init__(*args, compute_metrics=_figures, preprocess_logits_for_metrics=_most_probable, **kwargs)
+        super().__init__(*args, compute_metrics=_figures, preprocess_logits_for_metrics=most_probable, **kwargs)
         self.image_processor = image_processor
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -382,11 +382,6 @@ def _figures(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": (prediction.predictions == prediction.label_ids).mean().item()}
 
 
-def _most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns what Trainer keeps of the logits."""
-    return logits.argmax(dim=1)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Runs
 
@@ -414,12 +409,7 @@ def probe(args: ProbingArguments) -> FineTuned:
     number_labels(names, train_images, test_images)
     if not args.fast:
         limit_batch_size(args, len(train_images))
-    fingerprints = {
-        "images": train_images.fingerprint,
-        "evaluation images": test_images.fingerprint,
-        "labels": fingerprint_of(train_images.labels, test_images.labels),
-        "initial weights": weights_fingerprint(args.model_name_or_path),
-    }
+    fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
     checkpoint = check_experiment(args, "probe", fingerprints)
     model = _build_classifier(args, names)
     image_processor = image_processor.with_image_size(model.config.image_size)

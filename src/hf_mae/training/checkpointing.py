@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
+from ..publishing import write_json
 from .distributed import call_in_main_process, gather_from_processes, gather_model, is_sharded, place_like
 
 logger = logging.get_logger(__name__)
@@ -110,7 +111,7 @@ def _write_parts(partial, model, image_processor, optimizer, state: dict, sharde
         if is_main:
             whole.save_pretrained(partial)
             image_processor.save_pretrained(partial)
-            _write_json(partial / _STATE, state)
+            write_json(partial / _STATE, state)
     except (OSError, SafetensorError) as error:
         problem = str(error)
     if sharded:
@@ -130,7 +131,7 @@ def _publish(partial: Path, final: Path):
 def write_manifest(checkpoint: Path):
     """Writes sizes and hashes of the files of a checkpoint, by which [`find_defect`] knows it to be complete."""
     files = sorted(path for path in checkpoint.iterdir() if path.is_file() and path.name != _MANIFEST)
-    _write_json(checkpoint / _MANIFEST, {path.name: _fingerprint(path) for path in files})
+    write_json(checkpoint / _MANIFEST, {path.name: _fingerprint(path) for path in files})
     for path in (*files, checkpoint / _MANIFEST, checkpoint):
         _flush(path)
 
@@ -235,19 +236,25 @@ def find_defect(checkpoint: Path, required: Sequence[str] = _PARTS) -> str | Non
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size:,} bytes, {size:,} were saved"
-            if _fingerprint(path)["sha256"] != sha256:
+            if hash_files(path) != sha256:
                 return f"the content of {name} is not what was saved"
     except OSError as error:
         return f"it can't be read ({error})"
     return None
 
 
-def _fingerprint(path: Path) -> dict:
+def hash_files(*paths: Path) -> str:
+    """Returns the SHA-256 of the content of files, one after the other."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fingerprint(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "sha256": hash_files(path)}
 
 
 def _flush(path: Path):
@@ -256,10 +263,6 @@ def _flush(path: Path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_json(path: Path, content: dict):
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) -> Path | None:
@@ -317,6 +320,7 @@ __all__ = [
     "check_output_dir",
     "delete_run",
     "find_defect",
+    "hash_files",
     "latest_checkpoint",
     "list_checkpoints",
     "load_optimizer",

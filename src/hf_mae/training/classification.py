@@ -3,7 +3,6 @@
 """Fine-tunes a pre-trained encoder on labelled images: classes, several classes an image, or numbers."""
 
 import csv
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,10 +39,11 @@ from ..evaluation.classification_metrics import (
     multi_label_figures,
     regression_figures,
 )
-from ..evaluation.features import ReadableImages, collate_readable
+from ..evaluation.features import ReadableImages, collate_readable, is_classifier
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
+from ..publishing import write_json
 from .arguments import parse_arguments
 from .finetuning import (
     FineTuned,
@@ -53,8 +53,7 @@ from .finetuning import (
     ReadingArguments,
     check_experiment,
     check_sources,
-    fingerprint_of,
-    weights_fingerprint,
+    labelled_fingerprints,
 )
 from .optimization import scaled_learning_rate
 from .run_log import run_record
@@ -247,7 +246,7 @@ class ClassificationTrainer(FineTuningTrainer):
         """Adds the figures of each class, prints them, and draws confusions."""
         if self.eval_dataset is None:
             return metrics
-        names = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        names = _class_names(self.model.config)
         return {**metrics, **describe_figures(*self.last, self.problem_type, names, Path(self.args.output_dir))}
 
 
@@ -301,7 +300,7 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
     """
     stored = MAEConfig.from_pretrained(args.model_name_or_path)
     names = names_of_labels(train_images)
-    known = [stored.id2label[index] for index in range(stored.num_labels)] if _is_classifier(stored) else []
+    known = _class_names(stored) if is_classifier(stored) else []
     if set(names) == set(known):
         names = known  # goes on with the classifier that is there
     problem_type = args.problem_type or problem_type_of(train_images)
@@ -331,8 +330,8 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
     return model
 
 
-def _is_classifier(config: MAEConfig) -> bool:
-    return "MAEForImageClassification" in (config.architectures or [])
+def _class_names(config: MAEConfig) -> list[str]:
+    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 def _train_dataset(
@@ -380,10 +379,11 @@ def finetune(args: ClassificationArguments) -> FineTuned:
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = args.source_options(image_processor)
     train_images, test_images = open_labelled(args.data, args.label_column, args.problem_type, **options)
-    checkpoint = check_experiment(args, "finetune", _fingerprints(args, train_images, test_images))
+    fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
+    checkpoint = check_experiment(args, "finetune", fingerprints)
     model = build_classifier(args, train_images)
     config = model.config
-    number_labels([config.id2label[index] for index in range(config.num_labels)], train_images, test_images)
+    number_labels(_class_names(config), train_images, test_images)
     image_processor = image_processor.with_image_size(config.image_size)
     check_sources(image_processor, train_images, test_images)
     trainer = _build_trainer(args, model, image_processor, train_images, test_images)
@@ -392,16 +392,6 @@ def finetune(args: ClassificationArguments) -> FineTuned:
     record = {**run_record(recipe, train_images), "num_images": len(trainer.train_dataset)}
     metrics = trainer.run(record, checkpoint)
     return FineTuned(model, metrics, Path(args.output_dir))
-
-
-def _fingerprints(args: ClassificationArguments, train_images: ImageSource, test_images: ImageSource | None) -> dict:
-    labels = [images.labels for images in (train_images, test_images) if images is not None]
-    return {
-        "images": train_images.fingerprint,
-        "evaluation images": None if test_images is None else test_images.fingerprint,
-        "labels": fingerprint_of(*labels),
-        "initial weights": weights_fingerprint(args.model_name_or_path),
-    }
 
 
 def _build_trainer(
@@ -506,7 +496,7 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
         ValueError: If the model is no classifier, or no image can be read.
     """
     config = MAEConfig.from_pretrained(args.model_name_or_path)
-    if not _is_classifier(config):
+    if not is_classifier(config):
         raise ValueError(
             f"{args.model_name_or_path} has no classifier to evaluate: train one, with `eval_only` set to false."
         )
@@ -516,7 +506,7 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = {"label_column": args.label_column, "problem_type": problem_type, **args.source_options(image_processor)}
     images = open_with_labels(args.data, "test", **options) or open_with_labels(args.data, "train", **options)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = _class_names(model.config)
     if args.process_index > 0:
         return FineTuned(model, {}, Path(args.output_dir))
     align_all_labels(images, names)
@@ -536,7 +526,7 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
         metrics = {f"eval_{k}": v for k, v in figures(predicted, labels, problem_type, len(names)).items()}
         print(*(f"{name:28} {value:.4f}" for name, value in metrics.items()), sep="\n")
         metrics |= describe_figures(predicted, labels, problem_type, names, folder)
-        _write_json(folder / "evaluation.json", {**run_record(args.recipe(), images), "metrics": metrics})
+        write_json(folder / "evaluation.json", {**run_record(args.recipe(), images), "metrics": metrics})
     print(f"{len(files):,} images, {known.sum():,} with a label. Predictions are in {folder / 'predictions.csv'}.")
     return FineTuned(model, metrics, folder)
 
@@ -565,10 +555,6 @@ def _predict(
     if not indices:
         raise ValueError(f"None of the images of {images.name} could be read.")
     return np.array(indices), files, torch.cat(scores).numpy()
-
-
-def _write_json(path: Path, content: dict):
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _write_predictions(

@@ -7,7 +7,6 @@ are the settings, the layer-wise learning rates, the check of the output folder,
 that is stopped or diverges, and what is left behind: model, figures, record and card.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -32,11 +31,11 @@ from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 from transformers.utils import logging
 
 from ..data.checking import check_images
-from ..data.image_source import ImageSource
+from ..data.image_source import ImageSource, digest
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing import HubPush, link_files, save_record, write_model_card
 from .arguments import recipe_of
-from .checkpointing import delete_run, find_defect, list_checkpoints, remove_checkpoint, write_manifest
+from .checkpointing import delete_run, find_defect, hash_files, list_checkpoints, remove_checkpoint, write_manifest
 from .distributed import call_in_main_process, has_bf16, local_num_workers
 from .optimization import layer_decay_parameter_groups
 from .step_guard import RunStopped, StopSignals, end_workers, start_worker
@@ -312,25 +311,35 @@ def limit_batch_size(args: FineTuningArguments, num_images: int):
     args.per_device_train_batch_size = size
 
 
-def fingerprint_of(*parts: str | bytes | np.ndarray) -> str:
-    """Returns a short text that changes whenever one of the parts does."""
-    digest = hashlib.sha256()
-    for part in parts:
-        part = part.encode() if isinstance(part, str) else part
-        digest.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else part)
-    return digest.hexdigest()[:16]
+def labelled_fingerprints(
+    model_name_or_path: str | None, train_images: ImageSource, test_images: ImageSource | None
+) -> dict:
+    """Returns the fingerprints of a run on labelled images, see [`check_experiment`].
+
+    Args:
+        model_name_or_path (`str`, *optional*): Where the initial weights come from.
+        train_images ([`ImageSource`]): Images to train on.
+        test_images ([`ImageSource`], *optional*): Images to evaluate on.
+    """
+    labels = [images.labels for images in (train_images, test_images) if images is not None]
+    return {
+        "images": train_images.fingerprint,
+        "evaluation images": None if test_images is None else test_images.fingerprint,
+        "labels": digest(*labels),
+        "initial weights": weights_fingerprint(model_name_or_path),
+    }
 
 
 def weights_fingerprint(model_name_or_path: str | None) -> str | None:
     """Returns what tells initial weights from others: of a folder its content, else the name on the Hub."""
     if model_name_or_path is None or not Path(model_name_or_path).is_dir():
         return model_name_or_path
-    digest = hashlib.sha256()
-    for path in sorted(Path(model_name_or_path).glob("*.safetensors")):
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]
+    return hash_files(*sorted(Path(model_name_or_path).glob("*.safetensors")))[:16]
+
+
+def most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns what Trainer keeps of the logits of a batch: the classes."""
+    return logits.argmax(dim=1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -638,9 +647,10 @@ __all__ = [
     "SeededDataset",
     "check_experiment",
     "check_sources",
-    "fingerprint_of",
+    "labelled_fingerprints",
     "latest_complete_checkpoint",
     "limit_batch_size",
+    "most_probable",
     "weights_fingerprint",
     "write_record",
 ]

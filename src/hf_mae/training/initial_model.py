@@ -39,7 +39,7 @@ def build_model(
         model = MAEForPreTraining.from_pretrained(source, dtype=torch.float32, **changes)
     elif model is None:
         model = MAEForPreTraining(MAEConfig.from_preset(settings.preset, **{"norm_pix_loss": True, **changes}))
-    stored = _stored_processor(settings, image_processor)
+    stored = stored_processor(settings, image_processor)
     statistics = {"image_mean": settings.image_mean, "image_std": settings.image_std}
     if stored is not None and not settings.compute_statistics:  # they may be of another number of channels
         statistics = {name: value or getattr(stored, name) for name, value in statistics.items()}
@@ -57,10 +57,11 @@ def reading_processor(
         settings ([`PretrainingSettings`]): The settings.
         image_processor ([`MAEImageProcessor`], *optional*): As in [`build_model`].
     """
-    return MAEImageProcessor(**_reading(settings, _stored_processor(settings, image_processor)))
+    return MAEImageProcessor(**_reading(settings, stored_processor(settings, image_processor)))
 
 
-def _stored_processor(settings: PretrainingSettings, given: MAEImageProcessor | None) -> MAEImageProcessor | None:
+def stored_processor(settings: PretrainingSettings, given: MAEImageProcessor | None) -> MAEImageProcessor | None:
+    """Returns the image processor that was given, or else that of the checkpoint to start from, if there is one."""
     if given is not None or not settings.model_name_or_path:
         return given
     return MAEImageProcessor.from_pretrained(settings.model_name_or_path)
@@ -85,4 +86,4 @@ def hash_of_weights(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["build_model", "hash_of_weights", "reading_processor"]
+__all__ = ["build_model", "hash_of_weights", "reading_processor", "stored_processor"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,10 @@ from transformers.utils import logging
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import PretrainingDataset, channel_statistics, collate
 from ..data.decoding import decoder_name
+from ..data.labels import forget_other_classes, has_classes
 from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
 from ..data.sources import ImageSource, open_images
-from ..evaluation.monitoring import Evaluation, forget_other_classes, has_classes
+from ..evaluation.monitoring import Evaluation
 from ..evaluation.visualization import reconstruction_sheet
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -56,7 +57,7 @@ from .distributed import (
     local_num_workers,
     shard_model,
 )
-from .initial_model import build_model, hash_of_weights, reading_processor
+from .initial_model import build_model, hash_of_weights, reading_processor, stored_processor
 from .optimization import learning_rate_at, parameter_groups
 from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of, plan_steps
 from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
@@ -167,7 +168,7 @@ class PretrainingRun:
         if self.given_images is not None:
             self.train_images, self.test_images = self.given_images, None
         else:
-            reading = reading_processor(settings, self.given_processor).reading
+            reading = reading_processor(settings, self.start_processor).reading
             columns = {name: getattr(settings, name) for name in ("image_column", "label_column", "dataset_config")}
             options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
             self.train_images, self.test_images = (
@@ -186,6 +187,11 @@ class PretrainingRun:
         self.step, self.seconds_before = int(self.state["step"]), self.state["seconds"]
         self.record = run_record(self.recipe, self.train_images)
         return self.step == self.schedule.max_steps and (self.output_dir / "run.json").exists()
+
+    @cached_property
+    def start_processor(self) -> MAEImageProcessor | None:
+        """The image processor that was given, or else that of the checkpoint to start from, which is read once."""
+        return stored_processor(self.settings, self.given_processor)
 
     def _make_recipe(self) -> dict:
         """Returns what defines the run: a folder with another recipe holds another run."""
@@ -228,7 +234,7 @@ class PretrainingRun:
             self.plain_model = self._model_class().from_pretrained(self.checkpoint, dtype=torch.float32)
             self.image_processor = MAEImageProcessor.from_pretrained(self.checkpoint)
         else:
-            self.plain_model, self.image_processor = build_model(settings, self.given_model, self.given_processor)
+            self.plain_model, self.image_processor = build_model(settings, self.given_model, self.start_processor)
             self._look_at_images()
         if settings.gradient_checkpointing:
             self.plain_model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -17,9 +17,10 @@ from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import RandomOrientation
 from ..data.folders import FolderImages
+from ..data.image_source import digest
 from ..data.masks import IGNORED, SPLITS, Pair, SegmentationDataset, folder_pairs, read_pair, sample_pairs
 from ..data.sources import open_images
-from ..modeling.configuration_mae import MAEConfig
+from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEBackbone
 from .arguments import parse_arguments
@@ -30,8 +31,8 @@ from .finetuning import (
     OrientationArguments,
     ReadingArguments,
     check_experiment,
-    fingerprint_of,
     limit_batch_size,
+    most_probable,
     weights_fingerprint,
 )
 from .run_log import run_record
@@ -273,11 +274,6 @@ def intersection_over_union(matrix: torch.Tensor) -> torch.Tensor:
     return both / (matrix.sum(dim=0) + matrix.sum(dim=1) - both)
 
 
-def _most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns what Trainer keeps of the logits of a batch."""
-    return logits.argmax(dim=1)
-
-
 def _palette() -> np.ndarray:
     """Returns the colours of PASCAL VOC (256, 3): black, dark red, dark green, ...; what does not count is white."""
     bits = (np.arange(256)[:, None, None] >> (3 * np.arange(8)[:, None] + np.arange(3))) & 1  # (256, 8, 3)
@@ -338,7 +334,7 @@ class SegmentationTrainer(FineTuningTrainer):
             *args, **kwargs: Arguments of [`~transformers.Trainer`].
         """
         self.class_names, self.confusion_matrix = class_names, ConfusionMatrix(len(class_names))
-        kept = {"compute_metrics": self.confusion_matrix, "preprocess_logits_for_metrics": _most_probable}
+        kept = {"compute_metrics": self.confusion_matrix, "preprocess_logits_for_metrics": most_probable}
         super().__init__(*args, **kwargs, **kept)
         # Without this Trainer assumes that the loss is already divided by the accumulation steps.
         self.model_accepts_loss_kwargs = False
@@ -408,7 +404,7 @@ def build_segmenter(args: SegmentationArguments, config: MAEConfig, names: list[
 
 def _build_image_processor(args: SegmentationArguments, config: MAEConfig) -> MAEImageProcessor:
     """Returns the checkpoint's processor, but one that resizes the whole image to the size of the model."""
-    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    height, width = _pair(config.image_size)
     size = {"height": height, "width": width}
     changes = {"size": size, "crop_size": size, "do_center_crop": False}
     if args.model_name_or_path is None:
@@ -506,7 +502,7 @@ def _fingerprint(pairs: list[Pair]) -> str:
         if pair.mask is not before:  # once for all windows of a scene
             parts.append(_content_of(pair.mask))
         before = pair.mask
-    return fingerprint_of(*parts)
+    return digest(*parts)
 
 
 def _content_of(mask: Path | PIL.Image.Image) -> bytes:
@@ -518,7 +514,7 @@ def _plan(
 ) -> str:
     config = model.config.backbone_config
     rows, columns = config.grid_size
-    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    height, width = _pair(config.image_size)
     fresh = args.from_scratch or not args.model_name_or_path
     return (
         f"Images   {num_train:,} and {num_val:,} to evaluate on, {args.data or 'generated'}\n"

@@ -3,7 +3,6 @@
 """Writes the classes that a segmentation model predicts: a PNG for each picture, a GeoTIFF for each TIFF."""
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import UperNetForSemanticSegmentation
 
-from ..data.decoding import raise_if_of_the_machine
+from ..data.decoding import try_to_read
 from ..data.folders import FolderImages
 from ..data.masks import IGNORED
 from ..data.parts import TiledImages, Window
 from ..modeling.formats_mae import EXIF_ORIENTATION, library
 from ..modeling.image_processing_mae import MAEImageProcessor, resize
-from ..modeling.reading_mae import UnsuitableImageError, extension_of, fill_missing, read_stored, to_byte_range
+from ..modeling.reading_mae import OpenedImage, extension_of, fill_missing, read_stored, to_byte_range
 
 # Where a GeoTIFF lies on the earth. Source: OGC GeoTIFF 1.1, annex D: ModelPixelScale, ModelTiepoint,
 # ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams.
@@ -58,19 +57,11 @@ class PicturesToSegment(Dataset):
         return int(self.parts.parts[index, 0]) if isinstance(self.parts, TiledImages) else index
 
     def __getitem__(self, index: int) -> dict:
-        picture = self.picture_of(index)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PIL warns about what it repairs
-                return {"picture": picture, **self._read(index)}
-        except UnsuitableImageError as error:
-            raise error.of_file(self.parts.describe(index)) from error
-        except Exception as error:  # decoders raise errors of any type for broken files
-            raise_if_of_the_machine(error)
-            return {"picture": picture, "failure": f"{type(error).__name__}: {error}".split("\n")[0][:300]}
+        sample, failure = try_to_read(self.parts, index, self._load)
+        return {"picture": self.picture_of(index), **({"failure": failure} if sample is None else sample)}
 
-    def _read(self, index: int) -> dict:
-        image, processor = self.parts[index], self.image_processor
+    def _load(self, image: OpenedImage) -> dict:
+        processor = self.image_processor
         stored = read_stored(image, processor.num_channels, processor.reading)
         pixels, no_data = fill_missing(to_byte_range(stored, processor.reading), processor.reading)
         resized = resize(pixels, (processor.size.height, processor.size.width)).clamp(0, 255)
