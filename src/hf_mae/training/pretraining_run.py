@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property, partial
@@ -33,7 +33,6 @@ from ..data.labels import forget_other_classes, has_classes
 from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
 from ..data.sources import ImageSource, open_images
 from ..evaluation.monitoring import Evaluation
-from ..evaluation.visualization import reconstruction_sheet
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
@@ -60,6 +59,7 @@ from .distributed import (
 from .initial_model import build_model, hash_of_weights, reading_processor, stored_processor
 from .optimization import learning_rate_at, parameter_groups
 from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of, plan_steps
+from .run_evaluation import RunEvaluation
 from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
 from .step_guard import RunStopped, StepGuard, StopSignals, end_workers, start_worker
 
@@ -354,7 +354,7 @@ class PretrainingRun:
 
     def _build_evaluation(self):
         settings = self.settings
-        self.evaluation = Evaluation(
+        evaluation = Evaluation(
             self.train_images,
             self.test_images,
             self.image_processor,
@@ -364,11 +364,7 @@ class PretrainingRun:
             **self.share,
             **self.loader_options,
         )
-        images = self.evaluation.images
-        count = min(24, len(images))
-        self.sheet_images = torch.stack([images[n * len(images) // count]["pixel_values"] for n in range(count)])
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.sheet_noise = torch.rand(count, self.num_patches, generator=generator).to(self.device)
+        self.evaluation = RunEvaluation(self.plain_model, evaluation, self.accelerator, self.output_dir)
 
     def announce(self):
         """Prints what was chosen, and opens the logs."""
@@ -562,33 +558,12 @@ class PretrainingRun:
 
     def evaluate(self):
         """Measures the model on fixed images with fixed masks, and draws a sheet."""
-        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # compiling pays for many calls
-            results = self.evaluation(self.plain_model)
-        sheet = self.draw_sheet()
+        results = self.evaluation.measure()
         self.log(**results)
         self.print(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
         if advice := self.throughput.advice(self.workers, self.settings.views_per_image):
             self.print(advice)
-        if self.is_main and sheet is not None:
-            self._track_sheet(sheet)
-            with suppress(OSError):  # a full disk is reported where it matters, when saving
-                sheet.save(self.output_dir / "sheets" / f"step-{self.step:07}.png")
-
-    def draw_sheet(self):
-        """Returns a sheet of reconstructions, or `None` if the target has no way back to pixels."""
-        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"), suppress(NotImplementedError):
-            return reconstruction_sheet(
-                self.plain_model, self.image_processor, self.sheet_images, noise=self.sheet_noise
-            )
-        return None
-
-    def _track_sheet(self, sheet):
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                images = {"reconstructions": np.array(sheet)[None]}
-                tracker.log_images(images, step=self.step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({"reconstructions": [sheet]}, step=self.step)
+        self.evaluation.draw(self.step)
 
     def save(self) -> bool:
         """Saves a checkpoint. Returns whether that worked in all processes."""
@@ -658,7 +633,7 @@ class PretrainingRun:
 
     def finish(self) -> PretrainingResult:
         """Writes the final model with card, record and pictures, ends the processes, and pushes."""
-        sheet, model = self.draw_sheet(), gather_model(self.plain_model)
+        sheet, model = self.evaluation.draw_reconstructions(), gather_model(self.plain_model)
         metrics = {}
         if self.is_main:
             model.eval().save_pretrained(self.output_dir)
