@@ -418,6 +418,8 @@ def _find_obstacle(layout: str, model: MAEPreTrainedModel) -> str | None:
     """Returns why the other library cannot compute what a model computes, or `None` if it can."""
     config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
     (height, width), (patch_height, patch_width) = _pair(config.image_size), _pair(config.patch_size)
+    if has_classifier and config.pooling == "attentive":
+        return "has no attentive pooling. Export the encoder, `model.mae`."
     if has_classifier and layout in ("vit_mae", "lightly"):
         return "has no classifier. Export to 'vit' or 'timm'."
     if has_classifier and layout == "vit" and config.pooling == "mean":
@@ -490,7 +492,7 @@ def convert_checkpoint(
         raise OSError(f"{target} exists already. Choose another path, or remove it.")
     layout = detect_layout(source)
     model = import_checkpoint(source, **config)
-    image_processor = _find_image_processor(source, layout, model.config)
+    image_processor = find_image_processor(source, layout, model.config)
     weights = model.state_dict()
     if dtype is not None:
         weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
@@ -505,10 +507,15 @@ def convert_checkpoint(
     return model, layout
 
 
-def _find_image_processor(source: str | os.PathLike, layout: str, config: MAEConfig) -> MAEImageProcessor:
+def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConfig) -> MAEImageProcessor:
     """Returns the image processor of a checkpoint of hf_mae, or one with the statistics that are next to the weights.
 
     Where none are, those of ImageNet are taken, and the log says so.
+
+    Args:
+        source (`str` or `os.PathLike`): File, folder or name on the Hub of the weights.
+        layout (`str`): See [`detect_layout`].
+        config ([`MAEConfig`]): Says the sizes.
     """
     statistics = {}
     folder = os.fspath(Path(source).parent if Path(source).is_file() else source)
@@ -617,6 +624,7 @@ __all__ = [
     "convert_command",
     "detect_layout",
     "export_checkpoint",
+    "find_image_processor",
     "import_checkpoint",
     "names_in",
 ]
