@@ -1,24 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Measures a model during a run: its loss on fixed images with fixed masks, and nearest neighbours of its features."""
+"""Measures a model during a run, on fixed images: its loss, nearest neighbours, features of two crops of an image."""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from ..data.datasets import EvaluationDataset, collate_evaluation
+from ..data.datasets import EvaluationDataset, PretrainingDataset, collate_evaluation
 from ..data.labels import has_classes
-from ..data.sampling import even_slice
+from ..data.sampling import even_slice, spread_indices
 from ..data.sources import ImageSource
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
+from .baselines import PREDICTORS, TrivialPredictors
+
+MAX_TWINS = 1000  # images; twin retrieval can only be compared for as many, and a rank needs four times its dimensions
+_EPOCH_OF_TWINS = 2**32 - 1  # no run gets there, so no crop of the training is among them
+
+
+class TwinCrops(Dataset):
+    """Yields two random crops of each of some images, made as in training, and the same ones each time.
+
+    The crops of image `i` have the positions `2 * i` and `2 * i + 1`.
+    """
+
+    def __init__(self, crops: PretrainingDataset, image_processor: MAEImageProcessor, max_images: int = MAX_TWINS):
+        """
+        Args:
+            crops ([`PretrainingDataset`]): Makes the crops.
+            image_processor ([`MAEImageProcessor`]): Normalises them.
+            max_images (`int`, *optional*, defaults to 1000): Maximum number of images, see [`spread_indices`].
+        """
+        self.crops, self.image_processor = crops, image_processor
+        self.indices = spread_indices(crops.images, max_images)
+
+    def __len__(self) -> int:
+        return 2 * len(self.indices)
+
+    def __getitem__(self, position: int) -> dict:
+        """Returns one crop, see [`TwinCrops.__getitems__`]."""
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict]:
+        """Returns crops as [`EvaluationDataset`] returns images, without labels. Twins in a row are decoded once."""
+        triples = [(_EPOCH_OF_TWINS, int(self.indices[position // 2]), position % 2) for position in positions]
+        samples = []
+        for position, crop in zip(positions, self.crops.__getitems__(triples), strict=True):
+            pixel_values = self.image_processor.rescale_and_normalize(crop["pixel_values"].float())
+            valid = {"valid": crop["valid"]} if "valid" in crop else {}
+            samples.append({"pixel_values": pixel_values, "label": torch.tensor(-1), "position": position, **valid})
+        return samples
+
+    def picture(self, number: int) -> PIL.Image.Image:
+        """Returns the first crop of an image, counted from 0, as a picture."""
+        return self.image_processor.post_process_reconstruction(self[2 * number]["pixel_values"][None])[0]
 
 
 class Evaluation:
     """Measures the model of a pre-training run, always on the same images with the same masks.
 
-    Each process measures a share of the images. All processes get the whole result.
+    Each process measures a share of the images. All processes call the methods together and get the whole results.
     """
 
     def __init__(
@@ -31,6 +76,7 @@ class Evaluation:
         process_index: int = 0,
         num_processes: int = 1,
         seed: int = 0,
+        crops: PretrainingDataset | None = None,
         **loader_options,
     ):
         """
@@ -39,18 +85,21 @@ class Evaluation:
             test_images ([`ImageSource`], *optional*): Held-out images for the loss and as queries.
             image_processor ([`MAEImageProcessor`]): Makes pixel values of them.
             max_images (`int`, *optional*, defaults to 5000): Maximum size of the k-NN bank. Loss and queries take at
-                most a fifth of it.
+                most a fifth of it, and so do twins, which are at most 1,000 images.
             batch_size (`int`, *optional*, defaults to 64): Images of one forward pass of a process.
             process_index, num_processes (`int`, *optional*): The share of this process.
             seed (`int`, *optional*, defaults to 0): Seed of the masks.
+            crops ([`PretrainingDataset`], *optional*): Makes the crops of [`Evaluation.encode_twins`].
             **loader_options: Arguments of `DataLoader`, such as `num_workers`.
         """
         self.held_out = test_images is not None
         self.has_labels = all(has_classes(images) for images in (train_images, test_images or train_images))
         if self.has_labels and np.median(np.unique(train_images.labels, return_counts=True)[1]) < 5:
             self.has_labels = False  # folders of patients or dates, say: no classes that neighbours could share
-        self.images = EvaluationDataset(test_images or train_images, image_processor, max(max_images // 5, 1))
+        share = max(max_images // 5, 1)
+        self.images = EvaluationDataset(test_images or train_images, image_processor, share)
         self.neighbors = EvaluationDataset(train_images, image_processor, max_images)
+        self.twins = TwinCrops(crops, image_processor, min(share, MAX_TWINS)) if crops is not None else None
         self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
         self.seed, self.loader_options = seed, loader_options
 
@@ -59,8 +108,6 @@ class Evaluation:
 
         No-data is left out of the loss, as in training.
         """
-        was_training = model.training
-        model.eval()
         separate_queries = self.has_labels and self.held_out
         loss, *queries = self._pass(model, self.images, with_loss=True, with_features=separate_queries)
         results = {"eval_loss": loss}
@@ -69,36 +116,83 @@ class Evaluation:
             bank, queries = _labelled(*bank), _labelled(*queries) if separate_queries else []
             if len(bank[0]) > 1 and (not separate_queries or len(queries[0]) > 0):
                 results["knn_accuracy"] = knn_accuracy(*bank, *queries)
-        model.train(was_training)
         return results
 
+    def encode_twins(self, model: MAEForPreTraining) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the pooled features (images, width) of the first and of the second crops, on the CPU.
+
+        The encoder sees all patches, and the features are those of the k-NN accuracy.
+        """
+        _, features, _ = self._pass(model, self.twins, with_loss=False, with_features=True)
+        return features[0::2], features[1::2]
+
     @torch.no_grad()
-    def _pass(self, model, images: EvaluationDataset, with_loss: bool, with_features: bool):
+    def trivial_losses(self, model: MAEForPreTraining) -> dict[str, float]:
+        """Returns the losses of [`TrivialPredictors`] on the images and masks of `eval_loss`, by the predictor's name.
+
+        The model is asked for its masks, target and loss, not for predictions.
+        """
+        predictors, noise = TrivialPredictors(model), self._noise(model)
+        sums = torch.zeros(len(PREDICTORS), dtype=torch.float64, device=model.device)
+        for measures in (False, True):  # the constant must be known before its loss can be measured
+            for pixel_values, batch, share in self._batches(model, self.images):
+                if not share:
+                    continue
+                inputs = pixel_values, noise[batch["position"]].to(model.device), batch.get("valid")
+                if measures:
+                    losses = predictors.losses(*inputs)
+                    sums += torch.stack([losses[name].double() for name in PREDICTORS]) * len(share)
+                else:
+                    predictors.add(*inputs)
+            self._add_up(sums if measures else predictors.sums)
+        return dict(zip(PREDICTORS, (sums / len(self.images)).tolist(), strict=True))
+
+    @torch.no_grad()
+    def _pass(self, model: MAEForPreTraining, images: Dataset, with_loss: bool, with_features: bool):
         """Returns the mean loss, the pooled features (images, D) and the labels (images,), on the CPU."""
-        if with_loss:
-            rows, columns = model.config.grid_size
-            noise = np.random.default_rng(self.seed).random((len(images), rows * columns), dtype=np.float32)
-        shares = self._shares(len(images))
-        # Ranks with an empty share run a dummy forward, since FSDP2's collectives need every rank.
-        batches = [share or [0] for share in shares]
-        loader = DataLoader(images, batch_sampler=batches, collate_fn=collate_evaluation, **self.loader_options)
+        was_training, noise = model.training, self._noise(model)
+        model.eval()
         loss = torch.zeros((), device=model.device)
         features = torch.zeros(len(images), model.config.hidden_size, device=model.device)
         labels = torch.zeros(len(images), device=model.device, dtype=torch.int64)
-        for batch, share in zip(loader, shares, strict=True):
-            pixel_values, positions = batch["pixel_values"].to(model.device), batch["position"]
+        for pixel_values, batch, share in self._batches(model, images):
+            positions = batch["position"]
             if with_loss:
-                masks = torch.from_numpy(noise[positions.numpy()]).to(model.device)
-                valid = {"valid": batch["valid"].to(model.device)} if "valid" in batch else {}
-                loss += model(pixel_values, noise=masks, **valid).loss.float() * len(share)
+                valid = {"valid": batch["valid"]} if "valid" in batch else {}
+                output = model(pixel_values, noise=noise[positions].to(model.device), **valid)
+                loss += output.loss.float() * len(share)
             if with_features:
                 pooled = model.mae(pixel_values).pooler_output.float()
                 if share:
                     features[positions], labels[positions] = pooled, batch["label"].to(model.device)
-        if self.num_processes > 1:
-            for values in (loss, features, labels):  # each process has filled in its rows
-                dist.all_reduce(values)
+        self._add_up(loss, features, labels)  # each process has filled in its rows
+        model.train(was_training)
         return loss.item() / len(images), features.cpu(), labels.cpu()
+
+    def _noise(self, model: MAEForPreTraining) -> torch.Tensor:
+        """Returns what the masks of the loss are made from (images, patches)."""
+        rows, columns = model.config.grid_size
+        shape = (len(self.images), rows * columns)
+        return torch.from_numpy(np.random.default_rng(self.seed).random(shape, dtype=np.float32))
+
+    def _batches(self, model: MAEForPreTraining, images: Dataset) -> Iterator[tuple[torch.Tensor, dict, list[int]]]:
+        """Yields the pixel values of each batch of this process, the batch, and the positions that count.
+
+        An empty share comes with one image that does not count, since FSDP2's collectives need every rank.
+        """
+        shares = self._shares(len(images))
+        batches = [share or [0] for share in shares]
+        loader = DataLoader(images, batch_sampler=batches, collate_fn=collate_evaluation, **self.loader_options)
+        for batch, share in zip(loader, shares, strict=True):
+            if "valid" in batch:
+                batch["valid"] = batch["valid"].to(model.device)
+            yield batch["pixel_values"].to(model.device), batch, share
+
+    def _add_up(self, *sums: torch.Tensor):
+        """Adds up, in place, what the processes have each computed."""
+        if self.num_processes > 1:
+            for values in sums:
+                dist.all_reduce(values)
 
     def _shares(self, num_images: int) -> list[list[int]]:
         """Returns the positions of this process, batch by batch. The last batch may be empty."""
@@ -158,4 +252,4 @@ def knn_accuracy(
     return correct / len(queries)
 
 
-__all__ = ["Evaluation", "knn_accuracy"]
+__all__ = ["MAX_TWINS", "Evaluation", "TwinCrops", "knn_accuracy"]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Says without labels how features spread: effective rank, retrieval of twins, mean cosine, and the alarm of collapse.
+
+All figures are computed in float64, whatever the autocast. They show that something is wrong, not which of two good
+models is better: random weights, for example, may have a high rank.
+"""
+
+import math
+
+import torch
+from torch.nn.functional import normalize
+
+
+def effective_rank(features: torch.Tensor) -> float:
+    """Returns how many directions features use about equally: the exponential of the entropy of singular values.
+
+    With the singular values s of the centred features and p = s / sum(s) it is exp(-sum(p ln p)), where 0 ln 0 is 0.
+    Source: RankMe (Garrido et al. 2022, arXiv 2210.02885), equation 1, which does not centre and adds 1e-7 to p. The
+    mean is left out here because it is the same for all images and says nothing of their differences. Code that takes
+    eigenvalues of the covariance, the squares of s, computes smaller numbers under the same name.
+
+    Args:
+        features (`torch.Tensor` of shape `(images, width)`): Features of at least two images. With four times as many
+            images as there are dimensions, the value is close to that of more images.
+
+    Returns:
+        `float` in [1, min(images - 1, width)]. 1 where all features are the same but for rounding, NaN where some are
+        not finite.
+
+    Raises:
+        ValueError: If there are fewer than two images.
+    """
+    _check_count(features)
+    values = features.double()
+    if not values.isfinite().all():  # svdvals would raise
+        return math.nan
+    centred = values - values.mean(dim=0)
+    if centred.norm() <= 10 * torch.finfo(features.dtype).eps * values.norm():  # rounding points into all directions
+        return 1.0
+    singular = torch.linalg.svdvals(centred)
+    return torch.special.entr(singular / singular.sum()).sum().exp().item()
+
+
+def twin_retrieval(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Returns the share of crops whose nearest crop among those of all images, by cosine, is of the same image.
+
+    Each of the first crops looks among all second ones, and the other way round. The mean of all features is subtracted
+    before. It is the instance discrimination of Wu et al. 2018 (arXiv 1805.01978) as a measurement.
+
+    Args:
+        first, second (`torch.Tensor` of shape `(images, width)`): Features of two crops of each image, in the same
+            order. At least two images.
+
+    Returns:
+        `float` in [0, 1], NaN where features are not finite. By chance it is 1 / images, so it can only be compared for
+        the same number of images.
+
+    Raises:
+        ValueError: If there are fewer than two images, or the shapes differ.
+    """
+    _check_count(first)
+    if first.shape != second.shape:
+        raise ValueError(f"`first` and `second` must have the same shape, got {first.shape} and {second.shape}.")
+    both = torch.stack([first, second]).double()
+    if not both.isfinite().all():  # any index could be the largest
+        return math.nan
+    first, second = normalize(both - both.mean(dim=(0, 1)), dim=-1)
+    similarity, twins = first @ second.T, torch.arange(len(first), device=first.device)
+    found = [similarity.argmax(dim=dim) == twins for dim in (0, 1)]
+    return torch.cat(found).double().mean().item()
+
+
+def mean_cosine(features: torch.Tensor) -> float:
+    """Returns the mean cosine of the features of two different images, over all pairs.
+
+    The sum over pairs is that over all ordered pairs, which is the squared length of the sum of all directions, less
+    the pairs of an image with itself.
+
+    Args:
+        features (`torch.Tensor` of shape `(images, width)`): Features of at least two images. They are not centred.
+
+    Returns:
+        `float` in [-1 / (images - 1), 1]: 0 where directions are spread evenly, 1 where there is only one, NaN where
+        features are not finite.
+
+    Raises:
+        ValueError: If there are fewer than two images.
+    """
+    _check_count(features)
+    directions, count = normalize(features.double(), dim=1), len(features)
+    total = directions.sum(dim=0).square().sum() - directions.square().sum()
+    return total.item() / (count * (count - 1))
+
+
+def _check_count(features: torch.Tensor):
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(
+            f"Features must have the shape (images, width) with at least two images, got {tuple(features.shape)}."
+        )
+
+
+__all__ = ["effective_rank", "mean_cosine", "twin_retrieval"]
