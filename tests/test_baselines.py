@@ -107,10 +107,8 @@ def test_losses__of_normalised_noise_are_one_and_nothing_beats_the_constant(tiny
 
 @pytest.mark.parametrize(("norm_pix_loss", "share"), [(False, 0.1), (True, 0.5)])
 def test_losses__of_smooth_images_are_least_for_the_interpolation(tiny_model, norm_pix_loss, share):
-    images, model = (
-        smooth_images(),
-        tiny_model(image_size=64, patch_size=4, norm_pix_loss=norm_pix_loss, mask_ratio=0.5),
-    )
+    model = tiny_model(image_size=64, patch_size=4, norm_pix_loss=norm_pix_loss, mask_ratio=0.5)
+    images = smooth_images()
     losses = trivial_losses(model, images, noise_of(images, 256))
     assert losses["interpolation"] < share * min(losses["constant"], losses["visible_mean"])
 

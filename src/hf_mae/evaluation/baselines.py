@@ -171,10 +171,12 @@ def _pull_push(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     coarse = 4 * nn.functional.avg_pool2d(nn.functional.pad(values * weights, odd), 2)
     coarse = _pull_push(coarse / total.clamp(min=1e-6), total.clamp(max=1))
     finer = nn.functional.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
-    filled = weights * values + (1 - weights) * finer[..., :height, :width]
+    filled = torch.lerp(finer[..., :height, :width], values, weights)
     for _ in range(_SMOOTHINGS):
-        around = nn.functional.avg_pool2d(nn.functional.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        filled = weights * values + (1 - weights) * around
+        around = nn.functional.pad(filled, (1, 1, 1, 1), mode="replicate")
+        around = around[..., :-2, :] + around[..., 1:-1, :] + around[..., 2:, :]
+        around = around[..., :-2] + around[..., 1:-1] + around[..., 2:]  # by sums: avg_pool2d is slower on a CPU
+        filled = torch.lerp(around / 9, values, weights)
     return filled
 
 
