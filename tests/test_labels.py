@@ -249,7 +249,7 @@ def test_columns_of_data_sets__have_the_same_kinds(tmp_path):
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
 
     def opened(column, problem_type=None):
-        return open_labelled(str(tmp_path / "train.parquet"), [column], problem_type)[0]
+        return open_labelled(str(tmp_path / "train.parquet"), [column], problem_type, held_out=0)[0]
 
     images = opened("kind")
     assert (images.labels.tolist(), images.label_names, len(images)) == ([1, 0], ["a", "b"], 2)

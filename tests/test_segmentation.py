@@ -173,10 +173,11 @@ def test_data__splits_names_and_masks_without_labels(tmp_path, capsys):
     shapes(tmp_path, 21)
     PIL.Image.new("L", (48, 40), 255).save(tmp_path / "masks" / "3.png")
     train, val, names = opened()
-    assert (len(train), len(val), names) == (17, 3, ["0", "1", "2"])
+    assert (len(train), len(val), names) == (18, 2, ["0", "1", "2"])  # a tenth of the 20 that show something
     assert not {pair.name for pair in train} & {pair.name for pair in val}
     printed = capsys.readouterr().out
-    assert "every tenth image is kept from training" in printed
+    assert "No folder val" in printed
+    assert "2 of 20 images with a label are held out for evaluation, chosen by their names" in printed
     assert "1 masks of train have no pixel that counts: left out" in printed
     (tmp_path / "names.txt").write_text("wall\nsquare\ndisc\n")
     assert opened(class_names=[str(tmp_path / "names.txt")])[2] == ["wall", "square", "disc"]
@@ -360,7 +361,7 @@ BROKEN = {
         ("other size", [], ValueError, r"masks/1.png .*\(48, 40\).*\(40, 48\)"),
         ("colours", [], ValueError, r"masks/1.png has format PNG and mode RGB"),
         ("binary", [], ValueError, r"1 class\(es\).*two classes hold 0 and 1"),
-        ("one image", [], ValueError, r"3 class\(es\), 0 images to train on and 1 to evaluate on"),
+        ("one image", [], ValueError, r"3 class\(es\), 1 images to train on and 0 to evaluate on.* two are needed"),
         ("", ["--class_names", "a", "b"], ValueError, r"has the class 2, .*2 `class_names`.*\[0, 2\)"),
         ("", ["--class_names", "a", "b", "a"], ValueError, r"`class_names` has a more than once"),
         ("", ["--class_names", "wall", "square", "disc", "sky"], ValueError, r"No training mask .* sky"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..modeling.reading_mae import IMAGE_EXTENSIONS, OpenedImage, extension_of, open_image
 from .image_source import ImageSource, digest
+from .tables import TABLES, find_table, read_table, values_of_files
 
 SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar")
 _EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
@@ -80,6 +81,8 @@ class FolderImages(ImageSource):
         if others:
             self.notes.append(f"{len(paths):,} images in {self.name}; other files there are left out: {seen}.")
         self.fingerprint = self._paths.digest()
+        directories = [directory for directory, _ in parents]
+        self._common = os.path.join(os.path.commonpath(directories), "") if all(directories) else ""
         if labels != "none":
             self._label(parents)
 
@@ -91,6 +94,26 @@ class FolderImages(ImageSource):
 
     def describe(self, index: int) -> str:
         return os.path.join(self.folder, self._paths[index])
+
+    def key(self, index: int) -> str:
+        """Returns the path below the first folder that does not hold all images, so that it is the same from above."""
+        return self._paths[index][len(self._common) :].replace(os.sep, "/")
+
+    def groups(self, group_by: str) -> Sequence:
+        """Returns the folder of each image, or its value in a column of `metadata.csv` or `metadata.jsonl`."""
+        if group_by == "folder":
+            return [self.key(index).rpartition("/")[0] or "." for index in range(len(self))]
+        table = find_table(self.folder)
+        if table is None:
+            raise ValueError(f"`group_by` {group_by!r} needs a table {' or '.join(TABLES)} in {self.name}.")
+        rows = read_table(table)
+        if not rows or not {"file_name", group_by} <= set(rows[0]):
+            raise ValueError(
+                f"{table} must have the columns file_name and {group_by} (`group_by`), it has "
+                f"{', '.join(rows[0]) if rows else 'no rows'}."
+            )
+        files = [self.describe(index) for index in range(len(self))]
+        return [value for (value,) in values_of_files(table, rows, [group_by], files)]
 
     def _label(self, parents: list[tuple[str, int]]):
         """Sets labels and their names.

@@ -13,7 +13,8 @@ from ..modeling.reading_mae import OpenedImage
 class ImageSource(Sequence):
     """A sequence of images, with or without labels.
 
-    A source of your own needs `__len__`, `__getitem__`, `name` and `fingerprint`.
+    A source of your own needs `__len__`, `__getitem__`, `name` and `fingerprint`. `key` and `groups` say which images
+    are held out together, see [`choose_held_out`].
 
     Attributes:
         name (`str`): Where the images come from, for logs and model cards.
@@ -50,6 +51,33 @@ class ImageSource(Sequence):
     def describe(self, index: int) -> str:
         """Returns the name of image `index` for messages."""
         return f"image {index} of {self.name}"
+
+    def key(self, index: int) -> str:
+        """Returns what image `index` is called wherever the images lie; those with the same key are held out together.
+
+        Default: the index, for sources whose order never changes.
+        """
+        return str(index)
+
+    def groups(self, group_by: str) -> Sequence:
+        """Returns the name of the group of each image, `None` where it has none.
+
+        Args:
+            group_by (`str`): `folder`, for images that lie in one directory, or the name of a column of the data.
+
+        Raises:
+            ValueError: If the source knows no such groups.
+        """
+        raise ValueError(f"`group_by` {group_by!r}: the images of {self.name} have no such groups.")
+
+    def restricted_to(self, indices: np.ndarray) -> "ImageSource":
+        """Returns the same images for a reader that takes only some of them. Sources that keep what they read override
+        it, to know when they may drop it.
+
+        Args:
+            indices (`np.ndarray` of int64): The images that are read.
+        """
+        return self
 
 
 def digest(*parts: bytes | np.ndarray | str) -> str:

@@ -7,25 +7,21 @@ Labels are one of three arrays: int64 `(images,)`, a class for each image, negat
 NaN means that an image has no label.
 """
 
-import csv
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from transformers.utils import logging
 
-from ..modeling.reading_mae import OpenedImage
 from .datasets import align_labels, check_labels, class_names
 from .folders import FolderImages
+from .held_out import hold_out, select
 from .image_source import ImageSource
 from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
 from .sources import open_images
+from .tables import TABLES, find_table, read_table, values_of_files
 
 logger = logging.get_logger(__name__)
 
-TABLES = ("metadata.csv", "metadata.jsonl")
 _COLUMNS = ("label", "labels")  # taken if no column is named
 
 
@@ -67,58 +63,70 @@ def has_classes(images: ImageSource) -> bool:
     return problem_type_of(images) == SINGLE and bool(has_label(images).any())
 
 
-class LabelledImages(ImageSource):
-    """The images of a source that have a label."""
-
-    def __init__(self, images: ImageSource):
-        """
-        Args:
-            images ([`ImageSource`]): Some of its images have labels.
-        """
-        self.images, self.indices = images, np.flatnonzero(has_label(images))
-        self.name, self.dataset, self.license = images.name, images.dataset, images.license
-        self.labels, self.label_names = images.labels[self.indices], images.label_names
-        self.fingerprint = f"{images.fingerprint}-{len(self.indices)}"
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> OpenedImage:
-        return self.images[int(self.indices[index])]
-
-    def describe(self, index: int) -> str:
-        return self.images.describe(int(self.indices[index]))
-
-
 def open_labelled(
     data: str | None,
     label_column: Sequence[str] | None = None,
     problem_type: str | None = None,
+    held_out: float = 0.1,
+    group_by: str | None = None,
     **options,
 ) -> tuple[ImageSource, ImageSource | None]:
     """Returns the labelled images to train and to evaluate on, `None` if there are none to evaluate on.
 
-    Images without a label are left out, and the log says how many.
+    Images without a label are left out, and the log says how many. Where no split is there to evaluate on, some images
+    are held out, among them all that pre-training holds out for the same or a smaller share.
 
     Args:
         data (`str`, *optional*): See [`open_images`].
         label_column (`Sequence[str]`, *optional*): Columns with the labels, of a table (see [`read_label_table`]) or,
             one, of a data set.
         problem_type (`str`, *optional*): See [`encode_labels`].
+        held_out (`float`, *optional*, defaults to 0.1): Share of the images that are held out, see [`choose_held_out`].
+        group_by (`str`, *optional*): Which images stay together, see [`ImageSource.groups`].
         **options: Other arguments of [`open_images`].
 
     Raises:
-        ValueError: If there are no images to train on that have a label.
+        ValueError: If there are no images to train on that have a label, or they can't be divided by `group_by`.
     """
     train_images, test_images = (
         open_with_labels(data, split, label_column, problem_type, **options) for split in ("train", "test")
     )
     problem_type_of(train_images)  # raises if there are no labels
-    if not has_label(train_images).any():
+    known = has_label(train_images)
+    if not known.any():
         raise ValueError(f"None of the {len(train_images)} images of {train_images.name} has a label.")
-    if test_images is not None and not has_label(test_images).any():
-        test_images = None
-    return _labelled(train_images), None if test_images is None else _labelled(test_images)
+    _warn_of_unlabelled(train_images)
+    if test_images is not None and has_label(test_images).any():
+        _warn_of_unlabelled(test_images)
+        return select(train_images, known), select(test_images, has_label(test_images))
+    train_images.label_names = names_of_labels(train_images)  # also of those that only one part shows
+    train_images, test_images, note = hold_out(train_images, held_out, group_by, counted=known)
+    if note:
+        logger.warning(note)
+    if test_images is not None and problem_type_of(train_images) != REGRESSION:
+        _warn_of_missing_classes(train_images, test_images)
+    return train_images, test_images
+
+
+def _warn_of_unlabelled(images: ImageSource):
+    if missing := int((~has_label(images)).sum()):
+        logger.warning(f"{missing} of {len(images)} images of {images.name} have no label and are left out.")
+
+
+def _warn_of_missing_classes(train_images: ImageSource, test_images: ImageSource):
+    """Names the classes of which all images are on one side."""
+    names = np.array(train_images.label_names)
+    train, test = (
+        np.bincount(images.labels, minlength=len(names)) if images.labels.ndim == 1 else images.labels.sum(axis=0)
+        for images in (train_images, test_images)
+    )
+    for here, there, what in ((train, test, "train"), (test, train, "evaluate")):
+        if missing := names[(here == 0) & (there > 0)].tolist():
+            shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+            logger.warning(
+                f"{len(missing)} of {len(names)} classes have no image to {what} on, since the held-out images are "
+                f"chosen without a look at their classes: {shown}. Change `held_out`, or make a folder `val` by hand."
+            )
 
 
 def open_with_labels(
@@ -148,14 +156,6 @@ def open_with_labels(
     for note in images.notes:
         logger.warning_once(note)
     return images
-
-
-def _labelled(images: ImageSource) -> ImageSource:
-    missing = int((~has_label(images)).sum())
-    if missing == 0:
-        return images
-    logger.warning(f"{missing} of {len(images)} images of {images.name} have no label and are left out.")
-    return LabelledImages(images)
 
 
 def number_labels(label_names: list[str], *sources: ImageSource | None):
@@ -234,14 +234,14 @@ def read_label_table(
     Raises:
         ValueError: If a named column or the table is not there, or images are not in the table.
     """
-    table = _find_table(images) if isinstance(images, FolderImages) else None
+    table = find_table(images.folder) if isinstance(images, FolderImages) else None
     if table is None:
         if columns is not None and isinstance(images, FolderImages):
             raise ValueError(f"`label_column` needs a table {' or '.join(TABLES)} in {images.name}, there is none.")
         return False
     if columns is None and images.labels is not None:
         return False
-    rows = _read_table(table)
+    rows = read_table(table)
     known = list(rows[0]) if rows else []
     columns = columns or [name for name in _COLUMNS if name in known][:1]
     if "file_name" not in known or not columns or not set(columns) <= set(known):
@@ -249,34 +249,13 @@ def read_label_table(
             f"{table} must have the column file_name and {', '.join(columns or ['label'])}, it has {', '.join(known)}. "
             "Name the column of labels with `label_column`."
         )
-    by_name = {os.path.normpath(str(row["file_name"])): [row.get(name) for name in columns] for row in rows}
-    names = [os.path.relpath(images.describe(index), table.parent) for index in range(len(images))]
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(names)} images are not in {table}, first {missing[0]}. Add their rows, with an "
-            "empty label if they have none, or take the images out."
-        )
-    values = [by_name[name] for name in names]
+    values = values_of_files(table, rows, columns, [images.describe(index) for index in range(len(images))])
     values = [value[0] for value in values] if len(columns) == 1 else values
     images.labels, images.label_names = encode_labels(values, problem_type, list(columns), table.suffix == ".csv")
     return True
 
 
-def _find_table(images: FolderImages) -> Path | None:
-    folder = Path(images.folder)
-    return next((place / name for place in (folder, folder.parent) for name in TABLES if (place / name).exists()), None)
-
-
-def _read_table(table: Path) -> list[dict]:
-    with open(table, encoding="utf-8-sig", newline="") as file:
-        if table.suffix == ".csv":
-            return list(csv.DictReader(file))
-        return [json.loads(line) for line in file if line.strip()]
-
-
 __all__ = [
-    "LabelledImages",
     "align_all_labels",
     "encode_labels",
     "forget_other_classes",

@@ -37,7 +37,7 @@ class Pair:
     """Holds an image and its mask, opened when they are read.
 
     Attributes:
-        images (`Sequence`): Source of the image.
+        images ([`ImageSource`] or `Sequence`): Source of the image.
         index (`int`): Position of the image in it.
         mask (`Path` or `PIL.Image.Image`): The mask, or where it is. If the image is a window, the mask of its scene.
         name (`str`): What messages call the image.

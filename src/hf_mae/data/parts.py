@@ -49,6 +49,14 @@ class PartsOfImages(ImageSource):
     def __len__(self) -> int:
         return len(self.parts)
 
+    def key(self, index: int) -> str:
+        """Returns the key of the image that part `index` is a part of: all parts of an image stay together."""
+        return self.images.key(int(self.parts[index, 0]))
+
+    def groups(self, group_by: str) -> Sequence:
+        groups = self.images.groups(group_by)
+        return [groups[image] for image in self.parts[:, 0]]
+
     def file_of(self, index: int) -> str:
         """Returns the name of the image that part `index` is a part of."""
         return self.images.describe(int(self.parts[index, 0]))

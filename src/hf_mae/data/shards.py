@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Images in shards: tar, parquet and Arrow files, read in place."""
 
+import copy
 import json
 import os
 import tarfile
@@ -91,6 +92,15 @@ class TarImages(ImageSource):
     def describe(self, index: int) -> str:
         return f"{self._files[self._places[index, 0]]}:{self._names[index]}"
 
+    def key(self, index: int) -> str:
+        return self._names[index].removeprefix("./")
+
+    def groups(self, group_by: str) -> Sequence:
+        """Returns the folder of each member."""
+        if group_by != "folder":
+            raise ValueError(f"`group_by` of tar files must be folder, got {group_by!r}: {self.name} has no columns.")
+        return [self.key(index).rpartition("/")[0] or "." for index in range(len(self))]
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_descriptors": OrderedDict()}
 
@@ -143,7 +153,9 @@ class ParquetImages(ImageSource):
             raise ValueError(f"Found no images in {name}: {len(files)} parquet file(s) without rows.")
         self._groups = np.array(groups, dtype=np.int64)
         self.row_groups = self._groups[:, 2]
-        self._ends = np.cumsum(self.row_groups)
+        self._ends, self._reads = np.cumsum(self.row_groups), self.row_groups
+        rows = np.bincount(self._groups[:, 0], weights=self.row_groups, minlength=len(files)).astype(np.int64)
+        self._first_rows, self._short_names = np.cumsum(rows) - rows, _below_common_folder(files)
         if labels:
             self.labels, self.label_names = encode_labels(labels, columns=[self._label], names=label_names)
         self._bound_memory(largest)
@@ -166,18 +178,42 @@ class ParquetImages(ImageSource):
         if not 0 <= index < len(self):
             raise IndexError(index)
         group = int(np.searchsorted(self._ends, index, side="right"))
-        rows, unread = self._cache.pop(group, None) or (self._read(group), int(self.row_groups[group]))
+        rows, unread = self._cache.pop(group, None) or (self._read(group), int(self._reads[group]))
         row = rows[index - int(self._ends[group] - self.row_groups[group])].as_py()
-        if unread > 1:  # each row is read once an epoch, by one reader
+        if unread > 1:  # each row, or each of those in `restricted_to`, is read once an epoch, by one reader
             self._cache[group] = (rows, unread - 1)
         if len(self._cache) > self.row_groups_at_once:
             self._cache.popitem(last=False)
         return _open_cell(row, self._type)
 
     def describe(self, index: int) -> str:
-        file = int(self._groups[np.searchsorted(self._ends, index, side="right"), 0])
-        first = int(self.row_groups[self._groups[:, 0] < file].sum())
-        return f"{self._files[file]}:{index - first}"
+        number, row = self._row_of(index)
+        return f"{self._files[number]}:{row}"
+
+    def key(self, index: int) -> str:
+        """Returns the number of the row and, if there are several files, the path of the file below their folder."""
+        number, row = self._row_of(index)
+        return str(row) if len(self._files) == 1 else f"{self._short_names[number]}:{row}"
+
+    def groups(self, group_by: str) -> Sequence:
+        """Returns the value of each row in a column, which is read without the images."""
+        parquets = [self._parquet(number) for number in range(len(self._files))]
+        columns = parquets[0].schema_arrow.names
+        if group_by not in columns:
+            raise ValueError(f"{self.name} has no column {group_by!r} (`group_by`), only {', '.join(columns)}.")
+        tables = (parquet.read([group_by], use_threads=False) for parquet in parquets)
+        return [value for table in tables for value in table[group_by].to_pylist()]
+
+    def restricted_to(self, indices: np.ndarray) -> "ParquetImages":
+        other = copy.copy(self)
+        other._open, other._cache = {}, OrderedDict()
+        other._reads = np.bincount(np.searchsorted(self._ends, indices, side="right"), minlength=len(self._ends))
+        return other
+
+    def _row_of(self, index: int) -> tuple[int, int]:
+        """Returns the number of an image's file, and its row in that."""
+        number = int(self._groups[np.searchsorted(self._ends, index, side="right"), 0])
+        return number, index - int(self._first_rows[number])
 
     def _read(self, group: int):
         number, group_of_file = (int(value) for value in self._groups[group, :2])
@@ -200,6 +236,12 @@ class ParquetImages(ImageSource):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}, "_cache": OrderedDict()}
+
+
+def _below_common_folder(files: Sequence[str]) -> list[str]:
+    """Returns the paths of files below the folder that holds all of them, with `/` on all systems."""
+    common = os.path.commonpath([os.path.dirname(file) for file in files])
+    return [os.path.relpath(file, common or ".").replace(os.sep, "/") for file in files]
 
 
 def _features(schema) -> dict:
@@ -314,7 +356,7 @@ class DatasetImages(ImageSource):
         # Bytes, not pictures: they are decoded here, at the size that a crop needs.
         if isinstance(self._type, datasets.Image):
             images = images.cast_column(self.column, datasets.Image(decode=False))
-        self._images = images
+        self._images, self._dataset = images, dataset
         if label is not None:
             names = _class_names(dataset.features[label])
             self.labels, self.label_names = encode_labels(list(dataset[label]), columns=[label], names=names)
@@ -325,6 +367,13 @@ class DatasetImages(ImageSource):
 
     def __getitem__(self, index: int) -> OpenedImage:
         return _open_cell(self._images[index][self.column], self._type)
+
+    def groups(self, group_by: str) -> Sequence:
+        """Returns the value of each row in a column, which is read without the images."""
+        columns = self._dataset.column_names
+        if group_by not in columns:
+            raise ValueError(f"{self.name} has no column {group_by!r} (`group_by`), only {', '.join(columns)}.")
+        return list(self._dataset.select_columns([group_by])[group_by])
 
 
 def _no_column(name: str, columns: dict) -> str:

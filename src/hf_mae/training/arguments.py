@@ -66,7 +66,7 @@ def _group(parser: CommandParser, arguments_class: type):
     """Sorts the flags into groups by the class that defines them, and hides those of transformers."""
     # Reversed, since `--no_flag` comes after `--flag` and has the same name.
     actions = {action.dest: action for action in reversed(parser._actions)}
-    listed, hidden = parser._optionals._group_actions, False
+    listed, hidden, groups = parser._optionals._group_actions, False, {}
     for owner in arguments_class.__mro__:
         names = [name for name in owner.__dict__.get("__annotations__", {}) if name in actions]
         if owner.__module__.startswith("transformers."):
@@ -77,11 +77,14 @@ def _group(parser: CommandParser, arguments_class: type):
         if not names:
             continue
         title = (owner.__doc__ or "").strip().split("\n")[0].rstrip(".")
-        group = parser.add_argument_group(title if owner is not arguments_class and "(" not in title else "Settings")
+        if owner is arguments_class or title.startswith(f"{owner.__name__}("):  # the docstring that dataclass makes
+            title = "Settings"
+        if title not in groups:  # a class and one that it inherits from may be one group
+            groups[title] = parser.add_argument_group(title)
         for name in names:
             action = actions.pop(name)
             listed.remove(action)
-            group._group_actions.append(action)
+            groups[title]._group_actions.append(action)
     for action in parser._actions:  # --no_flag, which stands for --flag false
         if action.dest not in actions and any(name.startswith("--no_") for name in action.option_strings):
             action.help = argparse.SUPPRESS

@@ -18,10 +18,10 @@ from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import BatchAugmentation, Compose, RandomAugmentation, RandomOrientation
 from ..data.datasets import ClassificationDataset, EvaluationDataset, check_labels, collate_labelled
+from ..data.held_out import select
 from ..data.image_source import ImageSource
 from ..data.label_values import MULTI, REGRESSION, SINGLE
 from ..data.labels import (
-    LabelledImages,
     align_all_labels,
     has_label,
     names_of_labels,
@@ -77,7 +77,12 @@ class ClassifierModelArguments:
     model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
     from_scratch: bool = HfArg(default=False, help="Take the checkpoint's configuration but fresh weights, to compare.")
     image_size: int | None = HfArg(default=None, help="Pixels; positions are resampled. Default: the checkpoint's.")
-    pooling: Literal["mean", "class"] = HfArg(default="mean", help="mean of the patches, or the class token.")
+    pooling: Literal["mean", "class", "attentive"] = HfArg(
+        default="mean", help="Mean of the patches, class token, or learned queries that attend to the patches."
+    )
+    num_pooling_queries: int | None = HfArg(
+        default=None, help="Queries of attentive pooling, a divisor of the width. Default: the checkpoint's, or 32."
+    )
     drop_path_rate: float = HfArg(default=0.1, help="Drop path of the last block; it rises from 0 at the first.")
     num_trainable_layers: float | None = HfArg(
         default=None, help="Train only this number of last blocks; a half is the MLP of one. Default: all."
@@ -313,8 +318,9 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
         "label_smoothing": args.label_smoothing,
         "dtype": torch.float32,
     }
-    if args.image_size is not None:
-        changes["image_size"] = args.image_size
+    for name in ("image_size", "num_pooling_queries"):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
     if args.from_scratch:
         return MAEForImageClassification(MAEConfig.from_pretrained(args.model_name_or_path, **changes))
     starts_anew = bool(known) and names != known
@@ -378,6 +384,7 @@ def finetune(args: ClassificationArguments) -> FineTuned:
     recipe = args.recipe()
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = args.source_options(image_processor)
+    options |= args.held_out_options
     train_images, test_images = open_labelled(args.data, args.label_column, args.problem_type, **options)
     fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
     checkpoint = check_experiment(args, "finetune", fingerprints)
@@ -404,7 +411,10 @@ def _build_trainer(
     config = model.config
     if test_images is None:
         args.eval_strategy = "no"
-        print(f"{train_images.name} has no images to evaluate on: put some below a folder `val`.", file=sys.stderr)
+        print(
+            f"{train_images.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`.",
+            file=sys.stderr,
+        )
     if args.learning_rate is None:
         args.learning_rate = scaled_learning_rate(args.base_learning_rate, args.effective_batch_size)
     mixing = args.share_of_mixing(config.problem_type or SINGLE)
@@ -520,7 +530,7 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
     known = has_label(images)[indices]
     metrics = {}
     if known.any():
-        check_labels(LabelledImages(images), len(names))
+        check_labels(select(images, has_label(images)), len(names))
         predicted = np.argsort(-scores, axis=1)[:, :5] if problem_type == SINGLE else scores
         predicted, labels = predicted[known], labels[known]
         metrics = {f"eval_{k}": v for k, v in figures(predicted, labels, problem_type, len(names)).items()}

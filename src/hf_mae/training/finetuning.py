@@ -38,6 +38,7 @@ from .arguments import recipe_of
 from .checkpointing import delete_run, find_defect, hash_files, list_checkpoints, remove_checkpoint, write_manifest
 from .distributed import call_in_main_process, has_bf16, local_num_workers
 from .optimization import layer_decay_parameter_groups
+from .pretraining_settings import HeldOutSettings
 from .step_guard import RunStopped, StopSignals, end_workers, start_worker
 
 logger = logging.get_logger(__name__)
@@ -157,7 +158,19 @@ class OrientationArguments:
 
 
 @dataclass
-class ReadingArguments:
+class HeldOutArguments(HeldOutSettings):
+    """Held-out images, where the data have no second split."""
+
+    held_out: float = HfArg(default=0.1, help="Share of the images kept back to evaluate on, by a hash of their names.")
+
+    @property
+    def held_out_options(self) -> dict:
+        """The arguments of [`open_labelled`] that say what is kept back."""
+        return {"held_out": self.held_out, "group_by": self.group_by}
+
+
+@dataclass
+class ReadingArguments(HeldOutArguments):
     """How images are read; by default as the image processor of the checkpoint says."""
 
     image_column: str | None = HfArg(

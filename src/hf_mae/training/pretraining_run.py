@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property, partial
@@ -29,6 +29,7 @@ from transformers.utils import logging
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import PretrainingDataset, channel_statistics, collate
 from ..data.decoding import decoder_name
+from ..data.held_out import hold_out
 from ..data.labels import forget_other_classes, has_classes
 from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
 from ..data.sources import ImageSource, open_images
@@ -43,6 +44,7 @@ from .checkpointing import (
     check_output_dir,
     delete_run,
     latest_checkpoint,
+    list_checkpoints,
     load_optimizer,
     load_training_state,
     load_weights,
@@ -64,6 +66,7 @@ from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_re
 from .step_guard import RunStopped, StepGuard, StopSignals, end_workers, start_worker
 
 PREFETCH = 4  # batches that each loader worker has ready
+_MOST_HELD_OUT = 1000  # images: as many as an evaluation takes
 
 
 @dataclass
@@ -168,12 +171,17 @@ class PretrainingRun:
         if self.given_images is not None:
             self.train_images, self.test_images = self.given_images, None
         else:
-            reading = reading_processor(settings, self.start_processor).reading
+            reading = reading_processor(settings, self._newest_processor() or self.start_processor).reading
             columns = {name: getattr(settings, name) for name in ("image_column", "label_column", "dataset_config")}
             options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
             self.train_images, self.test_images = (
                 open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test")
             )
+        if self.test_images is None:
+            share, group_by = settings.held_out, settings.group_by
+            self.train_images, self.test_images, note = hold_out(self.train_images, share, group_by, _MOST_HELD_OUT)
+            if note:
+                self.print(note)
         if self.test_images is not None and has_classes(self.train_images) and has_classes(self.test_images):
             forget_other_classes(self.test_images, self.train_images.label_names)
         self.schedule = plan_steps(settings, len(self.train_images))
@@ -192,6 +200,15 @@ class PretrainingRun:
     def start_processor(self) -> MAEImageProcessor | None:
         """The image processor that was given, or else that of the checkpoint to start from, which is read once."""
         return stored_processor(self.settings, self.given_processor)
+
+    def _newest_processor(self) -> MAEImageProcessor | None:
+        """Returns the image processor of a run that goes on (what it started from may be gone), `None` if it starts."""
+        if self.settings.resume == "never" or self.settings.overwrite_output_dir:
+            return None
+        for checkpoint in call_in_main_process(lambda: list_checkpoints(self.output_dir)):
+            with suppress(OSError, ValueError):  # a broken one is named later, when its hashes are compared
+                return MAEImageProcessor.from_pretrained(checkpoint)
+        return None
 
     def _make_recipe(self) -> dict:
         """Returns what defines the run: a folder with another recipe holds another run."""
@@ -361,10 +378,13 @@ class PretrainingRun:
             settings.eval_images,
             self.batch_size,
             seed=settings.seed,
+            crops=self.dataset,
             **self.share,
             **self.loader_options,
         )
-        self.evaluation = RunEvaluation(self.plain_model, evaluation, self.accelerator, self.output_dir)
+        self.evaluation = RunEvaluation(
+            self.plain_model, evaluation, self.accelerator, self.output_dir, self.schedule.warmup_steps
+        )
 
     def announce(self):
         """Prints what was chosen, and opens the logs."""
@@ -411,6 +431,9 @@ class PretrainingRun:
     def train(self):
         """Takes all steps; between them logs, evaluates and saves, and ends the run when it is to stop."""
         self.start_clock()
+        with self.throughput.excluded():
+            if comparison := self.evaluation.compare():
+                self.print(comparison)
         while self.step < self.schedule.max_steps:
             self.take_step()
             if self.log_step():
@@ -557,13 +580,15 @@ class PretrainingRun:
             self.stop(stop_signal, saved)
 
     def evaluate(self):
-        """Measures the model on fixed images with fixed masks, and draws a sheet."""
-        results = self.evaluation.measure()
+        """Measures the model on fixed images with fixed masks, and draws sheets and the progress of the run."""
+        results = self.evaluation.measure(self.step)
         self.log(**results)
-        self.print(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
+        for line in self.evaluation.report(self.step, results):
+            self.print(line)
         if advice := self.throughput.advice(self.workers, self.settings.views_per_image):
             self.print(advice)
-        self.evaluation.draw(self.step)
+        if self.is_main:
+            self.evaluation.draw_progress(self.metrics.lines)
 
     def save(self) -> bool:
         """Saves a checkpoint. Returns whether that worked in all processes."""
@@ -600,6 +625,8 @@ class PretrainingRun:
         shutil.copy2(self.metrics.path, folder)
         for sheet in sorted((self.output_dir / "sheets").glob("step-*.png"))[-1:]:
             shutil.copy2(sheet, folder / "reconstructions.png")
+        if (self.output_dir / "progress.png").exists():
+            shutil.copy2(self.output_dir / "progress.png", folder)
         self.describe(folder)
 
     def describe(self, folder: Path):

@@ -32,6 +32,18 @@ class SourceSettings:
 
 
 @dataclass
+class HeldOutSettings:
+    """Held-out images, where the data have no second split."""
+
+    held_out: float = HfArg(
+        default=0.01, help="Share of the images, at most 1,000, kept back to evaluate on, by a hash of their names."
+    )
+    group_by: str | None = HfArg(
+        default=None, help="What is kept back as a whole: folder, or a column of the data such as patient or scene."
+    )
+
+
+@dataclass
 class StoredValueSettings:
     """How stored values are read (saved in the image processor)."""
 
@@ -152,7 +164,7 @@ class HubSettings:
 
 
 # A run is defined by these. All other settings may change when it is continued.
-DEFINING_SETTINGS = (StoredValueSettings, CropSettings, ModelSettings, OptimizationSettings)
+DEFINING_SETTINGS = (HeldOutSettings, StoredValueSettings, CropSettings, ModelSettings, OptimizationSettings)
 
 # Settings of a machine, which the recipe that is left with the model does not have.
 MACHINE_SETTINGS = {
@@ -164,6 +176,7 @@ MACHINE_SETTINGS = {
 @dataclass
 class PretrainingSettings(
     SourceSettings,
+    HeldOutSettings,
     StoredValueSettings,
     CropSettings,
     ModelSettings,
@@ -245,6 +258,7 @@ def plan_steps(settings: PretrainingSettings, num_images: int) -> Plan:
 __all__ = [
     "DEFINING_SETTINGS",
     "MACHINE_SETTINGS",
+    "HeldOutSettings",
     "ModelSettings",
     "Plan",
     "PretrainingSettings",

@@ -17,6 +17,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import RandomOrientation
 from ..data.folders import FolderImages
+from ..data.held_out import choose_held_out
 from ..data.image_source import digest
 from ..data.masks import IGNORED, SPLITS, Pair, SegmentationDataset, folder_pairs, read_pair, sample_pairs
 from ..data.sources import open_images
@@ -168,17 +169,11 @@ def open_pairs(
         names = ["background", *open_images().label_names]
     else:
         pairs = {split: folder_pairs(args.data, split, args.tile, image_processor.reading) for split in SPLITS}
-    if not pairs["val"]:
-        what = "image" if args.tile is None else "scene"
-        _say(args, f"No folder val in {args.data}: every tenth {what} is kept from training and evaluated on.")
-        # Windows of one scene overlap, and stay together.
-        held_out = set(list(dict.fromkeys(pair.mask for pair in pairs["train"]))[::10])
-        pairs = {
-            "train": [pair for pair in pairs["train"] if pair.mask not in held_out],
-            "val": [pair for pair in pairs["train"] if pair.mask in held_out],
-        }
     counts = {split: _count_pixels(some, image_processor, args.reduce_labels) for split, some in pairs.items()}
     num_labels = _check_classes(args, pairs, counts, names)
+    has_split = bool(pairs["val"])
+    if not has_split:
+        pairs, counts = _hold_out(args, pairs["train"], counts["train"])
     for split, some in pairs.items():
         shown = np.any(counts[split], axis=1)
         pairs[split] = [pair for pair, counted in zip(some, shown, strict=True) if counted]
@@ -189,16 +184,44 @@ def open_pairs(
             f"{args.data} has {num_labels} class(es), {len(pairs['train'])} images to train on and "
             f"{len(pairs['val'])} to evaluate on. Expected at least two classes, numbered from 0 (255 means that a "
             "pixel does not count: masks of two classes hold 0 and 1), and some images for both."
-            + ("" if args.tile is None else " Without a folder val there must be two scenes: one is kept back.")
+            + (
+                " Without a folder val, `held_out` keeps back whole images and scenes: two are needed."
+                * (not has_split)
+            )
         )
     names = names or [str(number) for number in range(num_labels)]
-    absent = [name for name, count in zip(names, counts["train"].sum(axis=0), strict=False) if count == 0]
-    if absent:
-        raise ValueError(
-            f"No training mask of {args.data or 'the sample'} shows the class(es) {', '.join(absent)}. Classes are "
-            f"numbers in [0, {len(names)}). Check the values of the masks, or leave out these names and renumber."
-        )
+    _check_training_classes(args, counts, names, has_split)
     return pairs["train"], pairs["val"], names
+
+
+def _check_training_classes(
+    args: SegmentationArguments, counts: dict[str, np.ndarray], names: list[str], has_split: bool
+):
+    """Raises `ValueError` if no training mask shows a class. If held-out masks do, the log says so instead."""
+    shown = {split: count.any(axis=0) for split, count in counts.items()}
+    absent = {split: [name for name, some in zip(names, shown[split], strict=False) if not some] for split in shown}
+    if not has_split and shown["val"].any():
+        for split, what in (("train", "train"), ("val", "evaluate")):
+            if absent[split]:
+                _say(args, f"No mask to {what} on shows {', '.join(absent[split])}. Perhaps change `held_out`.")
+        absent["train"] = [name for name in absent["train"] if name in absent["val"]]
+    if absent["train"]:
+        raise ValueError(
+            f"No training mask of {args.data or 'the sample'} shows the class(es) {', '.join(absent['train'])}. "
+            f"Classes are numbers in [0, {len(names)}). Check the values of the masks, or leave out these names and "
+            "renumber."
+        )
+
+
+def _hold_out(
+    args: SegmentationArguments, pairs: list[Pair], counts: np.ndarray
+) -> tuple[dict[str, list[Pair]], dict[str, np.ndarray]]:
+    """Returns all pairs of a source and the counts of their pixels, divided. Windows of a scene stay together."""
+    chosen, note = choose_held_out(pairs[0].images, args.held_out, args.group_by, counted=counts.any(axis=1))
+    _say(args, f"No folder val in {args.data}. {note}")
+    parts = {"train": ~chosen, "val": chosen}
+    divided = {split: [pair for pair, here in zip(pairs, part, strict=True) if here] for split, part in parts.items()}
+    return divided, {split: counts[part] for split, part in parts.items()}
 
 
 def _say(args: SegmentationArguments, text: str):

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Holds images out for evaluation, where the data have no second split: by their names or their groups, not by chance.
+
+A hash of the names orders the images, and the first of them are held out. So every machine, every process and every
+command holds out the same ones, wherever the data lie and in whichever order they are listed; a smaller share is part
+of a larger one; and what pre-training holds out, fine-tuning with the same or a larger share does not train on.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+
+from ..modeling.reading_mae import OpenedImage
+from .image_source import ImageSource, digest
+
+_ROW_GROUPS_TOGETHER = 64  # as many as a run mixes at any time
+
+
+class HeldOut(NamedTuple):
+    """Says which images of a source are held out.
+
+    Attributes:
+        chosen (`np.ndarray` of bool, of shape `(images,)`): Whether an image is held out.
+        note (`str`): How many and why, to be printed.
+    """
+
+    chosen: np.ndarray
+    note: str
+
+
+class SelectedImages(ImageSource):
+    """Some images of another source, in its order."""
+
+    def __init__(self, images: ImageSource, chosen: np.ndarray):
+        """
+        Args:
+            images ([`ImageSource`]): The other source.
+            chosen (`np.ndarray` of bool, of shape `(len(images),)`): Whether an image is taken, at least one.
+        """
+        self.indices = np.flatnonzero(chosen)
+        self.images = images.restricted_to(self.indices)
+        self.name, self.dataset, self.license = images.name, images.dataset, images.license
+        self.labels = None if images.labels is None else images.labels[self.indices]
+        self.label_names, self.notes = images.label_names, list(images.notes)
+        if images.row_groups is not None:  # in the order of the source they are still runs of consecutive images
+            groups = np.repeat(np.arange(len(images.row_groups)), images.row_groups)
+            lengths = np.bincount(groups[self.indices])
+            self.row_groups, self.row_groups_at_once = lengths[lengths > 0], images.row_groups_at_once
+        self.fingerprint = digest(images.fingerprint, self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> OpenedImage:
+        return self.images[int(self.indices[index])]
+
+    def describe(self, index: int) -> str:
+        return self.images.describe(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        return self.images.key(int(self.indices[index]))
+
+    def groups(self, group_by: str) -> Sequence:
+        groups = self.images.groups(group_by)
+        return [groups[index] for index in self.indices]
+
+
+def choose_held_out(
+    images: ImageSource,
+    share: float,
+    group_by: str | None = None,
+    at_most: int | None = None,
+    counted: np.ndarray | None = None,
+) -> HeldOut:
+    """Chooses the images that are held out: `round(share * len(images))` of them, at least one and never all.
+
+    Of sources that are read by row group, the first come from 64 row groups, since images from all over the source
+    would make every evaluation read all of it.
+
+    Args:
+        images ([`ImageSource`]): The source.
+        share (`float`): Share of the images, in [0, 1). 0: none.
+        group_by (`str`, *optional*): Groups that stay together, see [`ImageSource.groups`]. Whole ones are taken, in
+            the order of the hashes of their names, until the share is reached. Default: images with the same key.
+        at_most (`int`, *optional*): Maximum number of images, which only the last group may exceed.
+        counted (`np.ndarray` of bool, of shape `(images,)`, *optional*): Whether an image can be used, because it has
+            a label, say. Then the share is reached among these and among all.
+
+    Returns:
+        [`HeldOut`]. Without `group_by` no image is chosen if all have the same key, as the windows of one scene.
+
+    Raises:
+        ValueError: If the share is not in [0, 1), images have no group, or all are in the same one.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"`held_out` must be a share of the images in [0, 1), got {share}.")
+    if share == 0:
+        return HeldOut(np.zeros(len(images), dtype=bool), "")
+    counted = np.ones(len(images), dtype=bool) if counted is None else counted
+    what = "images" if counted.all() else "images with a label"
+    places = _places_of_keys(images) if group_by is None else _places_of_groups(images, group_by)
+    _, unit_of, sizes = np.unique(places, return_inverse=True, return_counts=True)
+    sizes_counted = np.bincount(unit_of, weights=counted)
+    useful = np.flatnonzero(sizes_counted)
+    if len(useful) < 2 and group_by is not None:
+        raise ValueError(
+            f"The {what} of {images.name} are all in one group by `group_by` {group_by!r}, so that none can be held "
+            "out for evaluation. Choose another `group_by`, or set `held_out` to 0."
+        )
+    if len(useful) < 2:
+        return HeldOut(
+            np.zeros(len(images), dtype=bool),
+            f"The {what} of {images.name} are one image or parts of one: none is held out for evaluation.",
+        )
+    taken = max(_units_needed(sizes, share, at_most), _units_needed(sizes_counted, share, at_most))
+    taken = min(taken, int(useful[-1]))  # some remain to train on
+    chosen = unit_of < taken
+    how = "chosen by their names" if group_by is None else f"{taken:,} of {len(sizes):,} groups by {group_by}"
+    numbers = f"{int((chosen & counted).sum()):,} of {int(counted.sum()):,}"
+    return HeldOut(chosen, f"{numbers} {what} are held out for evaluation, {how}.")
+
+
+def hold_out(
+    images: ImageSource,
+    share: float,
+    group_by: str | None = None,
+    at_most: int | None = None,
+    counted: np.ndarray | None = None,
+) -> tuple[ImageSource, ImageSource | None, str]:
+    """Divides a source.
+
+    Args:
+        images ([`ImageSource`]): All images.
+        share, group_by, at_most, counted (*optional*): See [`choose_held_out`].
+
+    Returns:
+        The images to train on, those held out or `None` if there are none, and a note to be printed, which is empty if
+        none were to be held out. Images that do not count are in neither part.
+    """
+    chosen, note = choose_held_out(images, share, group_by, at_most, counted)
+    counted = np.ones(len(images), dtype=bool) if counted is None else counted
+    train_images = select(images, counted & ~chosen)
+    if not chosen.any():
+        return train_images, None, note
+    held_out = SelectedImages(images, counted & chosen)
+    held_out.notes = []  # the other part has them
+    return train_images, held_out, note
+
+
+def select(images: ImageSource, chosen: np.ndarray) -> ImageSource:
+    """Returns some images of a source, or the source itself if those are all.
+
+    Args:
+        images ([`ImageSource`]): The source.
+        chosen (`np.ndarray` of bool, of shape `(images,)`): Whether an image is taken.
+    """
+    return images if chosen.all() else SelectedImages(images, chosen)
+
+
+def _units_needed(sizes: np.ndarray, share: float, at_most: int | None) -> int:
+    """Returns how many units, in their order, hold the share of all images."""
+    wanted = max(round(share * sizes.sum()), 1)
+    wanted = wanted if at_most is None else min(wanted, at_most)
+    return int(np.searchsorted(np.cumsum(sizes), wanted)) + 1
+
+
+def _places_of_keys(images: ImageSource) -> np.ndarray:
+    """Returns the place of each image in the order, uint64; images with the same key have the same."""
+    places = np.fromiter((_hash(images.key(index)) for index in range(len(images))), np.uint64, len(images))
+    lengths = images.row_groups
+    if lengths is None or len(lengths) <= _ROW_GROUPS_TOGETHER or len(np.unique(places)) < len(places):
+        return places
+    rank = np.argsort(np.argsort(places[np.cumsum(lengths) - lengths]))  # of each row group, by its first image
+    turn = np.minimum(rank // _ROW_GROUPS_TOGETHER, 2**16 - 1).astype(np.uint64)
+    return (np.repeat(turn, lengths) << np.uint64(48)) | (places >> np.uint64(16))
+
+
+def _places_of_groups(images: ImageSource, group_by: str) -> np.ndarray:
+    """Returns the place of each image's group in the order, uint64.
+
+    Raises:
+        ValueError: If images have no group.
+    """
+    groups = list(images.groups(group_by))
+    groups = [None if group in (None, "") or group != group else str(group) for group in groups]  # NaN is not itself
+    if missing := groups.count(None):
+        first = images.describe(groups.index(None))
+        raise ValueError(
+            f"{missing:,} of {len(groups):,} images of {images.name} have no value of {group_by!r} (`group_by`), first "
+            f"{first}. Fill it in, or take the images out."
+        )
+    hashes = {group: _hash(group) for group in set(groups)}
+    return np.fromiter((hashes[group] for group in groups), np.uint64, len(groups))
+
+
+def _hash(name: str) -> int:
+    """Returns 64 bits that depend on the name alone, on all machines and in all versions of Python."""
+    if not name.isascii():  # some file systems take accents apart
+        name = unicodedata.normalize("NFC", name)
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+
+
+__all__ = ["HeldOut", "SelectedImages", "choose_held_out", "hold_out", "select"]
