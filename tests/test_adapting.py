@@ -143,12 +143,13 @@ class Only(nn.Module):
         return self.model(pixel_values, return_dict=True)[self.name]
 
 
-@pytest.fixture(params=["encoder", "classifier"])
+@pytest.fixture(params=["encoder", "classifier", "attentive classifier"])
 def exportable(request, pretrained):
     folder, _ = pretrained
     if request.param == "encoder":
         return Only(MAEModel.from_pretrained(folder), "last_hidden_state")
-    return Only(MAEForImageClassification.from_pretrained(folder, num_labels=4), "logits")
+    pooling = "attentive" if request.param.startswith("attentive") else "mean"
+    return Only(MAEForImageClassification.from_pretrained(folder, num_labels=4, pooling=pooling), "logits")
 
 
 @pytest.mark.slow
@@ -243,10 +244,11 @@ def test_trainer__pretrains_as_it_is(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classifier", "backbone", "pyramid"])
+@pytest.mark.parametrize("kind", ["classifier", "attentive classifier", "backbone", "pyramid"])
 def test_compile__without_a_graph_break(tiny_config, kind):
-    if kind == "classifier":
-        model, arguments = MAEForImageClassification(tiny_config(num_labels=4)), {"labels": LABELS}
+    if kind.endswith("classifier"):
+        pooling = "attentive" if kind.startswith("attentive") else "mean"
+        model, arguments = MAEForImageClassification(tiny_config(num_labels=4, pooling=pooling)), {"labels": LABELS}
     else:
         model = MAEBackbone(tiny_config(feature_pyramid_size=8 if kind == "pyramid" else None))
         arguments = {}

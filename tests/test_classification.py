@@ -196,7 +196,9 @@ def test_class_token__ignores_the_norm_of_means(tiny_config):
     torch.testing.assert_close(model.pool(PIXELS), model.mae(PIXELS).last_hidden_state[:, 0])
 
 
-@pytest.mark.parametrize("fields", [{"pooling": "mean"}, {"pooling": "class"}, {"mask_tokens_in_encoder": True}])
+@pytest.mark.parametrize(
+    "fields", [{"pooling": "mean"}, {"pooling": "class"}, {"pooling": "attentive"}, {"mask_tokens_in_encoder": True}]
+)
 def test_gradients__reach_every_parameter(classifier, fields):
     """Also the position table; and nothing is left without, which several processes could not train."""
     model = classifier(**fields).train()

@@ -61,7 +61,7 @@ again = AutoModelForPreTraining.from_pretrained(target, **trust)
 assert torch.equal(again.eval()(pixels, noise=noise).loss, model.eval()(pixels, noise=noise).loss)
 assert not torch.equal(again(pixels, noise=noise).loss, loss)
 
-classifier = AutoModelForImageClassification.from_pretrained(source, num_labels=3, **trust)
+classifier = AutoModelForImageClassification.from_pretrained(source, num_labels=3, pooling="attentive", **trust)
 assert torch.equal(classifier.mae.layers[0].mlp.fc1.weight, encoder.layers[0].mlp.fc1.weight)
 classifier.train()(pixels, labels=torch.tensor([0, 2])).loss.backward()
 classifier.eval().save_pretrained(target + "-classifier")

@@ -207,7 +207,7 @@ def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor |
     """Returns a `config.json` of timm: one of its architectures, with everything that differs as `model_args`."""
     config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
     num_classes = config.num_labels if has_classifier else 0
-    pooling = "avg" if config.pooling == "mean" else "token"
+    pooling = "token" if config.pooling == "class" else "avg"
     ratio = config.intermediate_size / config.hidden_size
     arguments = {
         "img_size": config.image_size,

@@ -60,9 +60,12 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
             Linear layers start from Xavier's uniform distribution. Source: He et al. 2021, appendix A.1.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of all layer norms.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
-        pooling (`"mean"` or `"class"`, *optional*, defaults to `"mean"`): Whether `pooler_output` is the mean of
-            the visible patch tokens or the class token, both after the final norm. In [`MAEForImageClassification`] the
-            mean is followed by a norm of its own, which replaces the final one.
+        pooling (`"mean"`, `"class"` or `"attentive"`, *optional*, defaults to `"mean"`): Whether `pooler_output` is
+            the mean of the visible patch tokens or the class token, both after the final norm. In
+            [`MAEForImageClassification`] the mean is followed by a norm of its own, which replaces the final one, and
+            `"attentive"` pools by learned queries, see [`MAEAttentivePooling`]; elsewhere it is the mean.
+        num_pooling_queries (`int`, *optional*, defaults to 32): Learned queries of attentive pooling. Must divide
+            `hidden_size`: each pools an equal share of its channels. Source: Psomas et al. 2025 (arXiv 2506.10178).
         drop_path_rate (`float`, *optional*, defaults to 0.0): Probability in [0, 1) that the last block of the
             encoder is skipped for an image in training. It rises linearly from 0 at the first block. Fine-tuning uses
             0.1 to 0.3 (Table 9, official notes). Source: stochastic depth, Huang et al. 2016, arXiv 1603.09382.
@@ -124,6 +127,7 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     qkv_bias: bool = True
     pooling: str = "mean"
+    num_pooling_queries: int = 32
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16
@@ -257,9 +261,11 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
                 "`feature_pyramid_size` must be positive and needs reshape_hidden_states=True, got "
                 f"{self.feature_pyramid_size} and {self.reshape_hidden_states}."
             )
-        for name, choices in (("mask_sampling", tuple(MASK_SAMPLINGS)), ("pooling", ("mean", "class"))):
+        for name, choices in (("mask_sampling", tuple(MASK_SAMPLINGS)), ("pooling", ("mean", "class", "attentive"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.pooling == "attentive":
+            check_pooling_queries(self.hidden_size, self.num_pooling_queries)
 
     def _check_sizes(self):
         for name in ("image_size", "patch_size", "num_channels", "hidden_size", "decoder_hidden_size"):
@@ -291,9 +297,19 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"`{prefix}num_hidden_layers` must be at least 1, got {layers}.")
 
 
+def check_pooling_queries(hidden_size: int, num_queries: int):
+    """Raises `ValueError` if the queries of attentive pooling cannot share the channels."""
+    if num_queries < 1 or hidden_size % num_queries:
+        divisors = [str(number) for number in range(1, hidden_size + 1) if hidden_size % number == 0]
+        raise ValueError(
+            f"`num_pooling_queries` must divide `hidden_size` {hidden_size}, got {num_queries}. Choose one of "
+            f"{', '.join(divisors)}."
+        )
+
+
 def _pair(size: int | list[int]) -> tuple[int, ...]:
     """Returns (height, width) of a size that is given as one integer or as two."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-__all__ = ["MAEConfig"]
+__all__ = ["MAEConfig", "check_pooling_queries"]

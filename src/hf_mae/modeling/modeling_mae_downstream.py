@@ -12,16 +12,66 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_mae import MAEConfig
+from .configuration_mae import MAEConfig, check_pooling_queries
 from .modeling_mae import MAEModel, MAEPreTrainedModel, choose_states
+from .outputs_mae import MAEModelOutput
 from .patches_mae import at_least_float32, patch_grid
+
+
+class MAEAttentivePooling(nn.Module):
+    """Pools patch tokens by learned queries: each takes another weighted mean of the tokens, for its own channels.
+
+    The weights of query q_j are `softmax(q_j x_n / sqrt(D))` over the patches n. The values are `W x_n`, cut into as
+    many slices of channels as there are queries, and query j averages slice j; the slices are joined again. There is no
+    projection of keys. Source: efficient probing (Psomas et al. 2025, arXiv 2506.10178) and its code
+    (github.com/billpsomas/efficient-probing, `poolings/ep.py`).
+
+    W is applied to the means of the tokens, not to the tokens: the result is the same and takes a fraction of the time.
+    """
+
+    def __init__(self, hidden_size: int, num_queries: int):
+        """
+        Args:
+            hidden_size (`int`): D, the width of the tokens.
+            num_queries (`int`): Number of queries.
+
+        Raises:
+            ValueError: If the number of queries does not divide the width.
+        """
+        super().__init__()
+        check_pooling_queries(hidden_size, num_queries)
+        self.queries = nn.Parameter(torch.empty(num_queries, hidden_size))
+        self.value_weight = nn.Parameter(torch.empty(hidden_size, hidden_size))  # W
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02):
+        """Makes fresh weights: queries from a normal distribution, values as all linear layers of these models.
+
+        Args:
+            std (`float`, *optional*, defaults to 0.02): Standard deviation of the queries. The default is the source's.
+        """
+        init.normal_(self.queries, std=std)
+        init.xavier_uniform_(self.value_weight)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Returns the pooled tokens (B, D) of patch tokens (B, N, D). Their order does not matter."""
+        means = self.attention(tokens) @ tokens  # (B, queries, D)
+        slices = self.value_weight.unflatten(0, (len(self.queries), -1))  # (queries, D / queries, D)
+        return torch.einsum("bqd,qcd->bqc", means, slices).flatten(1)
+
+    def attention(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Returns the weights of patch tokens (B, N, D) for each query, (B, queries, N), which add up to 1."""
+        scores = self.queries @ tokens.transpose(1, 2) * tokens.shape[-1] ** -0.5
+        return scores.softmax(dim=-1, dtype=at_least_float32(scores).dtype).to(tokens.dtype)
 
 
 class MAEForImageClassification(MAEPreTrainedModel):
     """The encoder with a linear classifier, as in the paper's end-to-end fine-tuning (He et al. 2021, appendix A.1).
 
     With `config.pooling="mean"` the patch tokens of the last block are averaged and then normalised by `fc_norm`; the
-    encoder has no final norm. With `"class"` the classifier gets the class token after the final norm.
+    encoder has no final norm. With `"class"` the classifier gets the class token after the final norm, with
+    `"attentive"` the patch tokens after the final norm, pooled by [`MAEAttentivePooling`].
     """
 
     _is_fine_tuned = True
@@ -40,6 +90,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
         mean = config.pooling == "mean"
         self.mae = MAEModel(config, final_norm=not mean)
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if mean else nn.Identity()
+        attentive, sizes = config.pooling == "attentive", (config.hidden_size, config.num_pooling_queries)
+        self.attentive_pooling = MAEAttentivePooling(*sizes) if attentive else None
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -48,10 +100,18 @@ class MAEForImageClassification(MAEPreTrainedModel):
         super()._init_weights(module)
         if module is self.classifier:  # near zero, as in the official fine-tuning
             init.trunc_normal_(module.weight, std=2e-5)
+        elif isinstance(module, MAEAttentivePooling):
+            module.reset_parameters(self.config.initializer_range)
 
     def pool(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Returns the input of the classifier, `(batch, hidden_size)`. Arguments as in [`MAEModel.forward`]."""
-        return self.fc_norm(self.mae(pixel_values, return_dict=True, **kwargs).pooler_output)
+        return self._pool(self.mae(pixel_values, return_dict=True, **kwargs))
+
+    def _pool(self, outputs: MAEModelOutput) -> torch.Tensor:
+        if self.attentive_pooling is None:
+            return self.fc_norm(outputs.pooler_output)
+        end = None if outputs.ids_keep is None else 1 + outputs.ids_keep.shape[1]  # mask tokens come last
+        return self.attentive_pooling(outputs.last_hidden_state[:, 1:end])
 
     @can_return_tuple
     def forward(
@@ -81,7 +141,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
             ValueError: If the labels do not fit.
         """
         outputs = self.mae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs)
-        logits = self.classifier(self.fc_norm(outputs.pooler_output))
+        logits = self.classifier(self._pool(outputs))
         return ImageClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -283,4 +343,4 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         return tokens[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
 
 
-__all__ = ["MAEBackbone", "MAEForImageClassification"]
+__all__ = ["MAEAttentivePooling", "MAEBackbone", "MAEForImageClassification"]
