@@ -66,7 +66,7 @@ class SelectedImages(ImageSource):
 
     def groups(self, group_by: str) -> Sequence:
         groups = self.images.groups(group_by)
-        return [groups[index] for index in self.indices]
+        return [groups[index] for index in self.indices.tolist()]
 
 
 def choose_held_out(

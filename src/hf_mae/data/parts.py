@@ -55,7 +55,7 @@ class PartsOfImages(ImageSource):
 
     def groups(self, group_by: str) -> Sequence:
         groups = self.images.groups(group_by)
-        return [groups[image] for image in self.parts[:, 0]]
+        return [groups[image] for image in self.parts[:, 0].tolist()]
 
     def file_of(self, index: int) -> str:
         """Returns the name of the image that part `index` is a part of."""

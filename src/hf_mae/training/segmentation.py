@@ -18,7 +18,7 @@ from transformers.hf_argparser import HfArg
 from ..data.augmentation import RandomOrientation
 from ..data.folders import FolderImages
 from ..data.held_out import choose_held_out
-from ..data.image_source import digest
+from ..data.image_source import ImageSource, digest
 from ..data.masks import IGNORED, SPLITS, Pair, SegmentationDataset, folder_pairs, read_pair, sample_pairs
 from ..data.sources import open_images
 from ..modeling.configuration_mae import MAEConfig, _pair
@@ -198,9 +198,9 @@ def _check_training_classes(
     args: SegmentationArguments, counts: dict[str, np.ndarray], names: list[str], has_split: bool
 ):
     """Raises `ValueError` if no training mask shows a class. If held-out masks do, the log says so instead."""
-    shown = {split: count.any(axis=0) for split, count in counts.items()}
+    shown = {split: (count.sum(axis=0) > 0).tolist() for split, count in counts.items()}
     absent = {split: [name for name, some in zip(names, shown[split], strict=False) if not some] for split in shown}
-    if not has_split and shown["val"].any():
+    if not has_split and any(shown["val"]):
         for split, what in (("train", "train"), ("val", "evaluate")):
             if absent[split]:
                 _say(args, f"No mask to {what} on shows {', '.join(absent[split])}. Perhaps change `held_out`.")
@@ -217,7 +217,9 @@ def _hold_out(
     args: SegmentationArguments, pairs: list[Pair], counts: np.ndarray
 ) -> tuple[dict[str, list[Pair]], dict[str, np.ndarray]]:
     """Returns all pairs of a source and the counts of their pixels, divided. Windows of a scene stay together."""
-    chosen, note = choose_held_out(pairs[0].images, args.held_out, args.group_by, counted=counts.any(axis=1))
+    images = pairs[0].images  # of all pairs, in their order
+    assert isinstance(images, ImageSource)
+    chosen, note = choose_held_out(images, args.held_out, args.group_by, counted=counts.sum(axis=1) > 0)
     _say(args, f"No folder val in {args.data}. {note}")
     parts = {"train": ~chosen, "val": chosen}
     divided = {split: [pair for pair, here in zip(pairs, part, strict=True) if here] for split, part in parts.items()}
