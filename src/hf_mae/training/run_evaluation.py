@@ -2,6 +2,9 @@
 # Copyright 2026 The hf_mae authors
 """Measures and draws the model of a pre-training run, always on the same images with the same masks."""
 
+import math
+import time
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -9,30 +12,53 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
+from ..evaluation.feature_sheets import neighbor_sheet, patch_colors, pca_sheet
+from ..evaluation.label_free import collapse, label_free_figures
 from ..evaluation.monitoring import Evaluation
+from ..evaluation.progress import progress_picture
 from ..evaluation.visualization import reconstruction_sheet
 from ..modeling.modeling_mae import MAEForPreTraining
 
+_RECONSTRUCTED, _COLORED, _QUERIES = 24, 12, 8  # images on the sheets
+_IMAGES_OF_COLORS = 64  # whose patches have the same principal components; few images would each have their own
+_NAMES = {"constant": "a constant", "visible_mean": "the visible mean", "interpolation": "interpolation"}
+_HELP = "docs/is_it_learning.md has the causes and what to do."
+
 
 class RunEvaluation:
-    """Measures the model of a run, and draws what it does into the folder `sheets` and for the trackers."""
+    """Measures the model of a run, says whether it learns, and draws what it does into the folder `sheets`."""
 
-    def __init__(self, model: MAEForPreTraining, evaluation: Evaluation, accelerator: Accelerator, output_dir: Path):
+    def __init__(
+        self,
+        model: MAEForPreTraining,
+        evaluation: Evaluation,
+        accelerator: Accelerator,
+        output_dir: Path,
+        warmup_steps: int,
+    ):
         """
         Args:
-            model ([`MAEForPreTraining`]): The model, which may be sharded. Every process calls the methods.
+            model ([`MAEForPreTraining`]): The model, which may be sharded. Every process calls the methods together.
             evaluation ([`Evaluation`]): What measures it.
             accelerator (`Accelerator`): Precision and trackers.
             output_dir (`Path`): Folder of the run.
+            warmup_steps (`int`): Steps after which the loss should be below that of a constant.
         """
-        self.model, self.evaluation, self.accelerator, self.output_dir = model, evaluation, accelerator, output_dir
-        images = evaluation.images
-        count = min(24, len(images))
-        self.sheet_images = torch.stack([images[n * len(images) // count]["pixel_values"] for n in range(count)])
+        self.model, self.evaluation, self.accelerator = model, evaluation, accelerator
+        self.output_dir, self.warmup_steps = output_dir, warmup_steps
+        self.trivial: dict[str, float] = {}
+        self._alarms: dict[str, str | None] = {}
+        self._projections: torch.Tensor | None = None
+        images, rng = evaluation.images, np.random.default_rng(evaluation.seed)
+        count = min(_IMAGES_OF_COLORS, len(images))
+        spread = np.arange(count) * len(images) // count
+        # In random order, so that the first of them are from everywhere, too.
+        self.images = torch.stack([images[int(place)]["pixel_values"] for place in spread])[rng.permutation(count)]
         rows, columns = model.config.grid_size
         generator = torch.Generator().manual_seed(evaluation.seed)
-        self.sheet_noise = torch.rand(count, rows * columns, generator=generator).to(accelerator.device)
+        self.noise = torch.rand(count, rows * columns, generator=generator).to(accelerator.device)
 
     @property
     def held_out(self) -> bool:
@@ -44,25 +70,120 @@ class RunEvaluation:
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # compiling pays for many calls
             yield
 
-    def measure(self) -> dict[str, float]:
-        """Returns the figures of the model, the same in all processes."""
-        with self._as_in_training():
-            return self.evaluation(self.model)
+    # ------------------------------------------------------------------------------------------------------------------
+    # Figures
 
-    def draw(self, step: int):
-        """Draws the sheets of a step."""
-        sheet = self.draw_reconstructions()
-        if self.accelerator.is_main_process and sheet is not None:
-            self._track("reconstructions", sheet, step)
-            with suppress(OSError):  # a full disk is reported where it matters, when saving
-                sheet.save(self.output_dir / "sheets" / f"step-{step:07}.png")
+    def compare(self) -> str | None:
+        """Measures predictors that learn nothing, and returns a line of their losses, `None` if no loss is a number."""
+        losses = self.evaluation.trivial_losses(self.model)
+        self.trivial = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+        if not self.trivial:
+            return None
+        found = ", ".join(f"{_NAMES[name]} {loss:.4f}" for name, loss in self.trivial.items())
+        return f"To beat: {found} (losses of predictors that learn nothing, on the evaluation images and masks)"
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Returns the figures of the model, the same in all processes, and draws the sheets of a step.
+
+        `eval_seconds` is the time of that.
+        """
+        started = time.perf_counter()
+        with self._as_in_training():
+            results = self.evaluation(self.model)
+            results.update({f"eval_loss_{name}": loss for name, loss in self.trivial.items()})
+            features = None
+            if self.evaluation.twins is not None and len(self.evaluation.twins) > 2:
+                features, others = self.evaluation.encode_twins(self.model)
+                results.update(label_free_figures(features, others))
+            self._draw_sheets(step, features)
+        return {**results, "eval_seconds": time.perf_counter() - started}
+
+    def report(self, step: int, results: dict[str, float]) -> list[str]:
+        """Returns a line of the figures, and lines of what is wrong: each once, until it was right in between."""
+        width = self.model.config.hidden_size
+        alarms = {
+            "constant": self._not_below_constant(step, results["eval_loss"]),
+            "collapse": collapse(results) if step >= self.warmup_steps else None,
+        }
+        new = [f"Step {step}: {text} {_HELP}" for name, text in alarms.items() if text and not self._alarms.get(name)]
+        self._alarms = alarms
+        return [f"step {step}: {describe(results, width)}", *new]
+
+    def _not_below_constant(self, step: int, loss: float) -> str | None:
+        constant = self.trivial.get("constant")
+        # A model that predicts the constant is a little above or below it.
+        if constant is None or step < self.warmup_steps or loss < constant - 0.01 * abs(constant):
+            return None
+        return (
+            f"the loss {loss:.4f} is not below {constant:.4f}, which predicting the same for every patch would give. "
+            "The model has learnt nothing yet. If that stays so, start again with a lower `base_learning_rate`."
+        )
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Pictures
 
     def draw_reconstructions(self) -> PIL.Image.Image | None:
         """Returns a sheet of reconstructions, or `None` if the target has no way back to pixels."""
-        processor = self.evaluation.images.image_processor
+        images, noise = self.images[:_RECONSTRUCTED], self.noise[:_RECONSTRUCTED]
         with self._as_in_training(), suppress(NotImplementedError):
-            return reconstruction_sheet(self.model, processor, self.sheet_images, noise=self.sheet_noise)
+            return reconstruction_sheet(self.model, self._processor, images, noise=noise)
         return None
+
+    def draw_progress(self, lines: Sequence[dict[str, float]]):
+        """Draws `progress.png` from the log so far and the newest sheet, in the main process."""
+        newest = None
+        for kind in ("step", "patches"):
+            for path in sorted((self.output_dir / "sheets").glob(f"{kind}-*.png"))[-1:]:
+                newest = newest or PIL.Image.open(path)
+        with suppress(NotImplementedError):  # TEMPORARY
+            self._save(progress_picture(lines, newest), self.output_dir / "progress.png")
+
+    @property
+    def _processor(self):
+        return self.evaluation.images.image_processor
+
+    def _draw_sheets(self, step: int, features: torch.Tensor | None):
+        sheets = {"reconstructions": self.draw_reconstructions(), "patches": self._draw_patches()}
+        if not self.accelerator.is_main_process:
+            return
+        if features is not None:
+            queries = np.arange(min(_QUERIES, len(features))) * len(features) // min(_QUERIES, len(features))
+            with suppress(NotImplementedError):  # TEMPORARY
+                sheets["neighbors"] = neighbor_sheet(features, self.evaluation.twins.picture, queries.tolist())
+        for name, sheet in sheets.items():
+            if sheet is not None:
+                self._track(name, sheet, step)
+                kind = "step" if name == "reconstructions" else name
+                self._save(sheet, self.output_dir / "sheets" / f"{kind}-{step:07}.png")
+
+    @torch.no_grad()
+    def _draw_patches(self) -> PIL.Image.Image | None:
+        """Returns the sheet of patches in the main process."""
+        was_training, grid_size = self.model.training, self.model.config.grid_size
+        self.model.eval()
+        batches = self.images.split(self.evaluation.batch_size)
+        states = [self.model.mae(batch.to(self.model.device)).last_hidden_state for batch in batches]
+        self.model.train(was_training)
+        if not self.accelerator.is_main_process:
+            return None
+        patches = torch.cat(states)[:, -math.prod(grid_size) :].float().unflatten(1, grid_size)
+        path = self.output_dir / "sheets" / "patches.safetensors"  # so that a run that goes on keeps its colours
+        if self._projections is None and path.exists():
+            self._projections = load_file(path)["projections"]
+        with suppress(NotImplementedError):  # TEMPORARY
+            colors, self._projections = patch_colors(patches, self._projections)
+        if self._projections is None:
+            return None
+        with suppress(OSError):
+            save_file({"projections": self._projections.contiguous()}, path)
+        return pca_sheet(self._processor.post_process_reconstruction(self.images[:_COLORED]), colors)
+
+    def _save(self, picture: PIL.Image.Image, path: Path):
+        """Saves a picture that may be open somewhere, or be replaced in mid-write."""
+        partial = path.with_suffix(".partial")
+        with suppress(OSError):  # a full disk is reported where it matters, when saving
+            picture.save(partial, "PNG")
+            partial.replace(path)
 
     def _track(self, name: str, picture: PIL.Image.Image, step: int):
         for tracker in self.accelerator.trackers:
@@ -72,4 +193,27 @@ class RunEvaluation:
                 tracker.log_images({name: [picture]}, step=step)
 
 
-__all__ = ["RunEvaluation"]
+def describe(results: dict[str, float], width: int) -> str:
+    """Returns the figures of an evaluation in a line to read.
+
+    Args:
+        results (`dict[str, float]`): As [`RunEvaluation.measure`] returns them. What is missing is left out.
+        width (`int`): Dimensions of the features.
+    """
+    loss = results["eval_loss"]
+    compared = []
+    for name in ("constant", "interpolation"):
+        base = results.get(f"eval_loss_{name}", math.nan)
+        if base > 0 and math.isfinite(loss):
+            compared.append(f"{abs(1 - loss / base):.0%} {'below' if loss <= base else 'above'} {_NAMES[name]}")
+    parts = [f"loss {loss:.4f}" + (f" ({', '.join(compared)})" if compared else "")]
+    formats = {
+        "knn_accuracy": "k-NN {:.1%}",
+        "effective_rank": f"rank {{:.1f}} of {width}",
+        "twin_retrieval": "twins {:.1%}",
+        "mean_cosine": "cosine {:.2f}",
+    }
+    return ", ".join(parts + [text.format(results[name]) for name, text in formats.items() if name in results])
+
+
+__all__ = ["RunEvaluation", "describe"]
