@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Attention maps, sheets of reconstructions, the loss curve, and the two commands that draw sheets."""
+"""Attention maps, sheets of reconstructions, the picture of a run, and the two commands that draw sheets."""
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
 from conftest import picture
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.evaluation.baselines import interpolate_hidden
+from hf_mae.evaluation.progress import loss_curve, progress_picture, round_values
 from hf_mae.evaluation.visualization import (
     attention_command,
     attention_rollout,
     attention_sheet,
-    loss_curve,
     reconstruct_command,
     reconstruction_sheet,
 )
@@ -82,10 +84,10 @@ def test_attention_sheet__is_bright_where_the_class_token_looks(tiny_model):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Sheets and the loss curve
+# Sheets
 
 
-def test_sheet__shows_original_masked_and_reconstruction(tiny_model):
+def test_sheet__shows_original_masked_interpolation_and_reconstruction(tiny_model):
     model = tiny_model(image_size=(32, 64))
     processor = MAEImageProcessor.for_image_size((32, 64))
     pixels = torch.full((3, 3, 32, 64), 1.0)
@@ -95,6 +97,17 @@ def test_sheet__shows_original_masked_and_reconstruction(tiny_model):
     assert sheet.getpixel((5, 30)) == white  # the original, at twice its size: 128 x 64
     masked = {sheet.getpixel((132 + 16 * column + 8, 16 + 16 * row + 8)) for row in range(4) for column in range(8)}
     assert masked == {white, (124, 116, 104)}  # ImageNet's mean colour where patches are hidden
+    assert sheet.getpixel((2 * 132 + 5, 30)) == white  # what lies between white patches is white
+    assert sheet.size == (2 * (4 * 132 + 12) - 12, 16 + 2 * 68)
+
+
+def test_sheet__interpolates_under_the_mask_that_is_shown(tiny_model):
+    model, processor = tiny_model(), MAEImageProcessor.for_image_size(32)
+    pixels, noise = torch.rand(1, 3, 32, 32), torch.rand(1, 16)
+    sheet = reconstruction_sheet(model, processor, pixels, columns=1, min_side=32, noise=noise)
+    filled = interpolate_hidden(pixels, model(pixels, noise=noise).mask, (8, 8))
+    shown = sheet.crop((2 * 36, 16, 2 * 36 + 32, 48))
+    assert shown.tobytes() == processor.post_process_reconstruction(filled)[0].tobytes()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])
@@ -103,13 +116,64 @@ def test_sheet__is_drawn_for_any_number_of_channels(tiny_model, channels, norm_p
     model = tiny_model(num_channels=channels, norm_pix_loss=norm_pix_loss)
     processor = MAEImageProcessor.for_image_size(32, num_channels=channels)
     sheet = reconstruction_sheet(model, processor, torch.rand(2, channels, 32, 32), columns=1, min_side=32)
-    assert (sheet.mode, sheet.size) == ("RGB", (3 * (32 + 4), 16 + 2 * (32 + 4)))
+    assert (sheet.mode, sheet.size) == ("RGB", (4 * (32 + 4), 16 + 2 * (32 + 4)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The picture of a run
+
+NAVY, ORANGE = (0, 0, 128), (213, 94, 0)
+
+
+def places_of(picture, color, box):
+    """Returns the pixels (x, y) of one colour in a box (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    found = (np.array(picture)[top:bottom, left:right] == color).all(axis=-1)
+    return [(left + x, top + y) for x, y in np.argwhere(found.T).tolist()]
 
 
 def test_loss_curve__falls_where_the_loss_does():
-    curve = loss_curve([(0, 1.0), (50, 0.2), (100, 0.1)], size=(200, 100)).convert("RGB")
-    line = [(x, y) for x in range(200) for y in range(100) if curve.getpixel((x, y)) == (0, 0, 128)]
-    assert min(line)[1] < 45 < 55 < max(line)[1]
+    curve = loss_curve([(0, 1.0), (50, 0.7), (100, 0.6)], size=(400, 200))
+    line = places_of(curve, NAVY, (52, 0, 250, 200))
+    assert min(line)[1] < 60 < 130 < max(line)[1]
+    assert curve.size == (400, 200)
+
+
+def test_progress__shows_each_value_in_its_panel():
+    lines = [{"step": step, "loss": 1 - step / 200, "epoch": step / 10} for step in range(0, 101, 10)]
+    lines += [{"step": 50, "eval_loss": 0.8, "eval_loss_constant": 0.95}, {"step": 100, "eval_loss": 0.55}]
+    loss, rank, found = (52, 68, 522, 448), (724, 68, 1050, 228), (724, 288, 1050, 448)
+    only_losses = progress_picture(lines)
+    assert only_losses.size == (1200, 474)
+    assert places_of(only_losses, NAVY, loss)
+    assert places_of(only_losses, ORANGE, loss)
+    assert places_of(only_losses, NAVY, rank) == places_of(only_losses, NAVY, found) == []
+    whole = progress_picture([*lines, {"step": 100, "effective_rank": 20.0, "twin_retrieval": 0.1}])
+    assert places_of(whole, NAVY, rank)
+    assert places_of(whole, NAVY, found)
+    constant = [y for _, y in places_of(whole, (105, 105, 105), loss)]  # dashes, between 1 and 0.5
+    assert 68 < min(constant) == max(constant) < 150
+
+
+def test_progress__survives_missing_values_spikes_and_single_points():
+    values = [0.9, float("nan"), 1e9, None, float("inf"), 0.6, 0.6, 0.6]
+    progress_picture([{"step": step, "loss": value} for step, value in enumerate(values)])
+    progress_picture([{"step": 3, "eval_loss": 0.0}])
+    assert progress_picture([]).size == (1200, 474)
+
+
+@pytest.mark.parametrize(("size", "height"), [((300, 100), 100), ((2352, 500), 250)])
+def test_progress__has_the_sheet_below(size, height):
+    picture = progress_picture([], PIL.Image.new("RGB", size, "red"))
+    assert picture.size == (1200, 474 + height + 24)
+    assert picture.getpixel((600, 474 + 12 + height // 2)) == (255, 0, 0)
+
+
+def test_round_values__are_multiples_of_one_two_or_five():
+    assert round_values(0.53, 1.2, 4) == pytest.approx([0.6, 0.8, 1.0, 1.2])
+    assert round_values(0, 60, 3) == [0, 20, 40, 60]
+    assert round_values(7, 48_000, 5) == [10_000, 20_000, 30_000, 40_000]
+    assert round_values(-0.001, 0.0011, 2) == pytest.approx([0])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -149,8 +213,8 @@ COMMANDS = {"attention.png": attention_command, "reconstructions.png": reconstru
 def test_command__draws_embedded_images_into_the_folder_it_runs_in(checkpoint, output, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     COMMANDS[output]([checkpoint(num_channels=1), "--num_images", "5"], prog="hf-mae")
-    side = 192 if output == "attention.png" else 128  # of a picture; five images are three rows of two
-    assert PIL.Image.open(output).size == (2 * (3 * (side + 4) + 12) - 12, 16 + 3 * (side + 4))
+    kinds, side = (3, 192) if output == "attention.png" else (4, 128)  # five images are three rows of two
+    assert PIL.Image.open(output).size == (2 * (kinds * (side + 4) + 12) - 12, 16 + 3 * (side + 4))
     printed = capsys.readouterr().out
     assert "5 pictures" in printed
     assert output in printed
@@ -161,7 +225,8 @@ def test_command__draws_pictures_of_its_users(checkpoint, photos, output, tmp_pa
     path = tmp_path / "new folder" / output
     arguments = ["--output", str(path), "--image_size", "176", "--columns", "1"]
     COMMANDS[output]([checkpoint(), *photos, *arguments], prog="hf-mae")
-    assert PIL.Image.open(path).size == (3 * (176 + 4), 16 + 3 * (176 + 4))
+    kinds = 3 if output == "attention.png" else 4
+    assert PIL.Image.open(path).size == (kinds * (176 + 4), 16 + 3 * (176 + 4))
 
 
 @pytest.mark.parametrize("output", COMMANDS)
@@ -189,7 +254,7 @@ def test_reconstruct__hides_what_seed_and_ratio_say(checkpoint, photos, tmp_path
         reconstruct_command([folder, photos[0], "--output", str(output), *flags], prog="hf-mae")
         sheets[name] = PIL.Image.open(output)
     assert sheets["0"].tobytes() == sheets["0 again"].tobytes() != sheets["1"].tobytes()
-    side = 4 * (sheets["0"].size[0] // 3 - 4) // 4  # of a picture: 4 x 4 patches
+    side = sheets["0"].size[0] // 4 - 4  # of a picture: 4 x 4 patches
 
     def hidden(sheet):
         places = [

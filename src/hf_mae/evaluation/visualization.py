@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Draws sheets of pictures (reconstructions, attention of the class token) and the curve of a training loss."""
+"""Draws sheets of pictures: reconstructions, and the attention of the class token."""
 
 import argparse
 import math
@@ -19,6 +19,7 @@ from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..modeling.patches_mae import at_least_float32, patch_grid
+from .baselines import interpolate_hidden
 
 _MARGIN, _HEADING = 4, 16  # pixels
 # Colours of a heat map from low to high. Brightness rises throughout, so that it also reads in grey.
@@ -29,26 +30,29 @@ def reconstruction_sheet(
     model: MAEForPreTraining,
     image_processor: MAEImageProcessor,
     pixel_values: torch.Tensor,
-    columns: int = 3,
+    columns: int = 2,
     min_side: int = 112,
     **kwargs,
 ) -> PIL.Image.Image:
-    """Draws each image three times: the original, its visible patches, and the reconstruction.
+    """Draws each image four times: the original, its visible patches, an interpolation of these, the reconstruction.
+
+    The interpolation shows what is possible without having learnt anything, see [`interpolate_hidden`].
 
     Args:
         model ([`MAEForPreTraining`]): The model.
         image_processor ([`MAEImageProcessor`]): The processor that made the pixel values.
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The images, any number of channels.
-        columns (`int`, *optional*, defaults to 3): Images in a row of the sheet, each as a triple of pictures.
+        columns (`int`, *optional*, defaults to 2): Images in a row of the sheet, each as four pictures.
         min_side (`int`, *optional*, defaults to 112): Smaller images are enlarged by a whole factor to this side.
         **kwargs: Arguments of `MAEForPreTraining.reconstruct`, such as `noise` or `mask_ratio`.
     """
     pixel_values = pixel_values.to(model.device)
     output = model.reconstruct(pixel_values, **kwargs)
-    kinds = (pixel_values, output.masked, output.reconstruction)
-    triples = list(zip(*map(image_processor.post_process_reconstruction, kinds), strict=True))
-    size = _enlarged(triples[0][0].size, min_side)
-    return _sheet(triples, ("original", "masked", "reconstruction"), size, columns)
+    interpolation = interpolate_hidden(pixel_values, output.mask, model.mae.embeddings.patch_size, kwargs.get("valid"))
+    kinds = (pixel_values, output.masked, interpolation, output.reconstruction)
+    rows = list(zip(*map(image_processor.post_process_reconstruction, kinds), strict=True))
+    titles = ("original", "masked", "interpolation", "reconstruction")
+    return picture_sheet(rows, titles, enlarged(rows[0][0].size, min_side), columns)
 
 
 @torch.no_grad()
@@ -77,10 +81,9 @@ def attention_sheet(
     last = attentions[-1].mean(dim=1)[:, 0, 1:]  # (B, N)
     grid_size = patch_grid(pixel_values, encoder.embeddings.patch_size)
     pictures = image_processor.post_process_reconstruction(pixel_values)
-    size = _enlarged(pictures[0].size, min_side)
+    size = enlarged(pictures[0].size, min_side)
     maps = ([_heat_map(row, grid_size, size) for row in rows] for rows in (last, attention_rollout(attentions)))
-    triples = list(zip(pictures, *maps, strict=True))
-    return _sheet(triples, ("image", "last block", "rollout"), size, columns)
+    return picture_sheet(list(zip(pictures, *maps, strict=True)), ("image", "last block", "rollout"), size, columns)
 
 
 def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -128,49 +131,32 @@ def _heat_map(values: torch.Tensor, grid_size: tuple[int, int], size: tuple[int,
     return PIL.Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def loss_curve(points: Sequence[tuple[int, float]], size: tuple[int, int] = (640, 320)) -> PIL.Image.Image:
-    """Draws a loss over steps; both axes are labelled with their smallest and largest value.
-
-    Args:
-        points (`Sequence[tuple[int, float]]`): Steps in ascending order and losses, at least two.
-        size (`(width, height)`, *optional*, defaults to `(640, 320)`): Pixels.
-    """
-    (width, height), margin = size, 40
-    steps, losses = (np.array(values, dtype=float) for values in zip(*points, strict=True))
-    x = margin + (steps - steps[0]) / max(steps[-1] - steps[0], 1) * (width - 2 * margin)
-    y = height - margin - (losses - losses.min()) / max(np.ptp(losses), 1e-12) * (height - 2 * margin)
-    picture = PIL.Image.new("RGB", size, "white")
-    draw = PIL.ImageDraw.Draw(picture)
-    draw.line([(margin, margin), (margin, height - margin), (width - margin, height - margin)], fill="gray")
-    draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill="navy", width=2)
-    for loss, place in ((losses.max(), margin), (losses.min(), height - margin)):
-        draw.text((margin - 4, place), f"{loss:.3g}", fill="black", anchor="rm")
-    for step, place in ((steps[0], margin), (steps[-1], width - margin)):
-        draw.text((place, height - margin + 6), f"{step:,.0f}", fill="black", anchor="mt")
-    draw.text((width // 2, height - margin + 6), "step", fill="black", anchor="mt")
-    draw.text((width // 2, margin // 2), "training loss", fill="black", anchor="mm")
-    return picture
-
-
-def _enlarged(size: tuple[int, int], min_side: int) -> tuple[int, int]:
+def enlarged(size: tuple[int, int], min_side: int) -> tuple[int, int]:
     """Returns (width, height) times the smallest whole factor that brings the shorter side to `min_side`."""
     factor = max(math.ceil(min_side / min(size)), 1)
     return size[0] * factor, size[1] * factor
 
 
-def _sheet(
-    triples: list[tuple[PIL.Image.Image, ...]], titles: tuple[str, ...], size: tuple[int, int], columns: int
+def picture_sheet(
+    rows: Sequence[Sequence[PIL.Image.Image]], titles: Sequence[str], size: tuple[int, int], columns: int
 ) -> PIL.Image.Image:
-    """Puts the three pictures of each image in a row under their titles, each at `size` (width, height)."""
-    width, height = size
-    columns = min(columns, len(triples))
-    step_x, step_y = 3 * (width + _MARGIN) + 3 * _MARGIN, height + _MARGIN
-    sheet_size = (columns * step_x - 3 * _MARGIN, _HEADING + math.ceil(len(triples) / columns) * step_y)
+    """Puts the pictures of each image next to each other under their titles.
+
+    Args:
+        rows (`Sequence[Sequence[PIL.Image.Image]]`): For each image as many pictures as there are titles.
+        titles (`Sequence[str]`): What the pictures are, written above the first images.
+        size (`(width, height)`): Pixels of each picture in the sheet.
+        columns (`int`): Images in a row of the sheet, with a gap between them.
+    """
+    (width, height), gap = size, 3 * _MARGIN
+    columns = min(columns, len(rows))
+    step_x, step_y = len(titles) * (width + _MARGIN) + gap, height + _MARGIN
+    sheet_size = (columns * step_x - gap, _HEADING + math.ceil(len(rows) / columns) * step_y)
     sheet = PIL.Image.new("RGB", sheet_size, "white")
     draw = PIL.ImageDraw.Draw(sheet)
-    for number, triple in enumerate(triples):
+    for number, pictures in enumerate(rows):
         row, column = divmod(number, columns)
-        for place, (picture, title) in enumerate(zip(triple, titles, strict=True)):
+        for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
             x = column * step_x + place * (width + _MARGIN)
             if row == 0:
                 draw.text((x + 2, 2), title, fill="black")
@@ -185,7 +171,10 @@ def _sheet(
 
 def reconstruct_command(argv: list[str], prog: str) -> None:
     """Runs `hf-mae reconstruct`: draws what a pre-trained model predicts for hidden patches of pictures."""
-    description = "Draws pictures next to their visible patches and to what the model predicts for the hidden ones."
+    description = (
+        "Draws pictures next to their visible patches, an interpolation of these, and what the model predicts for the "
+        "hidden ones."
+    )
     parser = _parser(prog, description, "reconstructions.png")
     parser.add_argument("--mask_ratio", type=float, help="Share of hidden patches. Default: that of the checkpoint.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the masks.")
@@ -196,7 +185,7 @@ def reconstruct_command(argv: list[str], prog: str) -> None:
     noise = torch.rand(len(pixel_values), rows * columns, generator=torch.Generator().manual_seed(args.seed))
     sheet = reconstruction_sheet(model, processor, pixel_values, args.columns, noise=noise, mask_ratio=args.mask_ratio)
     _save(sheet, args.output)
-    print(f"Original, visible patches and reconstruction of {len(pixel_values)} pictures: {args.output}")
+    print(f"Original, visible patches, interpolation and reconstruction of {len(pixel_values)} pictures: {args.output}")
 
 
 def attention_command(argv: list[str], prog: str) -> None:
@@ -265,7 +254,8 @@ __all__ = [
     "attention_command",
     "attention_rollout",
     "attention_sheet",
-    "loss_curve",
+    "enlarged",
+    "picture_sheet",
     "reconstruct_command",
     "reconstruction_sheet",
 ]
