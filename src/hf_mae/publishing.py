@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
 from .cli import CommandParser
-from .evaluation.visualization import loss_curve
+from .evaluation.progress import loss_curve
 from .modeling.auto_mae import class_of_architecture
 from .modeling.configuration_mae import MAEConfig, _pair
 from .modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
@@ -210,7 +210,7 @@ def _model_facts(model: MAEPreTrainedModel) -> dict:
         "config": config,
         "has_decoder": has_decoder,
         "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
-        "stock": "timm" if has_classifier and config.pooling == "mean" else "vit",
+        "stock": {"mean": "timm", "attentive": None}.get(config.pooling, "vit") if has_classifier else "vit",
         "visible": f"{1 - config.mask_ratio:.0%}",
         "tokens": 1 + rows * columns,
         "small_images": max(_pair(config.image_size)) < 128,

@@ -59,8 +59,7 @@ def progress_picture(
     canvas.panel((0, head, middle, head + height), _loss_panel(lines), ends)
     rank = Panel("Effective rank of the features", _curves(lines, {"effective_rank": "rank"}), low=0)
     canvas.panel((middle, head, width, head + half), rank, ends)
-    found = {"twin_retrieval": "twins", "knn_accuracy": "k-NN"}
-    found = {name: [(step, 100 * value) for step, value in points] for name, points in _curves(lines, found).items()}
+    found = _curves(lines, {"twin_retrieval": "twins", "knn_accuracy": "k-NN"}, factor=100)
     names = " and ".join({"twins": "Twins found", "k-NN": "k-NN accuracy"}[name] for name in found) or "Twins found"
     canvas.panel((middle, head + half, width, head + height), Panel(names, found, low=0, unit=" %"), ends)
     picture = canvas.reduced()
@@ -95,12 +94,14 @@ def _loss_panel(lines: Sequence[Mapping[str, float]]) -> Panel:
     return Panel(title, curves, constants)
 
 
-def _curves(lines: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
+def _curves(
+    lines: Sequence[Mapping[str, float]], names: Mapping[str, str], factor: float = 1
+) -> dict[str, list[tuple[float, float]]]:
     """Returns the finite points of each kind of value that has any, by its name in the picture."""
     curves = {}
     for key, name in names.items():
         points = [(line["step"], line[key]) for line in lines if "step" in line and line.get(key) is not None]
-        if points := [(step, value) for step, value in points if math.isfinite(value)]:
+        if points := [(step, factor * value) for step, value in points if math.isfinite(value)]:
             curves[name] = points
     return curves
 
@@ -128,7 +129,8 @@ class _Canvas:
         return self.picture.reduce(_FINER)
 
     def text(self, place: tuple[float, float], text: str, color: str = "black", anchor: str = "la", size: int = _FONT):
-        self.draw.text([each * _FINER for each in place], text, fill=color, anchor=anchor, font=_font(size * _FINER))
+        place = (place[0] * _FINER, place[1] * _FINER)
+        self.draw.text(place, text, fill=color, anchor=anchor, font=_font(size * _FINER))
 
     def line(self, points: Sequence[tuple[float, float]], color: str, width: float = 1):
         points = [(x * _FINER, y * _FINER) for x, y in points]
