@@ -5,8 +5,7 @@
 Source: He et al. 2021, appendix A.1, Linear probing, and Table 10.
 """
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +19,7 @@ from transformers.hf_argparser import HfArg
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.augmentation import RandomOrientation
-from ..data.datasets import ClassificationDataset, EvaluationDataset, collate_labelled
+from ..data.datasets import ClassificationDataset, EvaluationDataset, collate_evaluation, collate_labelled
 from ..data.image_source import ImageSource
 from ..data.label_values import SINGLE
 from ..data.labels import names_of_labels, number_labels, open_labelled
@@ -214,25 +213,46 @@ def train_linear_probes(
     max_steps, warmup_steps = num_epochs * steps_per_epoch, min(warmup_epochs, num_epochs // 5) * steps_per_epoch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = _probe(features.shape[1], num_labels)
+        classifier = _probe(features.shape[1], num_labels).to(features.device)
         orders = [torch.randperm(len(features)) for _ in range(num_epochs)]
-    classifiers = nn.ModuleList([copy.deepcopy(classifier) for _ in base_learning_rates]).to(features.device)
     batch_norm = nn.BatchNorm1d(features.shape[1], eps=PROBE_BATCH_NORM_EPS, affine=False).to(features.device)
-    rates = [scaled_learning_rate(rate, batch_size) for rate in base_learning_rates]
-    groups = [{"params": list(c.parameters()), "lr": rate} for c, rate in zip(classifiers, rates, strict=True)]
-    optimizer = LARS(groups, lr=0.0, weight_decay=weight_decay)
+    rates = torch.tensor([scaled_learning_rate(rate, batch_size) for rate in base_learning_rates], dtype=torch.float64)
+    weights, biases, optimizer = _stack(classifier, len(rates), weight_decay)
     for step in range(max_steps):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = learning_rate_at(step, max_steps, warmup_steps, rate)
+        share = learning_rate_at(step, max_steps, warmup_steps, 1.0)
+        for group, shape in zip(optimizer.param_groups, ((-1, 1, 1), (-1, 1)), strict=True):
+            group["lr"] = (rates * share).to(weights).reshape(shape)
         start = step % steps_per_epoch * batch_size
         batch = orders[step // steps_per_epoch][start : start + batch_size].to(features.device)
         normalized, target = batch_norm(features[batch].float()), labels[batch].to(features.device)
-        # In the sum each classifier gets the gradient of its own loss alone.
-        loss = sum(nn.functional.cross_entropy(classifier(normalized), target) for classifier in classifiers)
+        logits = torch.einsum("bd,rcd->brc", normalized, weights) + biases
+        # In the sum over classifiers each gets the gradient of its own loss alone.
+        targets = target.repeat_interleave(len(rates))
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets) * len(rates)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return batch_norm.eval(), list(classifiers.eval())
+    return batch_norm.eval(), [_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+
+def _stack(
+    classifier: nn.Linear, count: int, weight_decay: float
+) -> tuple[nn.Parameter, nn.Parameter, torch.optim.Optimizer]:
+    """Returns weights and biases of several equal classifiers, and LARS for them. Their logits are one product, since a
+    step of each classifier alone would be over before the next is launched."""
+    weights, biases = (
+        nn.Parameter(tensor.detach().expand(count, *tensor.shape).clone()) for tensor in classifier.parameters()
+    )
+    neither_decayed_nor_scaled = {"weight_decay": 0.0, "trust_coefficient": 0.0}
+    groups = [{"params": [weights]}, {"params": [biases], **neither_decayed_nor_scaled}]
+    return weights, biases, LARS(groups, lr=0.0, weight_decay=weight_decay)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    """Returns a trained layer, in evaluation mode, with weights (classes, width) and biases (classes,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer.eval()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -249,54 +269,97 @@ class Features(NamedTuple):
         """Returns those of some images."""
         return Features(self.values[indices], self.labels[indices])
 
-
-@torch.no_grad()
-def _pooled_features(
-    model: MAEForImageClassification, dataset: EvaluationDataset, args: ProbingArguments, name: str
-) -> Features:
-    """Returns what the classifier sees of each image, on the device."""
-    options = {"num_workers": args.dataloader_num_workers, "collate_fn": collate_labelled}
-    values, labels = [], []
-    loader = DataLoader(dataset, args.eval_batch_size, **options)
-    for batch in tqdm(loader, desc=f"Features, {name}", unit="batch", disable=args.disable_tqdm):
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-            values.append(model.pool(batch["pixel_values"].to(args.device)).float())
-        labels.append(batch["labels"].to(args.device))
-    return Features(torch.cat(values), torch.cat(labels))
-
-
-def _train_probes(train: Features, rates: Sequence[float], args: ProbingArguments, num_labels: int, num_images: int):
-    """Trains a probe for each rate, with the settings of a run on `num_images` images."""
-    return train_linear_probes(
-        train.values,
-        train.labels,
-        num_labels,
-        rates,
-        num_epochs=int(args.num_train_epochs),
-        batch_size=args.batch_size or default_effective_batch_size(num_images, largest=16384),
-        warmup_epochs=round(args.warmup_steps * args.num_train_epochs),
-        weight_decay=args.weight_decay,
-        seed=args.seed,
-    )
+    def to(self, device: torch.device) -> "Features":
+        """Returns them on a device."""
+        return Features(self.values.to(device), self.labels.to(device))
 
 
 @torch.no_grad()
-def _accuracy(classifier: nn.Linear, batch_norm: nn.BatchNorm1d, features: Features) -> float:
+def store_features(
+    encode: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    dataset: EvaluationDataset,
+    batch_size: int,
+    num_workers: int = 0,
+    title: str | None = None,
+) -> dict[str, Features]:
+    """Encodes each image once and keeps its features on the CPU.
+
+    Args:
+        encode (`Callable`): Returns features `(batch, hidden_size)` by name for pixel values `(batch, channels, height,
+            width)`.
+        dataset ([`EvaluationDataset`]): The images. Without labels those of the features are -1.
+        batch_size (`int`): Images of one call.
+        num_workers (`int`, *optional*, defaults to 0): Loader processes.
+        title (`str`, *optional*): What the progress bar says. Default: no bar.
+
+    Returns:
+        `dict[str, Features]`: In the order of the images.
+    """
+    values: dict[str, list[torch.Tensor]] = {}
+    labels = []
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate_evaluation)
+    for batch in tqdm(loader, desc=title, unit="batch", disable=title is None):
+        for name, features in encode(batch["pixel_values"]).items():
+            values.setdefault(name, []).append(features.float().cpu())
+        labels.append(batch["label"])
+    return {name: Features(torch.cat(features), torch.cat(labels)) for name, features in values.items()}
+
+
+def hold_out_tenth(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the indices of a tenth of the images, which choose settings, and those of the others to train on.
+
+    Args:
+        count (`int`): Number of training images.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: -(-count // 10)], order[-(-count // 10) :]
+
+
+class ProbeChoice(NamedTuple):
+    """Holds what held-out training images chose.
+
+    Attributes:
+        name (`str`): Of the features.
+        rate (`float`): Learning rate per 256 images.
+        accuracy (`float`): On the held-out images, in [0, 1].
+    """
+
+    name: str
+    rate: float
+    accuracy: float
+
+
+def choose_linear_probe(
+    train: dict[str, Features], num_labels: int, base_learning_rates: Sequence[float], seed: int = 0, **settings
+) -> list[ProbeChoice]:
+    """Trains a probe for each kind of features and each learning rate on nine tenths of the images.
+
+    Args:
+        train (`dict[str, Features]`): Features of the training images by name, on the device to train on.
+        num_labels (`int`): Number of classes.
+        base_learning_rates (`Sequence[float]`): Rates per 256 images.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice of held-out images, of weights and order.
+        **settings: Other arguments of [`train_linear_probes`].
+
+    Returns:
+        `list[ProbeChoice]`: All of them with their accuracy on the other tenth, the best first.
+    """
+    choices = []
+    for name, features in train.items():
+        held_out, rest = (
+            features.at(indices.to(features.labels.device)) for indices in hold_out_tenth(len(features.labels), seed)
+        )
+        trained = train_linear_probes(rest.values, rest.labels, num_labels, base_learning_rates, seed=seed, **settings)
+        for rate, classifier in zip(base_learning_rates, trained[1], strict=True):
+            choices.append(ProbeChoice(name, rate, probe_accuracy(classifier, trained[0], held_out)))
+    return sorted(choices, key=lambda choice: -choice.accuracy)  # of equal ones the first
+
+
+@torch.no_grad()
+def probe_accuracy(classifier: nn.Linear, batch_norm: nn.BatchNorm1d, features: Features) -> float:
+    """Returns the share of images, in [0, 1], that a probe classifies right."""
     return (classifier(batch_norm(features.values)).argmax(dim=1) == features.labels).float().mean().item()
-
-
-def _choose_rate(train: Features, args: ProbingArguments, num_labels: int) -> float:
-    """Returns the learning rate that is best for a tenth of the training images, which is held out for that."""
-    rates, count = args.base_learning_rates, len(train.labels)
-    if len(rates) == 1:
-        return rates[0]
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(args.seed)).to(train.labels.device)
-    held_out, rest = train.at(order[: -(-count // 10)]), train.at(order[-(-count // 10) :])
-    batch_norm, classifiers = _train_probes(rest, rates, args, num_labels, count)
-    shares = [_accuracy(classifier, batch_norm, held_out) for classifier in classifiers]
-    for rate, share in zip(rates, shares, strict=True):
-        print(f"linear probe, base rate {rate:<6g} accuracy {share:.4f} of {len(held_out.labels)} held-out images")
-    return rates[shares.index(max(shares))]
 
 
 def probe_features(
@@ -316,15 +379,37 @@ def probe_features(
     """
     model.to(args.device).eval()
     num_labels = model.config.num_labels
-    train_features = _pooled_features(model, train, args, "train")
-    test_features = _pooled_features(model, test, args, "test")
-    rate = _choose_rate(train_features, args, num_labels)
-    batch_norm, (classifier,) = _train_probes(train_features, [rate], args, num_labels, len(train))
-    metrics = {"linear_accuracy": _accuracy(classifier, batch_norm, test_features), "base_rate": rate}
-    print(f"linear probe, base rate {rate:<6g} accuracy {metrics['linear_accuracy']:.4f} of the test images")
-    bank, queries = ([tensor.cpu() for tensor in tensors] for tensors in (train_features, test_features))
+
+    def encode(pixel_values):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            return {args.pooling: model.pool(pixel_values.to(args.device))}
+
+    stored = []
+    for name, dataset in (("train", train), ("test", test)):
+        title = None if args.disable_tqdm else f"Features, {name}"
+        found = store_features(encode, dataset, args.eval_batch_size, args.dataloader_num_workers, title)
+        stored.append(found[args.pooling])
+    train_features, test_features = stored
+    settings = {
+        "num_epochs": int(args.num_train_epochs),
+        "batch_size": args.batch_size or default_effective_batch_size(len(train), largest=16384),
+        "warmup_epochs": round(args.warmup_steps * args.num_train_epochs),
+        "weight_decay": args.weight_decay,
+        "seed": args.seed,
+    }
+    on_device = train_features.to(args.device)
+    rate = args.base_learning_rates[0]
+    if len(args.base_learning_rates) > 1:
+        choices = choose_linear_probe({args.pooling: on_device}, num_labels, args.base_learning_rates, **settings)
+        for choice in sorted(choices, key=lambda choice: choice.rate):
+            print(f"linear probe, base rate {choice.rate:<6g} accuracy {choice.accuracy:.4f} of held-out images")
+        rate = choices[0].rate
+    batch_norm, (classifier,) = train_linear_probes(*on_device, num_labels, [rate], **settings)
+    accuracy = probe_accuracy(classifier, batch_norm, test_features.to(args.device))
+    metrics = {"linear_accuracy": accuracy, "base_rate": rate}
+    print(f"linear probe, base rate {rate:<6g} accuracy {accuracy:.4f} of the test images")
     for neighbors in args.num_neighbors:
-        share = knn_accuracy(bank[0], bank[1], queries[0], queries[1], neighbors)
+        share = knn_accuracy(*train_features, *test_features, neighbors)
         print(f"k-NN, k {neighbors:<4} accuracy {share:.4f}")
         if neighbors == 20:
             metrics["knn_accuracy"] = share
@@ -402,9 +487,12 @@ def probe(args: ProbingArguments) -> FineTuned:
     recipe = args.recipe()
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = args.source_options(image_processor)
+    options |= args.held_out_options
     train_images, test_images = open_labelled(args.data, args.label_column, SINGLE, **options)
     if test_images is None:
-        raise ValueError(f"{train_images.name} has no images to evaluate on: put some below a folder `val`.")
+        raise ValueError(
+            f"{train_images.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`."
+        )
     names = names_of_labels(train_images)
     number_labels(names, train_images, test_images)
     if not args.fast:
@@ -498,12 +586,18 @@ def probe_command(argv: list[str], prog: str):
 
 
 __all__ = [
+    "Features",
     "LinearProbe",
+    "ProbeChoice",
     "ProbingArguments",
     "ProbingTrainer",
+    "choose_linear_probe",
+    "hold_out_tenth",
     "probe",
+    "probe_accuracy",
     "probe_command",
     "probe_features",
+    "store_features",
     "train_linear_probes",
     "with_classifier",
 ]

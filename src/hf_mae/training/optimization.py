@@ -122,14 +122,14 @@ class LARS(torch.optim.Optimizer):
     """Takes steps of SGD with momentum that are scaled to the norm of each matrix, for very large batches.
 
     `d = g + weight_decay * w`, `v = momentum * v + trust_coefficient * |w| / |d| * d`, `w = w - lr * v`. Parameters of
-    one dimension are neither decayed nor scaled. Source: You et al. 2017 (arXiv 1708.03888), Algorithm 1; used by He
-    et al. 2021, Table 10.
+    one dimension are neither decayed nor scaled, those of three are stacks of matrices, each with norms and perhaps a
+    rate of its own. Source: You et al. 2017 (arXiv 1708.03888), Algorithm 1; used by He et al. 2021, Table 10.
     """
 
     def __init__(
         self,
         params: Iterable,
-        lr: float,
+        lr: float | torch.Tensor,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
@@ -137,7 +137,7 @@ class LARS(torch.optim.Optimizer):
         """
         Args:
             params (`Iterable`): Parameters or groups of them.
-            lr (`float`): Learning rate.
+            lr (`float` or `torch.Tensor`): Learning rate; of a stack also one for each matrix `(matrices, 1, 1)`.
             momentum (`float`, *optional*, defaults to 0.9): Momentum of the scaled updates.
             weight_decay (`float`, *optional*, defaults to 0.0): Added to the gradients of matrices.
             trust_coefficient (`float`, *optional*, defaults to 0.001): Size of a step relative to the norm of the
@@ -160,14 +160,15 @@ class LARS(torch.optim.Optimizer):
                 update = parameter.grad
                 if parameter.ndim > 1:
                     update = update.add(parameter, alpha=group["weight_decay"])
-                    ratio = group["trust_coefficient"] * parameter.norm() / update.norm()
+                    norms = [torch.linalg.matrix_norm(each, keepdim=True) for each in (parameter, update)]
+                    ratio = group["trust_coefficient"] * norms[0] / norms[1]
                     # Zero weights or gradients have no direction to scale.
                     update = update * torch.where(ratio.isfinite() & (ratio > 0), ratio, torch.ones_like(ratio))
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-                parameter.sub_(buffer, alpha=group["lr"])
+                parameter.sub_(buffer * group["lr"])
         return loss
 
 
