@@ -13,7 +13,9 @@ from conftest import TINY
 from safetensors.torch import load_file
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+from hf_mae.data.datasets import PretrainingDataset
 from hf_mae.data.sources import open_images
+from hf_mae.evaluation.label_free import label_free_figures
 from hf_mae.evaluation.monitoring import Evaluation
 from hf_mae.training.checkpointing import load_optimizer, load_weights, save_checkpoint
 from hf_mae.training.distributed import shard_model
@@ -64,7 +66,10 @@ def main(folder: Path):
     dist.barrier()
     processor = MAEImageProcessor.for_image_size(28, num_channels=1)
     share = {"process_index": dist.get_rank(), "num_processes": dist.get_world_size()}
-    evaluated = Evaluation(open_images(), open_images(split="test"), processor, 100, 7, **share)(model)
+    share["crops"] = PretrainingDataset(open_images(), (28, 28), 16, num_channels=1)
+    evaluation = Evaluation(open_images(), open_images(split="test"), processor, 100, 7, **share)
+    evaluated = evaluation(model) | evaluation.trivial_losses(model)
+    evaluated |= label_free_figures(*evaluation.encode_twins(model))
     results += train(model, optimizer, range(4, 6))
 
     resumed, its_optimizer = build(checkpoint)

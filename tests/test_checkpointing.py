@@ -13,6 +13,7 @@ import torch
 from transformers.utils import logging
 
 from hf_mae import MAEForPreTraining, MAEImageProcessor
+from hf_mae.evaluation.baselines import PREDICTORS
 from hf_mae.training.checkpointing import (
     check_output_dir,
     delete_run,
@@ -176,7 +177,8 @@ def test_fsdp2__saves_in_shards_and_goes_on_bit_for_bit(tmp_path, processes):
     assert {"model.safetensors", "modeling_mae.py", "configuration_mae.py", "image_processing_mae.py"} < names
     results, evaluated = json.loads((tmp_path / "results.json").read_text())
     assert [result["skipped"] for result in results] == [0, 1, 0, 0, 0, 0]
-    assert set(evaluated) == {"eval_loss", "knn_accuracy"}
+    figures = {"effective_rank", "twin_retrieval", "mean_cosine"}
+    assert set(evaluated) == {"eval_loss", "knn_accuracy", *PREDICTORS, *figures}
 
     model = MAEForPreTraining.from_pretrained(checkpoint).train()  # one process takes over
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)

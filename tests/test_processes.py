@@ -112,7 +112,8 @@ def test_processes_and_workers__change_nothing(finished, tmp_path, processes, pe
     assert f"24 over {processes} process(es), {pieces} accumulated" in printed
     assert len(samples(tmp_path)) == 12 * 24
     assert samples(tmp_path) == samples(finished[0])
-    for name, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3), ("learning_rate", 0), ("eval_loss", 1e-4)):
+    measured = (("eval_loss", 1e-4), ("eval_loss_interpolation", 1e-4), ("effective_rank", 1e-3), ("mean_cosine", 1e-3))
+    for name, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3), ("learning_rate", 0), *measured):
         ours, theirs = metrics(tmp_path, name), metrics(finished[0], name)
         assert list(ours) == list(theirs)
         assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=tolerance)
