@@ -135,8 +135,7 @@ class RunEvaluation:
         for kind in ("step", "patches"):
             for path in sorted((self.output_dir / "sheets").glob(f"{kind}-*.png"))[-1:]:
                 newest = newest or PIL.Image.open(path)
-        with suppress(NotImplementedError):  # TEMPORARY
-            self._save(progress_picture(lines, newest), self.output_dir / "progress.png")
+        self._save(progress_picture(lines, newest), self.output_dir / "progress.png")
 
     @property
     def _processor(self):
@@ -146,10 +145,9 @@ class RunEvaluation:
         sheets = {"reconstructions": self.draw_reconstructions(), "patches": self._draw_patches()}
         if not self.accelerator.is_main_process:
             return
-        if features is not None:
+        if features is not None and features.isfinite().all():
             queries = np.arange(min(_QUERIES, len(features))) * len(features) // min(_QUERIES, len(features))
-            with suppress(NotImplementedError):  # TEMPORARY
-                sheets["neighbors"] = neighbor_sheet(features, self.evaluation.twins.picture, queries.tolist())
+            sheets["neighbors"] = neighbor_sheet(features, self.evaluation.twins.picture, queries.tolist())
         for name, sheet in sheets.items():
             if sheet is not None:
                 self._track(name, sheet, step)
@@ -164,16 +162,13 @@ class RunEvaluation:
         batches = self.images.split(self.evaluation.batch_size)
         states = [self.model.mae(batch.to(self.model.device)).last_hidden_state for batch in batches]
         self.model.train(was_training)
-        if not self.accelerator.is_main_process:
-            return None
         patches = torch.cat(states)[:, -math.prod(grid_size) :].float().unflatten(1, grid_size)
+        if not self.accelerator.is_main_process or not patches.isfinite().all():
+            return None
         path = self.output_dir / "sheets" / "patches.safetensors"  # so that a run that goes on keeps its colours
         if self._projections is None and path.exists():
             self._projections = load_file(path)["projections"]
-        with suppress(NotImplementedError):  # TEMPORARY
-            colors, self._projections = patch_colors(patches, self._projections)
-        if self._projections is None:
-            return None
+        colors, self._projections = patch_colors(patches, self._projections)
         with suppress(OSError):
             save_file({"projections": self._projections.contiguous()}, path)
         return pca_sheet(self._processor.post_process_reconstruction(self.images[:_COLORED]), colors)
