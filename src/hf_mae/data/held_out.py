@@ -18,6 +18,7 @@ from ..modeling.reading_mae import OpenedImage
 from .image_source import ImageSource, digest
 
 _ROW_GROUPS_TOGETHER = 64  # as many as a run mixes at any time
+_FEW = 20  # images, of which one is 5 % of a figure
 
 
 class HeldOut(NamedTuple):
@@ -120,8 +121,14 @@ def choose_held_out(
     taken = min(taken, int(useful[-1]))  # some remain to train on
     chosen = unit_of < taken
     how = "chosen by their names" if group_by is None else f"{taken:,} of {len(sizes):,} groups by {group_by}"
-    numbers = f"{int((chosen & counted).sum()):,} of {int(counted.sum()):,}"
-    return HeldOut(chosen, f"{numbers} {what} are held out for evaluation, {how}.")
+    return HeldOut(chosen, _note(int((chosen & counted).sum()), f"{int(counted.sum()):,} {what}", how))
+
+
+def _note(number: int, of_what: str, how: str) -> str:
+    note = f"{number:,} of {of_what} {'is' if number == 1 else 'are'} held out for evaluation, {how}."
+    if number < _FEW:
+        note += " Figures on so few are noisy: raise `held_out`, or make a second split."
+    return note
 
 
 def hold_out(
