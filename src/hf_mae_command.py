@@ -13,6 +13,7 @@ COMMANDS = {
     "finetune": ("hf_mae.training.classification:finetune_command", "Fine-tune a classifier on labelled images."),
     "segment": ("hf_mae.training.segmentation:segment_command", "Train UperNet on images with masks."),
     "probe": ("hf_mae.evaluation.probing:probe_command", "Train a linear classifier on frozen features."),
+    "evaluate": ("hf_mae.evaluation.evaluating:evaluate_command", "Compare models on images, in one table."),
     "features": ("hf_mae.evaluation.features:features_command", "Write features of images to a file."),
     "reconstruct": ("hf_mae.evaluation.visualization:reconstruct_command", "Draw what a model reconstructs."),
     "attention": ("hf_mae.evaluation.visualization:attention_command", "Draw where the class token looks."),

@@ -90,6 +90,11 @@ class FrozenEncoder:
         self.hidden_size, self.depth = config.hidden_size, config.num_hidden_layers
 
     @property
+    def is_trainable(self) -> bool:
+        """Whether [`MAEForImageClassification`] loads the same weights by the name."""
+        return self._is_ours and not Path(self.name).is_file()
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device

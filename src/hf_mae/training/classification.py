@@ -364,11 +364,12 @@ def _train_dataset(
     return Subset(dataset, chosen.tolist())
 
 
-def finetune(args: ClassificationArguments) -> FineTuned:
+def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSource | None] | None = None) -> FineTuned:
     """Fine-tunes a classifier, or with `eval_only` evaluates one, see [`evaluate_classifier`].
 
     Args:
         args ([`ClassificationArguments`]): The settings.
+        images (`(train, test)`, *optional*): Labelled images to train and to evaluate on, in place of `args.data`.
 
     Returns:
         [`FineTuned`]: The model, its figures on the evaluation images, and the folder that holds it.
@@ -385,7 +386,9 @@ def finetune(args: ClassificationArguments) -> FineTuned:
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = args.source_options(image_processor)
     options |= args.held_out_options
-    train_images, test_images = open_labelled(args.data, args.label_column, args.problem_type, **options)
+    if images is None:
+        images = open_labelled(args.data, args.label_column, args.problem_type, **options)
+    train_images, test_images = images
     fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
     checkpoint = check_experiment(args, "finetune", fingerprints)
     model = build_classifier(args, train_images)
