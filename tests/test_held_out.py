@@ -316,9 +316,12 @@ def test_run__never_trains_on_what_it_evaluates(photographs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "4 of 40 images are held out for evaluation, chosen by their names." in printed
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert (record["held_out"], record["num_images"], record["recipe"]["held_out"]) == (True, 36, 0.1)
+    assert (record["held_out"], record["num_images"], record["num_held_out"]) == (True, 36, 4)
+    assert record["recipe"]["held_out"] == 0.1
     assert "knn_accuracy" in record["metrics"]
-    assert "for images that were held out" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "for images that were held out" in card
+    assert "36 images and 4 held out for evaluation" in card
     lines = [json.loads(line) for line in (tmp_path / "out" / "samples-0.jsonl").read_text().splitlines()]
     assert len({line["index"] for line in lines}) == 36
     with pytest.raises(ValueError, match=r"holds another run.*\n +held_out: 0.1 there, 0.2 now"):
@@ -336,6 +339,7 @@ def test_run__without_a_share_or_with_a_second_split_holds_nothing_out(photograp
     train(folder, tmp_path / "split")
     record = json.loads((tmp_path / "split" / "run.json").read_text())
     assert (record["held_out"], record["num_images"]) == (True, 24)
+    assert "num_held_out" not in record
     assert "held out for evaluation" not in capsys.readouterr().out
 
 

@@ -155,6 +155,7 @@ def hold_out(
         return train_images, None, note
     held_out = SelectedImages(images, counted & chosen)
     held_out.notes = []  # the other part has them
+    train_images.num_held_out = len(held_out)
     return train_images, held_out, note
 
 

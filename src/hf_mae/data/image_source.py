@@ -28,6 +28,7 @@ class ImageSource(Sequence):
         dataset (`str` or `None`): Their name on the Hub.
         license (`str` or `None`): Their licence, where it is known.
         notes (`list[str]`): What was chosen or left out when the source was opened, to be printed.
+        num_held_out (`int`): Number of images of the same data that are held out of these.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ImageSource(Sequence):
     row_groups_at_once: int = 64
     fingerprint: str
     notes: Sequence[str] = ()
+    num_held_out: int = 0
 
     def __getitem__(self, index: int) -> OpenedImage:
         """Returns image `index`, in [0, len(self)), opened but not decoded.

@@ -90,6 +90,8 @@ def run_record(recipe: dict, images: ImageSource | None = None) -> dict:
     if images is not None:
         data = {"data": images.name, "num_images": len(images)}
         data.update(dataset=images.dataset, data_license=images.license)
+        if images.num_held_out:
+            data["num_held_out"] = images.num_held_out
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     return {
         "recipe": recipe,
