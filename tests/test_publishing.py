@@ -110,6 +110,24 @@ def test_card__metadata_are_those_of_the_hub(saved):
     assert "images. Licence: MIT" in card.text
 
 
+def test_card__says_what_a_loss_and_a_rank_are_worth(saved):
+    assert "effective rank" not in (saved / "README.md").read_text()
+    record = json.loads((saved / "run.json").read_text())
+    figures = {"eval_loss": 0.55, "eval_loss_constant": 0.99, "eval_loss_interpolation": 0.77, "effective_rank": 21.5}
+    save_record(saved, {**record, "metrics": {**record["metrics"], **figures}})
+    write_model_card(saved)
+    text = (saved / "README.md").read_text()
+    for row in (
+        "| loss on the evaluation images | 0.55 |",
+        "| their loss if the same is predicted for every patch | 0.99 |",
+        "| their loss if the visible pixels are interpolated | 0.77 |",
+        "| effective rank of the features | 21.5 |",
+    ):
+        assert row in text
+    assert "it should be well below theirs. The effective rank says" in text
+    assert "at most 32)" in text
+
+
 def test_card__answers_what_a_stranger_asks(saved, tiny_model):
     text = (saved / "README.md").read_text()
     record = json.loads((saved / "run.json").read_text())

@@ -36,7 +36,12 @@ _RESULTS = {
     "step": "steps",
     "loss": "training loss",
     "eval_loss": "loss on the evaluation images",
+    "eval_loss_constant": "their loss if the same is predicted for every patch",
+    "eval_loss_visible_mean": "their loss if the mean of the visible patches is predicted",
+    "eval_loss_interpolation": "their loss if the visible pixels are interpolated",
     "knn_accuracy": "k-NN accuracy of the features (k = 20)",
+    "effective_rank": "effective rank of the features",
+    "twin_retrieval": "crops whose nearest is the other crop of their image",
     "linear_accuracy": "accuracy of a linear probe",
     "finetuned_accuracy": "accuracy after fine-tuning",
     "eval_accuracy": "accuracy",
@@ -151,8 +156,8 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     Args:
         folder (`str` or `os.PathLike`): Has `config.json`, and perhaps `metrics.jsonl` and `run.json` (see
             [`hf_mae.training.run_log.run_record`]). The card shows these entries of the record: `data`, `num_images`,
-            `held_out`, `hours`, `metrics`, `notes` on the metrics, recipe, command, commit, machine, versions;
-            `license` (of the weights, an identifier of the Hub), `dataset` (its name on the Hub), `data_license`;
+            `num_held_out`, `held_out`, `hours`, `metrics`, `notes` on the metrics, recipe, command, commit, machine,
+            versions; `license` (of the weights, an identifier of the Hub), `dataset` (its name on the Hub), `data_license`;
             `converted_from` and `layout`.
         repo_id (`str`, *optional*): Name on the Hub. Defaults to the name of the folder.
     """
@@ -174,6 +179,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         loss_curve=_draw_loss(folder),
         sheet=isinstance(model, MAEForPreTraining) and (folder / "reconstructions.png").exists(),
         results={_RESULTS[name]: _format(value) for name, value in _metrics(record).items() if name in _RESULTS},
+        meanings=_meanings(record, model),
         notes=record.get("notes") or "",
         licence=_licence(record),
         **_model_facts(model),
@@ -227,7 +233,7 @@ def _metadata(record: dict, title: str, has_classifier: bool) -> ModelCardData:
             task_type="image-classification",
             dataset_type=dataset,
             dataset_name=(record.get("data") or dataset).removesuffix(" (train)"),
-            dataset_split="train" if record.get("held_out") is False else "test",  # fine-tuning does not say
+            dataset_split="train" if record.get("held_out") is False or record.get("num_held_out") else "test",
             metric_type="accuracy",
             metric_name=_RESULTS[name],
             metric_value=round(value, 4),
@@ -252,6 +258,20 @@ def _metrics(record: dict) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
+def _meanings(record: dict, model: MAEPreTrainedModel) -> str:
+    """Returns what the less known of the metrics mean, in a sentence or two."""
+    metrics, text = _metrics(record), ""
+    if "eval_loss_constant" in metrics:
+        text += "Predictions that need no training show what the loss is worth: it should be well below theirs. "
+    if "effective_rank" in metrics:
+        text += (
+            "The effective rank says how many directions the features use (exp of the entropy of their centred "
+            f"singular values, at most {model.config.hidden_size}). It and the crops found show that features are not "
+            "all alike, not what they are good for."
+        )
+    return text.strip()
+
+
 def _format(value: float) -> str:
     return f"{value:.4g}" if value % 1 else f"{value:,.0f}"
 
@@ -270,7 +290,8 @@ def _summary(record: dict, model: MAEPreTrainedModel) -> str:
 
 
 def _training_facts(folder: Path, record: dict) -> dict:
-    names = ("data", "num_images", "data_license", "machine", "hours", "commit", "converted_from", "layout", "command")
+    names = ("data", "num_images", "num_held_out", "data_license", "machine", "hours", "commit", "converted_from")
+    names += ("layout", "command")
     facts = {name: record[name] for name in names if record.get(name) is not None}
     if "machine" in facts:
         facts["commit"] = record.get("commit")
