@@ -126,7 +126,7 @@ class RunEvaluation:
         """Returns a sheet of reconstructions, or `None` if the target has no way back to pixels."""
         images, noise = self.images[:_RECONSTRUCTED], self.noise[:_RECONSTRUCTED]
         with self._as_in_training(), suppress(NotImplementedError):
-            return reconstruction_sheet(self.model, self._processor, images, noise=noise)
+            return reconstruction_sheet(self.model, self._processor, images, columns=3, noise=noise)
         return None
 
     def draw_progress(self, lines: Sequence[dict[str, float]]):
