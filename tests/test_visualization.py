@@ -169,6 +169,14 @@ def test_progress__has_the_sheet_below(size, height):
     assert picture.getpixel((600, 474 + 12 + height // 2)) == (255, 0, 0)
 
 
+def test_progress__has_the_first_rows_of_a_long_sheet():
+    sheet = PIL.Image.new("RGB", (300, 1000), "white")
+    for row in range(8):
+        sheet.paste("red", (0, 10 + 120 * row, 300, 120 * row + 120))
+    picture = progress_picture([], sheet)
+    assert 474 + 24 + 370 - 10 <= picture.height <= 474 + 24 + 370  # the three rows that fit into 480 pixels
+
+
 def test_round_values__are_multiples_of_one_two_or_five():
     assert round_values(0.53, 1.2, 4) == pytest.approx([0.6, 0.8, 1.0, 1.2])
     assert round_values(0, 60, 3) == [0, 20, 40, 60]

@@ -15,6 +15,7 @@ import PIL.ImageFont
 _COLORS = {"evaluation": "#d55e00", "k-NN": "#d55e00"}  # by curve, others are navy: colours that all eyes tell apart
 _FINER = 2  # pictures are drawn in twice their size and reduced, which makes lines and letters smooth
 _FONT, _TITLE = 13, 16  # pixels
+_SHEET = 480  # pixels of a sheet below, at most
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 150, 34, 26  # pixels around a plot: ticks, labels, title, ticks
 
 
@@ -45,7 +46,8 @@ def progress_picture(
         lines (`Sequence[Mapping[str, float]]`): Lines of `metrics.jsonl`, each with `step`. What is missing or not
             finite is left out, and a panel without any point says so. Losses of more than twice their median are
             drawn at the upper end, so that a spike leaves the rest readable.
-        sheet (`PIL.Image.Image`, *optional*): The newest sheet. A wider one is scaled down.
+        sheet (`PIL.Image.Image`, *optional*): The newest sheet. A wider one is reduced, and of a long one only the
+            first rows are shown, so that the whole fits on a screen.
         width (`int`, *optional*, defaults to 1200): Pixels of the picture, at least 800.
     """
     head, height = 34, 440
@@ -107,11 +109,14 @@ def _curves(
 
 
 def _above(picture: PIL.Image.Image, sheet: PIL.Image.Image) -> PIL.Image.Image:
-    """Puts a picture above a sheet, which is brought to its width if it is wider."""
+    """Puts a picture above a sheet, which is reduced if it is wider, and cut between two rows if it is long."""
     margin = 12
     room = picture.width - 2 * margin
     if sheet.width > room:
         sheet = sheet.resize((room, max(round(sheet.height * room / sheet.width), 1)), PIL.Image.Resampling.LANCZOS)
+    if sheet.height > _SHEET:
+        empty = np.flatnonzero(np.array(sheet.convert("L"))[1:_SHEET].min(axis=1) > 250)  # lines of white
+        sheet = sheet.crop((0, 0, sheet.width, empty[-1] + 1 if len(empty) > 0 else _SHEET))
     whole = PIL.Image.new("RGB", (picture.width, picture.height + sheet.height + 2 * margin), "white")
     whole.paste(picture, (0, 0))
     whole.paste(sheet, ((picture.width - sheet.width) // 2, picture.height + margin))
