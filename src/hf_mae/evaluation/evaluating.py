@@ -32,7 +32,7 @@ from ..training.finetuning import HeldOutArguments
 from ..training.optimization import default_effective_batch_size
 from ..training.run_log import run_record
 from ..training.segmentation import open_pairs
-from .attentive import PatchTokens, attentive_accuracies, train_attentive_probes
+from .attentive import AttentiveSettings, PatchTokens, attentive_accuracies, choose_attentive_probe
 from .comparison import Comparison, Row, as_text, mark_best_blocks, table_of
 from .dense import DenseSettings, dense_figures
 from .encoders import FrozenEncoder, load_encoder
@@ -52,7 +52,6 @@ logger = logging.get_logger(__name__)
 
 _NEIGHBORS, _TEMPERATURE = 20, 0.07  # of k-NN
 _LINEAR_RATES = (0.1, 0.3, 1, 3, 10, 30, 100, 300)  # per 256 images, those of `hf-mae probe --fast`
-_ATTENTIVE_RATES = (0.1, 0.3, 1, 3, 10, 30)
 # Of fine-tuning with few labels, the same for all models: a small budget, without mixing of images.
 _FEW_LABELS = {
     "max_steps": 300,
@@ -360,13 +359,11 @@ class Judge:
             title = None if args.disable_tqdm else f"{encoder.name}, {what}"
             options = {"batch_size": args.batch_size, "num_workers": args.dataloader_num_workers, "progress": title}
             tokens.append(PatchTokens(encode, dataset, args.device, **options))
-        held_out, rest = hold_out_tenth(len(train), args.seed)
-        probes = train_attentive_probes(tokens[0], num_labels, _ATTENTIVE_RATES, rest, seed=args.seed)
-        accuracies = attentive_accuracies(probes, tokens[0], held_out)
-        rate = _ATTENTIVE_RATES[accuracies.index(max(accuracies))]
-        probes = train_attentive_probes(tokens[0], num_labels, [rate], seed=args.seed)
-        (row.figures["attentive_accuracy"],) = attentive_accuracies(probes, tokens[1])
-        row.choices["attentive"] = {"rate": rate, "held_out": max(accuracies)}
+        held_out, _ = hold_out_tenth(len(train), args.seed)
+        settings = AttentiveSettings(seed=args.seed)
+        chosen = choose_attentive_probe(tokens[0], num_labels, held_out=held_out, settings=settings)
+        (row.figures["attentive_accuracy"],) = attentive_accuracies([chosen.probe], tokens[1])
+        row.choices["attentive"] = {"rate": chosen.learning_rate, "held_out": chosen.held_out_accuracy}
 
     def _fine_tune(self, rows: list[Row], encoder: FrozenEncoder, count: int):
         """Fine-tunes the whole encoder on some images of each class, the same for all models, with the same settings.
@@ -545,7 +542,7 @@ def describe_protocol(args: EvaluationArguments, images: EvaluatedImages, rows: 
             "linear: batch norm without weights and linear layer, LARS, 90 epochs, 8 rates, the better of both tokens.",
         ]
         if args.attentive:
-            texts.append("attentive: learned queries pool the patch tokens (EP, arXiv 2506.10178), LARS, 90 epochs.")
+            texts.append("attentive: learned queries pool the patch tokens (EP, arXiv 2506.10178), AdamW, 30 epochs.")
         if args.few_labels:
             texts.append(
                 f"fine-tuned: all weights, {_FEW_LABELS['max_steps']} steps of AdamW, on so many images of each class."

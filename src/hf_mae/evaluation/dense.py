@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Dense probes: what the patch features of a frozen encoder say about the class of each pixel, by mean IoU.
+
+Two probes without any training of the encoder: k-NN among the patches of training images, and logistic regression. The
+protocol is close to that of CAPI (Darcet et al. 2025, arXiv 2502.08769): whole images at the size of the encoder,
+features standardised on training patches, settings chosen on held-out training images.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from ..data.masks import IGNORED, Pair, SegmentationDataset
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..training.segmentation import intersection_over_union
+
+# Pixel values (B, C, H, W) on the device -> features (B, rows, columns, D), one for each block that is looked at.
+EncodeMaps = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+NUM_NEIGHBORS = (1, 3, 10, 30)  # as in CAPI
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn
+_QUERIES_AT_ONCE = 256  # of k-NN: votes take queries x classes x pixels of a patch
+
+
+class LabelledPatches(NamedTuple):
+    """Holds features of patches and the classes of their pixels.
+
+    Attributes:
+        features (`torch.Tensor` of shape `(patches, D)`): Float32.
+        classes (`torch.Tensor` of shape `(patches, pixels)`): Class of each pixel, uint8, 255 where it does not count.
+        images (`torch.LongTensor` of shape `(patches,)`): Which image a patch comes from.
+    """
+
+    features: torch.Tensor
+    classes: torch.Tensor
+    images: torch.Tensor
+
+    def at(self, chosen: torch.Tensor) -> "LabelledPatches":
+        """Returns some of the patches, by indices or a mask."""
+        return LabelledPatches(*(each[chosen] for each in self))
+
+    @property
+    def num_classes(self) -> int:
+        """The largest class that occurs, plus one."""
+        return int(self.classes[self.classes != IGNORED].max()) + 1
+
+
+class Standardization(NamedTuple):
+    """Brings each dimension to mean 0 and deviation 1; one that is constant becomes 0."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> "Standardization":
+        """Returns the standardisation of features `(patches, D)`, computed in float64."""
+        mean = features.mean(dim=0, dtype=torch.float64)
+        deviation = (features - mean.to(features.dtype)).double().square_().mean(dim=0).sqrt_()
+        constant = deviation <= 1e-6 * mean.abs()  # what is left is rounding, which must not become a feature
+        deviation = deviation.masked_fill(constant, math.inf)
+        return cls(mean.to(features.dtype), deviation.to(features.dtype))
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.mean) / self.deviation
+
+
+def classes_of_patches(labels: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Returns the pixels of each patch of label maps `(B, H, W)`, as `(B, rows, columns, pixels)`.
+
+    Args:
+        labels (`torch.Tensor` of shape `(B, H, W)`): Classes.
+        grid_size (`(rows, columns)`): Patches of an image.
+
+    Raises:
+        ValueError: If the patches do not divide the maps.
+    """
+    (height, width), (rows, columns) = labels.shape[1:], grid_size
+    if height % rows or width % columns:
+        raise ValueError(f"Label maps of {height} x {width} pixels cannot be cut into {rows} x {columns} patches.")
+    patches = labels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, rows, h, columns, w)
+    return patches.transpose(2, 3).flatten(3)
+
+
+def _maps_of_pixels(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Returns maps (B, H, W) of the pixels of patches (B, rows, columns, pixels)."""
+    (height, width), (rows, columns) = size, pixels.shape[1:3]
+    patches = pixels.unflatten(3, (height // rows, width // columns)).transpose(2, 3)
+    return patches.flatten(3).flatten(1, 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The probes
+
+
+class DenseKNN:
+    """Predicts the class of a pixel by a vote of the pixels at the same place in the nearest training patches.
+
+    Nearest is by the cosine of standardised features. Each neighbour has one vote, unless its pixel does not count. Of
+    classes with equal votes the one wins that has more votes in the whole patch, then the lower number.
+    """
+
+    def __init__(self, patches: LabelledPatches):
+        """
+        Args:
+            patches ([`LabelledPatches`]): The bank, on the device to search on.
+        """
+        self.num_classes = patches.num_classes
+        self.standardization = Standardization.of(patches.features)
+        self.bank = nn.functional.normalize(self.standardization(patches.features), dim=1)
+        classes = patches.classes.long()
+        self.classes = torch.where(classes == IGNORED, self.num_classes, classes)  # a column of its own, not used
+
+    def predict(self, maps: torch.Tensor, size: tuple[int, int], num_neighbors: Sequence[int]) -> list[torch.Tensor]:
+        """Returns classes `(B, H, W)`, int64, for each number of neighbours.
+
+        Args:
+            maps (`torch.Tensor` of shape `(B, rows, columns, D)`): Features of images.
+            size (`(H, W)`): Pixels of an image.
+            num_neighbors (`Sequence[int]`): Numbers of neighbours; where the bank is smaller, all of it.
+        """
+        queries = nn.functional.normalize(self.standardization(maps.flatten(0, 2)), dim=1)
+        parts = [self._vote(part, num_neighbors) for part in queries.split(_QUERIES_AT_ONCE)]
+        grid = maps.shape[:3]
+        return [_maps_of_pixels(torch.cat(each).unflatten(0, grid), size) for each in zip(*parts, strict=True)]
+
+    def _vote(self, queries: torch.Tensor, num_neighbors: Sequence[int]) -> list[torch.Tensor]:
+        """Returns classes (queries, pixels) for each number of neighbours."""
+        largest = min(max(num_neighbors), len(self.bank))
+        nearest = (queries @ self.bank.T).topk(largest, dim=1).indices
+        classes = self.classes[nearest]  # (queries, k, pixels)
+        count, _, pixels = classes.shape
+        votes = torch.zeros(count, self.num_classes + 1, pixels, dtype=torch.int32, device=queries.device)
+        predictions, start = {}, 0
+        for neighbors in sorted(set(num_neighbors)):
+            more = classes[:, start:neighbors]
+            votes.scatter_add_(1, more, torch.ones_like(more, dtype=torch.int32))
+            start = neighbors
+            counted = votes[:, : self.num_classes]
+            in_patch = counted.sum(dim=2, keepdim=True, dtype=torch.int32)
+            # The first of equal values is the lower class.
+            predictions[neighbors] = (counted * (neighbors * pixels + 1) + in_patch).argmax(dim=1)
+        return [predictions[neighbors] for neighbors in num_neighbors]
+
+
+class DenseLinear:
+    """Predicts the class of a pixel by logistic regression on standardised features, with bilinearly resized logits.
+
+    The loss of a patch is the cross-entropy of its logits averaged over its pixels, which need not be of one class;
+    pixels that do not count are left out. For patches of one class each it is scikit-learn's `LogisticRegression`: the
+    sum of the losses times C, plus half the square of the weights without the biases.
+    """
+
+    def __init__(self, patches: LabelledPatches, strengths: Sequence[float] = STRENGTHS, max_steps: int = 200):
+        """Trains a classifier for each strength by L-BFGS, in rising order, each from the one before.
+
+        Args:
+            patches ([`LabelledPatches`]): Training patches, on the device to train on.
+            strengths (`Sequence[float]`, *optional*): Values of C: larger ones regularise less.
+            max_steps (`int`, *optional*, defaults to 200): Maximum number of steps for each strength.
+        """
+        self.standardization = Standardization.of(patches.features)
+        features = self.standardization(patches.features)
+        shares = torch.stack([(patches.classes == each).float().mean(dim=1) for each in range(patches.num_classes)], 1)
+        weight = features.new_zeros(patches.num_classes, features.shape[1]).requires_grad_()
+        bias = features.new_zeros(patches.num_classes).requires_grad_()
+        self.classifiers = {}
+        for strength in sorted(strengths):
+            _fit(features, shares, weight, bias, strength, max_steps)
+            self.classifiers[strength] = weight.detach().clone(), bias.detach().clone()
+
+    def predict(self, maps: torch.Tensor, size: tuple[int, int], strengths: Sequence[float]) -> list[torch.Tensor]:
+        """Returns classes `(B, H, W)`, int64, for each strength. Arguments as in [`DenseKNN.predict`]."""
+        features, predictions = self.standardization(maps), []
+        for strength in strengths:
+            weight, bias = self.classifiers[strength]
+            logits = nn.functional.linear(features, weight, bias).permute(0, 3, 1, 2)
+            logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+            predictions.append(logits.argmax(dim=1))
+        return predictions
+
+
+def _fit(
+    features: torch.Tensor,
+    shares: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    strength: float,
+    max_steps: int,
+):
+    """Minimises the mean over patches of the loss, plus |W|^2 / (2 C patches), in place."""
+    count = len(features)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_steps,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss():
+        optimizer.zero_grad()
+        logits = nn.functional.linear(features, weight, bias)
+        value = nn.functional.cross_entropy(logits, shares) + weight.square().sum() / (2 * strength * count)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From images with masks to figures
+
+
+class DenseFigures(NamedTuple):
+    """Holds what the dense probes of one block give.
+
+    Attributes:
+        knn_iou, linear_iou (`float`): Mean IoU on the test images, in [0, 1].
+        num_neighbors, strength (`int`, `float`): The settings, which held-out training images chose.
+        knn_held_out, linear_held_out (`float`): Mean IoU on those images, with which blocks can be chosen.
+        constant_iou (`float`): Mean IoU on the test images of the class that is the most frequent in training.
+    """
+
+    knn_iou: float
+    linear_iou: float
+    num_neighbors: int
+    strength: float
+    knn_held_out: float
+    linear_held_out: float
+    constant_iou: float
+
+
+@dataclass(frozen=True)
+class DenseSettings:
+    """Holds the settings of dense probes.
+
+    Args:
+        num_neighbors (`tuple[int, ...]`, *optional*): Numbers of neighbours to choose from.
+        strengths (`tuple[float, ...]`, *optional*): Values of C to choose from, see [`DenseLinear`].
+        max_patches (`int`, *optional*, defaults to 200,000): Training patches that are kept, alike of all images.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where all of it happens.
+        batch_size (`int`, *optional*, defaults to 16): Images that are encoded at once.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read images.
+        seed (`int`, *optional*, defaults to 0): Seed of the choices of images and patches.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
+    """
+
+    num_neighbors: tuple[int, ...] = NUM_NEIGHBORS
+    strengths: tuple[float, ...] = STRENGTHS
+    max_patches: int = 200_000
+    device: str | torch.device = "cpu"
+    batch_size: int = 16
+    num_workers: int = 0
+    seed: int = 0
+    progress: bool = False
+
+    @torch.no_grad()
+    def encode(
+        self, encode: EncodeMaps, dataset: Dataset, title: str
+    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+        """Yields maps `(B, rows, columns, D)` of each block and labels `(B, H, W)`, on the device."""
+        loader = DataLoader(dataset, self.batch_size, num_workers=self.num_workers)
+        for batch in tqdm(loader, title, unit="batch", disable=not self.progress):
+            maps = [each.float() for each in encode(batch["pixel_values"].to(self.device))]
+            yield maps, batch["labels"].to(self.device)
+
+
+def held_out_pairs(pairs: Sequence[Pair], seed: int = 0) -> np.ndarray:
+    """Returns which of the training images are held out to choose settings: a tenth of the scenes, at least one.
+
+    Windows of one scene, which have one mask, stay together.
+
+    Args:
+        pairs (`Sequence` of [`Pair`]): Training images with masks.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice.
+
+    Raises:
+        ValueError: If there is only one scene.
+    """
+    scenes = [str(pair.mask if isinstance(pair.mask, Path) else index) for index, pair in enumerate(pairs)]
+    _, numbers = np.unique(scenes, return_inverse=True)
+    count = numbers.max() + 1
+    if count < 2:
+        raise ValueError(f"Dense probes choose settings on held-out images and need at least 2, got {count}.")
+    return np.isin(numbers, np.random.default_rng(seed).permutation(count)[: -(-count // 10)])
+
+
+def collect_patches(
+    batches: Iterator[tuple[list[torch.Tensor], torch.Tensor]], num_images: int, max_patches: int, seed: int = 0
+) -> list[LabelledPatches]:
+    """Returns patches of images for each block: all that have a labelled pixel, or a random part, alike of all images.
+
+    Args:
+        batches (`Iterator`): Gives maps `(B, rows, columns, D)` of each block, and labels `(B, H, W)`.
+        num_images (`int`): How many images there are.
+        max_patches (`int`): Maximum number of patches.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice.
+
+    Raises:
+        ValueError: If no pixel of any image counts.
+    """
+    rng = np.random.default_rng(seed)
+    taken = np.zeros(num_images, dtype=bool)
+    taken[rng.permutation(num_images)[:max_patches]] = True
+    most = max(max_patches // num_images, 1)
+    blocks, start = [], 0
+    for maps, labels in batches:
+        classes = classes_of_patches(labels.to(torch.uint8), tuple(maps[0].shape[1:3])).flatten(1, 2)
+        labelled = (classes != IGNORED).any(dim=2).cpu().numpy()  # (B, patches)
+        chosen = [np.sort(rng.permutation(np.flatnonzero(each))[:most]) for each in labelled]
+        for offset, patches in enumerate(chosen):
+            if not taken[start + offset] or not len(patches):
+                continue
+            index = torch.from_numpy(patches).to(classes.device)
+            features = [each[offset].flatten(0, 1)[index] for each in maps]
+            blocks.append((features, classes[offset, index], torch.full_like(index, start + offset)))
+        start += len(labels)
+    if not blocks:
+        raise ValueError("No pixel of the training images has a class: all are 255, or 0 with `reduce_labels`.")
+    features, classes, images = zip(*blocks, strict=True)
+    classes, images = torch.cat(classes), torch.cat(images)
+    return [LabelledPatches(torch.cat(each), classes, images) for each in zip(*features, strict=True)]
+
+
+class _Confusions:
+    """Counts pixels by true and predicted class, of which there may be 255, for several predictions."""
+
+    def __init__(self):
+        self.matrices = {}
+
+    def add(self, labels: torch.Tensor, predictions: dict):
+        counts = labels != IGNORED
+        for name, predicted in predictions.items():
+            pairs = labels[counts].long() * IGNORED + predicted[counts]
+            self.matrices[name] = self.matrices.get(name, 0) + torch.bincount(pairs, minlength=IGNORED**2)
+
+    def mean_iou(self) -> dict:
+        """Returns the mean over the classes that occur in the images or in their predictions, all images together."""
+        matrices = {name: each.view(IGNORED, IGNORED).double() for name, each in self.matrices.items()}
+        return {name: intersection_over_union(each).nanmean().item() for name, each in matrices.items()}
+
+
+def dense_figures(
+    encode: EncodeMaps,
+    train_pairs: Sequence[Pair],
+    test_pairs: Sequence[Pair],
+    image_processor: MAEImageProcessor,
+    settings: DenseSettings = DenseSettings(),
+    held_out: np.ndarray | None = None,
+    reduce_labels: bool = False,
+) -> list[DenseFigures]:
+    """Measures the dense probes of blocks of a frozen encoder. The test images are looked at once.
+
+    Images and masks are resized as a whole to the size of the image processor, and compared there; of scenes give
+    windows, see [`folder_pairs`]. The mean IoU is over the classes that occur in the test images or the predictions,
+    with the pixels of all test images together. Training patches of all blocks are in the memory of the device.
+
+    Args:
+        encode (`Callable`): Takes pixel values `(B, channels, H, W)` on the device and returns features `(B, rows,
+            columns, D)` of each block to be looked at. It is called without gradients.
+        train_pairs, test_pairs (`Sequence` of [`Pair`]): Images with masks.
+        image_processor ([`MAEImageProcessor`]): That of the encoder.
+        settings ([`DenseSettings`], *optional*): The settings.
+        held_out (`np.ndarray` of bool, *optional*): Which training images choose. Default: see [`held_out_pairs`].
+        reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 does not count and classes count from 1.
+
+    Returns:
+        [`DenseFigures`] of each block.
+
+    Raises:
+        OSError: If an image or a mask cannot be read.
+        ValueError: If they do not fit each other, there are too few images, or nothing is labelled.
+    """
+    image_processor = _whole_images(image_processor)
+    train, test = (SegmentationDataset(pairs, image_processor, reduce_labels) for pairs in (train_pairs, test_pairs))
+    held_out = held_out_pairs(train_pairs, settings.seed) if held_out is None else held_out
+    patches = collect_patches(
+        settings.encode(encode, train, "Training patches"), len(train), settings.max_patches, settings.seed
+    )
+    held_out_images = Subset(train, np.flatnonzero(held_out).tolist())
+    outside = ~torch.from_numpy(held_out).to(settings.device)[patches[0].images]
+    chosen = _choose(
+        settings, [each.at(outside) for each in patches], settings.encode(encode, held_out_images, "Choice of settings")
+    )
+    return _test_figures(patches, chosen, settings.encode(encode, test, "Test images"))
+
+
+def _whole_images(image_processor: MAEImageProcessor) -> MAEImageProcessor:
+    """Returns a processor that resizes images as a whole, without a crop."""
+    whole = copy.copy(image_processor)
+    whole.size = whole.crop_size
+    return whole
+
+
+def _choose(settings: DenseSettings, patches: list[LabelledPatches], batches: Iterator) -> list[tuple]:
+    """Returns of each block, for both probes, the best setting and its mean IoU; of equal ones the first."""
+    grid, confusions = (settings.num_neighbors, settings.strengths), _Confusions()
+    probes = [(DenseKNN(each), DenseLinear(each, settings.strengths)) for each in patches]
+    for maps, labels in batches:
+        confusions.add(labels, _predict(probes, [grid] * len(patches), maps, labels))
+    figures = confusions.mean_iou()
+    return [
+        tuple(
+            max(((value, figures[block, kind, value]) for value in values), key=lambda pair: pair[1])
+            for kind, values in enumerate(grid)
+        )
+        for block in range(len(patches))
+    ]
+
+
+def _test_figures(patches: list[LabelledPatches], chosen: list[tuple], batches: Iterator) -> list[DenseFigures]:
+    confusions, grids = _Confusions(), [tuple((value,) for value, _ in both) for both in chosen]
+    probes = [(DenseKNN(each), DenseLinear(each, grid[1])) for each, grid in zip(patches, grids, strict=True)]
+    most_frequent = patches[0].classes[patches[0].classes != IGNORED].long().bincount().argmax()
+    for maps, labels in batches:
+        constant = {"constant": most_frequent.expand(labels.shape)}
+        confusions.add(labels, {**_predict(probes, grids, maps, labels), **constant})
+    figures = confusions.mean_iou()
+    return [
+        DenseFigures(
+            knn_iou=figures[block, 0, neighbors],
+            linear_iou=figures[block, 1, strength],
+            num_neighbors=neighbors,
+            strength=strength,
+            knn_held_out=knn_held_out,
+            linear_held_out=linear_held_out,
+            constant_iou=figures["constant"],
+        )
+        for block, ((neighbors, knn_held_out), (strength, linear_held_out)) in enumerate(chosen)
+    ]
+
+
+def _predict(
+    probes: list[tuple[DenseKNN, DenseLinear]], grids: list[tuple], maps: list[torch.Tensor], labels: torch.Tensor
+) -> dict:
+    """Returns the predictions of both probes of all blocks, by (block, probe, setting)."""
+    predictions, size = {}, tuple(labels.shape[1:])
+    for block, (pair, grid, each) in enumerate(zip(probes, grids, maps, strict=True)):
+        for kind, (probe, values) in enumerate(zip(pair, grid, strict=True)):
+            for value, predicted in zip(values, probe.predict(each, size, values), strict=True):
+                predictions[block, kind, value] = predicted
+    return predictions
+
+
+__all__ = [
+    "NUM_NEIGHBORS",
+    "STRENGTHS",
+    "DenseFigures",
+    "DenseKNN",
+    "DenseLinear",
+    "DenseSettings",
+    "LabelledPatches",
+    "Standardization",
+    "classes_of_patches",
+    "collect_patches",
+    "dense_figures",
+    "held_out_pairs",
+]
