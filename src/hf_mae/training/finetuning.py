@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from .arguments import recipe_of
 from .checkpointing import delete_run, find_defect, hash_files, list_checkpoints, remove_checkpoint, write_manifest
 from .distributed import call_in_main_process, has_bf16, local_num_workers
 from .optimization import layer_decay_parameter_groups
-from .pretraining_settings import HeldOutSettings
+from .pretraining_settings import ColumnSettings, HeldOutSettings, StoredValueSettings, names_of
 from .step_guard import RunStopped, StopSignals, end_workers, start_worker
 
 logger = logging.get_logger(__name__)
@@ -170,17 +169,8 @@ class HeldOutArguments(HeldOutSettings):
 
 
 @dataclass
-class ReadingArguments(HeldOutArguments):
-    """How images are read; by default as the image processor of the checkpoint says."""
-
-    image_column: str | None = HfArg(
-        default=None, help="Column of a data set with the images. Default: image, img or the only one."
-    )
-    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
-    value_range: list[float] | None = HfArg(default=None, help="Two stored values that become black and white.")
-    bands: list[int] | None = HfArg(default=None, help="Bands that become channels, counted from 1.")
-    nodata: float | None = HfArg(default=None, help="Stored value of pixels without data.")
-    pages: Literal["first", "channels", "images"] | None = HfArg(default=None, help="What the pages of a file are.")
+class ReadingArguments(HeldOutArguments, ColumnSettings, StoredValueSettings):
+    """What an image is, how its values are read, and which images are held out."""
 
     def load_image_processor(self, model_name_or_path: str | None, **changes) -> MAEImageProcessor:
         """Returns the image processor of a checkpoint, or a new one, that reads images as these settings say.
@@ -189,7 +179,7 @@ class ReadingArguments(HeldOutArguments):
             model_name_or_path (`str`, *optional*): Folder or name on the Hub.
             **changes: Other arguments of [`MAEImageProcessor`].
         """
-        names = ("value_range", "bands", "nodata", "pages")
+        names = names_of(StoredValueSettings)
         changes.update({name: getattr(self, name) for name in names if getattr(self, name) is not None})
         if model_name_or_path is None:
             return MAEImageProcessor(**changes)
@@ -197,7 +187,7 @@ class ReadingArguments(HeldOutArguments):
 
     def source_options(self, image_processor: MAEImageProcessor) -> dict:
         """Returns the arguments of [`open_images`] that say what an image is."""
-        columns = {"image_column": self.image_column, "dataset_config": self.dataset_config}
+        columns = {name: getattr(self, name) for name in names_of(ColumnSettings)}
         return {**columns, "reading": image_processor.reading}
 
 

@@ -12,20 +12,26 @@ from .optimization import default_effective_batch_size, scaled_learning_rate
 
 
 @dataclass
-class SourceSettings:
+class ColumnSettings:
+    """Images."""
+
+    image_column: str | None = HfArg(
+        default=None, help="Column with the images. Default: image, img, pixel_values or the only one."
+    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
+
+
+@dataclass
+class SourceSettings(ColumnSettings):
     """Images."""
 
     data: str | None = HfArg(
         default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
     )
-    image_column: str | None = HfArg(
-        default=None, help="Column with the images. Default: image, img, pixel_values or the only one."
-    )
     label_column: str | None = HfArg(default=None, help="Column with the classes. Default: label, or the only one.")
     labels: Literal["auto", "none"] = HfArg(
         default="auto", help="Whether images have labels, such as the folders they are in; for the k-NN accuracy only."
     )
-    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
     streaming: bool = HfArg(default=False, help="Read a data set of the Hub over the network, without a download.")
     max_unreadable: float = HfArg(default=0.1, help="Share of the images that may be unreadable before the run ends.")
     compute_statistics: bool = HfArg(default=False, help="Take mean and deviation from (10,000 of) the images.")
@@ -45,18 +51,28 @@ class HeldOutSettings:
 
 @dataclass
 class StoredValueSettings:
-    """How stored values are read (saved in the image processor)."""
+    """How stored values are read (saved in the image processor). Default: as the checkpoint says."""
 
     value_range: list[float] | None = HfArg(
-        default=None, help="Two stored values that become black and white. Default: the range of the type."
+        default=None, help="Two stored values that become black and white. Without a checkpoint: the type's range."
     )
+    bands: list[int] | None = HfArg(
+        default=None, help="Bands that become channels, counted from 1. Without a checkpoint: all."
+    )
+    nodata: float | None = HfArg(
+        default=None, help="Stored value without data, in place of the one that files declare."
+    )
+    pages: Literal["first", "channels", "images"] | None = HfArg(
+        default=None, help="What the pages of a file are. Without a checkpoint files of several pages are refused."
+    )
+
+
+@dataclass
+class FileSettings(StoredValueSettings):
+    """How stored values are read (saved in the image processor). Default: as the checkpoint says."""
+
     value_percentiles: list[float] | None = HfArg(
         default=None, help="Two percentiles of the images' values as value_range, such as 0.1 99.9."
-    )
-    bands: list[int] | None = HfArg(default=None, help="Bands that become channels, counted from 1. Default: all.")
-    nodata: float | None = HfArg(default=None, help="Stored value without data. Default: what the file declares.")
-    pages: Literal["first", "channels", "images"] | None = HfArg(
-        default=None, help="What the pages of a file are. Default: files of several pages are refused."
     )
     tile: int | None = HfArg(default=None, help="Side in pixels of the windows that large scenes are cut into.")
     channels_first: bool | None = HfArg(default=None, help="Whether channels come first in arrays. Default: by size.")
@@ -164,7 +180,7 @@ class HubSettings:
 
 
 # A run is defined by these. All other settings may change when it is continued.
-DEFINING_SETTINGS = (HeldOutSettings, StoredValueSettings, CropSettings, ModelSettings, OptimizationSettings)
+DEFINING_SETTINGS = (HeldOutSettings, FileSettings, CropSettings, ModelSettings, OptimizationSettings)
 
 # Settings of a machine, which the recipe that is left with the model does not have.
 MACHINE_SETTINGS = {
@@ -177,7 +193,7 @@ MACHINE_SETTINGS = {
 class PretrainingSettings(
     SourceSettings,
     HeldOutSettings,
-    StoredValueSettings,
+    FileSettings,
     CropSettings,
     ModelSettings,
     OptimizationSettings,
@@ -256,12 +272,14 @@ def plan_steps(settings: PretrainingSettings, num_images: int) -> Plan:
 
 
 __all__ = [
+    "ColumnSettings",
     "DEFINING_SETTINGS",
     "MACHINE_SETTINGS",
     "HeldOutSettings",
     "ModelSettings",
     "Plan",
     "PretrainingSettings",
+    "StoredValueSettings",
     "names_of",
     "plan_steps",
 ]
