@@ -61,7 +61,7 @@ def test_run__says_what_it_chose_and_leaves_a_model(finished):
     assert left == {
         *("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "reconstructions.png"),
         *("metrics.jsonl", "run.json", "checkpoint-10", "checkpoint-12", "samples-0.jsonl", "sheets"),
-        *("recipe.yaml", "loss.png"),
+        *("recipe.yaml", "loss.png", "progress.png"),
     }
     losses = metrics(output_dir, "loss")
     assert list(losses) == list(range(1, 13))

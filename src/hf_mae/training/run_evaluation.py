@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from ..data.datasets import collate_evaluation
 from ..evaluation.feature_sheets import neighbor_sheet, patch_colors, pca_sheet
 from ..evaluation.label_free import collapse, label_free_figures
 from ..evaluation.monitoring import Evaluation
@@ -44,21 +45,22 @@ class RunEvaluation:
             evaluation ([`Evaluation`]): What measures it.
             accelerator (`Accelerator`): Precision and trackers.
             output_dir (`Path`): Folder of the run.
-            warmup_steps (`int`): Steps after which the loss should be below that of a constant.
+            warmup_steps (`int`): Steps without alarms.
         """
         self.model, self.evaluation, self.accelerator = model, evaluation, accelerator
-        self.output_dir, self.warmup_steps = output_dir, warmup_steps
+        self.output_dir, self.alarms = output_dir, Alarms(warmup_steps)
         self.trivial: dict[str, float] = {}
-        self._alarms: dict[str, str | None] = {}
         self._projections: torch.Tensor | None = None
         images, rng = evaluation.images, np.random.default_rng(evaluation.seed)
         count = min(_IMAGES_OF_COLORS, len(images))
         spread = np.arange(count) * len(images) // count
         # In random order, so that the first of them are from everywhere, too.
-        self.images = torch.stack([images[int(place)]["pixel_values"] for place in spread])[rng.permutation(count)]
-        rows, columns = model.config.grid_size
+        batch = collate_evaluation([images[int(place)] for place in rng.permutation(spread)])
+        self.images, valid = batch["pixel_values"], batch.get("valid")
         generator = torch.Generator().manual_seed(evaluation.seed)
-        self.noise = torch.rand(count, rows * columns, generator=generator).to(accelerator.device)
+        noise = torch.rand(count, math.prod(model.config.grid_size), generator=generator)
+        masks = {"noise": noise} if valid is None else {"noise": noise, "valid": valid}
+        self.masks = {name: values[:_RECONSTRUCTED].to(accelerator.device) for name, values in masks.items()}
 
     @property
     def held_out(self) -> bool:
@@ -99,34 +101,17 @@ class RunEvaluation:
         return {**results, "eval_seconds": time.perf_counter() - started}
 
     def report(self, step: int, results: dict[str, float]) -> list[str]:
-        """Returns a line of the figures, and lines of what is wrong: each once, until it was right in between."""
-        width = self.model.config.hidden_size
-        alarms = {
-            "constant": self._not_below_constant(step, results["eval_loss"]),
-            "collapse": collapse(results) if step >= self.warmup_steps else None,
-        }
-        new = [f"Step {step}: {text} {_HELP}" for name, text in alarms.items() if text and not self._alarms.get(name)]
-        self._alarms = alarms
-        return [f"step {step}: {describe(results, width)}", *new]
-
-    def _not_below_constant(self, step: int, loss: float) -> str | None:
-        constant = self.trivial.get("constant")
-        # A model that predicts the constant is a little above or below it.
-        if constant is None or step < self.warmup_steps or loss < constant - 0.01 * abs(constant):
-            return None
-        return (
-            f"the loss {loss:.4f} is not below {constant:.4f}, which predicting the same for every patch would give. "
-            "The model has learnt nothing yet. If that stays so, start again with a lower `base_learning_rate`."
-        )
+        """Returns a line of the figures, and lines of what is newly wrong."""
+        return [f"step {step}: {describe(results, self.model.config.hidden_size)}", *self.alarms(step, results)]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Pictures
 
     def draw_reconstructions(self) -> PIL.Image.Image | None:
         """Returns a sheet of reconstructions, or `None` if the target has no way back to pixels."""
-        images, noise = self.images[:_RECONSTRUCTED], self.noise[:_RECONSTRUCTED]
+        images = self.images[:_RECONSTRUCTED]
         with self._as_in_training(), suppress(NotImplementedError):
-            return reconstruction_sheet(self.model, self._processor, images, columns=3, noise=noise)
+            return reconstruction_sheet(self.model, self._processor, images, columns=3, **self.masks)
         return None
 
     def draw_progress(self, lines: Sequence[dict[str, float]]):
@@ -188,6 +173,43 @@ class RunEvaluation:
                 tracker.log_images({name: [picture]}, step=step)
 
 
+class Alarms:
+    """Says that a model learns nothing, or that its features have collapsed: once, until it was right in between."""
+
+    def __init__(self, warmup_steps: int):
+        """
+        Args:
+            warmup_steps (`int`): Steps of a rising learning rate, in which there are no alarms.
+        """
+        self.warmup_steps = warmup_steps
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, step: int, results: dict[str, float]) -> list[str]:
+        """Returns what is new at this step.
+
+        Args:
+            step (`int`): Steps taken.
+            results (`dict[str, float]`): As [`RunEvaluation.measure`] returns them.
+        """
+        if step < self.warmup_steps:
+            return []
+        alarms = {"constant": _not_below_constant(results), "collapse": collapse(results)}
+        new = [f"Step {step}: {text} {_HELP}" for name, text in alarms.items() if text and not self._known.get(name)]
+        self._known = {name: text is not None for name, text in alarms.items()}
+        return new
+
+
+def _not_below_constant(results: dict[str, float]) -> str | None:
+    loss, constant = results["eval_loss"], results.get("eval_loss_constant")
+    # A model that predicts the constant is a little above or below it.
+    if constant is None or loss < constant - 0.01 * abs(constant):
+        return None
+    return (
+        f"the loss {loss:.4f} is not below {constant:.4f}, which predicting the same for every patch would give. The "
+        "model has learnt nothing yet. If that stays so, start again with a lower `base_learning_rate`."
+    )
+
+
 def describe(results: dict[str, float], width: int) -> str:
     """Returns the figures of an evaluation in a line to read.
 
@@ -211,4 +233,4 @@ def describe(results: dict[str, float], width: int) -> str:
     return ", ".join(parts + [text.format(results[name]) for name, text in formats.items() if name in results])
 
 
-__all__ = ["RunEvaluation", "describe"]
+__all__ = ["Alarms", "RunEvaluation", "describe"]
