@@ -3,20 +3,19 @@
 """How a run is judged while it goes on: figures without labels, twins, comparison with trivial predictors, alarms."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import picture
 
-from hf_mae import MAEForPreTraining, MAEImageProcessor
+from hf_mae import MAEImageProcessor
 from hf_mae.data.datasets import PretrainingDataset
 from hf_mae.data.image_source import ImageSource
-from hf_mae.data.sources import open_images
 from hf_mae.evaluation.baselines import PREDICTORS
 from hf_mae.evaluation.label_free import collapse, effective_rank, label_free_figures, mean_cosine, twin_retrieval
 from hf_mae.evaluation.monitoring import Evaluation, TwinCrops
+from hf_mae.training.run_evaluation import Alarms, describe
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Figures without labels
@@ -198,3 +197,40 @@ def test_processes__add_up_to_the_figures_of_one(tiny_model, monkeypatch):
     for found in results.values():
         assert found[0] == pytest.approx(losses, rel=1e-5)
         torch.testing.assert_close(found[1:], [first, second])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a run says of its figures
+
+
+def test_line_of_an_evaluation__compares_the_loss_and_leaves_out_what_is_missing():
+    figures = {
+        "eval_loss": 0.6,
+        "eval_loss_constant": 1.0,
+        "eval_loss_interpolation": 0.5,
+        "eval_loss_visible_mean": 0.9,
+    }
+    assert describe(figures, 128) == "loss 0.6000 (40% below a constant, 20% above interpolation)"
+    more = {"knn_accuracy": 0.712, "effective_rank": 41.31, "twin_retrieval": 0.081, "mean_cosine": 0.564}
+    assert describe({"eval_loss": 0.6, **more, "eval_seconds": 3.0}, 128) == (
+        "loss 0.6000, k-NN 71.2%, rank 41.3 of 128, twins 8.1%, cosine 0.56"
+    )
+    assert describe({"eval_loss": math.nan, "eval_loss_constant": 1.0}, 128) == "loss nan"
+    assert describe({"eval_loss": -0.6, "eval_loss_constant": -0.5}, 128) == "loss -0.6000"  # a ratio says nothing
+
+
+def test_alarm__of_a_loss_not_below_the_constant_is_given_once_until_it_was():
+    alarms = Alarms(warmup_steps=10)
+
+    def said(step, loss):
+        return alarms(step, {"eval_loss": loss, "eval_loss_constant": 1.0})
+
+    assert said(5, 1.2) == []  # in the warm-up
+    (alarm,) = said(10, 0.995)
+    assert "Step 10: the loss 0.9950 is not below 1.0000" in alarm
+    assert "`base_learning_rate`" in alarm
+    assert "docs/is_it_learning.md" in alarm
+    assert said(20, 1.1) == []
+    assert said(30, 0.9) == []
+    assert len(said(40, 1.0)) == 1
+    assert Alarms(0)(10, {"eval_loss": 5.0}) == []  # of a target that has no constant
