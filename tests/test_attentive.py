@@ -7,11 +7,21 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY
-from torch.nn import functional as F
 
 import hf_mae
 from hf_mae import MAEConfig, MAEForImageClassification, MAEModel
+from hf_mae.evaluation.attentive import (
+    AttentiveProbe,
+    AttentiveSettings,
+    PatchTokens,
+    attentive_accuracies,
+    choose_attentive_probe,
+    train_attentive_probes,
+    with_attentive_probe,
+)
+from hf_mae.evaluation.probing import probe_command
 from hf_mae.modeling.modeling_mae_downstream import MAEAttentivePooling
 from hf_mae.training.classification import finetune_command
 from hf_mae.training.optimization import layer_decay_parameter_groups
@@ -230,3 +240,125 @@ def test_finetuning__trains_saves_and_goes_on(call, short, tmp_path):
     again = MAEForImageClassification.from_pretrained(tmp_path / "on")
     assert again.attentive_pooling.queries.shape == (8, 32)
     assert not torch.equal(again.attentive_pooling.queries, model.attentive_pooling.queries)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The training of probes
+
+
+SHORT = AttentiveSettings(num_epochs=10, batch_size=32)
+
+
+class Hidden(torch.utils.data.Dataset):
+    """Images of 16 patches of noise, one of which, at a random place, has a mark and shows the class, 0 to 3."""
+
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.labels = torch.randint(4, (count,), generator=generator)
+        self.tokens = torch.randn(count, 16, 32, generator=generator)
+        places = torch.randint(16, (count,), generator=generator)
+        self.tokens[torch.arange(count), places] = 0.0
+        self.tokens[torch.arange(count), places, self.labels] = 4.0
+        self.tokens[torch.arange(count), places, 4] = 8.0
+        self.tokens = self.tokens.half().float()  # so that storing them loses nothing
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.tokens[index], "label": self.labels[index]}
+
+
+def unchanged(tokens):
+    return tokens
+
+
+@pytest.mark.slow
+def test_probes__find_what_one_patch_shows():
+    """The mean of the patches hides it in noise: its probes are right half of the time at best."""
+    train, test = (PatchTokens(unchanged, Hidden(count, seed)) for count, seed in ((300, 0), (200, 1)))
+    assert max(attentive_accuracies(train_attentive_probes(train, 4, [1e-2, 3e-2], settings=SHORT), test)) > 0.95
+    means = Hidden(300, 0).tokens.mean(dim=1), Hidden(200, 1).tokens.mean(dim=1)
+    distances = torch.cdist(means[1], torch.stack([means[0][train._labels == label].mean(0) for label in range(4)]))
+    assert (distances.argmin(dim=1) == test._labels).float().mean() < 0.7
+
+
+def test_probes__of_a_collapsed_encoder_are_chance():
+    data = Hidden(100, 0)
+    (probe,) = train_attentive_probes(PatchTokens(torch.ones_like, data), 4, [1e-2], settings=SHORT)
+    shares = data.labels.bincount() / 100
+    (accuracy,) = attentive_accuracies([probe], PatchTokens(torch.ones_like, data))
+    assert min((shares - accuracy).abs()) < 1e-6  # the same class for all
+
+
+def test_probes__several_rates_are_trained_as_each_alone():
+    tokens = PatchTokens(unchanged, Hidden(64, 0))
+    together = train_attentive_probes(tokens, 4, [1e-3, 1e-2], settings=SHORT)
+    for rate, probe in zip([1e-3, 1e-2], together, strict=True):
+        (alone,) = train_attentive_probes(tokens, 4, [rate], settings=SHORT)
+        for name, tensor in alone.state_dict().items():
+            torch.testing.assert_close(probe.state_dict()[name], tensor)
+
+
+def test_probes__are_the_same_from_memory_and_encoded_anew():
+    data, encoded = Hidden(64, 0), []
+
+    def encode(tokens):
+        encoded.append(len(tokens))
+        return tokens
+
+    stored = PatchTokens(encode, data, memory=64 * 16 * 32 * 2)
+    assert (stored.is_stored, sum(encoded)) == (True, 64 + 1)  # the first image tells the size
+    anew = PatchTokens(encode, data, memory=64 * 16 * 32 * 2 - 1, batch_size=20)
+    results = [train_attentive_probes(tokens, 4, [1e-2], settings=SHORT)[0] for tokens in (stored, anew)]
+    assert (anew.is_stored, sum(encoded)) == (False, 64 + 1 + 1 + 10 * 64)
+    assert max(encoded[2:]) == 20 or 64 in encoded
+    for name, tensor in results[0].state_dict().items():
+        assert torch.equal(results[1].state_dict()[name], tensor)
+
+
+@pytest.mark.slow
+def test_chosen_probe__is_trained_on_all_images_at_the_best_rate():
+    tokens = PatchTokens(unchanged, Hidden(200, 0))
+    chosen = choose_attentive_probe(tokens, 4, torch.arange(0, 200, 4), [1e-7, 1e-2], SHORT)
+    assert chosen.learning_rate == 1e-2
+    assert chosen.held_out_accuracy > 0.5
+    (expected,) = train_attentive_probes(tokens, 4, [1e-2], settings=SHORT)
+    assert torch.equal(chosen.probe.classifier.weight, expected.classifier.weight)
+
+
+def test_probe__needs_two_images_and_chooses_queries_that_fit():
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        train_attentive_probes(PatchTokens(unchanged, Hidden(1, 0)), 4)
+    assert [len(AttentiveProbe(width, 3).pooling.queries) for width in (768, 100, 33)] == [32, 4, 1]
+    with pytest.raises(ValueError, match="must divide `hidden_size` 100"):
+        AttentiveProbe(100, 3, 32)
+
+
+def test_probe__becomes_a_classifier(tiny_config, tmp_path):
+    model = MAEForImageClassification(tiny_config(num_labels=4, pooling="class")).eval()
+    probe = AttentiveProbe(32, 4, 8)
+    tokens = model.mae(PIXELS).last_hidden_state[:, 1:].detach()
+    for _ in range(20):
+        probe(tokens)  # the batch norm learns its statistics
+    expected = probe.eval()(tokens)
+    assert with_attentive_probe(model, probe) is model
+    torch.testing.assert_close(model(PIXELS).logits, expected, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = MAEForImageClassification.from_pretrained(tmp_path)
+    assert (again.config.pooling, again.config.num_pooling_queries) == ("attentive", 8)
+    assert torch.equal(again(PIXELS).logits, model(PIXELS).logits)
+    with pytest.raises(ValueError, match="no final norm"):
+        with_attentive_probe(MAEForImageClassification(tiny_config(num_labels=4)), probe)
+
+
+@pytest.mark.slow
+def test_probe_command__saves_a_classifier_with_attentive_pooling(call, pretrained, folder, tmp_path):
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "out"]
+    printed = call(probe_command, *arguments, "--fast", "--pooling", "attentive", "--num_train_epochs", 20)
+    assert "of the test images" in printed
+    model = MAEForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.pooling == "attentive"
+    assert sorted(model.config.label2id) == ["blue", "green", "red"]
+    with pytest.raises(ValueError, match="set `fast`"):
+        call(probe_command, *arguments, "--pooling", "attentive")

@@ -43,11 +43,12 @@ _RESULTS = {
     "effective_rank": "effective rank of the features",
     "twin_retrieval": "crops whose nearest is the other crop of their image",
     "linear_accuracy": "accuracy of a linear probe",
+    "attentive_accuracy": "accuracy of an attentive probe",
     "finetuned_accuracy": "accuracy after fine-tuning",
     "eval_accuracy": "accuracy",
     "eval_top5_accuracy": "accuracy, among the first five",
 }
-_ACCURACIES = {"knn_accuracy", "linear_accuracy", "finetuned_accuracy", "eval_accuracy"}
+_ACCURACIES = {"knn_accuracy", "linear_accuracy", "attentive_accuracy", "finetuned_accuracy", "eval_accuracy"}
 _META_LICENSE = "cc-by-nc-4.0"
 # Weights that Meta published, wherever they are: names on the Hub, folders of its cache, files.
 _META = (
@@ -157,8 +158,8 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         folder (`str` or `os.PathLike`): Has `config.json`, and perhaps `metrics.jsonl` and `run.json` (see
             [`hf_mae.training.run_log.run_record`]). The card shows these entries of the record: `data`, `num_images`,
             `num_held_out`, `held_out`, `hours`, `metrics`, `notes` on the metrics, recipe, command, commit, machine,
-            versions; `license` (of the weights, an identifier of the Hub), `dataset` (its name on the Hub), `data_license`;
-            `converted_from` and `layout`.
+            versions; `license` (of the weights, an identifier of the Hub), `dataset` (its name on the Hub),
+            `data_license`; `converted_from` and `layout`.
         repo_id (`str`, *optional*): Name on the Hub. Defaults to the name of the folder.
     """
     folder = Path(folder)

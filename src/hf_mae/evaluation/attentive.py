@@ -219,8 +219,8 @@ def train_attentive_probes(
 def choose_attentive_probe(
     tokens: PatchTokens,
     num_labels: int,
+    held_out: torch.Tensor,
     learning_rates: Sequence[float] = LEARNING_RATES,
-    held_out: torch.Tensor | None = None,
     settings: AttentiveSettings = AttentiveSettings(),
 ) -> ChosenProbe:
     """Trains a probe on all images, at the learning rate that is best for a part of them that is held out for that.
@@ -228,17 +228,15 @@ def choose_attentive_probe(
     Args:
         tokens ([`PatchTokens`]): Tokens of the training images.
         num_labels (`int`): Number of classes.
+        held_out (`torch.LongTensor`): Indices of the images that choose.
         learning_rates (`Sequence[float]`, *optional*): Rates to choose from.
-        held_out (`torch.LongTensor`, *optional*): Indices of the images that choose. Default: a random tenth.
         settings ([`AttentiveSettings`], *optional*): The settings.
 
     Raises:
         ValueError: If there are too few images.
     """
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(settings.seed))
-    held_out = order[: -(-len(tokens) // 10)] if held_out is None else held_out.cpu()
     is_rest = torch.ones(len(tokens), dtype=torch.bool)
-    is_rest[held_out] = False
+    is_rest[held_out.cpu()] = False
     probes = train_attentive_probes(tokens, num_labels, learning_rates, is_rest.nonzero()[:, 0], settings)
     shares = attentive_accuracies(probes, tokens, held_out)
     rate = learning_rates[shares.index(max(shares))]
@@ -264,27 +262,25 @@ def attentive_accuracies(
     return (right / len(indices)).tolist()
 
 
-@torch.no_grad()
 def with_attentive_probe(model: MAEForImageClassification, probe: AttentiveProbe) -> MAEForImageClassification:
-    """Puts a trained probe into a classifier with `pooling="attentive"`, in place, batch norm included.
+    """Puts a trained probe into a classifier, in place, which then has `pooling="attentive"`.
+
+    The batch norm goes into the weights of the linear layer.
 
     Args:
         model ([`MAEForImageClassification`]): The model whose patch tokens, after the final norm, were probed.
         probe ([`AttentiveProbe`]): The probe.
 
     Raises:
-        ValueError: If the model pools otherwise, or has another number of queries.
+        ValueError: If the model has no final norm.
     """
-    if model.config.pooling != "attentive" or model.config.num_pooling_queries != len(probe.pooling.queries):
-        raise ValueError(
-            f"The model has `pooling` {model.config.pooling!r} and `num_pooling_queries` "
-            f"{model.config.num_pooling_queries}. Load it with 'attentive' and {len(probe.pooling.queries)}."
-        )
-    model.attentive_pooling.load_state_dict(probe.pooling.state_dict())
+    if model.config.pooling == "mean":
+        raise ValueError("With `pooling` 'mean' a classifier has no final norm. Load it with 'class' or 'attentive'.")
     mean, variance = probe.batch_norm.running_mean, probe.batch_norm.running_var
     weight, bias = fold_batch_norm(probe.classifier.weight, probe.classifier.bias, mean, variance)
-    model.classifier.weight.copy_(weight)
-    model.classifier.bias.copy_(bias)
+    model.classifier.load_state_dict({"weight": weight, "bias": bias})
+    model.attentive_pooling = copy.deepcopy(probe.pooling).to(model.device)
+    model.config.pooling, model.config.num_pooling_queries = "attentive", len(probe.pooling.queries)
     return model
 
 

@@ -28,7 +28,7 @@ from ..training.segmentation import intersection_over_union
 EncodeMaps = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 NUM_NEIGHBORS = (1, 3, 10, 30)  # as in CAPI
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn
 _QUERIES_AT_ONCE = 256  # of k-NN: votes take queries x classes x pixels of a patch
 
 

@@ -361,7 +361,7 @@ class Judge:
             tokens.append(PatchTokens(encode, dataset, args.device, **options))
         held_out, _ = hold_out_tenth(len(train), args.seed)
         settings = AttentiveSettings(seed=args.seed)
-        chosen = choose_attentive_probe(tokens[0], num_labels, held_out=held_out, settings=settings)
+        chosen = choose_attentive_probe(tokens[0], num_labels, held_out, settings=settings)
         (row.figures["attentive_accuracy"],) = attentive_accuracies([chosen.probe], tokens[1])
         row.choices["attentive"] = {"rate": chosen.learning_rate, "held_out": chosen.held_out_accuracy}
 

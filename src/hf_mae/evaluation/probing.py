@@ -42,12 +42,21 @@ from ..training.finetuning import (
 )
 from ..training.optimization import LARS, default_effective_batch_size, learning_rate_at, scaled_learning_rate
 from ..training.run_log import run_record
+from .attentive import (
+    LEARNING_RATES,
+    AttentiveSettings,
+    PatchTokens,
+    attentive_accuracies,
+    choose_attentive_probe,
+    with_attentive_probe,
+)
 from .monitoring import knn_accuracy
 
 _DESCRIPTION = """Train a linear classifier on the features of a frozen encoder, to see how good they are.
 
   hf-mae probe --model_name_or_path runs/fashion_mnist_sample --fast              # on the embedded images
   hf-mae probe --model_name_or_path out --data path/to/images --fast              # a grid of learning rates
+  hf-mae probe --model_name_or_path out --data path/to/images --fast --pooling attentive
   hf-mae probe --model_name_or_path out --data path/to/images --base_learning_rates 0.1
 
 With --fast each image goes through the encoder once, uncropped, and classifiers for a grid of learning rates are
@@ -67,10 +76,13 @@ class ProbeArguments:
     fast: bool = HfArg(default=False, help="Compute features once, without crops, and train a grid of rates on them.")
     base_learning_rates: list[float] | None = HfArg(
         default=None,
-        help="Learning rates per 256 images of a step; one without fast. Default: 0.1, or with fast a grid around it.",
+        help="Learning rates per 256 images of a step; one without fast. Default: 0.1, or with fast a grid around it. "
+        "With attentive pooling: rates of AdamW.",
     )
     image_size: int | None = HfArg(default=None, help="Pixels; positions are resampled. Default: the checkpoint's.")
-    pooling: Literal["class", "mean"] = HfArg(default="class", help="The class token, or the mean of the patches.")
+    pooling: Literal["class", "mean", "attentive"] = HfArg(
+        default="class", help="Class token, mean of the patches, or with fast learned queries that attend to them."
+    )
     batch_size: int | None = HfArg(
         default=None, help="With fast: images of a step. Default: 16384, or less for few images."
     )
@@ -106,6 +118,10 @@ class ProbingArguments(
         super().__post_init__()
         if self.model_name_or_path is None:
             raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
+        if self.pooling == "attentive" and not self.fast:
+            raise ValueError("Attentive `pooling` is trained on tokens of uncropped images: set `fast`.")
+        if self.base_learning_rates is None and self.pooling == "attentive":
+            self.base_learning_rates = list(LEARNING_RATES)
         if self.base_learning_rates is None:
             self.base_learning_rates = [0.1, 0.3, 1, 3, 10, 30, 100, 300] if self.fast else [0.1]
         if len(self.base_learning_rates) > 1 and not self.fast:
@@ -416,6 +432,37 @@ def probe_features(
     return with_classifier(model, classifier, batch_norm), metrics
 
 
+def probe_tokens(
+    model: MAEForImageClassification, train: EvaluationDataset, test: EvaluationDataset, args: ProbingArguments
+) -> tuple[MAEForImageClassification, dict[str, float]]:
+    """Trains an attentive probe on patch tokens, which are kept in memory if they fit.
+
+    Arguments are those of [`probe_features`].
+
+    Returns:
+        The classifier, which has attentive pooling, and its `attentive_accuracy` and `learning_rate`.
+    """
+    model.to(args.device).eval()
+
+    def encode(pixel_values):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            return model.mae(pixel_values).last_hidden_state[:, 1:]
+
+    tokens = []
+    for name, dataset in (("train", train), ("test", test)):
+        title = None if args.disable_tqdm else f"Tokens, {name}"
+        options = {"batch_size": args.eval_batch_size, "num_workers": args.dataloader_num_workers, "progress": title}
+        tokens.append(PatchTokens(encode, dataset, args.device, **options))
+    settings = AttentiveSettings(None, int(args.num_train_epochs), args.batch_size, args.weight_decay, args.seed)
+    held_out, _ = hold_out_tenth(len(train), args.seed)
+    chosen = choose_attentive_probe(tokens[0], model.config.num_labels, held_out, args.base_learning_rates, settings)
+    (accuracy,) = attentive_accuracies([chosen.probe], tokens[1])
+    rate = chosen.learning_rate
+    print(f"attentive probe, rate {rate:<6g} accuracy {chosen.held_out_accuracy:.4f} of held-out images")
+    print(f"attentive probe, rate {rate:<6g} accuracy {accuracy:.4f} of the test images")
+    return with_attentive_probe(model, chosen.probe), {"attentive_accuracy": accuracy, "learning_rate": rate}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # With crops
 
@@ -509,7 +556,8 @@ def probe(args: ProbingArguments) -> FineTuned:
     else:
         hub = HubPush(args.output_dir, args.hub_model_id, args.hub_private_repo) if args.push_to_hub else None
         train, test = (EvaluationDataset(images, image_processor) for images in (train_images, test_images))
-        model, metrics = probe_features(model, train, test, args)
+        probe_fast = probe_tokens if args.pooling == "attentive" else probe_features
+        model, metrics = probe_fast(model, train, test, args)
         _save(args, hub, model, image_processor, {**record, "metrics": metrics})
     if args.process_index == 0:
         print(f"The classifier is in {args.output_dir}.")
@@ -522,7 +570,7 @@ def _build_classifier(args: ProbingArguments, names: list[str]) -> MAEForImageCl
         args.model_name_or_path,
         id2label=dict(enumerate(names)),
         label2id={name: label for label, name in enumerate(names)},
-        pooling=args.pooling,
+        pooling="class" if args.pooling == "attentive" else args.pooling,  # until the queries are trained
         ignore_mismatched_sizes=True,  # a classifier that is there is not used
         **sizes,
     )
@@ -597,6 +645,7 @@ __all__ = [
     "probe_accuracy",
     "probe_command",
     "probe_features",
+    "probe_tokens",
     "store_features",
     "train_linear_probes",
     "with_classifier",
