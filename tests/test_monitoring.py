@@ -3,19 +3,24 @@
 """How a run is judged while it goes on: figures without labels, twins, comparison with trivial predictors, alarms."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import picture
 
-from hf_mae import MAEImageProcessor
+from hf_mae import MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.datasets import PretrainingDataset
 from hf_mae.data.image_source import ImageSource
+from hf_mae.data.sources import open_images
 from hf_mae.evaluation.baselines import PREDICTORS
 from hf_mae.evaluation.label_free import collapse, effective_rank, label_free_figures, mean_cosine, twin_retrieval
 from hf_mae.evaluation.monitoring import Evaluation, TwinCrops
-from hf_mae.training.run_evaluation import Alarms, describe
+from hf_mae.training.pretraining_settings import Plan
+from hf_mae.training.run_evaluation import Alarms, describe, num_twins
+
+RELEASED = Path(__file__).parents[1] / "model_cards" / "mae-fashion-mnist"
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Figures without labels
@@ -87,6 +92,39 @@ def test_figures__need_two_images(features):
             figure(features)
 
 
+def sample_figures(model):
+    """Figures of a model for small grey images on a hundred of the embedded ones."""
+    processor = MAEImageProcessor.from_pretrained(RELEASED)
+    crops = PretrainingDataset(open_images(), (28, 28), 49, num_channels=1, crop_scale=(0.5, 1.0))
+    evaluation = Evaluation(open_images(), None, processor, max_images=500, batch_size=100, crops=crops)
+    return label_free_figures(*evaluation.encode_twins(model))
+
+
+@pytest.mark.slow
+def test_figures__tell_a_collapsed_a_random_and_a_trained_encoder_apart():
+    trained = MAEForPreTraining.from_pretrained(RELEASED)
+    random = MAEForPreTraining(trained.config)
+    collapsed = MAEForPreTraining(trained.config)
+    torch.nn.init.zeros_(collapsed.mae.embeddings.patch_embeddings.weight)  # it does not see the images
+    trained, random, collapsed = (sample_figures(model) for model in (trained, random, collapsed))
+    assert collapsed["effective_rank"] == pytest.approx(1)
+    assert collapsed["twin_retrieval"] <= 0.05
+    assert collapsed["mean_cosine"] == pytest.approx(1)
+    assert trained["effective_rank"] > 1.5 * random["effective_rank"] > 15
+    assert trained["twin_retrieval"] > random["twin_retrieval"] > 0.1
+    assert trained["mean_cosine"] < random["mean_cosine"] - 0.2 < 0.75
+    assert collapse(trained) is collapse(random) is None
+    assert "has collapsed" in collapse(collapsed)
+
+
+def test_collapse__needs_few_directions():
+    assert collapse({"effective_rank": 22.0, "mean_cosine": 0.996}) is None  # as early in a run that goes well
+    assert collapse({"effective_rank": 6.3, "mean_cosine": 0.7}) is None
+    assert "(effective rank 3.9, mean cosine 0.996)" in collapse({"effective_rank": 3.9, "mean_cosine": 0.9955})
+    assert collapse({"effective_rank": math.nan, "mean_cosine": math.nan}) is None  # is reported as a bad step
+    assert collapse({}) is None
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Twins and trivial predictors in an evaluation
 
@@ -130,6 +168,12 @@ def test_twins__are_as_many_as_the_images_of_the_loss(eval_images, twins):
     evaluation = evaluation_of(Pictures(), eval_images, crops=crops_of(Pictures()))
     assert len(evaluation.twins) == 2 * twins
     assert len(evaluation.images) == twins
+
+
+@pytest.mark.parametrize(("steps", "batch", "images"), [(2000, 1024, 1000), (470, 64, 300), (6, 24, 100)])
+def test_twins__are_fewer_in_a_short_run(steps, batch, images):
+    """A hundredth of the samples between two evaluations, but at least 100 and at most 1,000."""
+    assert num_twins(Plan(batch, 1.0, 10**5, 0, 1e-3, eval_steps=steps)) == images
 
 
 def test_twins__are_encoded_whole_in_their_order(tiny_model):
@@ -210,13 +254,13 @@ def test_line_of_an_evaluation__compares_the_loss_and_leaves_out_what_is_missing
         "eval_loss_interpolation": 0.5,
         "eval_loss_visible_mean": 0.9,
     }
-    assert describe(figures, 128) == "loss 0.6000 (40% below a constant, 20% above interpolation)"
+    assert describe(figures, 128, 300) == "loss 0.6000 (40% below a constant, 20% above interpolation)"
     more = {"knn_accuracy": 0.712, "effective_rank": 41.31, "twin_retrieval": 0.081, "mean_cosine": 0.564}
-    assert describe({"eval_loss": 0.6, **more, "eval_seconds": 3.0}, 128) == (
-        "loss 0.6000, k-NN 71.2%, rank 41.3 of 128, twins 8.1%, cosine 0.56"
+    assert describe({"eval_loss": 0.6, **more, "eval_seconds": 3.0}, 128, 300) == (
+        "loss 0.6000, k-NN 71.2%, rank 41.3 of 128, twins 8.1% of 300, cosine 0.56"
     )
-    assert describe({"eval_loss": math.nan, "eval_loss_constant": 1.0}, 128) == "loss nan"
-    assert describe({"eval_loss": -0.6, "eval_loss_constant": -0.5}, 128) == "loss -0.6000"  # a ratio says nothing
+    assert describe({"eval_loss": math.nan, "eval_loss_constant": 1.0}, 128, 300) == "loss nan"
+    assert describe({"eval_loss": -0.6, "eval_loss_constant": -0.5}, 128, 300) == "loss -0.6000"  # a ratio says nothing
 
 
 def test_alarm__of_a_loss_not_below_the_constant_is_given_once_until_it_was():
@@ -234,3 +278,11 @@ def test_alarm__of_a_loss_not_below_the_constant_is_given_once_until_it_was():
     assert said(30, 0.9) == []
     assert len(said(40, 1.0)) == 1
     assert Alarms(0)(10, {"eval_loss": 5.0}) == []  # of a target that has no constant
+
+
+def test_alarm__of_a_collapse_says_what_to_do():
+    alarms, features = Alarms(0), {"effective_rank": 1.0, "twin_retrieval": 0.001, "mean_cosine": 1.0}
+    (alarm,) = alarms(10, {"eval_loss": 0.5, **features})
+    assert "Step 10: the features of all images are nearly alike" in alarm
+    assert "`max_grad_norm` 1. docs/is_it_learning.md" in alarm
+    assert alarms(20, {"eval_loss": 0.5, **features}) == []

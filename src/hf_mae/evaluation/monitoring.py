@@ -77,6 +77,7 @@ class Evaluation:
         num_processes: int = 1,
         seed: int = 0,
         crops: PretrainingDataset | None = None,
+        max_twins: int = MAX_TWINS,
         **loader_options,
     ):
         """
@@ -85,11 +86,12 @@ class Evaluation:
             test_images ([`ImageSource`], *optional*): Held-out images for the loss and as queries.
             image_processor ([`MAEImageProcessor`]): Makes pixel values of them.
             max_images (`int`, *optional*, defaults to 5000): Maximum size of the k-NN bank. Loss and queries take at
-                most a fifth of it, and so do twins, which are at most 1,000 images.
+                most a fifth of it, and so do twins.
             batch_size (`int`, *optional*, defaults to 64): Images of one forward pass of a process.
             process_index, num_processes (`int`, *optional*): The share of this process.
             seed (`int`, *optional*, defaults to 0): Seed of the masks.
             crops ([`PretrainingDataset`], *optional*): Makes the crops of [`Evaluation.encode_twins`].
+            max_twins (`int`, *optional*, defaults to 1000): Maximum number of images that are cropped twice.
             **loader_options: Arguments of `DataLoader`, such as `num_workers`.
         """
         self.held_out = test_images is not None
@@ -99,7 +101,7 @@ class Evaluation:
         share = max(max_images // 5, 1)
         self.images = EvaluationDataset(test_images or train_images, image_processor, share)
         self.neighbors = EvaluationDataset(train_images, image_processor, max_images)
-        self.twins = TwinCrops(crops, image_processor, min(share, MAX_TWINS)) if crops is not None else None
+        self.twins = TwinCrops(crops, image_processor, min(share, max_twins)) if crops is not None else None
         self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
         self.seed, self.loader_options = seed, loader_options
 

@@ -61,7 +61,7 @@ from .distributed import (
 from .initial_model import build_model, hash_of_weights, reading_processor, stored_processor
 from .optimization import learning_rate_at, parameter_groups
 from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of, plan_steps
-from .run_evaluation import RunEvaluation
+from .run_evaluation import RunEvaluation, num_twins
 from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
 from .step_guard import RunStopped, StepGuard, StopSignals, end_workers, start_worker
 
@@ -379,6 +379,7 @@ class PretrainingRun:
             self.batch_size,
             seed=settings.seed,
             crops=self.dataset,
+            max_twins=num_twins(self.schedule),
             **self.share,
             **self.loader_options,
         )
@@ -623,10 +624,7 @@ class PretrainingRun:
         """Collects what is pushed with the last checkpoint."""
         link_files(self.output_dir / f"checkpoint-{self.step}", folder)
         shutil.copy2(self.metrics.path, folder)
-        for sheet in sorted((self.output_dir / "sheets").glob("step-*.png"))[-1:]:
-            shutil.copy2(sheet, folder / "reconstructions.png")
-        if (self.output_dir / "progress.png").exists():
-            shutil.copy2(self.output_dir / "progress.png", folder)
+        self.evaluation.copy_pictures(folder)
         self.describe(folder)
 
     def describe(self, folder: Path):

@@ -3,6 +3,7 @@
 """Measures and draws the model of a pre-training run, always on the same images with the same masks."""
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
@@ -17,15 +18,28 @@ from safetensors.torch import load_file, save_file
 from ..data.datasets import collate_evaluation
 from ..evaluation.feature_sheets import neighbor_sheet, patch_colors, pca_sheet
 from ..evaluation.label_free import collapse, label_free_figures
-from ..evaluation.monitoring import Evaluation
+from ..evaluation.monitoring import MAX_TWINS, Evaluation
 from ..evaluation.progress import progress_picture
 from ..evaluation.visualization import reconstruction_sheet
 from ..modeling.modeling_mae import MAEForPreTraining
+from .pretraining_settings import Plan
 
 _RECONSTRUCTED, _COLORED, _QUERIES = 24, 12, 8  # images on the sheets
 _IMAGES_OF_COLORS = 64  # whose patches have the same principal components; few images would each have their own
 _NAMES = {"constant": "a constant", "visible_mean": "the visible mean", "interpolation": "interpolation"}
 _HELP = "docs/is_it_learning.md has the causes and what to do."
+
+
+def num_twins(schedule: Plan) -> int:
+    """Returns how many images an evaluation crops twice: 1,000, or so many that their cost is about 1 % of the run.
+
+    Encoding two whole images takes about as long as training on one or two samples, so there is one such image for a
+    hundred samples between two evaluations, but at least 100: a rank or a share of fewer would say little.
+
+    Args:
+        schedule ([`Plan`]): Steps between evaluations, and images of a step.
+    """
+    return min(max(schedule.eval_steps * schedule.batch_size // 100, 100), MAX_TWINS)
 
 
 class RunEvaluation:
@@ -102,7 +116,9 @@ class RunEvaluation:
 
     def report(self, step: int, results: dict[str, float]) -> list[str]:
         """Returns a line of the figures, and lines of what is newly wrong."""
-        return [f"step {step}: {describe(results, self.model.config.hidden_size)}", *self.alarms(step, results)]
+        twins = len(self.evaluation.twins) // 2 if self.evaluation.twins is not None else 0
+        line = describe(results, self.model.config.hidden_size, twins)
+        return [f"step {step}: {line}", *self.alarms(step, results)]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Pictures
@@ -116,11 +132,20 @@ class RunEvaluation:
 
     def draw_progress(self, lines: Sequence[dict[str, float]]):
         """Draws `progress.png` from the log so far and the newest sheet, in the main process."""
-        newest = None
-        for kind in ("step", "patches"):
-            for path in sorted((self.output_dir / "sheets").glob(f"{kind}-*.png"))[-1:]:
-                newest = newest or PIL.Image.open(path)
-        self._save(progress_picture(lines, newest), self.output_dir / "progress.png")
+        path = self._newest("step") or self._newest("patches")
+        sheet = PIL.Image.open(path) if path else None
+        self._save(progress_picture(lines, sheet), self.output_dir / "progress.png")
+
+    def copy_pictures(self, folder: Path):
+        """Copies the newest sheet of reconstructions and the progress into a folder to push."""
+        pictures = {"reconstructions.png": self._newest("step"), "progress.png": self.output_dir / "progress.png"}
+        for name, path in pictures.items():
+            if path is not None and path.exists():
+                shutil.copy2(path, folder / name)
+
+    def _newest(self, kind: str) -> Path | None:
+        """Returns the newest sheet of a kind that was saved."""
+        return max((self.output_dir / "sheets").glob(f"{kind}-*.png"), default=None)
 
     @property
     def _processor(self):
@@ -210,12 +235,13 @@ def _not_below_constant(results: dict[str, float]) -> str | None:
     )
 
 
-def describe(results: dict[str, float], width: int) -> str:
+def describe(results: dict[str, float], width: int, num_twins: int) -> str:
     """Returns the figures of an evaluation in a line to read.
 
     Args:
         results (`dict[str, float]`): As [`RunEvaluation.measure`] returns them. What is missing is left out.
         width (`int`): Dimensions of the features.
+        num_twins (`int`): Images among which twins are looked for.
     """
     loss = results["eval_loss"]
     compared = []
@@ -227,10 +253,10 @@ def describe(results: dict[str, float], width: int) -> str:
     formats = {
         "knn_accuracy": "k-NN {:.1%}",
         "effective_rank": f"rank {{:.1f}} of {width}",
-        "twin_retrieval": "twins {:.1%}",
+        "twin_retrieval": f"twins {{:.1%}} of {num_twins}",
         "mean_cosine": "cosine {:.2f}",
     }
     return ", ".join(parts + [text.format(results[name]) for name, text in formats.items() if name in results])
 
 
-__all__ = ["Alarms", "RunEvaluation", "describe"]
+__all__ = ["Alarms", "RunEvaluation", "describe", "num_twins"]
