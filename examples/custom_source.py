@@ -5,7 +5,8 @@
     python examples/custom_source.py pictures.zip
 
 A source is a sequence: its length, an image by index, and a fingerprint that changes whenever the images change. The
-order of a run, resuming, workers and evaluation follow from these three.
+order of a run, resuming, workers and evaluation follow from these three. Names are an addition: `describe` returns what
+messages call an image, `key` what decides whether it is held out for evaluation.
 """
 
 import hashlib
@@ -38,6 +39,9 @@ class ZipImages(ImageSource):
 
     def describe(self, index: int) -> str:
         return f"{self._path}:{self._names[index]}"
+
+    def key(self, index: int) -> str:
+        return self._names[index]
 
 
 if __name__ == "__main__":
