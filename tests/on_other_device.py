@@ -18,7 +18,10 @@ from hf_mae import (
     MAEModel,
     pretrain,
 )
+from hf_mae.data.masks import sample_pairs
 from hf_mae.data.sources import open_images
+from hf_mae.evaluation.attentive import AttentiveSettings, PatchTokens, choose_attentive_probe, with_attentive_probe
+from hf_mae.evaluation.dense import DenseSettings, dense_figures
 from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
 from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
 from hf_mae.modeling import modeling_mae
@@ -143,8 +146,10 @@ def test_guard__leaves_out_a_bad_step_on_the_device(model, images):
     assert guard.read()[0]["skipped"] == 1
 
 
-def test_classifier__trains(device, images):
-    classifier = MAEForImageClassification(MAEConfig(**TINY, num_labels=5, drop_path_rate=0.1)).train().to(device)
+@pytest.mark.parametrize("pooling", ["mean", "attentive"])
+def test_classifier__trains(device, images, pooling):
+    config = MAEConfig(**TINY, num_labels=5, drop_path_rate=0.1, pooling=pooling)
+    classifier = MAEForImageClassification(config).train().to(device)
     optimizer = torch.optim.AdamW(layer_decay_parameter_groups(classifier, 1e-3, 0.05, 0.75), fused=True)
     loss = classifier(images, labels=torch.arange(4).to(device)).loss
     loss.backward()
@@ -225,6 +230,32 @@ def test_probe__trains_and_becomes_a_classifier(device, images):
     probe(images, labels=torch.tensor([0, 1, 2, 0]).to(device)).loss.backward()
     optimizer.step()
     assert probe.to_classifier()(images).logits.device == device
+
+
+@pytest.mark.parametrize("memory", [0, 2**20])
+def test_attentive_probes__train_on_the_device(device, images, memory):
+    """Whether the tokens are in memory or encoded in each step."""
+    model = MAEForImageClassification(MAEConfig(**TINY, num_labels=3, pooling="class")).eval().to(device)
+    dataset = [{"pixel_values": image.cpu(), "label": torch.tensor(number % 3)} for number, image in enumerate(images)]
+    tokens = PatchTokens(lambda pixels: model.mae(pixels).last_hidden_state[:, 1:], dataset, device, memory)
+    settings = AttentiveSettings(num_epochs=2)
+    chosen = choose_attentive_probe(tokens, 3, torch.tensor([1, 3]), [1e-3, 1e-2], settings)
+    assert {tensor.device for tensor in tensors_of(chosen.probe)} == {device}
+    assert with_attentive_probe(model, chosen.probe)(images).logits.device == device
+
+
+def test_dense_probes__same_figures_as_on_the_cpu(device):
+    processor = MAEImageProcessor.for_image_size(56, num_channels=1, image_mean=[0.0], image_std=[1.0])
+
+    def figures(where):
+        def encode(pixels):
+            assert pixels.device == torch.device(where)
+            return [torch.stack([pixels[:, 0, ::8, ::8], pixels[:, 0, 4::8, 4::8]], dim=-1)]
+
+        settings = DenseSettings(num_neighbors=(1, 3), strengths=(0.1,), device=where)
+        return dense_figures(encode, sample_pairs("train")[:10], sample_pairs("val")[:5], processor, settings)[0]
+
+    assert figures(device) == pytest.approx(figures("cpu"), abs=2e-3)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

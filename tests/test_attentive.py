@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import TINY
 
 import hf_mae
@@ -99,7 +98,7 @@ def test_pooling__zero_queries_see_all_patches_alike(pooling):
 
 
 def test_pooling__a_long_query_takes_the_patch_that_is_most_like_it(pooling):
-    tokens = F.normalize(torch.randn(1, 16, 32), dim=-1)
+    tokens = torch.nn.functional.normalize(torch.randn(1, 16, 32), dim=-1)
     with torch.no_grad():
         pooling.queries.copy_(1e4 * tokens[0, :8])
     torch.testing.assert_close(pooling.attention(tokens)[0], torch.eye(8, 16))

@@ -213,6 +213,7 @@ def train_attentive_probes(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    probes.zero_grad()
     return list(probes.eval())
 
 
@@ -279,8 +280,10 @@ def with_attentive_probe(model: MAEForImageClassification, probe: AttentiveProbe
     mean, variance = probe.batch_norm.running_mean, probe.batch_norm.running_var
     weight, bias = fold_batch_norm(probe.classifier.weight, probe.classifier.bias, mean, variance)
     model.classifier.load_state_dict({"weight": weight, "bias": bias})
-    model.attentive_pooling = copy.deepcopy(probe.pooling).to(model.device)
-    model.config.pooling, model.config.num_pooling_queries = "attentive", len(probe.pooling.queries)
+    num_queries, hidden_size = probe.pooling.queries.shape
+    model.attentive_pooling = MAEAttentivePooling(hidden_size, num_queries).to(model.device, model.dtype)
+    model.attentive_pooling.load_state_dict(probe.pooling.state_dict())
+    model.config.pooling, model.config.num_pooling_queries = "attentive", num_queries
     return model
 
 

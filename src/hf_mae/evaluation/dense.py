@@ -248,7 +248,8 @@ class DenseSettings:
     Args:
         num_neighbors (`tuple[int, ...]`, *optional*): Numbers of neighbours to choose from.
         strengths (`tuple[float, ...]`, *optional*): Values of C to choose from, see [`DenseLinear`].
-        max_patches (`int`, *optional*, defaults to 200,000): Training patches that are kept, alike of all images.
+        max_patches (`int`, *optional*, defaults to 50,000): Training patches that are kept, alike of all images. More
+            of them give higher figures: compare only with the same number.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where all of it happens.
         batch_size (`int`, *optional*, defaults to 16): Images that are encoded at once.
         num_workers (`int`, *optional*, defaults to 0): Processes that read images.
@@ -258,7 +259,7 @@ class DenseSettings:
 
     num_neighbors: tuple[int, ...] = NUM_NEIGHBORS
     strengths: tuple[float, ...] = STRENGTHS
-    max_patches: int = 200_000
+    max_patches: int = 50_000
     device: str | torch.device = "cpu"
     batch_size: int = 16
     num_workers: int = 0
