@@ -55,6 +55,9 @@ def test_run__says_what_it_chose_and_leaves_a_model(finished):
         "3,000 from Fashion-MNIST sample (train), embedded, 10 classes",
         "28 x 28 pixels, 7 x 7 patches, 75% hidden, target: pixels",
         "24 over 1 process(es), 1 accumulated",
+        "To beat: a constant ",
+        f"step 12: loss {result.metrics['eval_loss']:.4f} (",
+        "of 32, twins ",
     ):
         assert fact in printed
     left = {path.name for path in output_dir.iterdir() if path.suffix != ".py"}
@@ -67,7 +70,12 @@ def test_run__says_what_it_chose_and_leaves_a_model(finished):
     assert list(losses) == list(range(1, 13))
     evaluated = metrics(output_dir, "eval_loss")
     assert evaluated[12] < evaluated[6] < losses[1]
-    assert list(metrics(output_dir, "knn_accuracy")) == [6, 12]
+    for name in ("knn_accuracy", "effective_rank", "twin_retrieval", "mean_cosine", "eval_seconds"):
+        assert list(metrics(output_dir, name)) == [6, 12]
+    assert metrics(output_dir, "eval_loss_constant")[6] == metrics(output_dir, "eval_loss_constant")[12]  # is not learnt
+    kinds = ("step", "neighbors", "patches")
+    sheets = {f"{kind}-{step:07}.png" for kind in kinds for step in (6, 12)} | {"patches.safetensors"}
+    assert {path.name for path in (output_dir / "sheets").iterdir()} == sheets
     assert Image.open(output_dir / "reconstructions.png").size[0] > 1000
     record = json.loads((output_dir / "run.json").read_text())
     assert record["recipe"]["effective_batch_size"] == 24
@@ -102,7 +110,8 @@ def test_run__stopped_by_a_signal_continues_to_the_same_weights(finished, tmp_pa
     result = small(None, tmp_path)
     assert result.metrics["step"] == 12
     assert same_tensors("model.safetensors", tmp_path, finished[0])
-    assert metrics(tmp_path, "loss") == metrics(finished[0], "loss")
+    for name in ("loss", "eval_loss", "eval_loss_interpolation", "effective_rank", "twin_retrieval", "mean_cosine"):
+        assert metrics(tmp_path, name) == metrics(finished[0], name)
     assert samples(tmp_path) == samples(finished[0])
 
 
