@@ -324,14 +324,14 @@ def collect_patches(
             if not taken[start + offset] or not len(patches):
                 continue
             index = torch.from_numpy(patches).to(classes.device)
-            features = [each[offset].flatten(0, 1)[index] for each in maps]
-            blocks.append((features, classes[offset, index], torch.full_like(index, start + offset)))
+            of_layers = [each[offset].flatten(0, 1)[index] for each in maps]
+            blocks.append((of_layers, classes[offset, index], torch.full_like(index, start + offset)))
         start += len(labels)
     if not blocks:
         raise ValueError("No pixel of the training images has a class: all are 255, or 0 with `reduce_labels`.")
-    features, classes, images = zip(*blocks, strict=True)
-    classes, images = torch.cat(classes), torch.cat(images)
-    return [LabelledPatches(torch.cat(each), classes, images) for each in zip(*features, strict=True)]
+    features, *rest = zip(*blocks, strict=True)
+    all_classes, all_images = (torch.cat(each) for each in rest)
+    return [LabelledPatches(torch.cat(each), all_classes, all_images) for each in zip(*features, strict=True)]
 
 
 class _Confusions:
@@ -384,7 +384,9 @@ def dense_figures(
         ValueError: If they do not fit each other, there are too few images, or nothing is labelled.
     """
     image_processor = _whole_images(image_processor)
-    train, test = (SegmentationDataset(pairs, image_processor, reduce_labels) for pairs in (train_pairs, test_pairs))
+    train, test = (
+        SegmentationDataset(list(each), image_processor, reduce_labels) for each in (train_pairs, test_pairs)
+    )
     held_out = held_out_pairs(train_pairs, settings.seed) if held_out is None else held_out
     patches = collect_patches(
         settings.encode(encode, train, "Training patches"), len(train), settings.max_patches, settings.seed
@@ -442,9 +444,7 @@ def _test_figures(patches: list[LabelledPatches], chosen: list[tuple], batches: 
     ]
 
 
-def _predict(
-    probes: list[tuple[DenseKNN, DenseLinear]], grids: list[tuple], maps: list[torch.Tensor], labels: torch.Tensor
-) -> dict:
+def _predict(probes: list[tuple], grids: list[tuple], maps: list[torch.Tensor], labels: torch.Tensor) -> dict:
     """Returns the predictions of both probes of all blocks, by (block, probe, setting)."""
     predictions, size = {}, tuple(labels.shape[1:])
     for block, (pair, grid, each) in enumerate(zip(probes, grids, maps, strict=True)):
