@@ -231,7 +231,8 @@ def _not_below_constant(results: dict[str, float]) -> str | None:
         return None
     return (
         f"the loss {loss:.4f} is not below {constant:.4f}, which predicting the same for every patch would give. The "
-        "model has learnt nothing yet. If that stays so, start again with a lower `base_learning_rate`."
+        "model has learnt nothing yet. If the loss has come to rest there, start again with a lower "
+        "`base_learning_rate`; if it is far above and falls slowly, with a higher one."
     )
 
 
