@@ -182,6 +182,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         results={_RESULTS[name]: _format(value) for name, value in _metrics(record).items() if name in _RESULTS},
         meanings=_meanings(record, model),
         notes=record.get("notes") or "",
+        evaluations=record.get("evaluations") or {},
         licence=_licence(record),
         **_model_facts(model),
         **_training_facts(folder, record),

@@ -456,15 +456,17 @@ class Judge:
             return processor.post_process_reconstruction(shown[position]["pixel_values"][None])[0]
 
         some = EvaluationDataset(self.images.test, processor, _PCA_IMAGES)
-        pixel_values = torch.stack([some[position]["pixel_values"] for position in range(len(some))])
-        drawn = processor.post_process_reconstruction(pixel_values[:_PCA_DRAWN])
+        drawn = [number * len(some) // _PCA_DRAWN for number in range(min(_PCA_DRAWN, len(some)))]
+        order = drawn + [position for position in range(len(some)) if position not in drawn]
+        pixel_values = torch.stack([some[position]["pixel_values"] for position in order])
+        pictures = processor.post_process_reconstruction(pixel_values[: len(drawn)])
         tokens = [encoder(part, [row.block for row in rows]) for part in pixel_values.split(self.args.batch_size)]
         for place, row in enumerate(rows):
             grid_size = tokens[0][place].grid_size
             patches = torch.cat([part[place].patches.cpu() for part in tokens]).unflatten(1, grid_size)
             title = f"{row.model}, block {row.block}"
             self._save(neighbor_sheet(features[row.block], picture, queries), f"Nearest images, {title}", "neighbors")
-            self._save(pca_sheet(drawn, patch_colors(patches)[0]), f"Patches, {title}", "patches")
+            self._save(pca_sheet(pictures, patch_colors(patches)[0]), f"Patches, {title}", "patches")
 
     def _save(self, sheet: PIL.Image.Image, title: str, kind: str):
         path = Path(self.args.output_dir) / f"{kind}-{_file_name(title.split(', ', 1)[1])}.png"
