@@ -221,9 +221,10 @@ def test_few_labels__models_of_ours_are_fine_tuned_on_the_same_images(run, pretr
 
 @pytest.mark.slow
 def test_images_alone__figures_and_sheets_without_labels(run, pretrained, folder, tmp_path):
+    (tmp_path / "flat").mkdir()
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
-        path.rename(folder / f"{number}.png")
-    printed, content = run("--model", pretrained, "--data", folder)
+        path.rename(tmp_path / "flat" / f"{number}.png")
+    printed, content = run("--model", pretrained, "--data", tmp_path / "flat")
     assert set(content["rows"][0]["figures"]) == {"effective_rank", "twin_retrieval", "mean_cosine"}
     assert "without labels" in content["data"]
     assert "k-NN" not in printed
@@ -242,8 +243,8 @@ def test_masks__dense_probes(run, pretrained, tmp_path):
                 PIL.Image.fromarray(array).save(tmp_path / "data" / split / name / f"{number}.png")
     _, content = run("--model", pretrained, "--data", tmp_path / "data", "--layers", 1, 2)
     for row in content["rows"]:
-        assert row["figures"]["dense_linear_iou"] > 0.95
-        assert row["figures"]["dense_knn_iou"] > 0.95
+        assert row["figures"]["dense_linear_iou"] > 0.9  # logits are interpolated across the borders
+        assert row["figures"]["dense_knn_iou"] > 0.99
         assert row["choices"]["constant_iou"] < 0.5
         assert {"effective_rank", "mean_cosine"} <= set(row["figures"])
     assert sum(row["is_best"] for row in content["rows"]) == 1
@@ -289,7 +290,7 @@ def three_models(tmp_path):
 
 @pytest.mark.slow
 def test_collapsed_random_and_trained__are_told_apart_by_each_figure(three_models, tmp_path, log):
-    for split, count in (("train", 30), ("test", 20)):
+    for split, count in (("train", 12), ("test", 10)):
         images = open_images(split=split)
         for label in range(10):
             place = tmp_path / "data" / {"train": "train", "test": "val"}[split] / str(label)
