@@ -18,10 +18,12 @@ from hf_mae import (
     MAEModel,
     pretrain,
 )
+from hf_mae.data.datasets import PretrainingDataset
 from hf_mae.data.masks import sample_pairs
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.attentive import AttentiveSettings, PatchTokens, choose_attentive_probe, with_attentive_probe
 from hf_mae.evaluation.dense import DenseSettings, dense_figures
+from hf_mae.evaluation.label_free import label_free_figures
 from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
 from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
 from hf_mae.modeling import modeling_mae
@@ -203,13 +205,19 @@ def test_reconstruct__images_come_back_to_the_host(device, model, images):
 
 
 def test_evaluation__same_figures_as_on_the_cpu(device):
-    """Loss and nearest neighbours of the embedded images."""
+    """Loss, nearest neighbours, features of twins and trivial predictors of the embedded images."""
     model = MAEForPreTraining(MAEConfig(**{**TINY, "num_channels": 1, "image_size": 28, "patch_size": 7}))
     processor = MAEImageProcessor.for_image_size(28, image_mean=[0.5], image_std=[0.5])
     train, test = (open_images(None, split) for split in ("train", "test"))
-    evaluation = Evaluation(train, test, processor, max_images=100)
-    expected = evaluation(model)
-    assert evaluation(model.to(device)) == pytest.approx(expected, abs=1e-5)
+    crops = PretrainingDataset(train, (28, 28), 16, num_channels=1)
+    evaluation = Evaluation(train, test, processor, max_images=100, crops=crops)
+
+    def figures(model):
+        features = label_free_figures(*evaluation.encode_twins(model))
+        return {**evaluation(model), **evaluation.trivial_losses(model), **features}
+
+    expected = figures(model)
+    assert figures(model.to(device)) == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
 
 def test_knn__same_accuracy_as_on_the_cpu(device):
