@@ -113,7 +113,8 @@ class TrivialPredictors:
         model, config = self.model, self.model.config
         patch_size = model.mae.embeddings.patch_size
         grid_size = patch_grid(pixel_values, patch_size)
-        ids_keep, ids_hidden = choose_mask(pixel_values, grid_size, config.mask_sampling, config.mask_ratio, noise)
+        rule = (config.mask_sampling, config.mask_block_size, config.mask_ratio)
+        ids_keep, ids_hidden = choose_mask(pixel_values, grid_size, *rule, noise)
         hidden = torch.ones_like(noise, dtype=torch.bool).scatter(1, ids_keep, False)
         ids = ids_hidden if ids_hidden.shape[1] > 0 else ids_keep  # with nothing hidden all patches are predicted
         target = model.target_values(pixel_values, ids)

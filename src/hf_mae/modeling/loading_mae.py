@@ -243,7 +243,8 @@ class LoadingMixin:
     def _set_trainable(self):
         for module in self.modules():
             if isinstance(getattr(module, "position_embeddings", None), nn.Parameter):
-                module.position_embeddings.requires_grad_(self._is_fine_tuned)
+                learned = self.config.position_embedding == "learned"
+                module.position_embeddings.requires_grad_(self._is_fine_tuned or learned)
                 if module.mask_token is not None:
                     module.mask_token.requires_grad_(not self._is_fine_tuned)
 
@@ -331,10 +332,16 @@ class LoadingMixin:
         for config in (changed, self.config):
             for name, size in sizes.items():
                 setattr(config, name, size)
+            self._drop_cells_that_do_not_fit(config)
             config.check()  # the copy first: if the sizes are refused, the model stays as it is
         for module in self.modules():
             if isinstance(module, ResizableModule):
                 module.resize_weights(self.config, resize_input, resize_output)
+
+    def _drop_cells_that_do_not_fit(self, config: MAEConfig):
+        """Lets models without a decoder have any grid: that `mask_block_size` divides it matters in pre-training."""
+        if not hasattr(self, "decoder") and any(size % config.mask_block_size for size in config.grid_size):
+            config.mask_block_size = 1
 
     # ------------------------------------------------------------------------------------------------------------------
     # Freezing

@@ -9,8 +9,8 @@ the order. The queries and the MLP of its last block, its norm, its head and the
 patches.
 
 A mask means the same everywhere: bool, True = hidden from the encoder and predicted. *Patch* indices never count the
-class token. Shapes in comments: B batch, C channels, P pixels of a patch (height times width), N patches of an image,
-K visible (kept) patches, M hidden patches that are predicted, D width.
+class tokens. Shapes in comments: B batch, C channels, P pixels of a patch (height times width), N patches of an image,
+K visible (kept) patches, M hidden patches that are predicted, T class tokens, D width.
 
 Other files: masking_mae.py chooses masks, targets_mae.py says what is predicted, loading_mae.py loads at other sizes.
 """
@@ -89,7 +89,11 @@ class MAEPreTrainedModel(LoadingMixin, PreTrainedModel):
                 if token is not None:
                     init.normal_(token, std=self.config.initializer_range)
             table = module.position_embeddings
-            init.copy_(table, sincos_position_table(table.shape[-1], module.grid_size).to(table.dtype))
+            if self.config.position_embedding == "learned":
+                init.trunc_normal_(table, std=self.config.initializer_range)
+            else:
+                sincos = sincos_position_table(table.shape[-1], module.grid_size, self.config.num_class_tokens)
+                init.copy_(table, sincos.to(table.dtype))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -125,6 +129,7 @@ class MAEModel(MAEPreTrainedModel):
         ids_keep: torch.LongTensor | None = None,
         interpolate_pos_encoding: bool = True,
         num_layers: int | None = None,
+        drop_path_noise: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MAEModelOutput:
         """Encodes images. Without any of the four masking arguments it sees all patches, in raster order.
@@ -133,10 +138,11 @@ class MAEModel(MAEPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images of any size
                 that the patch divides, in any float dtype.
             mask_ratio (`float`, *optional*): Fraction of patches to hide, in [0, 1), chosen by `config.mask_sampling`.
-                `int(num_patches * (1 - mask_ratio))` stay visible. With `noise`, defaults to `config.mask_ratio`.
+                `int(num_patches * (1 - mask_ratio))` stay visible, or with `config.mask_block_size` as many whole
+                cells as [`num_kept_patches`] says. With `noise`, defaults to `config.mask_ratio`.
             noise (`torch.Tensor` of shape `(batch, num_patches)`, *optional*): Makes the choice reproducible: the
-                patches with the lowest noise stay visible (for `block` and `grid` see [`masking_order`]). Ignored if
-                the mask itself is given.
+                patches with the lowest noise stay visible (for `block`, `grid` and cells see [`masking_order`]).
+                Ignored if the mask itself is given.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch, num_patches)`, *optional*): The mask itself, True =
                 hidden, with the same number of hidden patches in each image.
             ids_keep (`torch.LongTensor` of shape `(batch, num_kept)`, *optional*): Patch indices of the patches that
@@ -144,6 +150,9 @@ class MAEModel(MAEPreTrainedModel):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `True`): Whether images may have another size than
                 `config.image_size`. The position table is then resampled.
             num_layers (`int`, *optional*): Number of blocks to run. All by default.
+            drop_path_noise (`torch.Tensor` of shape `(batch, num_hidden_layers, 2)`, *optional*): Makes drop path
+                reproducible: in training the attention and the MLP of a block are skipped for an image where its
+                numbers, in [0, 1), are below the probability of the block. Drawn at random by default.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
@@ -156,18 +165,36 @@ class MAEModel(MAEPreTrainedModel):
         grid_size = self._check_images(pixel_values, interpolate_pos_encoding)
         if noise is not None and mask_ratio is None and bool_masked_pos is None and ids_keep is None:
             mask_ratio = self.config.mask_ratio
-        ids_keep, ids_hidden = choose_mask(
-            pixel_values, grid_size, self.config.mask_sampling, mask_ratio, noise, bool_masked_pos, ids_keep
-        )
+        rule = (self.config.mask_sampling, self.config.mask_block_size)
+        ids_keep, ids_hidden = choose_mask(pixel_values, grid_size, *rule, mask_ratio, noise, bool_masked_pos, ids_keep)
         tokens = self.embeddings(pixel_values, grid_size, ids_keep, ids_hidden)
-        tokens, hidden_states, attentions = run_layers(self.layers[:num_layers], tokens, self.config, **kwargs)
+        tokens, hidden_states, attentions = run_layers(
+            self.layers[:num_layers],
+            tokens,
+            self.config,
+            drop_path_noise=self._check_drop_path_noise(drop_path_noise, len(tokens)),
+            **kwargs,
+        )
         tokens = self.layernorm(tokens)
-        if self.config.pooling == "class":
-            pooled = tokens[:, 0]
-        else:
-            num_visible = grid_size[0] * grid_size[1] if ids_keep is None else ids_keep.shape[1]
-            pooled = tokens[:, 1 : 1 + num_visible].mean(dim=1)
+        num_visible = grid_size[0] * grid_size[1] if ids_keep is None else ids_keep.shape[1]
+        pooled = self._pool(tokens, num_visible)
         return MAEModelOutput(tokens, pooled, ids_keep, ids_hidden, hidden_states, attentions)
+
+    def _pool(self, tokens: torch.Tensor, num_visible: int) -> torch.Tensor:
+        """Returns the mean of the class tokens or of the visible patches (B, D) of all tokens (B, tokens, D)."""
+        num_class_tokens = self.config.num_class_tokens
+        if self.config.pooling == "class":
+            return tokens[:, :num_class_tokens].mean(dim=1)
+        return tokens[:, num_class_tokens : num_class_tokens + num_visible].mean(dim=1)
+
+    def _check_drop_path_noise(self, noise: torch.Tensor | None, num_images: int) -> torch.Tensor | None:
+        """Returns the noise, or raises `ValueError` if its shape does not fit."""
+        expected = (num_images, self.config.num_hidden_layers, 2)
+        if noise is not None and noise.shape != expected:
+            raise ValueError(
+                f"`drop_path_noise` must have the shape (batch, blocks, 2) = {expected}, got {tuple(noise.shape)}."
+            )
+        return noise
 
     def _check_images(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """Returns the grid of the images, (rows, columns), or raises `ValueError`."""
@@ -217,7 +244,7 @@ class MAEDecoder(ResizableModule, MAEPreTrainedModel):
         self.embed = nn.Linear(config.hidden_size, width)
         # With mask tokens in the encoder, the decoder gets a token for every patch from there.
         self.mask_token = None if config.mask_tokens_in_encoder else nn.Parameter(torch.empty(1, 1, width))
-        self.position_embeddings = _empty_position_table(width, self.grid_size)
+        self.position_embeddings = _empty_position_table(config, width)
         sizes = (width, config.decoder_num_attention_heads, config.decoder_intermediate_size)
         self.layers = nn.ModuleList([MAELayer(config, *sizes) for _ in range(config.decoder_num_hidden_layers)])
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -239,8 +266,8 @@ class MAEDecoder(ResizableModule, MAEPreTrainedModel):
         """Predicts patches.
 
         Args:
-            hidden_states (`torch.Tensor` of shape `(batch, 1 + tokens, hidden_size)`): The encoder's class token and
-                visible patches (and, with `mask_tokens_in_encoder`, hidden ones).
+            hidden_states (`torch.Tensor` of shape `(batch, num_class_tokens + tokens, hidden_size)`): The encoder's
+                class tokens and visible patches (and, with `mask_tokens_in_encoder`, hidden ones).
             ids_keep (`torch.LongTensor` of shape `(batch, num_kept)`): Patch indices of the visible patches.
             ids_predict (`torch.LongTensor` of shape `(batch, num_predicted)`): Patch indices of the hidden patches to
                 predict, or `None` to predict the visible ones.
@@ -252,8 +279,8 @@ class MAEDecoder(ResizableModule, MAEPreTrainedModel):
             num_predicted, num_values)`.
         """
         ids_masked = ids_keep[:, :0] if ids_predict is None else ids_predict
-        tokens = self._embed_tokens(hidden_states, ids_keep, ids_masked, grid_size)  # (B, 1 + K + M, D)
-        first_predicted = 1 if ids_predict is None else 1 + ids_keep.shape[1]
+        tokens = self._embed_tokens(hidden_states, ids_keep, ids_masked, grid_size)  # (B, T + K + M, D)
+        first_predicted = self.config.num_class_tokens + (0 if ids_predict is None else ids_keep.shape[1])
         tokens, states, attentions = run_layers(self.layers, tokens, self.config, first_predicted, **kwargs)
         return BaseModelOutput(self.head(self.layernorm(tokens)), states, attentions)
 
@@ -261,13 +288,16 @@ class MAEDecoder(ResizableModule, MAEPreTrainedModel):
         self, hidden_states: torch.Tensor, ids_keep: torch.Tensor, ids_masked: torch.Tensor, grid_size: tuple[int, int]
     ) -> torch.Tensor:
         """Returns tokens with positions in the order class, visible, masked."""
+        num_class_tokens = self.config.num_class_tokens
         positions = resample_position_table(self.position_embeddings, self.grid_size, grid_size)
+        class_positions, positions = positions.split([num_class_tokens, grid_size[0] * grid_size[1]], dim=1)
         tokens = self.embed(hidden_states)
-        class_position = positions[:, :1].expand(tokens.shape[0], -1, -1)
+        class_positions = class_positions.expand(tokens.shape[0], -1, -1)
         if self.mask_token is None:  # the encoder's tokens of all hidden patches, of which some are to be predicted
             ids = torch.cat([ids_keep, ids_masked], dim=1)
-            return tokens[:, : 1 + ids.shape[1]] + torch.cat([class_position, _rows(positions, ids)], dim=1)
-        tokens = tokens + torch.cat([class_position, _rows(positions, ids_keep)], dim=1)
+            tokens = tokens[:, : num_class_tokens + ids.shape[1]]
+            return tokens + torch.cat([class_positions, _rows(positions, ids)], dim=1)
+        tokens = tokens + torch.cat([class_positions, _rows(positions, ids_keep)], dim=1)
         # Also when nothing is masked: DistributedDataParallel needs a gradient of the mask token in every step.
         return torch.cat([tokens, self.mask_token + _rows(positions, ids_masked)], dim=1)
 
@@ -306,6 +336,7 @@ class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
         interpolate_pos_encoding: bool = True,
         return_loss: bool = True,
         valid: torch.BoolTensor | None = None,
+        drop_path_noise: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MAEForPreTrainingOutput:
         """Hides patches and predicts them. Masks are random in evaluation mode too; `noise` makes them reproducible.
@@ -323,6 +354,7 @@ class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
             return_loss (`bool`, *optional*, defaults to `True`): Whether to compute the loss.
             valid (`torch.BoolTensor` of shape `(batch, height, width)`, *optional*): False where pixels are no-data.
                 Patches with such pixels are left out of the loss, see [`PixelTarget.target_loss`].
+            drop_path_noise: As in [`MAEModel.forward`].
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and arguments of the attention.
 
         Returns:
@@ -335,7 +367,9 @@ class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
         if mask_ratio is None and bool_masked_pos is None and ids_keep is None:
             mask_ratio = self.config.mask_ratio
         mask = (mask_ratio, noise, bool_masked_pos, ids_keep)
-        encoded = self.mae(pixel_values, *mask, interpolate_pos_encoding, return_dict=True, **kwargs)
+        encoded = self.mae(
+            pixel_values, *mask, interpolate_pos_encoding, drop_path_noise=drop_path_noise, return_dict=True, **kwargs
+        )
         ids_keep, ids_hidden = encoded.ids_keep, encoded.ids_hidden
         ids_predict = self._choose_predicted(ids_hidden, prediction_ratio)
         grid_size = patch_grid(pixel_values, self.mae.embeddings.patch_size)
@@ -416,7 +450,7 @@ def _recorded_states(decoded: BaseModelOutput) -> BaseModelOutput | None:
 
 
 class MAEEmbeddings(ResizableModule, nn.Module):
-    """Class token, embedded patches and positions (and mask tokens, if the encoder is to see those)."""
+    """Class tokens, embedded patches and positions (and mask tokens, if the encoder is to see those)."""
 
     def __init__(self, config: MAEConfig):
         super().__init__()
@@ -425,9 +459,9 @@ class MAEEmbeddings(ResizableModule, nn.Module):
         patch_elements = self.patch_size[0] * self.patch_size[1] * config.num_channels
         # The official convolution, with its weights in the order of `patchify`: one product, for visible patches only.
         self.patch_embeddings = nn.Linear(patch_elements, config.hidden_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.cls_token = nn.Parameter(torch.empty(1, config.num_class_tokens, config.hidden_size))
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.mask_tokens_in_encoder else None
-        self.position_embeddings = _empty_position_table(config.hidden_size, self.grid_size)
+        self.position_embeddings = _empty_position_table(config, config.hidden_size)
 
     def resize_weights(self, config: MAEConfig, resize_input: Resize | None, resize_output: Resize | None):
         self.patch_size = _pair(config.patch_size)
@@ -448,23 +482,25 @@ class MAEEmbeddings(ResizableModule, nn.Module):
         patches = patchify(pixel_values, self.patch_size, ids_keep).to(self.cls_token.dtype)
         tokens = self.patch_embeddings(patches)  # (B, N or K, D)
         positions = resample_position_table(self.position_embeddings, self.grid_size, grid_size)
-        class_token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
+        class_positions, positions = positions.split([self.cls_token.shape[1], grid_size[0] * grid_size[1]], dim=1)
+        class_tokens = (self.cls_token + class_positions).expand(tokens.shape[0], -1, -1)
         if ids_keep is None:
-            return torch.cat([class_token, tokens + positions[:, 1:]], dim=1)
-        tokens = [class_token, tokens + _rows(positions, ids_keep)]
+            return torch.cat([class_tokens, tokens + positions], dim=1)
+        tokens = [class_tokens, tokens + _rows(positions, ids_keep)]
         if self.mask_token is not None:
             tokens.append(self.mask_token + _rows(positions, ids_hidden))
         return torch.cat(tokens, dim=1)
 
 
-def _empty_position_table(width: int, grid_size: tuple[int, int]) -> nn.Parameter:
+def _empty_position_table(config: MAEConfig, width: int) -> nn.Parameter:
     # A parameter, not a buffer: it is saved, may be fine-tuned, and is listed by name with the other weights.
-    return nn.Parameter(torch.empty(1, 1 + grid_size[0] * grid_size[1], width), requires_grad=False)
+    rows, columns = config.grid_size
+    return nn.Parameter(torch.empty(1, config.num_class_tokens + rows * columns, width), requires_grad=False)
 
 
 def _rows(positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Returns the rows of a position table (1, 1 + N, D) that belong to patch indices (B, K): (B, K, D)."""
-    return nn.functional.embedding(ids, positions[0, 1:])
+    """Returns the positions (1, N, D) of patches that belong to patch indices (B, K): (B, K, D)."""
+    return nn.functional.embedding(ids, positions[0])
 
 
 class MAELayer(GradientCheckpointingLayer):
@@ -487,15 +523,23 @@ class MAELayer(GradientCheckpointingLayer):
         self.drop_path = MAEDropPath(drop_path)
 
     def forward(
-        self, hidden_states: torch.Tensor, query_start: int = 0, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        query_start: int = 0,
+        drop_path_noise: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the output for the tokens from `query_start` on, and the attention weights if they are at hand.
 
-        The tokens before `query_start` are only attended to.
+        The tokens before `query_start` are only attended to. `drop_path_noise` (B, 2) decides which images skip the
+        attention and the MLP.
         """
+        skips_attention, skips_mlp = (None, None) if drop_path_noise is None else drop_path_noise.unbind(dim=1)
         attention_output, weights = self.attention(self.layernorm_before(hidden_states), query_start, **kwargs)
-        hidden_states = hidden_states[:, query_start:] + self.drop_path(self.dropout(attention_output))
-        return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states)))), weights
+        attention_output = self.drop_path(self.dropout(attention_output), skips_attention)
+        hidden_states = hidden_states[:, query_start:] + attention_output
+        mlp_output = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        return hidden_states + self.drop_path(mlp_output, skips_mlp), weights
 
 
 def run_layers(
@@ -505,6 +549,7 @@ def run_layers(
     last_query_start: int = 0,
     output_hidden_states: bool | int | list[int] | None = None,
     output_attentions: bool | None = None,
+    drop_path_noise: torch.Tensor | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
     """Runs tokens through blocks, and records what each block returns if that is requested.
@@ -520,6 +565,7 @@ def run_layers(
         output_hidden_states (`bool`, `int` or `list[int]`, *optional*): Whether to return the input and the output of
             each block, or which of them.
         output_attentions (`bool`, *optional*): Whether to return the attention weights of each block.
+        drop_path_noise (`torch.Tensor` of shape `(batch, blocks, 2)`, *optional*): See [`MAEModel.forward`].
         **kwargs: Arguments of the attention.
 
     Returns:
@@ -532,7 +578,8 @@ def run_layers(
     states, attentions = (tokens,), ()
     for index, layer in enumerate(layers):
         query_start = last_query_start if index == len(layers) - 1 else 0
-        tokens, weights = layer(tokens, query_start, output_attentions=output_attentions, **kwargs)
+        noise = None if drop_path_noise is None else drop_path_noise[:, index]
+        tokens, weights = layer(tokens, query_start, noise, output_attentions=output_attentions, **kwargs)
         if output_hidden_states is not False:
             states += (tokens,)
         if output_attentions:
@@ -624,10 +671,13 @@ class MAEDropPath(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         if not self.training or self.probability == 0:
             return hidden_states
-        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.probability)
+        if noise is None:
+            kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.probability)
+        else:
+            kept = (noise >= self.probability).to(hidden_states.dtype)[:, None, None]
         return hidden_states * (kept / (1 - self.probability))
 
     def extra_repr(self) -> str:

@@ -70,8 +70,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
     """The encoder with a linear classifier, as in the paper's end-to-end fine-tuning (He et al. 2021, appendix A.1).
 
     With `config.pooling="mean"` the patch tokens of the last block are averaged and then normalised by `fc_norm`; the
-    encoder has no final norm. With `"class"` the classifier gets the class token after the final norm, with
-    `"attentive"` the patch tokens after the final norm, pooled by [`MAEAttentivePooling`].
+    encoder has no final norm. With `"class"` the classifier gets the class token after the final norm, the mean of them
+    if there are several, with `"attentive"` the patch tokens after the final norm, pooled by [`MAEAttentivePooling`].
     """
 
     _is_fine_tuned = True
@@ -110,8 +110,9 @@ class MAEForImageClassification(MAEPreTrainedModel):
     def _pool(self, outputs: MAEModelOutput) -> torch.Tensor:
         if self.attentive_pooling is None:
             return self.fc_norm(outputs.pooler_output)
-        end = None if outputs.ids_keep is None else 1 + outputs.ids_keep.shape[1]  # mask tokens come last
-        return self.attentive_pooling(outputs.last_hidden_state[:, 1:end])
+        start = self.config.num_class_tokens
+        end = None if outputs.ids_keep is None else start + outputs.ids_keep.shape[1]  # mask tokens come last
+        return self.attentive_pooling(outputs.last_hidden_state[:, start:end])
 
     @can_return_tuple
     def forward(
@@ -318,7 +319,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, one for each of `out_features`, of shape
             `(batch, channels, height / patch_height, width / patch_width)`, or at the scales of the pyramid. With
-            `reshape_hidden_states=False` tokens `(batch, 1 + patches, hidden_size)`.
+            `reshape_hidden_states=False` tokens `(batch, num_class_tokens + patches, hidden_size)`.
 
         Raises:
             ValueError: If `pixel_values` are integers or the patch does not divide the images.
@@ -340,7 +341,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         if not self.config.reshape_hidden_states:
             return tokens
         grid_size = patch_grid(pixel_values, self.mae.embeddings.patch_size)
-        return tokens[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
+        return tokens[:, self.config.num_class_tokens :].transpose(1, 2).unflatten(2, grid_size).contiguous()
 
 
 __all__ = ["MAEAttentivePooling", "MAEBackbone", "MAEForImageClassification"]

@@ -24,11 +24,11 @@ class MAEModelOutput(_MaskedOutput):
     """Holds the output of the encoder. The property `mask` is the bool mask, True = hidden, that belongs to the ids.
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, 1 + tokens, hidden_size)`): The tokens after the
-            final norm: the class token, then all patches in raster order. With a mask only the visible patches, in the
-            order of `ids_keep` (and after them those of the hidden patches with `mask_tokens_in_encoder`).
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, num_class_tokens + tokens, hidden_size)`): The tokens
+            after the final norm: class tokens, then all patches in raster order. With a mask only visible patches, in
+            the order of `ids_keep` (and after them those of the hidden patches with `mask_tokens_in_encoder`).
         pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`): The mean of the visible patch
-            tokens or the class token, see `config.pooling`.
+            tokens or of the class tokens, see `config.pooling`.
         ids_keep (`torch.LongTensor` of shape `(batch, num_kept)`): Patch indices of the visible patches in the order
             of their tokens. Only with a mask.
         ids_hidden (`torch.LongTensor` of shape `(batch, num_patches - num_kept)`): Patch indices of the hidden

@@ -2,7 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Images to patches and back, and the position tables: functions without weights.
 
-*Patch* indices never count the class token. Shapes in comments: B batch, C channels, P pixels of a patch (height times
+*Patch* indices never count class tokens. Shapes in comments: B batch, C channels, P pixels of a patch (height times
 width), N patches of an image, K requested ones, D width.
 """
 
@@ -53,7 +53,7 @@ def unpatchify(patches: torch.Tensor, patch_size: tuple[int, int], grid_size: tu
     return images.reshape(images.shape[0], images.shape[1], rows * patch_size[0], columns * patch_size[1])
 
 
-def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
+def sincos_position_table(width: int, grid_size: tuple[int, int], num_class_tokens: int = 1) -> torch.Tensor:
     """Returns the fixed two-dimensional sine-cosine table in the layout of the official checkpoints.
 
     The first half of the channels encodes the column, the second half the row. Each half holds the sines, then the
@@ -63,10 +63,11 @@ def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tenso
     Args:
         width (`int`): Channels, divisible by 4.
         grid_size (`(rows, columns)`): Patches of an image.
+        num_class_tokens (`int`, *optional*, defaults to 1): Class tokens.
 
     Returns:
-        `torch.DoubleTensor` of shape `(1, 1 + rows * columns, width)`: a row of zeros for the class token, then one row
-        for each patch in raster order.
+        `torch.DoubleTensor` of shape `(1, num_class_tokens + rows * columns, width)`: a row of zeros for each class
+        token, then one row for each patch in raster order.
     """
     # Always on the CPU: models are often constructed on the device "meta", where nothing can be computed.
     double = {"dtype": torch.float64, "device": "cpu"}
@@ -74,26 +75,28 @@ def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tenso
     rows, columns = (torch.arange(size, **double) for size in grid_size)
     y, x = (coordinate.reshape(-1, 1) * frequencies for coordinate in torch.meshgrid(rows, columns, indexing="ij"))
     table = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)  # (N, D)
-    return torch.cat([table.new_zeros(1, width), table])[None]  # (1, 1 + N, D)
+    return torch.cat([table.new_zeros(num_class_tokens, width), table])[None]  # (1, class tokens + N, D)
 
 
 def resample_position_table(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
     """Resamples a position table to another grid in two dimensions (bicubic, corners not aligned).
 
     Args:
-        table (`torch.Tensor` of shape `(1, 1 + rows * columns, width)`): The first row belongs to the class token
-            and is kept.
+        table (`torch.Tensor` of shape `(1, num_class_tokens + rows * columns, width)`): The first rows belong to the
+            class tokens and are kept. Gradients reach the table.
         old (`(rows, columns)`): Grid of the table.
         new (`(rows, columns)`): Requested grid. For the same grid the table itself is returned.
 
     Returns:
-        `torch.Tensor` of shape `(1, 1 + new_rows * new_columns, width)`, of the dtype of `table`.
+        `torch.Tensor` of shape `(1, num_class_tokens + new_rows * new_columns, width)`, of the dtype of `table`.
     """
     if old == new:
         return table
-    patches = table[:, 1:].unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    num_class_tokens = table.shape[1] - old[0] * old[1]
+    patches = table[:, num_class_tokens:].unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, columns)
     patches = nn.functional.interpolate(at_least_float32(patches), size=new, mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+    patches = patches.flatten(2).transpose(1, 2).to(table.dtype)
+    return torch.cat([table[:, :num_class_tokens], patches], dim=1)
 
 
 def patch_resampling(old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
