@@ -28,8 +28,10 @@ _IMPORTED = ("vit_mae", "vit")  # model types of transformers that `import_check
 # How configurations of transformers call the number of class tokens and of other tokens before the patches.
 _CLASS_TOKENS = ("num_class_tokens", "n_cls_tokens", "num_cls_tokens")
 _OTHER_TOKENS = ("num_register_tokens", "num_registers")
-_SETTINGS = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_rescale", "rescale_factor")
-_SETTINGS += ("do_normalize", "image_mean", "image_std")
+_SETTINGS = (
+    *("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_rescale", "rescale_factor"),
+    *("do_normalize", "image_mean", "image_std"),
+)
 # Mean difference, in deviations of a picture of noise, that two implementations of one filter do not reach.
 _PROCESSING_TOLERANCE = 0.1
 
@@ -171,7 +173,7 @@ def load_encoder(name_or_path: str | os.PathLike, image_size: int | None = None)
         if model_type == MAEConfig.model_type:
             model, image_processor = load_feature_model(name, image_size)
         elif model_type is None or model_type in _IMPORTED or "architecture" in config:
-            sizes = {} if image_size is None else {"image_size": image_size}
+            sizes: dict = {} if image_size is None else {"image_size": image_size}
             model = import_checkpoint(name, **sizes)
             image_processor = find_image_processor(name, model_type or "", model.config)
         else:
@@ -260,13 +262,13 @@ def _count_tokens(name: str, config: PreTrainedConfig, num_tokens: int, num_patc
 
 def _convert_image_processor(name: str, theirs) -> MAEImageProcessor:
     """Returns our image processor with the settings of a foreign one. The log says if it gives other pixel values."""
-    settings = {field: getattr(theirs, field) for field in _SETTINGS if getattr(theirs, field, None) is not None}
+    settings: dict = {field: getattr(theirs, field) for field in _SETTINGS if getattr(theirs, field, None) is not None}
     for field in {"size", "crop_size"} & settings.keys():
         settings[field] = {side: value for side, value in dict(settings[field]).items() if value is not None}
     if not settings.get("do_center_crop"):
         settings.pop("crop_size", None)  # a default that is not used
         settings.pop("do_center_crop", None)
-    ours = MAEImageProcessor(num_channels=3, **settings)
+    ours = MAEImageProcessor(**settings, num_channels=3)
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     expected = torch.as_tensor(np.array(theirs(noise, return_tensors="np")["pixel_values"]))
     found = ours(noise, return_tensors="pt").pixel_values

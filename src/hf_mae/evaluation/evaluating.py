@@ -53,7 +53,7 @@ logger = logging.get_logger(__name__)
 _NEIGHBORS, _TEMPERATURE = 20, 0.07  # of k-NN
 _LINEAR_RATES = (0.1, 0.3, 1, 3, 10, 30, 100, 300)  # per 256 images, those of `hf-mae probe --fast`
 # Of fine-tuning with few labels, the same for all models: a small budget, without mixing of images.
-_FEW_LABELS = {
+_FEW_LABELS: dict = {
     "max_steps": 300,
     "per_device_train_batch_size": 32,
     "learning_rate": 1e-3,
@@ -215,10 +215,10 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
     columns = {"image_column": args.image_column, "dataset_config": args.dataset_config}
     options = {**columns, "tile": args.tile, "reading": image_processor.reading}
     if args.task == "masks" or (args.task is None and args.data is not None and _has_masks(Path(args.data))):
-        train_pairs, test_pairs, names = open_pairs(args, image_processor)
+        train_pairs, test_pairs, names = open_pairs(args, image_processor)  # type: ignore[arg-type]
         name = args.data or "the embedded sample"
-        train, test = ImagesOfPairs(train_pairs, f"{name} (train)"), ImagesOfPairs(test_pairs, name)
-        return EvaluatedImages("masks", train, test, len(names), train_pairs, test_pairs)
+        sources = ImagesOfPairs(train_pairs, f"{name} (train)"), ImagesOfPairs(test_pairs, name)
+        return EvaluatedImages("masks", *sources, len(names), train_pairs, test_pairs)
     images = open_with_labels(args.data, "train", args.label_column, **options)
     if args.task == "images" or (args.task is None and not has_classes(images)):
         return EvaluatedImages(
@@ -357,7 +357,11 @@ class Judge:
         tokens = []
         for dataset, what in ((train, "training tokens"), (test, "evaluation tokens")):
             title = None if args.disable_tqdm else f"{encoder.name}, {what}"
-            options = {"batch_size": args.batch_size, "num_workers": args.dataloader_num_workers, "progress": title}
+            options: dict = {
+                "batch_size": args.batch_size,
+                "num_workers": args.dataloader_num_workers,
+                "progress": title,
+            }
             tokens.append(PatchTokens(encode, dataset, args.device, **options))
         held_out, _ = hold_out_tenth(len(train), args.seed)
         settings = AttentiveSettings(seed=args.seed)

@@ -420,12 +420,14 @@ def probe_features(
         for choice in sorted(choices, key=lambda choice: choice.rate):
             print(f"linear probe, base rate {choice.rate:<6g} accuracy {choice.accuracy:.4f} of held-out images")
         rate = choices[0].rate
-    batch_norm, (classifier,) = train_linear_probes(*on_device, num_labels, [rate], **settings)
+    batch_norm, (classifier,) = train_linear_probes(on_device.values, on_device.labels, num_labels, [rate], **settings)
     accuracy = probe_accuracy(classifier, batch_norm, test_features.to(args.device))
     metrics = {"linear_accuracy": accuracy, "base_rate": rate}
     print(f"linear probe, base rate {rate:<6g} accuracy {accuracy:.4f} of the test images")
     for neighbors in args.num_neighbors:
-        share = knn_accuracy(*train_features, *test_features, neighbors)
+        share = knn_accuracy(
+            train_features.values, train_features.labels, test_features.values, test_features.labels, neighbors
+        )
         print(f"k-NN, k {neighbors:<4} accuracy {share:.4f}")
         if neighbors == 20:
             metrics["knn_accuracy"] = share
