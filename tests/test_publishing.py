@@ -554,7 +554,7 @@ def test_pretraining__pushes_while_it_runs_and_at_its_end(hub, tmp_path, capfd):
     assert set(titles[:-1]) <= {"Step 2 of 6", "Step 4 of 6"}
     assert f"Pushed '6 steps of pre-training' to {hub.url}/me/mae" in printed
     files = hub.repositories["me/mae"]
-    assert set(files) == LANDS | {"metrics.jsonl", "loss.png", "recipe.yaml", "reconstructions.png"}
+    assert set(files) == LANDS | {"metrics.jsonl", "loss.png", "progress.png", "recipe.yaml", "reconstructions.png"}
     assert files["model.safetensors"] == (out / "model.safetensors").read_bytes()
     assert b"max_steps: 6" in files["recipe.yaml"]
     assert b"hub" not in files["recipe.yaml"]
