@@ -20,6 +20,7 @@ from torch import nn
 from transformers import ViTMAEForPreTraining
 
 from hf_mae import MAEForPreTraining, export_checkpoint
+from hf_mae.modeling.masking_mae import num_kept_patches
 
 
 class Peer(NamedTuple):
@@ -102,7 +103,7 @@ class Reference(nn.Module):
         self.decoder_blocks = nn.ModuleList([Block(decoder_width, heads, ratio, norm_layer=norm) for _ in range(depth)])
         self.decoder_norm = norm(decoder_width)
         self.decoder_pred = nn.Linear(decoder_width, patch**2 * config.num_channels)
-        self.num_kept = int(num_patches * (1 - config.mask_ratio))
+        self.num_kept = num_kept_patches(config.grid_size, config.mask_ratio)
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         x = self.patch_embed(images) + self.pos_embed[:, 1:]
@@ -226,7 +227,7 @@ def lightly(model: MAEForPreTraining) -> Peer:
         left = peer.load_state_dict(torch.load(Path(folder) / "out.pth"), strict=False)
     if left.unexpected_keys or set(left.missing_keys) - {"backbone.mask_token"}:
         raise RuntimeError(f"The weights do not fit lightly's model: {left}.")
-    num_kept = int(vit.patch_embed.num_patches * (1 - config.mask_ratio))
+    num_kept = num_kept_patches(config.grid_size, config.mask_ratio)
 
     def loss(m, images, noise):
         order = noise.argsort(dim=1) + 1  # lightly's token indices count the class token

@@ -214,13 +214,19 @@ def _model_facts(model: MAEPreTrainedModel) -> dict:
     config = model.config
     has_decoder, has_classifier = isinstance(model, MAEForPreTraining), isinstance(model, MAEForImageClassification)
     rows, columns = config.grid_size
+    many = config.num_class_tokens if config.num_class_tokens > 1 else None
+    stock = {"mean": "timm", "attentive": None}.get(config.pooling, "vit") if has_classifier else "vit"
+    class_pooling = f"the mean of the {many} class tokens" if many else "the class token"
     return {
         "config": config,
         "has_decoder": has_decoder,
         "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
-        "stock": {"mean": "timm", "attentive": None}.get(config.pooling, "vit") if has_classifier else "vit",
+        "stock": None if many else stock,  # no ViT of others has several class tokens
         "visible": f"{1 - config.mask_ratio:.0%}",
-        "tokens": 1 + rows * columns,
+        "tokens": config.num_class_tokens + rows * columns,
+        "patches": rows * columns,
+        "class_tokens": f"{many} class tokens" if many else "the class token",
+        "pooled": class_pooling if config.pooling == "class" else "the mean of the patches",
         "small_images": max(_pair(config.image_size)) < 128,
         "encoder_parameters": model.base_model.num_parameters() / 1e6,
         "decoder_parameters": model.decoder.num_parameters() / 1e6 if has_decoder else 0,

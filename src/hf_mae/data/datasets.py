@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 
 class PretrainingDataset(Dataset):
-    """Yields random crops and the noise their masks are made from, each a function of (seed, epoch, index, view).
+    """Yields random crops and the noise of their masks, each a function of (seed, epoch, index, view).
 
     A sample's index is (epoch, index, view), which [`StepBatchSampler`] yields. An integer index, as the samplers of
     PyTorch and of transformers' `Trainer` yield it, stands for (`epoch`, index, 0), see `set_epoch`.
@@ -39,6 +39,7 @@ class PretrainingDataset(Dataset):
         reading: ReadingSettings = DEFAULT_SETTINGS,
         vertical_flip: bool = False,
         rotate90: bool = False,
+        num_layers: int = 0,
     ):
         """
         Args:
@@ -54,6 +55,8 @@ class PretrainingDataset(Dataset):
             reading ([`ReadingSettings`], *optional*): How to read files, `image_processor.reading`.
             vertical_flip (`bool`, *optional*, defaults to `False`): Whether to turn half of the crops upside down.
             rotate90 (`bool`, *optional*, defaults to `False`): Whether to turn crops by multiples of 90 degrees.
+            num_layers (`int`, *optional*, defaults to 0): Blocks of an encoder with drop path, for which
+                `drop_path_noise` is drawn. 0: none is.
 
         Raises:
             ValueError: If crops are to be turned by 90 degrees and are not square.
@@ -62,6 +65,7 @@ class PretrainingDataset(Dataset):
             raise ValueError(f"`rotate90` needs square crops, these are {image_size[0]} x {image_size[1]} pixels.")
         self.reading, self.vertical_flip, self.rotate90 = reading, vertical_flip, rotate90
         self.images, self.seed, self.num_patches, self.epoch = images, seed, num_patches, 0
+        self.num_layers = num_layers
         self.image_size, self.num_channels = image_size, num_channels
         self.crop_scale, self.horizontal_flip, self.color_jitter = crop_scale, horizontal_flip, color_jitter
 
@@ -87,7 +91,8 @@ class PretrainingDataset(Dataset):
             images of more than 8 bits; `noise` (num_patches,), float32 in [0, 1); `sample` (epoch, index, view),
             `crop_box` (top, left, height, width) and `flipped`, int64; and `unreadable`, a dictionary from the names
             of unreadable pictures to the reasons. An unreadable picture is replaced by a readable one. If pixels are
-            no-data, they are filled, and `valid` (height, width), bool, is False there.
+            no-data, they are filled, and `valid` (height, width), bool, is False there. With `num_layers` there is
+            `drop_path_noise` (num_layers, 2), float32 in [0, 1), see [`MAEModel.forward`].
         """
         plain = [sample for sample in samples if not isinstance(sample, tuple | list)]
         triples = [sample if isinstance(sample, tuple | list) else (self.epoch, sample, 0) for sample in samples]
@@ -120,9 +125,13 @@ class PretrainingDataset(Dataset):
             if self.rotate90:
                 crop = crop.rot90(int(rng.integers(4)), (-2, -1))
             crop, missing = fill_missing(crop, self.reading)
+            crop = jitter_colors(crop, self.color_jitter, rng) if self.color_jitter else crop
+            # Drawn last, so that crops and masks are the same with and without drop path.
+            drop_path = rng.random((self.num_layers, 2), dtype=np.float32) if self.num_layers else None
             samples.append(
                 {
-                    "pixel_values": jitter_colors(crop, self.color_jitter, rng) if self.color_jitter else crop,
+                    "pixel_values": crop,
+                    **({} if drop_path is None else {"drop_path_noise": torch.from_numpy(drop_path)}),
                     **({} if missing is None else {"valid": ~missing}),
                     "noise": torch.from_numpy(noise),
                     "sample": torch.tensor([epoch, index, view]),
@@ -149,11 +158,12 @@ class PretrainingCollator:
         self.image_processor = image_processor
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        """Returns the arguments of the model: normalised `pixel_values`, `noise` and, if some is no-data, `valid`."""
+        """Returns the arguments of the model: normalised `pixel_values` and the others that the samples have."""
         pixel_values = torch.stack([sample["pixel_values"].float() for sample in samples])
+        noise = [name for name in ("noise", "drop_path_noise") if name in samples[0]]
         return {
             "pixel_values": self.image_processor.rescale_and_normalize(pixel_values),
-            "noise": torch.stack([sample["noise"] for sample in samples]),
+            **{name: torch.stack([sample[name] for sample in samples]) for name in noise},
             **_stack_valid(samples),
         }
 

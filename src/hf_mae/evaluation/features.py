@@ -46,7 +46,7 @@ _DESCRIPTION = """Write features of images to a file, one row per image.
 
 Features, of each of --layers (1 is the first block, 0 its input; negative numbers count from the end):
 
-  class_token  (width,)                the class token
+  class_token  (width,)                the class token, the mean of them if there are several
   mean         (width,)                the mean of the patch tokens
   patches      (width, rows, columns)  the patch tokens as a map
   pooler       (width,)                the model's pooler_output, whatever --layers is
@@ -177,9 +177,10 @@ def compute_features(
         outputs = model.base_model(pixel_values, output_hidden_states=True)
         features = {"pooler": getattr(model, "fc_norm", torch.nn.Identity())(outputs.pooler_output)}
     states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
+    num_class_tokens = model.config.num_class_tokens
     for layer, ending in _layer_endings(layers, len(states) - 1).items():
-        patches = states[layer][:, 1:]
-        features["class_token" + ending] = states[layer][:, 0]
+        patches = states[layer][:, num_class_tokens:]
+        features["class_token" + ending] = states[layer][:, :num_class_tokens].mean(dim=1)
         features["mean" + ending] = patches.mean(dim=1)
         features["patches" + ending] = patches.transpose(1, 2).unflatten(2, grid_size)
     return {name: values for name, values in features.items() if name.startswith(tuple(kinds))}

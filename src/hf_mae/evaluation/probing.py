@@ -448,7 +448,7 @@ def probe_tokens(
 
     def encode(pixel_values):
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-            return model.mae(pixel_values).last_hidden_state[:, 1:]
+            return model.mae(pixel_values).last_hidden_state[:, model.config.num_class_tokens :]
 
     tokens = []
     for name, dataset in (("train", train), ("test", test)):

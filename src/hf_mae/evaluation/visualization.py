@@ -65,8 +65,9 @@ def attention_sheet(
 ) -> PIL.Image.Image:
     """Draws each image next to two heat maps of what its class token attends to, from black to yellow.
 
-    The first map is the attention of the last block, averaged over its heads; the second is [`attention_rollout`]. Each
-    map is scaled to its own range and interpolated between the centres of the patches.
+    The first map is the attention of the last block, averaged over its heads; the second is [`attention_rollout`]. Both
+    are averaged over the class tokens, if there are several. Each map is scaled to its own range and interpolated
+    between the centres of the patches.
 
     Args:
         model ([`MAEPreTrainedModel`]): Any MAE model. Its encoder sees the whole images.
@@ -78,16 +79,18 @@ def attention_sheet(
     encoder = model.base_model
     pixel_values = pixel_values.to(model.device)
     attentions = encoder(pixel_values, output_attentions=True).attentions
-    last = attentions[-1].mean(dim=1)[:, 0, 1:]  # (B, N)
+    num_class_tokens = encoder.config.num_class_tokens
+    last = _from_class_tokens(attentions[-1].mean(dim=1), num_class_tokens)  # (B, N)
     grid_size = patch_grid(pixel_values, encoder.embeddings.patch_size)
     pictures = image_processor.post_process_reconstruction(pixel_values)
     size = enlarged(pictures[0].size, min_side)
-    maps = ([_heat_map(row, grid_size, size) for row in rows] for rows in (last, attention_rollout(attentions)))
+    rollout = attention_rollout(attentions, num_class_tokens)
+    maps = ([_heat_map(row, grid_size, size) for row in rows] for rows in (last, rollout))
     return picture_sheet(list(zip(pictures, *maps, strict=True)), ("image", "last block", "rollout"), size, columns)
 
 
-def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Computes how much each patch contributes to the class token through all blocks: attention rollout.
+def attention_rollout(attentions: Sequence[torch.Tensor], num_class_tokens: int = 1) -> torch.Tensor:
+    """Computes how much each patch contributes to the class tokens through all blocks: attention rollout.
 
     The heads of each block are averaged, and the residual connection gets the same weight as the attention:
     `0.5 * A + 0.5 * I` with normalised rows. The product over all blocks gives the share of every input token in every
@@ -95,11 +98,12 @@ def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
 
     Args:
         attentions (`tuple` of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): Attention of each block, from
-            first to last, with the class token first: `attentions` of an encoder called with `output_attentions=True`.
+            first to last, with class tokens first: `attentions` of an encoder called with `output_attentions=True`.
+        num_class_tokens (`int`, *optional*, defaults to 1): `config.num_class_tokens`, over which shares are averaged.
 
     Returns:
         `torch.Tensor` of shape `(batch, num_patches)`: Shares of the patches, in the order of their tokens, in float32
-        or better. The share of the class token itself is left out; the others add up to 1.
+        or better. The shares of the class tokens themselves are left out; the others add up to 1.
 
     Raises:
         ValueError: If there are no attentions, or they are not square.
@@ -117,8 +121,13 @@ def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
         mixing = mixing + torch.eye(mixing.shape[-1], dtype=mixing.dtype, device=mixing.device)
         mixing = mixing / mixing.sum(dim=-1, keepdim=True)  # rows of bfloat16 do not add up to 1
         rollout = mixing if rollout is None else mixing @ rollout
-    patches = rollout[:, 0, 1:]
+    patches = _from_class_tokens(rollout, num_class_tokens)
     return patches / patches.sum(dim=-1, keepdim=True)
+
+
+def _from_class_tokens(weights: torch.Tensor, num_class_tokens: int) -> torch.Tensor:
+    """Returns what class tokens, in the mean, take from each patch (B, N) of all weights (B, tokens, tokens)."""
+    return weights[:, :num_class_tokens, num_class_tokens:].mean(dim=1)
 
 
 def _heat_map(values: torch.Tensor, grid_size: tuple[int, int], size: tuple[int, int]) -> PIL.Image.Image:

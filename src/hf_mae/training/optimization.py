@@ -60,10 +60,11 @@ def learning_rate_at(
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Returns groups for an optimizer: all trainable parameters, decayed unless they are one-dimensional.
 
-    Norms and biases are one-dimensional. Class and mask tokens are not; they are decayed, as in the official code.
+    Norms and biases are one-dimensional. Class and mask tokens and learned position tables are not; they are decayed,
+    as in the official code of MAE and of Pixio (arXiv 2512.15715).
 
     Args:
-        model (`nn.Module`): The model. Parameters that require no gradient, such as position tables, are left out.
+        model (`nn.Module`): The model. Parameters that require no gradient, such as fixed positions, are left out.
         weight_decay (`float`): Weight decay of the first group. The paper uses 0.05 (Table 8).
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -80,7 +81,7 @@ def layer_decay_parameter_groups(
 
     The final norm and the heads learn at the full rate, the last of L blocks at `layer_decay` times that, and the
     embeddings, before the first block, at `layer_decay ** (L + 1)` times that. One-dimensional
-    parameters, the class token and the position table are not decayed. Source: He et al. 2021, Table 9 (layer-wise
+    parameters, the class tokens and the position table are not decayed. Source: He et al. 2021, Table 9 (layer-wise
     decay: Clark et al. 2020, arXiv 2003.10555; Bao et al. 2021); which layer has which rate: the official code.
 
     Args:

@@ -37,10 +37,10 @@ def pretrain(
             Hub, or a source of your own. With `None` the embedded images are used, and the settings start from the
             recipe `"fashion_mnist_sample"`.
         output_dir (`str` or `os.PathLike`): Folder for checkpoints and the final model.
-        model (*optional*): Name of a preset (`"tiny"`, `"small"`, `"base"`, `"large"`, `"huge"`), folder or Hub name of
-            a checkpoint, a configuration, or a model, also of your own class. Its weights are trained in place. To
-            continue a run pass a model with the same initial weights: call `torch.manual_seed` before you make it.
-            Defaults to the settings `model_name_or_path` and `preset`.
+        model (*optional*): Name of a preset (see [`MAEConfig.from_preset`]), folder or Hub name of a checkpoint, a
+            configuration, or a model, also of your own class. Its weights are trained in place. To continue a run pass
+            a model with the same initial weights: call `torch.manual_seed` before you make it. Defaults to the settings
+            `model_name_or_path` and `preset`.
         image_processor ([`MAEImageProcessor`], *optional*): Its mean, deviation and channels are used and saved.
         trackers (`Sequence[GeneralTracker]`, *optional*): Trackers of Accelerate, in addition to `report_to`.
         recipe (`str`, `os.PathLike` or `dict`, *optional*): Name or path of a recipe, or its settings. Keywords

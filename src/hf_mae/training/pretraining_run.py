@@ -338,11 +338,10 @@ class PretrainingRun:
 
     def _build_loader(self):
         settings, config = self.settings, self.plain_model.config
-        self.num_patches = math.prod(config.grid_size)
         self.dataset = PretrainingDataset(
             self.train_images,
             self.image_processor.crop_height_width,
-            self.num_patches,
+            math.prod(config.grid_size),
             num_channels=config.num_channels,
             crop_scale=(settings.crop_scale_min, 1.0),
             horizontal_flip=settings.horizontal_flip,
@@ -351,6 +350,7 @@ class PretrainingRun:
             reading=self.image_processor.reading,
             vertical_flip=settings.vertical_flip,
             rotate90=settings.rotate90,
+            num_layers=config.num_hidden_layers if config.drop_path_rate else 0,
         )
         self.order = SampleOrder(self.train_images, settings.seed, settings.views_per_image, self.schedule.batch_size)
         self.loader_options = {
@@ -408,6 +408,7 @@ class PretrainingRun:
         mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
         (height, width), (rows, columns) = self.image_processor.crop_height_width, config.grid_size
         target = "normalised patches" if config.norm_pix_loss else "pixels"
+        cells = f" in cells {config.mask_block_size} patches wide" if config.mask_block_size > 1 else ""
         views = f", {settings.views_per_image} views of an image" if settings.views_per_image > 1 else ""
         chosen = "" if settings.effective_batch_size else " (chosen for the number of images)"
         faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: faster)"
@@ -415,7 +416,7 @@ class PretrainingRun:
         lines = {
             "Images": f"{len(images):,} from {images.name}, {classes}; mean {mean}, deviation {deviation}",
             "Model": f"{parameters:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} patches, "
-            f"{config.mask_ratio:.0%} hidden, target: {target}",
+            f"{config.mask_ratio:.0%} hidden{cells}, target: {target}",
             "Batch": f"{schedule.batch_size} over {self.accelerator.num_processes} process(es), "
             f"{self.accumulation} accumulated, up to {self.batch_size} at once{views}{chosen}",
             "Rate": f"{schedule.learning_rate:.3g}, {schedule.warmup_steps} steps of warm-up, then half a cosine",
@@ -473,13 +474,13 @@ class PretrainingRun:
             batch = next(self.batches)
         self.found_unreadable.update(batch["unreadable"])
         if self.sample_log:
-            num_kept = int(self.num_patches * (1 - self.plain_model.config.mask_ratio))
-            self.sample_log.write(self.step, batch, num_kept)
+            self.sample_log.write(self.step, batch, self.plain_model.config)
         return batch
 
     def _backward(self, batch: dict) -> torch.Tensor:
         """Adds the gradients of one batch and returns its share of the loss."""
-        inputs = {name: batch[name] for name in ("pixel_values", "noise", "valid") if name in batch}
+        names = ("pixel_values", "noise", "valid", "drop_path_noise")
+        inputs = {name: batch[name] for name in names if name in batch}
         inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
         pixel_values = self.image_processor.rescale_and_normalize(inputs.pop("pixel_values"))
         # Shares may differ by an image, and the gradients of processes are averaged.

@@ -101,7 +101,9 @@ class ModelSettings:
     """Model."""
 
     model_name_or_path: str | None = HfArg(default=None, help="Checkpoint to start from. Default: fresh weights.")
-    preset: str = HfArg(default="base", help="Size of a fresh model: tiny, small, base, large or huge.")
+    preset: str = HfArg(
+        default="base", help="Size of a fresh model: tiny, small, base, large or huge; with pixio- before it Pixio's."
+    )
     image_size: int | None = HfArg(default=None, help="Pixels of the crops. Default: the model's.")
     patch_size: int | None = HfArg(default=None, help="Pixels of a patch. Default: the preset's.")
     num_channels: int | None = HfArg(default=None, help="Channels of the images. Default: the model's.")

@@ -19,6 +19,8 @@ from transformers.utils import logging
 
 from ..data.decoding import decoder_name
 from ..data.sources import ImageSource
+from ..modeling.configuration_mae import MAEConfig
+from ..modeling.masking_mae import choose_mask
 from ..publishing import json_lines, license_of, redact
 
 logger = logging.get_logger(__name__)
@@ -185,15 +187,17 @@ class SampleLog:
         """
         self.path = Path(output_dir) / f"samples-{process_index}.jsonl"
 
-    def write(self, step: int, batch: dict[str, torch.Tensor], num_kept: int):
+    def write(self, step: int, batch: dict[str, torch.Tensor], config: MAEConfig):
         """Appends the samples of a batch of [`hf_mae.data.datasets.collate`].
 
         Args:
             step (`int`): Global step, from 0.
-            batch (`dict`): With `sample`, `crop_box`, `flipped` and `noise`.
-            num_kept (`int`): Patches of an image that stay visible.
+            batch (`dict`): With `pixel_values`, `sample`, `crop_box`, `flipped` and `noise`.
+            config ([`MAEConfig`]): Says how the model makes masks of the noise.
         """
-        kept = batch["noise"].argsort(dim=1)[:, :num_kept].sort(dim=1).values.tolist()
+        rule = (config.mask_sampling, config.mask_block_size, config.mask_ratio)
+        kept, _ = choose_mask(batch["pixel_values"], config.grid_size, *rule, batch["noise"])
+        kept = kept.sort(dim=1).values.tolist()
         rows = zip(batch["sample"].tolist(), batch["crop_box"].tolist(), batch["flipped"].tolist(), kept, strict=True)
         lines = []
         for (epoch, index, view), box, flipped, visible in rows:
