@@ -250,8 +250,8 @@ def _count_tokens(name: str, config: PreTrainedConfig, num_tokens: int, num_patc
     if num_class is None and num_other is None:
         stated, fits = "none", 0 <= num_prefix <= 2
     else:
-        stated = (1 if num_class is None else num_class) + (num_other or 0)
-        fits = num_prefix == stated
+        expected = (1 if num_class is None else num_class) + (num_other or 0)
+        stated, fits = str(expected), num_prefix == expected
     if not fits:
         raise ValueError(
             f"{name} ({config.model_type}) gives {num_tokens} tokens for {num_patches} patches and states {stated} "
