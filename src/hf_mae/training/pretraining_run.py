@@ -28,7 +28,6 @@ from transformers.utils import logging
 
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import PretrainingDataset, channel_statistics, collate
-from ..data.decoding import decoder_name
 from ..data.held_out import hold_out
 from ..data.labels import forget_other_classes, has_classes
 from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
@@ -63,6 +62,7 @@ from .optimization import learning_rate_at, parameter_groups
 from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of, plan_steps
 from .run_evaluation import RunEvaluation, num_twins
 from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
+from .run_summary import summary_of_run
 from .step_guard import RunStopped, StepGuard, StopSignals, end_workers, start_worker
 
 PREFETCH = 4  # batches that each loader worker has ready
@@ -389,7 +389,21 @@ class PretrainingRun:
 
     def announce(self):
         """Prints what was chosen, and opens the logs."""
-        self.print(self._summary())
+        self.print(
+            summary_of_run(
+                self.settings,
+                self.schedule,
+                self.train_images,
+                self.plain_model,
+                self.image_processor,
+                device=self.device,
+                num_processes=self.accelerator.num_processes,
+                num_workers=self.workers,
+                batch_size=self.batch_size,
+                accumulation=self.accumulation,
+                checkpoint=self.checkpoint,
+            )
+        )
         if self.is_main:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / "sheets").mkdir(exist_ok=True)
@@ -399,33 +413,6 @@ class PretrainingRun:
         self.unreadable = UnreadableImages(self.output_dir, len(self.train_images), settings.max_unreadable)
         self.sample_log = SampleLog(self.output_dir, index) if settings.log_samples else None
         self.accelerator.init_trackers("hf_mae", {name: str(value) for name, value in self.recipe.items()})
-
-    def _summary(self) -> str:
-        settings, schedule, images, config = self.settings, self.schedule, self.train_images, self.plain_model.config
-        parameters = sum(parameter.numel() for parameter in self.plain_model.parameters()) / 1e6
-        classes = f"{len(np.unique(images.labels[images.labels >= 0]))} classes" if has_classes(images) else "no labels"
-        statistics = (self.image_processor.image_mean, self.image_processor.image_std)
-        mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
-        (height, width), (rows, columns) = self.image_processor.crop_height_width, config.grid_size
-        target = "normalised patches" if config.norm_pix_loss else "pixels"
-        cells = f" in cells {config.mask_block_size} patches wide" if config.mask_block_size > 1 else ""
-        views = f", {settings.views_per_image} views of an image" if settings.views_per_image > 1 else ""
-        chosen = "" if settings.effective_batch_size else " (chosen for the number of images)"
-        faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: faster)"
-        resumed = f", continued from {self.checkpoint.name}" if self.checkpoint else ""
-        lines = {
-            "Images": f"{len(images):,} from {images.name}, {classes}; mean {mean}, deviation {deviation}",
-            "Model": f"{parameters:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} patches, "
-            f"{config.mask_ratio:.0%} hidden{cells}, target: {target}",
-            "Batch": f"{schedule.batch_size} over {self.accelerator.num_processes} process(es), "
-            f"{self.accumulation} accumulated, up to {self.batch_size} at once{views}{chosen}",
-            "Rate": f"{schedule.learning_rate:.3g}, {schedule.warmup_steps} steps of warm-up, then half a cosine",
-            "Steps": f"{schedule.max_steps:,}, {schedule.max_steps / schedule.steps_per_epoch:.1f} epochs",
-            "Device": f"{self.device}, {'bf16' if settings.bf16 else 'float32'}, {self.workers} loader worker(s), "
-            f"JPEGs by {decoder_name()}{faster}",
-            "Output": f"{self.output_dir}{resumed}",
-        }
-        return "\n".join(f"{name:8} {text}" for name, text in lines.items())
 
     # ------------------------------------------------------------------------------------------------------------------
     # Train
