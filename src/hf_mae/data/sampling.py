@@ -37,10 +37,18 @@ class SampleOrder:
     before it, so that a checkpoint need not save a position in the data. Sources that are read by row group are
     shuffled by row group, so that each reader (a process or a loader worker) holds few of them at a time, see
     [`SampleOrder._by_row_groups`].
+
+    With weights an epoch has as many samples, drawn anew for each epoch by [`systematic_counts`]. An image that is
+    drawn several times in an epoch has further views, so that its crops and masks differ.
     """
 
     def __init__(
-        self, images: ImageSource | int, seed: int, views_per_image: int = 1, effective_batch_size: int | None = None
+        self,
+        images: ImageSource | int,
+        seed: int,
+        views_per_image: int = 1,
+        effective_batch_size: int | None = None,
+        weights: np.ndarray | None = None,
     ):
         """
         Args:
@@ -49,11 +57,14 @@ class SampleOrder:
             views_per_image (`int`, *optional*, defaults to 1): Consecutive samples that are views of one image
                 (repeated augmentation; Hoffer et al. 2019, arXiv 1901.09335).
             effective_batch_size (`int`, *optional*): Samples of a step. Required for sources with row groups.
+            weights (`np.ndarray` of shape `(num_images,)`, *optional*): In which proportion images are drawn, not
+                negative, at most 1. Default: each image once an epoch. Not for sources with row groups.
         """
         self.num_images = images if isinstance(images, int) else len(images)
         self.row_groups = None if isinstance(images, int) else images.row_groups
         self.row_groups_at_once = 64 if isinstance(images, int) else images.row_groups_at_once
         self.seed, self.views_per_image, self.effective_batch_size = seed, views_per_image, effective_batch_size
+        self.weights = weights
         self._permutations: dict[int, np.ndarray] = {}
 
     def __getitem__(self, samples: slice) -> list[tuple[int, int, int]]:
@@ -62,18 +73,29 @@ class SampleOrder:
         for sample in range(samples.start, samples.stop):
             position, view = divmod(sample, self.views_per_image)
             epoch, place = divmod(position, self.num_images)
-            result.append((epoch, int(self._permutation(epoch)[place]), view))
+            copy, index = divmod(int(self._permutation(epoch)[place]), self.num_images)
+            result.append((epoch, index, copy * self.views_per_image + view))
         return result
 
     def _permutation(self, epoch: int) -> np.ndarray:
+        """Returns the images of an epoch in their order. Further copies of image `i` are i + num_images and so on."""
         if epoch not in self._permutations:
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
             rng = np.random.default_rng([self.seed, epoch])
-            by_group = self.row_groups is not None and len(self.row_groups) > 1
-            self._permutations[epoch] = (
-                self._by_row_groups(epoch, rng) if by_group else rng.permutation(self.num_images)
-            )
+            if self.weights is not None:
+                order = self._by_weight(rng)
+            elif self.row_groups is not None and len(self.row_groups) > 1:
+                order = self._by_row_groups(epoch, rng)
+            else:
+                order = rng.permutation(self.num_images)
+            self._permutations[epoch] = order
         return self._permutations[epoch]
+
+    def _by_weight(self, rng: np.random.Generator) -> np.ndarray:
+        """Returns an order in which images are as often as they are drawn."""
+        counts = systematic_counts(self.weights, rng.random())
+        copies = np.arange(self.num_images) - np.repeat(np.cumsum(counts) - counts, counts)
+        return rng.permutation(np.repeat(np.arange(self.num_images), counts) + copies * self.num_images)
 
     def _by_row_groups(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
         """Returns an order in which 64 lanes each read their own row groups, one after the other.
@@ -93,6 +115,30 @@ class SampleOrder:
         order = np.empty(self.num_images, dtype=np.int64)
         order[np.argsort(lane, kind="stable")] = np.concatenate(shuffled)
         return order
+
+
+def systematic_counts(weights: np.ndarray, offset: float) -> np.ndarray:
+    """Draws as many samples as there are weights, and returns how often each was drawn: systematic resampling.
+
+    Each weight has a share of a line, as long as its expected number n * weight / sum(weights). The samples are n
+    points at distances of 1, the first at `offset`. So a number drawn is the expected one, rounded down or up, and over
+    all offsets its mean is exactly that. Source: Carpenter, Clifford and Fearnhead 1999 (doi
+    10.1049/ip-rsn:19990255).
+
+    Args:
+        weights (`np.ndarray` of shape `(n,)`): Weights in [0, 1], not all 0. They are rounded to multiples of 2**-32.
+        offset (`float`): A random number in [0, 1).
+
+    Returns:
+        `np.ndarray` of int64, of shape `(n,)`, with the sum n.
+    """
+    # Whole samples are counted in integers: where all weights are equal, each is drawn exactly once.
+    units = np.round(np.asarray(weights, dtype=np.float64) * 2**32).astype(np.int64)
+    whole, rest = np.divmod(units * len(units), units.sum())
+    ends = np.cumsum(rest / units.sum())
+    ends = np.minimum(ends, len(units) - whole.sum())  # what the last one is, but for rounding
+    ends[-1:] = len(units) - whole.sum()
+    return whole + np.diff(np.ceil(ends - offset), prepend=0).astype(np.int64)
 
 
 def even_slice(size: int, number: int, pieces: int) -> range:
@@ -201,5 +247,6 @@ __all__ = [
     "default_num_workers",
     "even_slice",
     "spread_indices",
+    "systematic_counts",
     "usable_cpus",
 ]

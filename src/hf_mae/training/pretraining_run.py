@@ -29,8 +29,10 @@ from transformers.utils import logging
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import PretrainingDataset, channel_statistics, collate
 from ..data.held_out import hold_out
+from ..data.image_source import digest
 from ..data.labels import forget_other_classes, has_classes
 from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
+from ..data.scores import describe_weights, weights_by_loss
 from ..data.sources import ImageSource, open_images
 from ..evaluation.monitoring import Evaluation
 from ..modeling.configuration_mae import MAEConfig
@@ -184,6 +186,10 @@ class PretrainingRun:
                 self.print(note)
         if self.test_images is not None and has_classes(self.train_images) and has_classes(self.test_images):
             forget_other_classes(self.test_images, self.train_images.label_names)
+        self.weights = None
+        if settings.sample_by_loss is not None:
+            self.weights = weights_by_loss(settings.sample_by_loss, self.train_images)
+            self.print(describe_weights(self.weights))
         self.schedule = plan_steps(settings, len(self.train_images))
         self.recipe = self._make_recipe()
         if self.is_main and settings.overwrite_output_dir:
@@ -218,6 +224,7 @@ class PretrainingRun:
             effective_batch_size=self.schedule.batch_size,
             num_images=len(self.train_images),
             fingerprint=self.train_images.fingerprint,
+            sample_by_loss=None if self.weights is None else digest(self.weights),
         )
         if isinstance(self.given_model, MAEConfig):
             recipe["config"] = self.given_model.to_diff_dict()
@@ -352,7 +359,8 @@ class PretrainingRun:
             rotate90=settings.rotate90,
             num_layers=config.num_hidden_layers if config.drop_path_rate else 0,
         )
-        self.order = SampleOrder(self.train_images, settings.seed, settings.views_per_image, self.schedule.batch_size)
+        order = (settings.seed, settings.views_per_image, self.schedule.batch_size, self.weights)
+        self.order = SampleOrder(self.train_images, *order)
         self.loader_options = {
             "num_workers": self.workers,
             "worker_init_fn": start_worker,

@@ -33,6 +33,10 @@ class SourceSettings(ColumnSettings):
         default="auto", help="Whether images have labels, such as the folders they are in; for the k-NN accuracy only."
     )
     streaming: bool = HfArg(default=False, help="Read a data set of the Hub over the network, without a download.")
+    sample_by_loss: str | None = HfArg(
+        default=None,
+        help="File of hf-mae score: draw images in proportion to min(loss, 1). Default: each once an epoch.",
+    )
     max_unreadable: float = HfArg(default=0.1, help="Share of the images that may be unreadable before the run ends.")
     compute_statistics: bool = HfArg(default=False, help="Take mean and deviation from (10,000 of) the images.")
 
@@ -186,7 +190,7 @@ DEFINING_SETTINGS = (HeldOutSettings, FileSettings, CropSettings, ModelSettings,
 
 # Settings of a machine, which the recipe that is left with the model does not have.
 MACHINE_SETTINGS = {
-    *("data", "model_name_or_path"),
+    *("data", "model_name_or_path", "sample_by_loss"),
     *("output_dir", "resume", "overwrite_output_dir", "dry_run", "log_samples"),
 }
 
