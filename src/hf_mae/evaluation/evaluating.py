@@ -116,6 +116,9 @@ class FigureArguments:
     max_train_images: int | None = HfArg(
         default=None, help="Evenly spaced training images to use at most, the same for all models. Default: all."
     )
+    max_patches: int = HfArg(
+        default=50_000, help="With masks: training patches that probes learn from, alike of all images."
+    )
     image_size: int | None = HfArg(default=None, help="Pixels, for all models. Default: what each is made for.")
 
 
@@ -142,6 +145,8 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments)
             raise ValueError(f"`model` has {', '.join(twice)} more than once.")
         if self.batch_size < 1 or min(self.few_labels or [1]) < 1 or (self.max_train_images or 20) < 20:
             raise ValueError("`batch_size` and `few_labels` must be at least 1, `max_train_images` at least 20.")
+        if self.max_patches < 100:
+            raise ValueError(f"`max_patches` must be at least 100, got {self.max_patches}.")
         if self.few_labels and self.task in ("images", "masks"):
             raise ValueError(f"`few_labels` needs labels, but `task` is {self.task}.")
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -408,6 +413,7 @@ class Judge:
             device=args.device,
             batch_size=args.batch_size,
             num_workers=args.dataloader_num_workers,
+            max_patches=args.max_patches,
             seed=args.seed,
             progress=not args.disable_tqdm,
         )
@@ -559,7 +565,8 @@ def describe_protocol(args: EvaluationArguments, images: EvaluatedImages, rows: 
         texts.append(
             "dense: mean IoU at the model's image size, whole images or windows resized to it. k-NN: cosine of "
             "standardised patches, majority of the pixels at the same place; linear: logistic regression on patches, "
-            f"logits resized. The most frequent class everywhere has {constant:.1%}."
+            f"logits resized; both of at most {args.max_patches:,} training patches. The most frequent class everywhere "
+            f"has {constant:.1%}."
         )
     count = min(len(images.test), MAX_TWINS)
     texts.append(
@@ -579,6 +586,7 @@ def evaluate_command(argv: list[str], prog: str):
         argv (`list[str]`): Arguments of the command.
         prog (`str`): What the command is called.
     """
+    logging.disable_progress_bar()  # of loading weights
     evaluate(parse_arguments(EvaluationArguments, argv, prog=prog, description=_DESCRIPTION))
 
 
