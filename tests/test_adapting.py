@@ -143,9 +143,12 @@ class Only(nn.Module):
         return self.model(pixel_values, return_dict=True)[self.name]
 
 
-@pytest.fixture(params=["encoder", "classifier", "attentive classifier"])
-def exportable(request, pretrained):
+@pytest.fixture(params=["encoder", "classifier", "attentive classifier", "pixio"])
+def exportable(request, pretrained, tiny_config):
     folder, _ = pretrained
+    if request.param == "pixio":
+        fields = {"num_class_tokens": 3, "position_embedding": "learned", "mask_block_size": 2, "pooling": "class"}
+        return Only(MAEForImageClassification(tiny_config(**fields, num_labels=4)), "logits")
     if request.param == "encoder":
         return Only(MAEModel.from_pretrained(folder), "last_hidden_state")
     pooling = "attentive" if request.param.startswith("attentive") else "mean"

@@ -172,7 +172,7 @@ class MAEModel(MAEPreTrainedModel):
             self.layers[:num_layers],
             tokens,
             self.config,
-            drop_path_noise=self._check_drop_path_noise(drop_path_noise, len(tokens)),
+            drop_path_noise=self._check_drop_path_noise(drop_path_noise, pixel_values),
             **kwargs,
         )
         tokens = self.layernorm(tokens)
@@ -187,9 +187,9 @@ class MAEModel(MAEPreTrainedModel):
             return tokens[:, :num_class_tokens].mean(dim=1)
         return tokens[:, num_class_tokens : num_class_tokens + num_visible].mean(dim=1)
 
-    def _check_drop_path_noise(self, noise: torch.Tensor | None, num_images: int) -> torch.Tensor | None:
+    def _check_drop_path_noise(self, noise: torch.Tensor | None, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """Returns the noise, or raises `ValueError` if its shape does not fit."""
-        expected = (num_images, self.config.num_hidden_layers, 2)
+        expected = (pixel_values.shape[0], self.config.num_hidden_layers, 2)
         if noise is not None and noise.shape != expected:
             raise ValueError(
                 f"`drop_path_noise` must have the shape (batch, blocks, 2) = {expected}, got {tuple(noise.shape)}."
