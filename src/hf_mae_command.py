@@ -15,6 +15,7 @@ COMMANDS = {
     "probe": ("hf_mae.evaluation.probing:probe_command", "Train a linear classifier on frozen features."),
     "evaluate": ("hf_mae.evaluation.evaluating:evaluate_command", "Compare models on images, in one table."),
     "features": ("hf_mae.evaluation.features:features_command", "Write features of images to a file."),
+    "score": ("hf_mae.evaluation.scoring:score_command", "Write the loss of each image to a file."),
     "reconstruct": ("hf_mae.evaluation.visualization:reconstruct_command", "Draw what a model reconstructs."),
     "attention": ("hf_mae.evaluation.visualization:attention_command", "Draw where the class token looks."),
     "convert": ("hf_mae.conversion:convert_command", "Convert weights from and to other implementations."),

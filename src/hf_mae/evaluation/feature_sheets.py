@@ -71,17 +71,22 @@ def neighbor_sheet(
     draw.text((left + 2, 2), "nearest images, with 1 - cosine of their features", fill="black")
     for row, query in enumerate(queries):
         y = _LINE + row * height
-        sheet.paste(_fitted(pictures(query), side), (0, y))
+        sheet.paste(fitted(pictures(query), side), (0, y))
         for place, (index, cosine) in enumerate(zip(indices[row].tolist(), cosines[row].tolist(), strict=True)):
             if index >= 0:
                 x = left + place * width
-                sheet.paste(_fitted(pictures(index), side), (x, y))
+                sheet.paste(fitted(pictures(index), side), (x, y))
                 draw.text((x + side // 2, y + side + 2), f"{1 - cosine:.2f}", fill="black", anchor="mt")
     return sheet
 
 
-def _fitted(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    """Puts a picture into a white square: reduced smoothly, or enlarged by a whole factor with its pixels visible."""
+def fitted(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """Puts a picture into a white square: reduced smoothly, or enlarged by a whole factor with its pixels visible.
+
+    Args:
+        picture (`PIL.Image.Image`): The picture.
+        side (`int`): Pixels of the square.
+    """
     picture = picture.convert("RGB")
     factor = side / max(picture.size)
     if factor < 1:
@@ -164,4 +169,4 @@ def pca_sheet(
     return picture_sheet(list(zip(pictures, maps, strict=True)), ("image", "patches"), size, columns)
 
 
-__all__ = ["nearest_images", "neighbor_sheet", "patch_colors", "pca_sheet"]
+__all__ = ["fitted", "nearest_images", "neighbor_sheet", "patch_colors", "pca_sheet"]

@@ -59,10 +59,9 @@ have the file, row and column of the pixel at their top left, rows of pages the 
 
 
 @dataclass
-class ExtractionArguments:
-    """Settings of [`extract_features`]."""
+class SourceArguments:
+    """Images."""
 
-    model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
     data: str | None = HfArg(
         default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
     )
@@ -75,6 +74,13 @@ class ExtractionArguments:
     pages: Literal["first", "channels", "images"] | None = HfArg(
         default=None, help="What the pages of a file are. Default: what the image processor of the model says."
     )
+
+
+@dataclass
+class ExtractionArguments(SourceArguments):
+    """Settings of [`extract_features`]."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
     output: str = HfArg(default="features.parquet", help="File to write, .parquet or .safetensors.")
     overwrite: bool = HfArg(default=False, help="Replace the file if it is there.")
     features: list[str] = HfArg(
@@ -130,7 +136,7 @@ class ReadableImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, str, torch.Tensor | None, str | None]:
         """Returns index, name, pixel values (channels, height, width), and why there are none."""
-        name = _printable(self.images.describe(index))
+        name = printable(self.images.describe(index))
         pixel_values, reason = try_to_read(self.images, index, self._load)
         return index, name, pixel_values, None if reason is None else f"Skipped {name}, which can't be read: {reason}"
 
@@ -253,8 +259,12 @@ class FeatureFile:
 
 
 @contextmanager
-def _feature_file(output: str, metadata: dict) -> Iterator[FeatureFile]:
-    """Opens a [`FeatureFile`] and leaves no half one behind."""
+def feature_file(output: str, metadata: dict) -> Iterator[FeatureFile]:
+    """Opens a [`FeatureFile`] and leaves no half one behind.
+
+    Args:
+        output, metadata: As in [`FeatureFile`].
+    """
     file = FeatureFile(output, metadata)
     try:
         yield file
@@ -286,8 +296,12 @@ def is_classifier(config: MAEConfig) -> bool:
     return "MAEForImageClassification" in (config.architectures or [])
 
 
-def _open_images(args: ExtractionArguments, image_processor: MAEImageProcessor) -> ImageSource:
+def open_source(args: SourceArguments, image_processor: MAEImageProcessor) -> ImageSource:
     """Opens the images and prints what was chosen or left out. Sets `pages` of the image processor, where it is given.
+
+    Args:
+        args ([`SourceArguments`]): Which images.
+        image_processor ([`MAEImageProcessor`]): Says how files are read.
 
     Raises:
         ValueError: If there are no images.
@@ -303,8 +317,13 @@ def _open_images(args: ExtractionArguments, image_processor: MAEImageProcessor) 
     return images
 
 
-def _describe_rows(images: ImageSource, indices: list[int]) -> tuple[dict[str, torch.Tensor], list[str] | None]:
-    """Returns columns that say which images the rows are of, and of parts of files the names of those files."""
+def describe_rows(images: ImageSource, indices: list[int]) -> tuple[dict[str, torch.Tensor], list[str] | None]:
+    """Returns columns that say which images the rows are of, and of parts of files the names of those files.
+
+    Args:
+        images ([`ImageSource`]): The source.
+        indices (`list[int]`): An image for each row.
+    """
     columns = {"index": torch.tensor(indices)}
     if images.labels is not None:
         columns["label"] = torch.from_numpy(images.labels[indices])
@@ -312,10 +331,10 @@ def _describe_rows(images: ImageSource, indices: list[int]) -> tuple[dict[str, t
         return columns, None
     for place, name in enumerate(images.place_names, start=1):
         columns[name] = torch.from_numpy(images.parts[indices, place])
-    return columns, [_printable(images.file_of(index)) for index in indices]
+    return columns, [printable(images.file_of(index)) for index in indices]
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Returns the name of a file in UTF-8, in which it may not be."""
     return os.fsencode(name).decode(errors="replace")
 
@@ -330,7 +349,7 @@ def extract_features(args: ExtractionArguments) -> Path:
         ValueError: If there are no images, none can be read, or the settings do not fit the model.
     """
     model, image_processor = load_feature_model(args.model_name_or_path, args.image_size)
-    images = _open_images(args, image_processor)
+    images = open_source(args, image_processor)
     model.to(args.device)
     _layer_endings(args.layers, model.config.num_hidden_layers)  # a wrong number is an error before the work
     options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.startswith("cuda")}
@@ -339,12 +358,12 @@ def extract_features(args: ExtractionArguments) -> Path:
     print(f"{len(images):,} images from {images.name}, on {args.device}", flush=True)
     metadata = {"model": args.model_name_or_path, "label_names": images.label_names}
     written, skipped = 0, []
-    with _feature_file(args.output, metadata) as file, tqdm(total=len(images), unit="image") as bar:
+    with feature_file(args.output, metadata) as file, tqdm(total=len(images), unit="image") as bar:
         for indices, names, pixel_values, messages in loader:
             bar.write("".join(f"{message}\n" for message in messages), end="")
             if indices:
                 features = compute_features(model, pixel_values, args.features, args.layers)
-                described, files = _describe_rows(images, indices)
+                described, files = describe_rows(images, indices)
                 file.add(names, {**described, **_as_stored(features, args.dtype)}, files)
             written += len(indices)
             skipped += messages
@@ -371,10 +390,15 @@ __all__ = [
     "ExtractionArguments",
     "FeatureFile",
     "ReadableImages",
+    "SourceArguments",
     "collate_readable",
     "compute_features",
+    "describe_rows",
     "extract_features",
+    "feature_file",
     "features_command",
     "is_classifier",
     "load_feature_model",
+    "open_source",
+    "printable",
 ]

@@ -85,7 +85,7 @@ def attention_sheet(
     pictures = image_processor.post_process_reconstruction(pixel_values)
     size = enlarged(pictures[0].size, min_side)
     rollout = attention_rollout(attentions, num_class_tokens)
-    maps = ([_heat_map(row, grid_size, size) for row in rows] for rows in (last, rollout))
+    maps = ([heat_map(row, grid_size, size) for row in rows] for rows in (last, rollout))
     return picture_sheet(list(zip(pictures, *maps, strict=True)), ("image", "last block", "rollout"), size, columns)
 
 
@@ -130,10 +130,23 @@ def _from_class_tokens(weights: torch.Tensor, num_class_tokens: int) -> torch.Te
     return weights[:, :num_class_tokens, num_class_tokens:].mean(dim=1)
 
 
-def _heat_map(values: torch.Tensor, grid_size: tuple[int, int], size: tuple[int, int]) -> PIL.Image.Image:
-    """Draws values (N,) in raster order as a picture of `size` (width, height)."""
+def heat_map(
+    values: torch.Tensor,
+    grid_size: tuple[int, int],
+    size: tuple[int, int],
+    limits: tuple[float, float] | None = None,
+) -> PIL.Image.Image:
+    """Draws a value for each patch as colours from black to yellow, interpolated between the centres of the patches.
+
+    Args:
+        values (`torch.Tensor` of shape `(num_patches,)`): The values, in raster order.
+        grid_size (`(rows, columns)`): Patches of an image.
+        size (`(width, height)`): Pixels of the picture.
+        limits (`(low, high)`, *optional*): Values that are black and yellow. Default: the lowest and the highest.
+    """
     values = values.float().cpu()
-    values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12)
+    low, high = limits if limits is not None else (values.min().item(), values.max().item())
+    values = (values - low) / max(high - low, 1e-12)
     smooth = PIL.Image.fromarray(values.reshape(grid_size).numpy()).resize(size, PIL.Image.Resampling.BICUBIC)
     levels = np.linspace(0, 1, len(_HEAT))
     channels = [np.interp(np.array(smooth), levels, _HEAT[:, channel]) for channel in range(3)]  # clips overshoots
@@ -189,7 +202,7 @@ def reconstruct_command(argv: list[str], prog: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of the masks.")
     args = parser.parse(argv)
     processor, pixel_values = _read_inputs(args)
-    model = _load(MAEForPreTraining, args.model_name_or_path)
+    model = load_trained(MAEForPreTraining, args.model_name_or_path)
     rows, columns = patch_grid(pixel_values, model.mae.embeddings.patch_size)
     noise = torch.rand(len(pixel_values), rows * columns, generator=torch.Generator().manual_seed(args.seed))
     sheet = reconstruction_sheet(model, processor, pixel_values, args.columns, noise=noise, mask_ratio=args.mask_ratio)
@@ -204,7 +217,7 @@ def attention_command(argv: list[str], prog: str) -> None:
     )
     args = _parser(prog, description, "attention.png").parse(argv)
     processor, pixel_values = _read_inputs(args)
-    model = _load(MAEModel, args.model_name_or_path)
+    model = load_trained(MAEModel, args.model_name_or_path)
     _save(attention_sheet(model, processor, pixel_values, args.columns), args.output)
     print(f"Attention maps of {len(pixel_values)} pictures: {args.output}")
 
@@ -242,10 +255,19 @@ def _pictures(paths: list[str], num_images: int) -> list:
     return [embedded[index] for index in spread_indices(embedded, num_images)]
 
 
-def _load(model_class: type[MAEPreTrainedModel], checkpoint: str) -> MAEPreTrainedModel:
-    """Loads a model in float32, in whichever type it was saved, and refuses a decoder that would be new."""
+def load_trained(model_class: type[MAEPreTrainedModel], checkpoint: str, **sizes) -> MAEPreTrainedModel:
+    """Loads a model in float32 and evaluation mode, in whichever type it was saved.
+
+    Args:
+        model_class (`type`): Its class.
+        checkpoint (`str`): Folder or name on the Hub.
+        **sizes: Fields of the configuration to change, such as `image_size`.
+
+    Raises:
+        ValueError: If its decoder would be new.
+    """
     logging.disable_progress_bar()
-    model, info = model_class.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
+    model, info = model_class.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True, **sizes)
     if any(name.startswith("decoder.") for name in info["missing_keys"]):
         raise ValueError(
             f"{checkpoint} holds no decoder, so it cannot predict patches. Give the folder of a pre-training run, or "
@@ -264,6 +286,8 @@ __all__ = [
     "attention_rollout",
     "attention_sheet",
     "enlarged",
+    "heat_map",
+    "load_trained",
     "picture_sheet",
     "reconstruct_command",
     "reconstruction_sheet",

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Measures how badly a model predicts each image, and each patch of it: what is odd, and what to train on more often.
+
+Every image gets the same masks. They are fixed by a seed, so that losses of images and of models can be compared.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
+
+from ..data.decoding import try_to_read
+from ..data.image_source import ImageSource
+from ..data.sampling import default_num_workers
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.masking_mae import num_kept_patches
+from ..modeling.modeling_mae import MAEForPreTraining
+from ..modeling.patches_mae import patch_grid
+from ..modeling.reading_mae import OpenedImage
+from ..modeling.targets_mae import valid_patches
+from ..training.arguments import parse_arguments
+from ..training.initial_model import hash_of_weights
+from .feature_sheets import fitted
+from .features import SourceArguments, describe_rows, feature_file, open_source, printable
+from .visualization import heat_map, load_trained
+
+_GAP, _LINE = 4, 16  # pixels between pictures, and of a line of text
+_COLUMNS, _SIDE = 8, 112  # of a sheet
+_NAMED = 3  # images with the highest and the lowest loss, whose names are printed
+_DESCRIPTION = """Write the loss of a pre-trained model on each image to a file, and draw the highest and the lowest.
+
+  hf-mae score --model out --data path/to/images
+  hf-mae score --model out --data path/to/images --maps        # the loss of each patch, too
+  hf-mae pretrain --data path/to/images --sample_by_loss scores.parquet
+
+All images get the same masks. The file has a row for each image, in the order of the source: name, index, loss (the
+mean over the masks) and mask_losses. Images that cannot be read, or show no data, have the loss NaN. The sheet, a
+picture next to the file, shows the images with the highest and the lowest loss."""
+
+
+@dataclass
+class ScoringArguments(SourceArguments):
+    """Settings of [`score_images`]."""
+
+    model: str | None = HfArg(default=None, help="Folder or name on the Hub of a pre-trained model with its decoder.")
+    output: str = HfArg(default="scores.parquet", help="File to write, .parquet; the sheet is .png.")
+    overwrite: bool = HfArg(default=False, help="Replace the file if it is there.")
+    num_masks: int = HfArg(default=4, help="Masks that each image is predicted with.")
+    mask_ratio: float | None = HfArg(default=None, help="Share of hidden patches. Default: that of the checkpoint.")
+    seed: int = HfArg(default=0, help="Seed of the masks.")
+    maps: bool = HfArg(default=False, help="Write the loss of each patch, too, and draw heat maps on the sheet.")
+    sheet_images: int = HfArg(
+        default=24, help="Images on the sheet with the highest loss, and as many with the lowest; 0: no sheet."
+    )
+    image_size: int | None = HfArg(default=None, help="Pixels, a multiple of the patch. Default: the checkpoint's.")
+    batch_size: int = HfArg(default=64, help="Images of one forward pass.")
+    device: str | None = HfArg(
+        default=None, help="Device, with bfloat16 autocast on cuda. Default: cuda if there is a GPU, else cpu."
+    )
+    dataloader_num_workers: int | None = HfArg(
+        default=None, help="Loader processes. Default: one per CPU core, at most 16; none without a GPU."
+    )
+
+    def __post_init__(self):
+        if self.model is None:
+            raise ValueError("`model` is missing: a folder or a name on the Hub with a pre-trained model of hf_mae.")
+        if Path(self.output).suffix != ".parquet":
+            raise ValueError(f"`output` {self.output}: the name must end in .parquet.")
+        if Path(self.output).exists() and not self.overwrite:
+            raise ValueError(f"`output` {self.output} is there already. Name another file, or set `overwrite`.")
+        for name, least in (("num_masks", 1), ("batch_size", 1), ("sheet_images", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.dataloader_num_workers is None:  # on a CPU the model has better use for the cores
+            self.dataloader_num_workers = 0 if self.device == "cpu" else default_num_workers()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def fixed_noise(
+    grid_size: tuple[int, int],
+    mask_ratio: float,
+    sampling: str = "random",
+    block_size: int = 1,
+    num_masks: int = 4,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Returns the noise of masks that complement each other, each a function of the seed and of its number.
+
+    With `"random"` sampling the visible patches of the first masks are consecutive parts of one permutation (of cells,
+    if there are any), as many as have room in it; those of the next masks parts of another. So with the default ratio
+    of 0.75 each patch is visible in one of four masks and hidden in three. With the other samplings every mask has
+    noise of its own.
+
+    Args:
+        grid_size (`(rows, columns)`): Patches of an image.
+        mask_ratio (`float`): Fraction of patches to hide, in [0, 1).
+        sampling (`str`), block_size (`int`): The model's `mask_sampling` and `mask_block_size`.
+        num_masks (`int`, *optional*, defaults to 4): Number of masks.
+        seed (`int`, *optional*, defaults to 0): The seed.
+
+    Returns:
+        `torch.Tensor` of shape `(num_masks, num_patches)`: float32 in [0, 1), to be passed as `noise`.
+    """
+    rows, columns = grid_size
+    if sampling != "random":
+        noise = [np.random.default_rng([seed, number]).permutation(rows * columns) for number in range(num_masks)]
+        return torch.from_numpy(np.stack(noise).astype(np.float32) / (rows * columns))
+    cells = (rows // block_size) * (columns // block_size)
+    kept = max(num_kept_patches(grid_size, mask_ratio, block_size) // block_size**2, 1)
+    ranks = []
+    for number in range(num_masks):
+        turn, part = divmod(number, cells // kept)
+        rank = (np.random.default_rng([seed, turn]).permutation(cells) - part * kept) % cells
+        rank = rank.reshape(rows // block_size, columns // block_size)
+        ranks.append(rank.repeat(block_size, axis=0).repeat(block_size, axis=1).flatten())
+    return torch.from_numpy(np.stack(ranks).astype(np.float32) / cells)
+
+
+@torch.no_grad()
+def patch_losses(
+    model: MAEForPreTraining,
+    pixel_values: torch.Tensor,
+    num_masks: int = 4,
+    seed: int = 0,
+    mask_ratio: float | None = None,
+    valid: torch.BoolTensor | None = None,
+) -> torch.Tensor:
+    """Returns the loss of each patch with each of some fixed masks, NaN where it is visible or has no-data.
+
+    The mean of an image over its patches, `losses.nanmean(dim=2)`, is the loss of the model with each mask. The mean
+    over the masks, `losses.nanmean(dim=1)`, is a map of anomalies: how badly each patch is predicted from others.
+
+    Args:
+        model ([`MAEForPreTraining`]): The model, in evaluation mode.
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images on its device.
+        num_masks (`int`, *optional*, defaults to 4): Number of masks, see [`fixed_noise`].
+        seed (`int`, *optional*, defaults to 0): Seed of the masks, which are the same for all images.
+        mask_ratio (`float`, *optional*): Fraction of patches to hide, in [0, 1), defaults to `config.mask_ratio`. With
+            0 nothing is hidden and the loss is that of visible patches.
+        valid (`torch.BoolTensor` of shape `(batch, height, width)`, *optional*): False where pixels are no-data.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_masks, num_patches)`: In float32 or better, in raster order.
+    """
+    config, patch_size = model.config, model.mae.embeddings.patch_size
+    grid_size = patch_grid(pixel_values, patch_size)
+    mask_ratio = config.mask_ratio if mask_ratio is None else mask_ratio
+    rule = (mask_ratio, config.mask_sampling, config.mask_block_size)
+    noises = fixed_noise(grid_size, *rule, num_masks, seed).to(pixel_values.device)
+    result = []
+    for noise in noises.unsqueeze(1).expand(-1, len(pixel_values), -1):
+        output = model(
+            pixel_values, mask_ratio=mask_ratio, noise=noise, prediction_ratio=1.0, return_loss=False, return_dict=True
+        )
+        ids = output.ids_hidden if output.ids_hidden.shape[1] > 0 else output.ids_keep
+        # Each patch is a batch of its own, so that any target's loss, which is a scalar, becomes one of the patch.
+        predictions, target = (
+            each.flatten(0, 1)[:, None, None] for each in (output.logits, model.target_values(pixel_values, ids))
+        )
+        losses = torch.vmap(model.target_loss)(predictions, target).unflatten(0, ids.shape)
+        if valid is not None:
+            losses = losses.where(valid_patches(valid, patch_size, ids), torch.nan)
+        result.append(losses.new_full(noise.shape, torch.nan).scatter(1, ids, losses))
+    return torch.stack(result, dim=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# All images of a source
+
+
+class ScoredBatch(NamedTuple):
+    """Holds consecutive images of a source.
+
+    Attributes:
+        names (`list[str]`): Names of the images.
+        readable (`torch.BoolTensor` of shape `(batch,)`): Which images could be read.
+        pixel_values (`torch.Tensor` of shape `(readable, channels, height, width)` or `None`): These.
+        valid (`torch.BoolTensor` of shape `(readable, height, width)` or `None`): False where their pixels are no-data.
+        messages (`list[str]`): Why the others could not be read.
+    """
+
+    names: list[str]
+    readable: torch.Tensor
+    pixel_values: torch.Tensor | None
+    valid: torch.Tensor | None
+    messages: list[str]
+
+
+class ImagesToScore(Dataset):
+    """Gives images as the image processor makes them. One that cannot be read is not replaced by another."""
+
+    def __init__(self, images: ImageSource, image_processor: MAEImageProcessor):
+        """
+        Args:
+            images ([`ImageSource`]): The images.
+            image_processor ([`MAEImageProcessor`]): Makes pixel values of them.
+        """
+        self.images, self.image_processor = images, image_processor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> ScoredBatch:
+        """Returns a batch of one image."""
+        name = printable(self.images.describe(index))
+        loaded, reason = try_to_read(self.images, index, self._load)
+        if loaded is None:
+            return ScoredBatch([name], torch.tensor([False]), None, None, [f"{name} can't be read: {reason}"])
+        return ScoredBatch([name], torch.tensor([True]), *loaded, [])
+
+    def _load(self, image: OpenedImage) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.image_processor(image, return_tensors="pt", return_valid=True)
+        return features.pixel_values, features.valid
+
+
+def _collate(batches: list[ScoredBatch]) -> ScoredBatch:
+    read = [batch for batch in batches if batch.pixel_values is not None]
+    return ScoredBatch(
+        [name for batch in batches for name in batch.names],
+        torch.cat([batch.readable for batch in batches]),
+        torch.cat([batch.pixel_values for batch in read]) if read else None,
+        torch.cat([batch.valid for batch in read]) if read else None,
+        [message for batch in batches for message in batch.messages],
+    )
+
+
+class Scorer:
+    """Measures batches of images with a model."""
+
+    def __init__(self, model: MAEForPreTraining, args: ScoringArguments):
+        """
+        Args:
+            model ([`MAEForPreTraining`]): The model, in evaluation mode.
+            args ([`ScoringArguments`]): Says how many masks, which and where.
+        """
+        self.model, self.args = model.to(args.device), args
+
+    def __call__(self, batch: ScoredBatch) -> dict[str, torch.Tensor]:
+        """Returns `loss` (batch,), `mask_losses` (batch, masks) and `patch_losses` (batch, rows, columns), on the CPU.
+
+        They are NaN for unreadable images and where nothing that is hidden has data.
+        """
+        args, device, num_images = self.args, self.model.device, len(batch.names)
+        if batch.pixel_values is None:
+            rows, columns = self.model.config.grid_size
+            losses = torch.full((num_images, args.num_masks, rows * columns), torch.nan)
+        else:
+            pixel_values, valid = (each.to(device, non_blocking=True) for each in (batch.pixel_values, batch.valid))
+            rows, columns = patch_grid(pixel_values, self.model.mae.embeddings.patch_size)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                found = patch_losses(self.model, pixel_values, args.num_masks, args.seed, args.mask_ratio, valid)
+            found = found.float().cpu()
+            losses = found.new_full((num_images, *found.shape[1:]), torch.nan)
+            losses[batch.readable] = found
+        by_mask = losses.nanmean(dim=2)
+        maps = losses.nanmean(dim=1).unflatten(1, (rows, columns))
+        return {"loss": by_mask.nanmean(dim=1), "mask_losses": by_mask, "patch_losses": maps}
+
+
+def score_images(args: ScoringArguments) -> Path:
+    """Writes the loss of each image of a source to a file and returns its path. Prints progress and the extremes.
+
+    The metadata of the file say which images, which model and which masks: `source`, `fingerprint`, `num_images`,
+    `model`, `weights` (a hash), `num_masks`, `mask_ratio`, `seed` and `image_size`, each as JSON.
+
+    Args:
+        args ([`ScoringArguments`]): The settings.
+
+    Raises:
+        ValueError: If there are no images, none can be read, or the model has no decoder.
+    """
+    assert args.model is not None  # or the settings would have been refused
+    sizes = {} if args.image_size is None else {"image_size": args.image_size}
+    model = load_trained(MAEForPreTraining, args.model, **sizes)
+    image_processor = MAEImageProcessor.from_pretrained(args.model)
+    if args.image_size is not None:
+        image_processor = image_processor.with_image_size(args.image_size)
+    images = open_source(args, image_processor)
+    if args.mask_ratio is None:
+        args.mask_ratio = model.config.mask_ratio
+    metadata = {"source": images.name, "fingerprint": images.fingerprint, "num_images": len(images)}
+    metadata.update(model=args.model, weights=hash_of_weights(model), image_size=image_processor.crop_height_width)
+    metadata.update({name: getattr(args, name) for name in ("num_masks", "mask_ratio", "seed")})
+    scorer, dataset = Scorer(model, args), ImagesToScore(images, image_processor)
+    print(f"{len(images):,} images from {images.name}, on {args.device}", flush=True)
+    losses = _write_scores(scorer, dataset, metadata)
+    _print_extremes(images, losses, args.output)
+    if args.sheet_images:
+        sheet = score_sheet(scorer, dataset, losses)
+        path = Path(args.output).with_suffix(".png")
+        sheet.save(path)
+        print(f"The images with the highest and the lowest loss: {path}")
+    return Path(args.output)
+
+
+def _write_scores(scorer: Scorer, dataset: ImagesToScore, metadata: dict) -> np.ndarray:
+    """Writes the file and returns the loss of each image (images,), NaN where there is none."""
+    args, images = scorer.args, dataset.images
+    options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.startswith("cuda")}
+    loader, losses = DataLoader(dataset, args.batch_size, collate_fn=_collate, **options), np.full(len(images), np.nan)
+    start, message = 0, ""
+    with feature_file(args.output, metadata) as file, tqdm(total=len(images), unit="image") as bar:
+        for batch in loader:
+            for message in batch.messages:
+                bar.write(message)
+            scores, indices = scorer(batch), range(start, start + len(batch.names))
+            start = indices.stop
+            losses[indices.start : indices.stop] = scores["loss"].numpy()
+            if not args.maps:
+                del scores["patch_losses"]
+            described, files = describe_rows(images, list(indices))
+            file.add(batch.names, {**described, **scores}, files)
+            bar.update(len(batch.names))
+        if np.isnan(losses).all():
+            raise ValueError(f"None of the images of {images.name} has a loss. {message}".rstrip())
+        file.finish()
+    return losses
+
+
+def _print_extremes(images: ImageSource, losses: np.ndarray, output: str):
+    order = _order(losses)
+    low, middle, high = np.quantile(losses[order], (0, 0.5, 1))
+    print(f"{len(losses):,} rows in {output}: losses from {low:.3f} to {high:.3f}, median {middle:.3f}")
+    if missing := len(losses) - len(order):
+        print(f"{missing:,} of them have no loss: these images can't be read, or show no data.")
+    for what, chosen in (("highest", order[::-1][:_NAMED]), ("lowest", order[:_NAMED])):
+        for index in chosen:
+            print(f"  {what} {losses[index]:.3f}  {index}: {printable(images.describe(int(index)))}")
+
+
+def _order(losses: np.ndarray) -> np.ndarray:
+    """Returns the indices of the images that have a loss, the lowest first."""
+    return np.argsort(losses, kind="stable")[: np.isfinite(losses).sum()]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sheet
+
+
+def score_sheet(scorer: Scorer, dataset: ImagesToScore, losses: np.ndarray) -> PIL.Image.Image:
+    """Draws the images with the highest and with the lowest losses, as the model sees them, with losses and indices.
+
+    With `maps` each is next to the loss of its patches. All of these heat maps have one range of colours, from black
+    for the lowest to yellow for the highest loss of a patch on the sheet.
+
+    Args:
+        scorer ([`Scorer`]): Measures the patches.
+        dataset ([`ImagesToScore`]): The images.
+        losses (`np.ndarray` of shape `(images,)`): Their losses. NaN: none.
+    """
+    order, args = _order(losses), scorer.args
+    count = min(args.sheet_images, max(len(order) // 2, 1))
+    chosen = {"highest loss": order[::-1][:count], "lowest loss": order[:count]}
+    indices = [int(index) for some in chosen.values() for index in some]
+    pictures, maps = {}, {}
+    for index in indices:
+        batch = dataset[index]
+        pictures[index] = dataset.image_processor.post_process_reconstruction(batch.pixel_values)[0]
+        if args.maps:
+            maps[index] = scorer(batch)["patch_losses"][0]
+    title = ""
+    if maps:
+        values = torch.stack(list(maps.values()))
+        limits = values[values.isfinite()].aminmax()
+        low, high = limits.min.item(), limits.max.item()
+        title = f", and that of patches from {low:.2f} (black) to {high:.2f} (yellow)"
+    rows = {}
+    for what, some in chosen.items():
+        rows[what + title] = []
+        for index in some.tolist():
+            shown = [pictures[index]]
+            if maps:
+                grid_size, values = tuple(maps[index].shape), maps[index].nan_to_num(nan=low).flatten()
+                shown.append(heat_map(values, grid_size, pictures[index].size, (low, high)))
+            rows[what + title].append((shown, f"{losses[index]:.3f}  #{index}"))
+    return captioned_sheet(rows)
+
+
+def captioned_sheet(rows: Mapping[str, Sequence[tuple[Sequence[PIL.Image.Image], str]]]) -> PIL.Image.Image:
+    """Draws parts below their titles, each of some rows of pictures with captions below them.
+
+    Args:
+        rows (`Mapping`): For each title the pictures that stand next to each other, all as many, with their caption.
+    """
+    most = max(len(pictures) for part in rows.values() for pictures, _ in part)
+    columns = max(_COLUMNS // most, 1)
+    width, height = most * (_SIDE + _GAP) + _GAP, _SIDE + _LINE
+    lines = {title: -(-len(part) // columns) for title, part in rows.items()}
+    sheet = PIL.Image.new("RGB", (columns * width, sum(_LINE + number * height for number in lines.values())), "white")
+    draw, top = PIL.ImageDraw.Draw(sheet), 0
+    for title, part in rows.items():
+        draw.text((2, top + 2), title, fill="black")
+        for number, (pictures, caption) in enumerate(part):
+            row, column = divmod(number, columns)
+            x, y = column * width, top + _LINE + row * height
+            for place, picture in enumerate(pictures):
+                sheet.paste(fitted(picture, _SIDE), (x + place * (_SIDE + _GAP), y))
+            draw.text((x + 2, y + _SIDE + 2), caption, fill="black")
+        top += _LINE + lines[title] * height
+    return sheet
+
+
+def score_command(argv: list[str], prog: str) -> None:
+    """Runs `hf-mae score`.
+
+    Args:
+        argv (`list[str]`): Arguments of the command.
+        prog (`str`): What the command is called.
+    """
+    score_images(parse_arguments(ScoringArguments, argv, prog=prog, description=_DESCRIPTION))
+
+
+__all__ = [
+    "ImagesToScore",
+    "ScoredBatch",
+    "Scorer",
+    "ScoringArguments",
+    "captioned_sheet",
+    "fixed_noise",
+    "patch_losses",
+    "score_command",
+    "score_images",
+    "score_sheet",
+]
