@@ -12,7 +12,10 @@ def test_defaults__are_vit_base():
 
 @pytest.mark.parametrize(
     ("name", "encoder_millions"),  # Dosovitskiy et al. 2020, Table 1; Touvron et al. 2020, Table 1, less their heads
-    [("tiny", 5.5), ("small", 21.7), ("base", 85.8), ("large", 303.3), ("huge", 630.8)],
+    [
+        *(("tiny", 5.5), ("small", 21.7), ("base", 85.8), ("large", 303.3), ("huge", 630.8)),
+        *(("pixio-tiny", 5.4), ("pixio-small", 21.7), ("pixio-base", 86), ("pixio-large", 303), ("pixio-huge", 631)),
+    ],  # Pixio: arXiv 2512.15715, Table 8
 )
 def test_presets__have_the_published_size(name, encoder_millions):
     import torch
@@ -27,6 +30,18 @@ def test_presets__have_the_papers_decoder(name):
     config = MAEConfig.from_preset(name)
     sizes = (config.decoder_num_hidden_layers, config.decoder_hidden_size, config.decoder_num_attention_heads)
     assert sizes == (8, 512, 16)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
+def test_presets__of_pixio(size):
+    """arXiv 2512.15715, sections 3.2 and 7.1, Table 10."""
+    config = MAEConfig.from_preset(f"pixio-{size}")
+    assert (config.image_size, config.patch_size, config.grid_size) == (256, 16, (16, 16))
+    assert (config.num_class_tokens, config.mask_block_size, config.mask_ratio) == (8, 4, 0.75)
+    assert (config.decoder_num_hidden_layers, config.decoder_hidden_size, config.decoder_intermediate_size) == (
+        *(32, 512, 2048),
+    )
+    assert (config.position_embedding, config.pooling, config.drop_path_rate) == ("learned", "class", 0)
 
 
 def test_presets__unknown_name_lists_the_known():
@@ -53,6 +68,15 @@ def test_saved_and_loaded__equal(tmp_path):
         ({"mask_ratio": -0.1}, r"mask_ratio.* in \[0, 1\), got -0.1"),
         ({"prediction_ratio": 0}, r"prediction_ratio.* in \(0, 1\], got 0"),
         ({"mask_sampling": "blok"}, r"mask_sampling.*'grid'.*got 'blok'"),
+        ({"mask_block_size": 4}, "`mask_block_size` 4 does not divide 14 x 14 .* 192 x 192 or 256 x 256.*1 or 2 or 7"),
+        ({"mask_block_size": 3, "image_size": (96, 80)}, r"does not divide 6 x 5 .* 96 x 48 or 96 x 96.* of 1\."),
+        ({"mask_block_size": 0}, "mask_block_size.* at least 1, got 0"),
+        (
+            {"mask_block_size": 2, "mask_sampling": "grid"},
+            "mask_block_size.* 2 needs mask_sampling='random', got 'grid'",
+        ),
+        ({"num_class_tokens": 0}, "num_class_tokens.* positive, got 0"),
+        ({"position_embedding": "rotary"}, "position_embedding.*'sincos', 'learned'.*got 'rotary'"),
         ({"pooling": "max"}, "pooling.*'mean', 'class'.*got 'max'"),
         ({"num_channels": 0}, "num_channels.* positive, got 0"),
         ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers.* at least 1, got 0"),

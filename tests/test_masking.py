@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_mae.modeling.masking_mae import masking_order
+from hf_mae.modeling.masking_mae import masking_order, num_kept_patches
 
 IMAGES = torch.randn(6, 3, 32, 64, generator=torch.Generator().manual_seed(1))  # 4 x 8 patches
 GRID, N = (4, 8), 32
@@ -73,6 +73,62 @@ def test_block__hides_every_place_now_and_then():
     hidden = torch.zeros(4096, 64).scatter(1, order[:, 32:], 1.0).mean(dim=0)
     assert hidden.min() > 0.2  # the corners: fewer rectangles reach them
     assert hidden.max() < 0.8
+
+
+# grid, side of a cell, ratio, and how many cells of how many the published rule keeps: int(cells * (1 - ratio))
+CELLS = [
+    ((16, 16), 4, 0.75, 4, 16),
+    ((16, 16), 8, 0.75, 1, 4),
+    ((16, 16), 4, 0.625, 6, 16),
+    ((12, 12), 4, 0.75, 2, 9),  # 0.778 of the patches are hidden
+    ((14, 14), 2, 0.75, 12, 49),
+    ((10, 10), 2, 0.8, 4, 25),  # not 5: 25 * (1 - 0.8) is 4.999...
+    ((4, 8), 2, 0.5, 4, 8),
+    ((6, 15), 3, 0.0, 10, 10),
+    ((7, 7), 1, 0.75, 12, 49),
+]
+
+
+@pytest.mark.parametrize(("grid", "side", "ratio", "kept", "cells"), CELLS)
+def test_cells__are_kept_or_hidden_as_a_whole(tiny_model, grid, side, ratio, kept, cells):
+    model = tiny_model(image_size=tuple(8 * patches for patches in grid), mask_block_size=side)
+    output = model.mae(torch.zeros(3, 3, 8 * grid[0], 8 * grid[1]), mask_ratio=ratio)
+    assert output.ids_keep.shape[1] == num_kept_patches(grid, ratio, side) == kept * side**2
+    visible = ~output.mask.view(3, grid[0] // side, side, grid[1] // side, side).transpose(2, 3)
+    in_cell = visible.flatten(3).sum(dim=3)
+    assert set(in_cell.unique().tolist()) <= {0, side**2}
+    assert (in_cell.flatten(1).bool().sum(dim=1) == kept).all()
+    assert in_cell[0].numel() == cells
+
+
+def test_cells__are_ordered_by_the_noise_of_their_first_patch():
+    """Cells of 2 x 2 in a grid of 4 x 6 begin at the patches 0, 2, 4, 12, 14 and 16."""
+    noise = torch.rand(1, 24)
+    noise[0, [0, 2, 4, 12, 14, 16]] = torch.tensor([0.5, 0.1, 0.9, 0.3, 0.7, 0.2])
+    order = masking_order(noise, (4, 6), "random", 2).argsort(dim=1)
+    assert order[0, :8].tolist() == [2, 3, 8, 9, 16, 17, 22, 23]
+    assert order[0, 8:12].tolist() == [12, 13, 18, 19]
+    assert order[0, -4:].tolist() == [4, 5, 10, 11]
+    other = torch.where(torch.isin(torch.arange(24), torch.tensor([0, 2, 4, 12, 14, 16])), noise, 1 - noise)
+    assert torch.equal(masking_order(other, (4, 6), "random", 2), masking_order(noise, (4, 6), "random", 2))
+
+
+def test_cells__are_all_equally_likely(tiny_model):
+    model = tiny_model(mask_block_size=2)
+    kept = ~model.mae(torch.zeros(4000, 3, 32, 32), mask_ratio=0.75).mask.view(4000, 4, 4)
+    torch.testing.assert_close(kept.float().mean(dim=0), torch.full((4, 4), 0.25), rtol=0, atol=0.03)
+
+
+def test_cells__of_another_image_size(tiny_model):
+    model = tiny_model(mask_block_size=2)
+    assert model(torch.randn(1, 3, 48, 64)).ids_keep.shape == (1, 12)
+    with pytest.raises(ValueError, match=r"2 does not divide 5 x 4 .* multiple of 16 x 16 .* 32 x 32 or 48 x 32"):
+        model(torch.randn(1, 3, 40, 32))
+    odd = torch.randn(1, 3, 40, 32)
+    assert model.mae(odd).last_hidden_state.shape == (1, 21, 32)  # nothing is hidden
+    assert model(odd, ids_keep=torch.arange(5)[None]).loss.isfinite()  # the mask itself is given
+    with pytest.raises(ValueError, match="hides all 16 patches"):
+        model(torch.randn(1, 3, 32, 32), mask_ratio=0.8)  # one of four cells would be too many
 
 
 def test_bool_masked_pos__is_taken_as_it_is(tiny_model):
