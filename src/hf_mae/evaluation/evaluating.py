@@ -565,8 +565,8 @@ def describe_protocol(args: EvaluationArguments, images: EvaluatedImages, rows: 
         texts.append(
             "dense: mean IoU at the model's image size, whole images or windows resized to it. k-NN: cosine of "
             "standardised patches, majority of the pixels at the same place; linear: logistic regression on patches, "
-            f"logits resized; both of at most {args.max_patches:,} training patches. The most frequent class everywhere "
-            f"has {constant:.1%}."
+            f"logits resized; both of at most {args.max_patches:,} training patches. The most frequent class has "
+            f"{constant:.1%} everywhere."
         )
     count = min(len(images.test), MAX_TWINS)
     texts.append(
