@@ -26,6 +26,7 @@ from hf_mae.evaluation.dense import DenseSettings, dense_figures
 from hf_mae.evaluation.label_free import label_free_figures
 from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
 from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
+from hf_mae.evaluation.scoring import patch_losses
 from hf_mae.modeling import modeling_mae
 from hf_mae.training.checkpointing import load_optimizer, save_checkpoint
 from hf_mae.training.optimization import LARS, layer_decay_parameter_groups, parameter_groups
@@ -264,6 +265,14 @@ def test_dense_probes__same_figures_as_on_the_cpu(device):
         return dense_figures(encode, sample_pairs("train")[:10], sample_pairs("val")[:5], processor, settings)[0]
 
     assert figures(device) == pytest.approx(figures("cpu"), abs=2e-3)
+
+
+def test_patch_losses__same_as_on_the_cpu(model, images):
+    model, valid = model().eval(), torch.rand(4, 32, 32) > 0.002
+    ours = patch_losses(model, images, num_masks=2, valid=valid.to(images.device))
+    assert ours.device == images.device
+    expected = patch_losses(model.cpu(), images.cpu(), num_masks=2, valid=valid)
+    torch.testing.assert_close(ours.cpu(), expected, equal_nan=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
