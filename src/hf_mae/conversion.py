@@ -15,7 +15,15 @@ from transformers.utils import cached_file, logging
 
 from .cli import CommandParser
 from .conversion_files import FIELDS, NOT_FIELDS, as_value_error, folder_of, read_checkpoint, read_json, write_folder
-from .conversion_names import LAYOUTS, find_probe, names_in, recognise, rename
+from .conversion_names import (
+    LAYOUTS,
+    PIXIO_LAYOUTS,
+    find_probe,
+    merge_backbone_norms,
+    names_in,
+    recognise,
+    rename,
+)
 from .modeling.auto_mae import class_of_architecture
 from .modeling.configuration_mae import _PRESETS, MAEConfig, _pair
 from .modeling.image_processing_mae import MAEImageProcessor
@@ -37,7 +45,12 @@ _RANKS = {
     "classifier.weight": 2,
 }
 # Fields that the shapes of tensors show, whatever else is stated.
-_CERTAIN = ("num_channels", "patch_size", "hidden_size", "num_hidden_layers", "intermediate_size", "qkv_bias")
+_CERTAIN = (
+    *("num_channels", "patch_size", "hidden_size", "num_class_tokens", "num_hidden_layers", "intermediate_size"),
+    "qkv_bias",
+)
+# Heads by width and depth where no preset has them: Pixio-1B and Pixio-5B (arXiv 2512.15715, Table 8).
+_OTHER_HEADS = {(1536, 48): 24, (3072, 48): 32}
 _NEEDED = (
     "mae.embeddings.cls_token",
     "mae.embeddings.position_embeddings",
@@ -45,6 +58,8 @@ _NEEDED = (
     "mae.layers.0.attention.qkv.weight",
     "mae.layers.0.mlp.fc1.weight",
 )
+# Layouts whose configuration states the epsilon of the norms and the activation.
+_OF_TRANSFORMERS = ("vit", "vit_mae", "pixio")
 # Unknown tensors that may be left out, since they come after the encoder or are only used in training. Every other one
 # may change what the encoder computes (channel_embed, layer scale, register tokens, norm_pre, ...) and is refused.
 _DECODER = r"decoder\w*|neck"
@@ -72,7 +87,7 @@ def detect_layout(checkpoint: str | os.PathLike | Mapping[str, torch.Tensor]) ->
     state_dict, stated = read_checkpoint(folder_of(checkpoint))
     if stated.get("model_type") == MAEConfig.model_type:
         return MAEConfig.model_type
-    return recognise(state_dict, _stated_layout(stated))[0]
+    return recognise(merge_backbone_norms(state_dict)[0], _stated_layout(stated))[0]
 
 
 def import_checkpoint(
@@ -80,7 +95,7 @@ def import_checkpoint(
     model_class: type[MAEPreTrainedModel] | None = None,
     **config,
 ) -> MAEPreTrainedModel:
-    """Builds a model from weights of the official MAE code, timm, transformers, mmpretrain, lightly, or hf_mae.
+    """Builds a model from weights of MAE's official code, timm, transformers, mmpretrain, lightly, Pixio, or hf_mae.
 
     The names of the tensors show which implementation they come from; the log says which. Sizes are read from the
     tensors. What these do not show (heads, `norm_pix_loss`, a grid that is not square) comes from `config`, from what
@@ -128,7 +143,7 @@ def import_checkpoint(
 
 
 def _from_repository(name: str | os.PathLike, **hub_kwargs) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Reads a repository of transformers' ViTMAE or ViT for [`MAEPreTrainedModel.from_pretrained`]."""
+    """Reads a repository of transformers' ViTMAE, ViT or Pixio for [`MAEPreTrainedModel.from_pretrained`]."""
     _, fields, tensors = _convert(*read_checkpoint(name, **hub_kwargs), {})
     return fields, tensors
 
@@ -140,6 +155,7 @@ def _convert(
     state_dict: dict[str, torch.Tensor], stated: dict, config: dict, image_size=None
 ) -> tuple[type[MAEPreTrainedModel], dict, dict[str, torch.Tensor]]:
     """Returns the class of the content, the fields of its configuration, and all tensors under our names and shapes."""
+    state_dict, differ = merge_backbone_norms(state_dict, stated.get("apply_layernorm", True))
     layout, title, state_dict = recognise(state_dict, _stated_layout(stated))
     tensors, left_out = rename(_fold_probe(state_dict), layout)
     _fuse_queries_keys_values(tensors)
@@ -148,6 +164,7 @@ def _convert(
     sizes = _sizes(tensors, image_size)
     fields = {
         "layer_norm_eps": LAYOUTS[layout].layer_norm_eps,
+        **LAYOUTS[layout].fields,
         **sizes,
         **_stated_fields(
             stated, has_fc_norm="fc_norm.weight" in tensors, has_classifier="classifier.weight" in tensors
@@ -167,6 +184,11 @@ def _convert(
         f"Weights in the layout of {title}: {parts.get(content_class, 'encoder')}, {len(state_dict)} tensors"
         + (f". Left out, as there is no place for them: {', '.join(left_out)}." if left_out else ".")
     )
+    if differ:
+        logger.warning(
+            "The backbone has two final norms that differ. The one of its maps is taken: its own, or with "
+            "apply_layernorm=False that of the model in it."
+        )
     return content_class, fields, {name: tensor for name, tensor in tensors.items() if name not in left_out}
 
 
@@ -271,7 +293,8 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
         fields.update(num_labels=tensors["classifier.weight"].shape[0], pooling="class")
     if "fc_norm.weight" in tensors:
         fields["pooling"] = "mean"
-    num_patches = tensors["mae.embeddings.position_embeddings"].shape[1] - 1
+    fields["num_class_tokens"] = tensors["mae.embeddings.cls_token"].shape[1]
+    num_patches = tensors["mae.embeddings.position_embeddings"].shape[1] - fields["num_class_tokens"]
     size = (math.isqrt(num_patches) * patch_height, math.isqrt(num_patches) * patch_width)
     if image_size is not None:
         height, width_ = _pair(image_size)
@@ -280,6 +303,7 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
     fields["image_size"] = size[0] if size[0] == size[1] else size
     presets = [MAEConfig.from_preset(name) for name in _PRESETS]
     heads = {(preset.hidden_size, preset.num_hidden_layers): preset.num_attention_heads for preset in presets}
+    heads |= _OTHER_HEADS
     if (width, depth) in heads:
         fields["num_attention_heads"] = heads[width, depth]
     if "decoder.embed.weight" in tensors:
@@ -297,6 +321,8 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
 def _stated_fields(stated: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
     """Returns the fields that a `config.json` or training arguments state."""
     fields = {name: value for name, value in stated.items() if name in FIELDS}
+    if stated.get("architectures") == ["PixioBackbone"]:
+        fields["out_features"] = stated.get("out_features")
     if "norm_pix_loss" in fields:
         fields["norm_pix_loss"] = bool(fields["norm_pix_loss"])
     if "architecture" in stated:  # timm's config.json
@@ -365,9 +391,12 @@ def export_checkpoint(
     | `"timm"` | a folder | `timm.create_model("local-dir:<path>", pretrained=True)` |
     | `"mmpretrain"` | a `.pth` file, weights under `"state_dict"` | `MAEViT`, `VisionTransformer` and their heads |
     | `"lightly"` | a `.pth` file | `load_state_dict` of lightly's MAE with a timm backbone |
+    | `"pixio"` | a folder | `transformers.PixioModel`, and `PixioBackbone` with the same norm |
+    | `"pixio_official"` | a `.pth` file; an encoder alone bare, otherwise under `"model"` | the official Pixio code |
 
-    The configuration is written too, so that [`import_checkpoint`] gives the same model back. `"vit"` and `"timm"` have
-    no decoder: it is left out, and the log says so. Everything else that the other library cannot compute is refused.
+    The configuration is written too, so that [`import_checkpoint`] gives the same model back; only the bare files hold
+    none. `"vit"`, `"timm"` and `"pixio"` have no decoder: it is left out, and the log says so. Everything else that the
+    other library cannot compute is refused.
 
     Args:
         model ([`MAEModel`], [`MAEForPreTraining`] or [`MAEForImageClassification`]): The model, of any dtype.
@@ -388,6 +417,8 @@ def export_checkpoint(
     else:
         arguments = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
         container = {"official": "model", "mmpretrain": "state_dict"}.get(layout)
+        if layout == "pixio_official" and not isinstance(model, MAEModel):  # published encoders are bare
+            container = "model"
         torch.save({container: theirs, "args": arguments} if container else theirs, path)
     if left_out:
         parts = sorted({"decoder" if name.startswith("decoder.") else name for name in left_out})
@@ -407,30 +438,53 @@ def _check_export(model: MAEPreTrainedModel, path: Path, layout: str):
         raise ValueError(f"{type(model).__name__} can't be exported, only encoders, pre-training models, classifiers.")
     if problem := _find_obstacle(layout, model):
         raise ValueError(f"{target.title[0].upper()}{target.title[1:]} {problem}")
-    if eps != target.layer_norm_eps and layout not in ("vit", "vit_mae"):
+    if eps != target.layer_norm_eps and layout not in _OF_TRANSFORMERS:
         logger.warning(
             f"The norms of {target.title} add {target.layer_norm_eps}, which its files cannot change; this model was "
             f"made with layer_norm_eps={eps}."
+        )
+    if layout == "pixio" and model.config.pooling != "class":
+        logger.warning(
+            "The pooler_output of transformers' Pixio is the mean of the class tokens, that of this model the mean of "
+            "the patches (pooling='mean')."
         )
 
 
 def _find_obstacle(layout: str, model: MAEPreTrainedModel) -> str | None:
     """Returns why the other library cannot compute what a model computes, or `None` if it can."""
-    config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
-    (height, width), (patch_height, patch_width) = _pair(config.image_size), _pair(config.patch_size)
-    if has_classifier and config.pooling == "attentive":
+    if isinstance(model, MAEForImageClassification) and (problem := _find_head_obstacle(layout, model.config)):
+        return problem
+    if LAYOUTS[layout].has_decoder and isinstance(model, MAEForPreTraining):
+        if model.config.mask_tokens_in_encoder:
+            return "has no mask tokens in the encoder. Export to 'vit' or 'timm', which take the encoder alone."
+        if not model.predicts_pixels:
+            return f"predicts pixels, {type(model).__name__} something else. Export its encoder, `model.mae`."
+    return _find_encoder_obstacle(layout, model.config)
+
+
+def _find_head_obstacle(layout: str, config: MAEConfig) -> str | None:
+    if config.pooling == "attentive":
         return "has no attentive pooling. Export the encoder, `model.mae`."
-    if has_classifier and layout in ("vit_mae", "lightly"):
+    if layout in PIXIO_LAYOUTS:
+        return "has no classifier. Export the encoder, `model.mae`."
+    if layout in ("vit_mae", "lightly"):
         return "has no classifier. Export to 'vit' or 'timm'."
-    if has_classifier and layout == "vit" and config.pooling == "mean":
+    if layout == "vit" and config.pooling == "mean":
         return "classifies by the class token, this model by the mean of the patches. Export to 'timm' or 'official'."
-    if isinstance(model, MAEForPreTraining) and config.mask_tokens_in_encoder and LAYOUTS[layout].has_decoder:
-        return "has no mask tokens in the encoder. Export to 'vit' or 'timm', which take the encoder alone."
-    if LAYOUTS[layout].has_decoder and isinstance(model, MAEForPreTraining) and not model.predicts_pixels:
-        return f"predicts pixels, {type(model).__name__} something else. Export its encoder, `model.mae`."
-    if layout == "vit_mae" and (height != width or patch_height != patch_width):
-        return "takes square images and patches only. Export to 'vit'."
-    if layout not in ("vit", "vit_mae") and config.hidden_act != "gelu":
+    return None
+
+
+def _find_encoder_obstacle(layout: str, config: MAEConfig) -> str | None:
+    (height, width), (patch_height, patch_width) = _pair(config.image_size), _pair(config.patch_size)
+    if config.num_class_tokens > 1 and layout not in PIXIO_LAYOUTS:
+        return f"has one class token, this model {config.num_class_tokens}. Export to 'pixio' or 'pixio_official'."
+    if layout in ("vit_mae", *PIXIO_LAYOUTS) and (height != width or patch_height != patch_width):
+        hint = "Export to 'vit'." if config.num_class_tokens == 1 else "Resize the model to them, or keep it in hf_mae."
+        return f"takes square images and patches only. {hint}"
+    if layout == "pixio" and config.intermediate_size % config.hidden_size:
+        sizes = f"{config.intermediate_size} for {config.hidden_size}"
+        return f"has MLPs whose width is a multiple of `hidden_size`, this model {sizes}. Export to 'pixio_official'."
+    if layout not in _OF_TRANSFORMERS and config.hidden_act != "gelu":
         return f"has 'gelu' as its activation, this model {config.hidden_act!r}."
     return None
 
@@ -450,6 +504,9 @@ def _their_tensors(model: MAEPreTrainedModel, layout: str) -> tuple[dict[str, to
             continue
         for their_name, part in zip(their_names, tensor.chunk(len(their_names)), strict=True):
             theirs[their_name] = part.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if layout == "pixio":  # PixioBackbone has two final norms, and starts the one that it does not find anew
+        norms = {name: tensor.clone() for name, tensor in theirs.items() if name.startswith("layernorm.")}
+        theirs |= {f"pixio.{name}": tensor for name, tensor in norms.items()}
     return theirs, left_out
 
 
@@ -510,14 +567,15 @@ def convert_checkpoint(
 def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConfig) -> MAEImageProcessor:
     """Returns the image processor of a checkpoint of hf_mae, or one with the statistics that are next to the weights.
 
-    Where none are, those of ImageNet are taken, and the log says so.
+    Where none are, those of ImageNet are taken, and the log says so. The central part of an image is cropped, as the
+    official MAE code does; for Pixio it is resized to a square as a whole, unless a crop is stated.
 
     Args:
         source (`str` or `os.PathLike`): File, folder or name on the Hub of the weights.
         layout (`str`): See [`detect_layout`].
         config ([`MAEConfig`]): Says the sizes.
     """
-    statistics = {}
+    statistics, crops = {}, layout not in PIXIO_LAYOUTS
     folder = os.fspath(Path(source).parent if Path(source).is_file() else source)
     for name in ("preprocessor_config.json", "config.json"):
         path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
@@ -527,6 +585,7 @@ def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConf
             if processor.num_channels == config.num_channels:
                 same_size = processor.crop_height_width == _pair(config.image_size)
                 return processor if same_size else processor.with_image_size(config.image_size)
+        crops = crops or bool(content.get("do_center_crop"))
         weights = content.get("pretrained_cfg") or {}  # of timm
         for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
             value = content.get(ours) or weights.get(theirs)
@@ -537,7 +596,11 @@ def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConf
             "There are no mean and deviation next to the weights: those of ImageNet are taken (0.5 unless there are 3 "
             "channels). Change them in preprocessor_config.json if the model was trained with others."
         )
-    return MAEImageProcessor.for_image_size(config.image_size, num_channels=config.num_channels, **statistics)
+    statistics["num_channels"] = config.num_channels
+    if not crops:  # Pixio's whole images are resized to a square
+        height, width = _pair(config.image_size)
+        return MAEImageProcessor(size={"height": height, "width": width}, **statistics)
+    return MAEImageProcessor.for_image_size(config.image_size, **statistics)
 
 
 def _write_provenance(source: Path, target: Path, layout: str, to: str, license_: str | None):
@@ -556,7 +619,9 @@ def convert_command(argv: list[str], prog: str) -> None:
     """Runs `hf-mae convert`: converts a checkpoint, and prints what each tensor is called on both sides."""
     args = _convert_parser(prog).parse(argv)
     if args.push_to_hub and args.target.suffix == ".pth":
-        raise ValueError("`push_to_hub` pushes folders, and the target is a file: choose mae, vit, vit_mae or timm.")
+        raise ValueError(
+            "`push_to_hub` pushes folders, and the target is a file: choose mae, vit, vit_mae, timm, pixio."
+        )
     changes = config_changes(args.config_overrides)
     logging.disable_progress_bar()
     with torch.no_grad():
@@ -573,11 +638,13 @@ def convert_command(argv: list[str], prog: str) -> None:
 def _convert_parser(prog: str) -> CommandParser:
     parser = CommandParser(
         prog=prog,
-        description="Converts weights between hf_mae, the official MAE code, timm, transformers (ViTMAE, ViT), "
-        "mmpretrain and lightly.\nThe layout of the source is recognised.",
+        description="Converts weights between hf_mae, the official MAE code, timm, transformers (ViTMAE, ViT, Pixio), "
+        "mmpretrain, lightly and the official Pixio code.\nThe layout of the source is recognised.",
     )
     parser.add_argument("source", help="File, folder, or name on the Hub.")
-    parser.add_argument("target", type=Path, help="Folder to make, or a .pth file for official, mmpretrain, lightly.")
+    parser.add_argument(
+        "target", type=Path, help="Folder to make, or a .pth file for official, mmpretrain, lightly, pixio_official."
+    )
     parser.add_argument("--to", default="mae", choices=("mae", *LAYOUTS), help="Layout of the target.")
     parser.add_argument(
         "--config_overrides",

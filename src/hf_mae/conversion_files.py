@@ -31,6 +31,7 @@ NOT_FIELDS = {"architectures", "auto_map", "dtype", "model_type", "transformers_
 # Fields that files and users may state: those of MAEConfig, and of labels.
 FIELDS = set(MAEConfig().to_dict()) - NOT_FIELDS | {"id2label", "label2id", "num_labels", "problem_type"}
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+_CLASS_NAMES = {"vit": "ViT", "vit_mae": "ViTMAE", "pixio": "Pixio"}  # of transformers, without "Model" and the like
 # Where training code keeps the weights among other things.
 _CONTAINERS = ("model", "state_dict", "module", "model_state_dict")
 # Parts of names that wrappers add: DistributedDataParallel, torch.compile, FSDP, activation checkpointing, Fabric.
@@ -84,7 +85,7 @@ def _read_folder(name: str, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict
     stated = {} if config is None else read_json(config)
     if stated.get("model_type") == MAEConfig.model_type:
         return {}, stated
-    if stated.get("model_type") in ("vit", "vit_mae"):  # adds the defaults of fields that it leaves out
+    if stated.get("model_type") in ("vit", "vit_mae", "pixio"):  # adds the defaults of fields that it leaves out
         with as_value_error(f"{config} is not a configuration"):
             stated = CONFIG_MAPPING[stated["model_type"]].from_dict(stated).to_dict()
     for file in WEIGHT_FILES:
@@ -185,7 +186,7 @@ def write_folder(
     Args:
         model ([`MAEPreTrainedModel`]): The model.
         path (`Path`): Folder to make.
-        layout (`str`): `"vit"`, `"vit_mae"` or `"timm"`.
+        layout (`str`): `"vit"`, `"vit_mae"`, `"pixio"` or `"timm"`.
         tensors (`dict[str, torch.Tensor]`): The weights under the names of the layout.
         image_processor ([`MAEImageProcessor`], *optional*): Written as that of the other library.
     """
@@ -195,12 +196,18 @@ def write_folder(
         _write_json(path / "config.json", _timm_config(model, image_processor))
         return
     kinds = {MAEForPreTraining: "ForPreTraining", MAEForImageClassification: "ForImageClassification"}
-    kind = "Model" if layout == "vit" and isinstance(model, MAEForPreTraining) else kinds.get(type(model), "Model")
+    has_decoder = layout == "vit_mae" or not isinstance(model, MAEForPreTraining)
+    kind = kinds.get(type(model), "Model") if has_decoder else "Model"
     fields = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
-    fields.update(model_type=layout, architectures=[("ViTMAE" if layout == "vit_mae" else "ViT") + kind])
+    fields.update(model_type=layout, architectures=[_CLASS_NAMES[layout] + kind])
+    if layout == "pixio":
+        mlp_ratio = model.config.intermediate_size // model.config.hidden_size
+        fields.update(n_cls_tokens=model.config.num_class_tokens, mlp_ratio=mlp_ratio)
     _write_json(path / "config.json", fields)
     if image_processor is not None:
-        _write_json(path / "preprocessor_config.json", _vit_image_processor(image_processor))
+        # The class that AutoImageProcessor has for Pixio is BiT's.
+        kind = "BitImageProcessor" if layout == "pixio" else "ViTImageProcessor"
+        _write_json(path / "preprocessor_config.json", _stock_image_processor(image_processor, kind))
 
 
 def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor | None) -> dict:
@@ -245,12 +252,12 @@ def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor |
     }
 
 
-def _vit_image_processor(image_processor: MAEImageProcessor) -> dict:
-    """Returns a `preprocessor_config.json` for transformers' `ViTImageProcessor`, which takes the same steps."""
+def _stock_image_processor(image_processor: MAEImageProcessor, kind: str) -> dict:
+    """Returns a `preprocessor_config.json` for an image processor of transformers, which takes the same steps."""
     steps = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
     names = (*steps, "do_normalize", "image_mean", "image_std")
     ours = image_processor.to_dict()
-    return {**{name: ours[name] for name in names}, "image_processor_type": "ViTImageProcessor"}
+    return {**{name: ours[name] for name in names}, "image_processor_type": kind}
 
 
 def _write_json(path: Path, content: dict):

@@ -4,6 +4,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -109,6 +110,30 @@ _VIT_MAE_DECODER = {
     "decoder.decoder_norm": "decoder.layernorm",
     "decoder.decoder_pred": "decoder.head",
 }
+# Names in the published files of Pixio and in those that transformers saves, and those of its `state_dict()`. Source:
+# models/pixio of transformers 5.17 to 5.24.
+_PIXIO_BLOCK = {
+    "norm1": "layernorm_before",
+    "attention.attention.query": "attention.query",
+    "attention.attention.key": "attention.key",
+    "attention.attention.value": "attention.value",
+    "attention.output.dense": "attention.proj",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "intermediate.dense": "mlp.fc1",  # what `save_pretrained` makes of the two
+    "output.dense": "mlp.fc2",
+}
+_PIXIO = {
+    "embeddings.cls_token": "mae.embeddings.cls_token",
+    "embeddings.position_embeddings": "mae.embeddings.position_embeddings",
+    "embeddings.patch_embeddings.projection": "mae.embeddings.patch_embeddings",
+    **_blocks("encoder.layer", "mae.layers", _PIXIO_BLOCK),
+    **_blocks("layers", "mae.layers", _VIT_BLOCK_IN_MEMORY),
+    "layernorm": "mae.layernorm",
+}
+# Its official code has the names of the official MAE code, with several class tokens and no classifier.
+_PIXIO_OFFICIAL = {**{name: ours for name, ours in _TIMM.items() if ours.startswith("mae.")}, **_OFFICIAL_DECODER}
 
 
 class Layout(NamedTuple):
@@ -122,6 +147,7 @@ class Layout(NamedTuple):
         layer_norm_eps (`float`): Epsilon of its norms, where a file does not say.
         encoder_prefix (`str`): What the names of the encoder begin with in a whole model. Saved by itself, the encoder
             may lack it.
+        fields (`dict`): Fields of our configuration that its models have, where nothing is stated.
     """
 
     title: str
@@ -130,8 +156,11 @@ class Layout(NamedTuple):
     is_folder: bool
     layer_norm_eps: float
     encoder_prefix: str = ""
+    fields: Mapping = MappingProxyType({})
 
 
+# Source: Pixio (arXiv 2512.15715), sections 3.2 and 7.3 (the mean of the class tokens) and Table 10.
+_PIXIO_FIELDS = {"position_embedding": "learned", "pooling": "class"}
 LAYOUTS = {
     "official": Layout("the official MAE code", {**_TIMM, **_OFFICIAL_DECODER}, True, False, 1e-6),
     "timm": Layout("timm", _TIMM, False, True, 1e-6),
@@ -139,7 +168,15 @@ LAYOUTS = {
     "vit": Layout("transformers' ViT", {**_VIT_ENCODER, "classifier": "classifier"}, False, True, 1e-12, "vit."),
     "mmpretrain": Layout("mmpretrain", _MMPRETRAIN, True, False, 1e-6, "backbone."),
     "lightly": Layout("lightly", _LIGHTLY, True, False, 1e-6),
+    "pixio": Layout("transformers' Pixio", _PIXIO, False, True, 1e-6, fields=_PIXIO_FIELDS),
+    "pixio_official": Layout(
+        "the official Pixio code",
+        _PIXIO_OFFICIAL,
+        *(True, False, 1e-6),
+        fields={**_PIXIO_FIELDS, "norm_pix_loss": True},
+    ),
 }
+PIXIO_LAYOUTS = ("pixio", "pixio_official")  # those that know several class tokens
 # Batch norm and classifier of linear probes, and the classifier that stands for both.
 _PROBES = (("head.0", "head.1", "head"), ("neck.bn", "head.fc", "head.fc"), ("neck.bn", "head.layers.head", "head.fc"))
 
@@ -236,9 +273,18 @@ def recognise(
             f"There are several encoders in these weights, under {prefix!r} and {others[0]!r}. Pass the state dict of "
             "one of them."
         )
+    state_dict = _strip(state_dict, prefix)
     best = [layout for layout in LAYOUTS if known[prefix, layout] == most]
+    several = _has_several_class_tokens(state_dict)  # what tells Pixio from MAE and ViT under the same names
+    best = [layout for layout in best if (layout in PIXIO_LAYOUTS) == several or layout == stated] or best
     best = [stated] if stated in best else best
-    return best[0], " or ".join(LAYOUTS[layout].title for layout in best), _strip(state_dict, prefix)
+    return best[0], " or ".join(LAYOUTS[layout].title for layout in best), state_dict
+
+
+def _has_several_class_tokens(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    return any(
+        name.endswith("cls_token") and tensor.ndim == 3 and tensor.shape[1] > 1 for name, tensor in state_dict.items()
+    )
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
@@ -272,4 +318,44 @@ def find_probe(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, str, str] |
     return None
 
 
-__all__ = ["LAYOUTS", "Layout", "find_probe", "names_in", "our_name", "recognise", "rename"]
+def merge_backbone_norms(
+    state_dict: Mapping[str, torch.Tensor], keep_own: bool = True
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """Gives the tensors of a `PixioBackbone` of transformers the names of a `PixioModel`.
+
+    A backbone holds a whole model, under `pixio.` or in some files `encoder.`, and a final norm of its own, with which
+    it makes its maps.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`): Tensors by name, of a backbone or of anything else.
+        keep_own (`bool`, *optional*, defaults to `True`): Whether to keep the norm of the backbone, or that of the
+            model in it.
+
+    Returns:
+        `(state_dict, differ)`: The tensors with one final norm, and whether there were two that differ. Anything but a
+        backbone comes back as it is.
+    """
+    for name in state_dict:
+        match = re.fullmatch(r"(|.*\.)(pixio|encoder)\.layernorm\.weight", name)
+        if match and f"{match[1]}layernorm.weight" in state_dict:
+            break
+    else:
+        return dict(state_dict), False
+    outer, inner = match[1], f"{match[1]}{match[2]}."
+    model = {outer + name.removeprefix(inner): each for name, each in state_dict.items() if name.startswith(inner)}
+    own = {name: each for name, each in state_dict.items() if not name.startswith(inner)}
+    differ = any(not torch.equal(model[name], own[name]) for name in model.keys() & own.keys())
+    return ({**model, **own} if keep_own else {**own, **model}), differ
+
+
+__all__ = [
+    "LAYOUTS",
+    "PIXIO_LAYOUTS",
+    "Layout",
+    "find_probe",
+    "merge_backbone_norms",
+    "names_in",
+    "our_name",
+    "recognise",
+    "rename",
+]

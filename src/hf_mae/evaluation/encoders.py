@@ -24,7 +24,7 @@ from .features import load_feature_model
 
 logger = logging.get_logger(__name__)
 
-_IMPORTED = ("vit_mae", "vit")  # model types of transformers that `import_checkpoint` reads
+_IMPORTED = ("vit_mae", "vit", "pixio")  # model types of transformers that `import_checkpoint` reads
 # How configurations of transformers call the number of class tokens and of other tokens before the patches.
 _CLASS_TOKENS = ("num_class_tokens", "n_cls_tokens", "num_cls_tokens")
 _OTHER_TOKENS = ("num_register_tokens", "num_registers")

@@ -54,7 +54,7 @@ class LoadingMixin:
 
     # Fine-tuning trains the position tables, as the official code does, and does not need a mask token.
     _is_fine_tuned = False
-    # Reads repositories of transformers' ViTMAE and ViT. Set by hf_mae.conversion, which is not saved with the weights.
+    # Reads repositories of transformers' ViTMAE, ViT and Pixio. Set by hf_mae.conversion, which is not saved with them.
     _from_repository = None
 
     @classmethod
@@ -100,13 +100,13 @@ class LoadingMixin:
         if not stored and (base := _base_of_adapter(source, hub_kwargs)) is not None:
             kwargs["adapter_kwargs"] = {"_adapter_model_path": source, "revision": kwargs.pop("revision", None)}
             return cls.from_pretrained(base, *model_args, config=config, channel_init=channel_init, **kwargs)
-        if stored.get("model_type") in ("vit_mae", "vit") and cls._from_repository is not None:
+        if stored.get("model_type") in ("vit_mae", "vit", "pixio") and cls._from_repository is not None:
             source, stored, config, kwargs = cls._read_foreign(source, config, kwargs, hub_kwargs)
         elif stored.get("model_type") != cls.config_class.model_type:
             raise ValueError(
                 f"{source} holds a checkpoint of model type {stored.get('model_type')!r}, but {cls.__name__} loads "
-                f"{cls.config_class.model_type!r}. Weights of the official MAE code, timm and transformers' ViTMAE are "
-                "read by `hf_mae.import_checkpoint`."
+                f"{cls.config_class.model_type!r}. Weights of the official MAE code, timm, transformers' ViTMAE and "
+                "others are read by `hf_mae.import_checkpoint`."
             )
         config, saved, wanted = cls._separate_sizes(stored, config, kwargs)
         name = pretrained_model_name_or_path
@@ -114,7 +114,7 @@ class LoadingMixin:
 
     @classmethod
     def _read_foreign(cls, source, config, kwargs: dict, hub_kwargs: dict) -> tuple:
-        """Reads a checkpoint of transformers' ViTMAE or ViT: its tensors become the argument `state_dict`."""
+        """Reads a checkpoint of transformers' ViTMAE, ViT or Pixio: its tensors become the argument `state_dict`."""
         # Not by a registered mapping of names, because new models would then be saved under the foreign names.
         stored, tensors = cls._from_repository(source, **hub_kwargs)
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or "auto"
