@@ -544,9 +544,13 @@ def describe_protocol(args: EvaluationArguments, images: EvaluatedImages, rows: 
     """
     texts = [
         "All models are frozen. Tokens of any block are taken after the final norm; `class` is the class token, `mean` "
-        "the mean of the patch tokens. Settings are chosen on a tenth of the training images, held out with seed "
-        f"{args.seed}, and the evaluation images are used once."
+        "the mean of the patch tokens."
     ]
+    if images.task != "images":
+        texts[0] += (
+            " Settings are chosen on a tenth of the training images, held out with seed "
+            f"{args.seed}, and the evaluation images are used once."
+        )
     if images.task == "labels":
         error = 100 * (0.25 / len(images.test)) ** 0.5
         texts += [
