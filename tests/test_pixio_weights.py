@@ -10,7 +10,8 @@ import torch
 from conftest import TINY, picture
 from foreign_models import EXACT, perturbed, same_weights
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, PixioBackbone, PixioConfig, PixioModel
+from transformers import PixioBackbone, PixioConfig, PixioModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # in 5.17 also without torchvision
 
 import hf_mae
 from hf_mae import (
