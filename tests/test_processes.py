@@ -119,6 +119,27 @@ def test_processes_and_workers__change_nothing(finished, tmp_path, processes, pe
         assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=tolerance)
 
 
+@pytest.mark.long
+def test_mask_cells_and_drop_path__are_the_same_in_two_processes(tmp_path):
+    overrides = f"{SMALL},num_hidden_layers=3,num_class_tokens=2,mask_block_size=2,position_embedding=learned"
+    flags = [*FLAGS, "--config_overrides", f"{overrides},drop_path_rate=0.5", "--image_size", 32, "--patch_size", 4]
+    flags += ["--max_steps", 4, "--eval_steps", 4]
+    for processes in (1, 2):
+        run(
+            "-m",
+            "hf_mae",
+            "pretrain",
+            *flags,
+            "--output_dir",
+            tmp_path / str(processes),
+            launcher=[*TORCHRUN, str(processes)],
+        )
+    assert len(samples(tmp_path / "1")) == 4 * 24
+    assert samples(tmp_path / "2") == samples(tmp_path / "1")
+    ours, theirs = (list(metrics(tmp_path / name, "loss").values()) for name in ("2", "1"))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_stopped_in_one_process_of_two__continues_in_three(finished, tmp_path):
     """The signal reaches one process only; all save the same step, and another number of processes takes over."""
     steps = ["hf_mae", "pretrain", *FLAGS, "--output_dir", tmp_path, "--save_steps", "1000"]
