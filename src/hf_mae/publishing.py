@@ -324,8 +324,8 @@ def _summary(record: dict, model: MAEPreTrainedModel) -> str:
 
 
 def _training_facts(folder: Path, record: dict) -> dict:
-    names = ("data", "num_images", "num_held_out", "data_license", "machine", "hours", "commit", "converted_from")
-    names += ("layout", "command")
+    data = ("data", "num_images", "num_held_out", "data_license")
+    names = (*data, "machine", "hours", "commit", "converted_from", "layout", "command")
     facts = {name: record[name] for name in names if record.get(name) is not None}
     if "machine" in facts:
         facts["commit"] = record.get("commit")
