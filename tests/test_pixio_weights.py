@@ -149,6 +149,19 @@ def test_from_pretrained__at_other_sizes(tmp_path):
     assert model(images(64)).loss.isfinite()
 
 
+def test_configuration__of_a_pixio_folder_has_our_names(tmp_path):
+    """Fine-tuning and segmentation read it by itself. What it leaves out are Pixio's defaults, not ours."""
+    stock_model().save_pretrained(tmp_path)
+    config = MAEConfig.from_pretrained(tmp_path, image_size=64)
+    assert (config.num_class_tokens, config.intermediate_size, config.image_size) == (3, 64, 64)
+    assert (config.position_embedding, config.pooling, config.out_features) == ("learned", "class", ["stage2"])
+    assert MAEBackbone.from_pretrained(tmp_path, config=config).base_model.embeddings.cls_token.shape[1] == 3
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "pixio", "patch_size": 8}))
+    config = MAEConfig.from_pretrained(tmp_path)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (1280, 32, 16)
+    assert (config.num_class_tokens, config.intermediate_size, config.image_size) == (8, 5120, 256)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The backbone and its own norm
 

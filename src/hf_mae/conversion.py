@@ -321,8 +321,8 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
 def _stated_fields(stated: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
     """Returns the fields that a `config.json` or training arguments state."""
     fields = {name: value for name, value in stated.items() if name in FIELDS}
-    if stated.get("architectures") == ["PixioBackbone"]:
-        fields["out_features"] = stated.get("out_features")
+    if stated.get("model_type") == "pixio" and "out_features" in stated:  # of a backbone
+        fields["out_features"] = stated["out_features"]
     if "norm_pix_loss" in fields:
         fields["norm_pix_loss"] = bool(fields["norm_pix_loss"])
     if "architecture" in stated:  # timm's config.json

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
-from .modeling.configuration_mae import MAEConfig, _pair
+from .modeling.configuration_mae import MAEConfig, _pair, fields_of_pixio
 from .modeling.image_processing_mae import MAEImageProcessor
 from .modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from .modeling.modeling_mae_downstream import MAEForImageClassification
@@ -85,9 +85,11 @@ def _read_folder(name: str, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict
     stated = {} if config is None else read_json(config)
     if stated.get("model_type") == MAEConfig.model_type:
         return {}, stated
-    if stated.get("model_type") in ("vit", "vit_mae", "pixio"):  # adds the defaults of fields that it leaves out
-        with as_value_error(f"{config} is not a configuration"):
+    with as_value_error(f"{config} is not a configuration"):
+        if stated.get("model_type") in ("vit", "vit_mae"):  # adds the defaults of fields that it leaves out
             stated = CONFIG_MAPPING[stated["model_type"]].from_dict(stated).to_dict()
+        elif stated.get("model_type") == "pixio":
+            stated = fields_of_pixio(stated)
     for file in WEIGHT_FILES:
         weights = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
         if weights is None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from .modeling.configuration_mae import _PIXIO as PIXIO_FIELDS
+
 # Each table maps their names to ours, without `.weight` and `.bias`; `{}` stands for the number of a block. Where
 # several of their names have one of ours, the first is the one that is written.
 
@@ -159,8 +161,6 @@ class Layout(NamedTuple):
     fields: Mapping = MappingProxyType({})
 
 
-# Source: Pixio (arXiv 2512.15715), sections 3.2 and 7.3 (the mean of the class tokens) and Table 10.
-_PIXIO_FIELDS = {"position_embedding": "learned", "pooling": "class"}
 LAYOUTS = {
     "official": Layout("the official MAE code", {**_TIMM, **_OFFICIAL_DECODER}, True, False, 1e-6),
     "timm": Layout("timm", _TIMM, False, True, 1e-6),
@@ -168,12 +168,12 @@ LAYOUTS = {
     "vit": Layout("transformers' ViT", {**_VIT_ENCODER, "classifier": "classifier"}, False, True, 1e-12, "vit."),
     "mmpretrain": Layout("mmpretrain", _MMPRETRAIN, True, False, 1e-6, "backbone."),
     "lightly": Layout("lightly", _LIGHTLY, True, False, 1e-6),
-    "pixio": Layout("transformers' Pixio", _PIXIO, False, True, 1e-6, fields=_PIXIO_FIELDS),
+    "pixio": Layout("transformers' Pixio", _PIXIO, False, True, 1e-6, fields=PIXIO_FIELDS),
     "pixio_official": Layout(
         "the official Pixio code",
         _PIXIO_OFFICIAL,
         *(True, False, 1e-6),
-        fields={**_PIXIO_FIELDS, "norm_pix_loss": True},
+        fields={**PIXIO_FIELDS, "norm_pix_loss": True},
     ),
 }
 PIXIO_LAYOUTS = ("pixio", "pixio_official")  # those that know several class tokens

@@ -5,7 +5,7 @@
 import os
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .masking_mae import MASK_SAMPLINGS, check_mask_cells
@@ -207,7 +207,8 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         if os.path.isabs(pretrained_model_name_or_path) and not os.path.exists(pretrained_model_name_or_path):
             raise OSError(f"There is no folder {os.fspath(pretrained_model_name_or_path)!r}.")  # nor a name on the Hub
-        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        stored, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return (fields_of_pixio(stored) if stored.get("model_type") == "pixio" else stored), kwargs
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -348,9 +349,23 @@ def check_pooling_queries(hidden_size: int, num_queries: int):
         )
 
 
+def fields_of_pixio(stated: dict) -> dict:
+    """Returns the content of a `config.json` of transformers' Pixio, completed and with our names of the fields.
+
+    Those of ViTMAE and ViT need no such change: their fields have the same names here.
+    """
+    fields = {**_PIXIO, **CONFIG_MAPPING["pixio"].from_dict(stated).to_dict()}
+    fields["num_class_tokens"] = fields.pop("n_cls_tokens")
+    fields["intermediate_size"] = int(fields["hidden_size"] * fields.pop("mlp_ratio"))
+    del fields["stage_names"], fields["out_indices"]
+    if fields["architectures"] != ["PixioBackbone"]:
+        del fields["out_features"]
+    return fields
+
+
 def _pair(size: int | list[int]) -> tuple[int, ...]:
     """Returns (height, width) of a size that is given as one integer or as two."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-__all__ = ["MAEConfig", "check_pooling_queries"]
+__all__ = ["MAEConfig", "check_pooling_queries", "fields_of_pixio"]
