@@ -3,6 +3,7 @@
 """Weights of Pixio become ours and ours become those of Pixio: transformers' classes and the official files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from hf_mae import (
 )
 from hf_mae.conversion import convert_checkpoint, convert_command, detect_layout, names_in
 from hf_mae.evaluation.encoders import load_encoder
-from hf_mae.publishing import license_of
+from hf_mae.publishing import license_of, write_model_card
 
 ENCODER = {name: value for name, value in TINY.items() if not name.startswith(("decoder_", "intermediate"))}
 SIZES = {
@@ -403,6 +404,22 @@ def test_convert__says_what_tensors_are_called(tmp_path, capsys):
         [str(tmp_path / "ours"), str(tmp_path / "out.pth"), "--to", "pixio_official"], prog="hf-mae convert"
     )
     assert "blocks.N.attn.qkv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fields", [{}, {"image_size": (16, 64)}], ids=["square", "rectangular"])
+def test_card__says_how_to_export(tmp_path, monkeypatch, fields):
+    monkeypatch.chdir(tmp_path)
+    model = our_model(MAEForPreTraining, **fields)
+    model.save_pretrained("ours")
+    write_model_card("ours")
+    text = (tmp_path / "ours" / "README.md").read_text()
+    assert ("PixioModel" in text) == (not fields)
+    if not fields:
+        export, stock = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if '"pixio"' in block]
+        found = {}
+        exec(export, {})
+        exec(stock, found)
+        assert_same(model.mae, found["model"].eval(), images())
 
 
 CARD = "---\nlicense: {}\n---\n# A model\n"

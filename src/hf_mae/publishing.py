@@ -247,7 +247,7 @@ def _model_facts(model: MAEPreTrainedModel) -> dict:
         "config": config,
         "has_decoder": has_decoder,
         "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
-        "stock": None if many else stock,  # no ViT of others has several class tokens
+        "stock": _stock_of_pixio(config, has_classifier) if many else stock,
         "visible": f"{1 - config.mask_ratio:.0%}",
         "tokens": config.num_class_tokens + rows * columns,
         "patches": rows * columns,
@@ -321,6 +321,13 @@ def _summary(record: dict, model: MAEPreTrainedModel) -> str:
         verb = "converted"
     data = f" on {record['data']}" if record.get("data") else ""
     return f"{kind} ({paper}), {verb} with hf_mae{data}."
+
+
+def _stock_of_pixio(config: MAEConfig, has_classifier: bool) -> str | None:
+    """Returns the layout of others that has several class tokens, or `None` if it cannot hold the model."""
+    is_square = all(len(set(_pair(size))) == 1 for size in (config.image_size, config.patch_size))
+    fits = is_square and not config.intermediate_size % config.hidden_size
+    return "pixio" if fits and not has_classifier else None
 
 
 def _training_facts(folder: Path, record: dict) -> dict:
