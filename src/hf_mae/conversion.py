@@ -638,8 +638,8 @@ def convert_command(argv: list[str], prog: str) -> None:
 def _convert_parser(prog: str) -> CommandParser:
     parser = CommandParser(
         prog=prog,
-        description="Converts weights between hf_mae, the official MAE code, timm, transformers (ViTMAE, ViT, Pixio), "
-        "mmpretrain, lightly and the official Pixio code.\nThe layout of the source is recognised.",
+        description="Converts weights between hf_mae, the official MAE code, timm, transformers (ViTMAE, ViT, Pixio),\n"
+        "mmpretrain, lightly and the official Pixio code. The layout of the source is recognised.",
     )
     parser.add_argument("source", help="File, folder, or name on the Hub.")
     parser.add_argument(

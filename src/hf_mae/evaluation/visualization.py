@@ -194,8 +194,8 @@ def picture_sheet(
 def reconstruct_command(argv: list[str], prog: str) -> None:
     """Runs `hf-mae reconstruct`: draws what a pre-trained model predicts for hidden patches of pictures."""
     description = (
-        "Draws pictures next to their visible patches, an interpolation of these, and what the model predicts for the "
-        "hidden ones."
+        "Draws pictures next to their visible patches, an interpolation of these, and what the model predicts for\n"
+        "the hidden ones."
     )
     parser = _parser(prog, description, "reconstructions.png")
     parser.add_argument("--mask_ratio", type=float, help="Share of hidden patches. Default: that of the checkpoint.")
