@@ -8,7 +8,8 @@
     python experiments/report.py check                    # fails if a page is stale
 
 A record is the `run.json` of a run (recipe, command, commit, machine, versions, seed, results). Pre-training adds its
-`metrics.jsonl` and loss curve, the longest runs also a picture of reconstructions. Weights are not kept.
+`metrics.jsonl` and loss curve, the longest runs also a picture of reconstructions, `hf-mae evaluate` its
+`evaluation.json`. Weights are not kept.
 """
 
 import json
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 
 RECORDS = Path(__file__).parent
@@ -26,7 +28,7 @@ RESULTS = RECORDS.parent / "benchmarks" / "results"
 DOCS = RECORDS.parent / "docs"
 PAGES = [
     RECORDS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("ablations", "classification", "performance")),
+    *(DOCS / f"{name}.md" for name in ("ablations", "classification", "is_it_learning", "performance")),
 ]
 BENCHMARKS = (
     "cpu_loss_curves",
@@ -100,9 +102,15 @@ def collect(runs: Path):
                 PIL.Image.open(run / name).convert("RGB").quantize().save(target / name, optimize=True)
             else:
                 shutil.copyfile(run / name, target / name)
-        # Paths of the machine are cut to file names.
-        (target / "run.json").write_text(re.sub(r"(?<![\w.:])/(?:[\w.-]+/)+", "", found.read_text()))
+        _copy_without_paths(found, target / "run.json")
+        if (run / "evaluation" / "evaluation.json").exists():
+            _copy_without_paths(run / "evaluation" / "evaluation.json", target / "evaluation.json")
         print(target.relative_to(RECORDS.parent))
+
+
+def _copy_without_paths(source: Path, target: Path):
+    """Copies a JSON file. Paths of the machine are cut to file names."""
+    target.write_text(re.sub(r"(?<![\w.:])/(?:[\w.-]+/)+", "", source.read_text()))
 
 
 def mean_and_deviation(values: list[float]) -> str:
@@ -177,6 +185,93 @@ def ablation_table(which: str, runs: Path = RECORDS / "ablations") -> str:
     return table(head, rows)
 
 
+# Figures of a finished run that need no labels, and k-NN; whether more is meant to be better; how they are called.
+LABEL_FREE = {
+    "eval_loss": (-1, "loss"),
+    "loss_to_constant": (-1, "loss, as a share of the constant's"),
+    "effective_rank": (1, "effective rank"),
+    "twin_retrieval": (1, "twin retrieval"),
+    "mean_cosine": (-1, "mean cosine (less is better)"),
+    "knn_accuracy": (1, "k-NN accuracy, which needs labels"),
+}
+
+
+def label_free_runs() -> dict[str, dict[str, float]]:
+    """Returns the last figures of each run of experiments/label_free.sh, and the linear probe of its encoder."""
+    found = {}
+    for path in sorted((RECORDS / "label_free").glob("*/evaluation.json")):
+        (row,) = json.loads(path.read_text())["rows"]
+        metrics = read(path.parent)["metrics"]
+        figures = {name: row["figures"][name] for name in ("effective_rank", "twin_retrieval", "mean_cosine")}
+        figures |= {name: row["figures"][name] for name in ("knn_accuracy", "linear_accuracy")}
+        figures["eval_loss"] = metrics["eval_loss"]
+        figures["loss_to_constant"] = metrics["eval_loss"] / metrics["eval_loss_constant"]
+        found[path.parent.name] = figures
+    return found
+
+
+def rank_correlation(first: list[float], second: list[float]) -> float:
+    """Returns Spearman's rank correlation; equal values share the mean of their ranks."""
+    ranks = []
+    for values in map(np.asarray, (first, second)):
+        lower, equal = (compare(values[None], values[:, None]).sum(axis=1) for compare in (np.less, np.equal))
+        ranks.append(lower + (equal - 1) / 2)
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def label_free_table() -> str:
+    """Returns the table of how figures rank runs, over all recipes and over those that mask and predict alike."""
+    runs = label_free_runs()
+    other_losses = ("mask_25", "mask_50", "mask_90", "block_", "grid_", "cells_", "normalised_target")
+    alike = {name: figures for name, figures in runs.items() if not name.startswith(other_losses)}
+    rows = []
+    for name, (sign, label) in LABEL_FREE.items():
+        cells = []
+        for some in (runs, alike):
+            values, accuracies = ([figures[key] for figures in some.values()] for key in (name, "linear_accuracy"))
+            cells.append(f"{rank_correlation([sign * value for value in values], accuracies):+.2f}")
+        rows.append([label, *cells])
+    head = ["figure", f"all {len(runs)} runs", f"the {len(alike)} with the same masks and target"]
+    return table(head, rows)
+
+
+def label_free_list() -> str:
+    """Returns the figures of each of these runs, the best linear probe first."""
+    runs = sorted(label_free_runs().items(), key=lambda item: -item[1]["linear_accuracy"])
+    head = ["run", "linear probe", "k-NN", "loss", "of the constant's", "rank", "twins", "cosine"]
+    names = ("linear_accuracy", "knn_accuracy", "eval_loss", "loss_to_constant")
+    names += ("effective_rank", "twin_retrieval", "mean_cosine")
+    formats = ("{:.1%}", "{:.1%}", "{:.3f}", "{:.0%}", "{:.1f}", "{:.1%}", "{:.2f}")
+    return table(head, [[run, *(f.format(v[n]) for f, n in zip(formats, names, strict=True))] for run, v in runs])
+
+
+# The parts of Pixio's recipe and what each differs from, in the order of the table.
+PIXIO_PARTS = {
+    "default": "the default: single patches, 1 class token, fixed positions, a decoder of 2 blocks",
+    "cells_2": "cells of 2 x 2 patches",
+    "cells_4": "cells of 4 x 4 patches",
+    "class_tokens_4": "4 class tokens",
+    "class_tokens_8": "8 class tokens",
+    "learned_positions": "learned positions",
+    "decoder_depth_1": "a decoder of 1 block",
+    "decoder_depth_4": "a decoder of 4 blocks",
+    "decoder_depth_8": "a decoder of 8 blocks",
+}
+
+
+def pixio_table() -> str:
+    """Returns the figures of the parts of Pixio's recipe after one epoch, as far as they were run."""
+    runs, rows = label_free_runs(), []
+    for name, label in PIXIO_PARTS.items():
+        seeds = [figures for run, figures in runs.items() if run.rsplit("-seed", 1)[0] == name]
+        if seeds:
+            cells = [
+                mean_and_deviation([figures[key] for figures in seeds]) for key in ("linear_accuracy", "knn_accuracy")
+            ]
+            rows.append([label, str(len(seeds)), *cells])
+    return table(["recipe", "seeds", "linear probe", "k-NN"], rows)
+
+
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
     """Returns how many times faster than the official code a training step is, by (preset, how), by implementation."""
     found = {}
@@ -226,6 +321,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10 all labels": lambda: all_labels("pretrained"),
     "cifar10 from scratch": lambda: all_labels("scratch"),
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
+    "label-free correlation": label_free_table,
+    "label-free runs": label_free_list,
+    "pixio parts": pixio_table,
     **{which: lambda which=which: ablation_table(which) for which in ABLATIONS},
 }
 

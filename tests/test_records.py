@@ -17,6 +17,7 @@ import yaml
 
 from hf_mae import MAEConfig, MAEForImageClassification
 from hf_mae.data.sources import open_images
+from hf_mae.evaluation.evaluating import EvaluationArguments
 from hf_mae.evaluation.probing import ProbingArguments
 from hf_mae.training.arguments import config_changes, parse_arguments
 from hf_mae.training.classification import ClassificationArguments
@@ -34,7 +35,10 @@ def report(monkeypatch):
     return report
 
 
-PAGES = ["README.md", "docs/ablations.md", "docs/classification.md", "docs/performance.md"]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("ablations", "classification", "is_it_learning", "performance")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -67,6 +71,15 @@ def test_records__say_how_to_repeat_the_run(run):
     assert not any(f'"/{folder}/' in json.dumps(record) for folder in ("tmp", "home", "work", "root"))
 
 
+def test_rank_correlation__is_spearmans(report):
+    assert report.rank_correlation([1, 2, 3, 4], [10, 20, 30, 1000]) == pytest.approx(1)
+    assert report.rank_correlation([1, 2, 3, 4], [0.4, 0.3, 0.2, 0.1]) == pytest.approx(-1)
+    # 1 - 6 * (1 + 1 + 4 + 4) / (5 * 24)
+    assert report.rank_correlation([1, 2, 3, 4, 5], [2, 1, 5, 4, 3]) == pytest.approx(0.5)
+    # Equal values share a rank: 0, 1.5, 1.5, 3 against 0, 1, 2, 3.
+    assert report.rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+
+
 def test_records__are_small():
     files = [path for path in (ROOT / "experiments").rglob("*") if path.is_file()]
     assert not any(path.suffix in (".safetensors", ".pt", ".bin") for path in files)
@@ -90,10 +103,19 @@ def test_collect__leaves_out_weights_and_folders_of_the_machine(report, tmp_path
     assert kept == {"command": "python x.py --data data", "data": "b (train)"}
 
 
-SETTINGS = {"pretrain": PretrainingSettings, "probe": ProbingArguments, "finetune": ClassificationArguments}
+SETTINGS = {
+    "pretrain": PretrainingSettings,
+    "probe": ProbingArguments,
+    "finetune": ClassificationArguments,
+    "evaluate": EvaluationArguments,
+}
+RECIPES = list((ROOT / "src/hf_mae/training/recipes/ablations").glob("*.yaml"))
+TWICE = 2 * (len(RECIPES) + 2)  # each is pre-trained and probed, the default with three seeds
 
 
-@pytest.mark.parametrize(("script", "runs"), [("cifar10.sh", 16), ("fashion_mnist.sh", 7), ("ablations.sh", 34)])
+@pytest.mark.parametrize(
+    ("script", "runs"), [("cifar10.sh", 16), ("fashion_mnist.sh", 7), ("ablations.sh", TWICE), ("label_free.sh", TWICE)]
+)
 def test_scripts__give_commands_that_work(script, runs, tmp_path):
     """Each run has a folder of its own, settings that exist, and a checkpoint that exists or was made before."""
     environment = {**os.environ, "PYTHON": "echo RUN", "RUNS": str(tmp_path), "JOBS": "1"}
@@ -105,7 +127,8 @@ def test_scripts__give_commands_that_work(script, runs, tmp_path):
         settings = parse_arguments(SETTINGS[name], arguments, prog=name, description="")
         assert settings.data == "DATA"
         if name != "pretrain":
-            assert settings.model_name_or_path in made or (ROOT / settings.model_name_or_path).exists()
+            models = settings.model if name == "evaluate" else [settings.model_name_or_path]
+            assert all(model in made or (ROOT / model).exists() for model in models)
         made.append(settings.output_dir)
     assert len(made) == len(set(made)) == runs
     finetuned = [arguments for name, *arguments in commands if name == "finetune"]
