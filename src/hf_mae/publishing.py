@@ -171,6 +171,11 @@ def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def is_model_of_ours(folder: str | os.PathLike) -> bool:
+    """Returns whether a folder holds a model of hf_mae, and not, say, one with our encoder as its backbone."""
+    return _read_json(Path(folder) / "config.json").get("model_type") == MAEConfig.model_type
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Model cards
 
@@ -192,7 +197,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     card = folder / "README.md"
     if card.exists() and _MARK not in card.read_text(encoding="utf-8"):
         return
-    if _read_json(folder / "config.json").get("model_type") != MAEConfig.model_type:
+    if not is_model_of_ours(folder):
         return  # a model with our encoder as its backbone
     record = read_record(folder)
     model = _empty_model(folder)
@@ -410,8 +415,7 @@ def published_files(folder: str | os.PathLike) -> dict[str, Path]:
     """
     folder = Path(folder)
     _check_is_model(folder)
-    is_ours = _read_json(folder / "config.json").get("model_type") == MAEConfig.model_type
-    found = {path.name: path for path in _CODE.glob("*_mae*.py") if is_ours}
+    found = {path.name: path for path in _CODE.glob("*_mae*.py") if is_model_of_ours(folder)}
     for path in sorted(folder.iterdir()):
         published = any(path.match(pattern) for pattern in _PUBLISHED)
         if path.is_file() and published and not any(path.match(pattern) for pattern in _NOT_PUBLISHED):
@@ -553,6 +557,7 @@ def _push_parser(prog: str) -> CommandParser:
 __all__ = [
     "HubPush",
     "add_to_record",
+    "is_model_of_ours",
     "json_lines",
     "license_of",
     "link_files",

@@ -138,6 +138,19 @@ class PatchTokens:
         return self.encode(pixel_values.to(self.device)).float()
 
 
+def probe_classifier(hidden_size: int, num_labels: int) -> nn.Linear:
+    """Returns a fresh linear layer of a probe, with the weights of the official code.
+
+    Args:
+        hidden_size (`int`): Width of the features.
+        num_labels (`int`): Number of classes.
+    """
+    classifier = nn.Linear(hidden_size, num_labels)
+    nn.init.trunc_normal_(classifier.weight, std=0.01)  # steps of LARS grow with the norm, which must not be 0
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
 class AttentiveProbe(nn.Module):
     """Classifies images by their patch tokens: attentive pooling, a batch norm without weights, a linear layer."""
 
@@ -156,9 +169,7 @@ class AttentiveProbe(nn.Module):
         super().__init__()
         self.pooling = MAEAttentivePooling(hidden_size, num_queries or math.gcd(hidden_size, 32))
         self.batch_norm = nn.BatchNorm1d(hidden_size, eps=PROBE_BATCH_NORM_EPS, affine=False)
-        self.classifier = nn.Linear(hidden_size, num_labels)
-        nn.init.trunc_normal_(self.classifier.weight, std=0.01)  # as in linear probes, see probing.py
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = probe_classifier(hidden_size, num_labels)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Returns logits `(batch, num_labels)` of patch tokens `(batch, patches, hidden_size)`."""
@@ -295,6 +306,7 @@ __all__ = [
     "PatchTokens",
     "attentive_accuracies",
     "choose_attentive_probe",
+    "probe_classifier",
     "train_attentive_probes",
     "with_attentive_probe",
 ]

@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..conversion_files import read_json
-from ..modeling.configuration_mae import MAEConfig
-from ..publishing import add_to_record, read_record, write_json, write_model_card
+from ..publishing import add_to_record, is_model_of_ours, read_record, write_json, write_model_card
 
 # How figures are called, and how their values are written.
 COLUMNS = {
@@ -136,7 +134,7 @@ class Comparison:
 
         Later evaluations on the same images take the place of earlier ones.
         """
-        folders = [name for name in dict.fromkeys(row.model for row in self.rows) if _is_folder_of_ours(name)]
+        folders = [name for name in dict.fromkeys(row.model for row in self.rows) if is_model_of_ours(name)]
         for folder in folders:
             rows = [row for row in self.rows if row.model == folder]
             lines = [line[1:] for line in table_of(rows)]  # a card need not say which model it is about
@@ -145,11 +143,6 @@ class Comparison:
             add_to_record(folder, {"evaluations": {**evaluations, self.data: found}})
             write_model_card(folder)
         return folders
-
-
-def _is_folder_of_ours(name: str) -> bool:
-    config = Path(name) / "config.json"
-    return config.is_file() and read_json(config).get("model_type") == MAEConfig.model_type
 
 
 __all__ = ["COLUMNS", "Comparison", "Row", "as_markdown", "as_text", "mark_best_blocks", "table_of"]

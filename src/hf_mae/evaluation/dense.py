@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data.masks import IGNORED, Pair, SegmentationDataset
 from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.patches_mae import patchify, unpatchify
 from ..training.segmentation import intersection_over_union
 
 # Pixel values (B, C, H, W) on the device -> features (B, rows, columns, D), one for each block that is looked at.
@@ -87,15 +88,7 @@ def classes_of_patches(labels: torch.Tensor, grid_size: tuple[int, int]) -> torc
     (height, width), (rows, columns) = labels.shape[1:], grid_size
     if height % rows or width % columns:
         raise ValueError(f"Label maps of {height} x {width} pixels cannot be cut into {rows} x {columns} patches.")
-    patches = labels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, rows, h, columns, w)
-    return patches.transpose(2, 3).flatten(3)
-
-
-def _maps_of_pixels(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Returns maps (B, H, W) of the pixels of patches (B, rows, columns, pixels)."""
-    (height, width), (rows, columns) = size, pixels.shape[1:3]
-    patches = pixels.unflatten(3, (height // rows, width // columns)).transpose(2, 3)
-    return patches.flatten(3).flatten(1, 2)
+    return patchify(labels[:, None], (height // rows, width // columns)).unflatten(1, grid_size)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -130,8 +123,10 @@ class DenseKNN:
         """
         queries = nn.functional.normalize(self.standardization(maps.flatten(0, 2)), dim=1)
         parts = [self._vote(part, num_neighbors) for part in queries.split(_QUERIES_AT_ONCE)]
-        grid = maps.shape[:3]
-        return [_maps_of_pixels(torch.cat(each).unflatten(0, grid), size) for each in zip(*parts, strict=True)]
+        num_images, *grid_size = maps.shape[:3]
+        patch_size = size[0] // grid_size[0], size[1] // grid_size[1]
+        pixels = (torch.cat(each).unflatten(0, (num_images, -1)) for each in zip(*parts, strict=True))
+        return [unpatchify(each, patch_size, grid_size)[:, 0] for each in pixels]
 
     def _vote(self, queries: torch.Tensor, num_neighbors: Sequence[int]) -> list[torch.Tensor]:
         """Returns classes (queries, pixels) for each number of neighbours."""

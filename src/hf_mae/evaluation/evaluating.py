@@ -23,7 +23,7 @@ from ..data.image_source import ImageSource, digest
 from ..data.label_values import SINGLE
 from ..data.labels import has_classes, names_of_labels, number_labels, open_labelled, open_with_labels
 from ..data.masks import SPLITS, Pair
-from ..data.sampling import default_num_workers, spread_indices
+from ..data.sampling import spread_indices
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import parse_arguments, recipe_of
@@ -37,6 +37,7 @@ from .comparison import Comparison, Row, as_text, mark_best_blocks, table_of
 from .dense import DenseSettings, dense_figures
 from .encoders import FrozenEncoder, load_encoder
 from .feature_sheets import neighbor_sheet, patch_colors, pca_sheet
+from .features import choose_device
 from .label_free import collapse, label_free_figures
 from .monitoring import MAX_TWINS, TwinCrops, knn_accuracy
 from .probing import (
@@ -149,9 +150,7 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments)
             raise ValueError(f"`max_patches` must be at least 100, got {self.max_patches}.")
         if self.few_labels and self.task in ("images", "masks"):
             raise ValueError(f"`few_labels` needs labels, but `task` is {self.task}.")
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if self.dataloader_num_workers is None:  # on a CPU the model has better use for the cores
-            self.dataloader_num_workers = 0 if self.device == "cpu" else default_num_workers()
+        self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
 
     # What [`open_pairs`] asks for beyond the fields.
     class_names, sample_side, process_index = None, 1, 0

@@ -115,9 +115,20 @@ class ExtractionArguments(SourceArguments):
             )
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if self.dataloader_num_workers is None:  # on a CPU the model has better use for the cores
-            self.dataloader_num_workers = 0 if self.device == "cpu" else default_num_workers()
+        self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
+
+
+def choose_device(device: str | None, num_workers: int | None) -> tuple[str, int]:
+    """Returns device and number of loader workers, chosen for this machine where they are `None`.
+
+    Args:
+        device (`str`, *optional*): Default: cuda if there is a GPU, else cpu.
+        num_workers (`int`, *optional*): Default: one per CPU core, at most 16; none without a GPU.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if num_workers is None:  # on a CPU the model has better use for the cores
+        num_workers = 0 if device == "cpu" else default_num_workers()
+    return device, num_workers
 
 
 class ReadableImages(Dataset):
@@ -390,6 +401,7 @@ __all__ = [
     "ExtractionArguments",
     "FeatureFile",
     "ReadableImages",
+    "choose_device",
     "SourceArguments",
     "collate_readable",
     "compute_features",

@@ -48,6 +48,7 @@ from .attentive import (
     PatchTokens,
     attentive_accuracies,
     choose_attentive_probe,
+    probe_classifier,
     with_attentive_probe,
 )
 from .monitoring import knn_accuracy
@@ -144,7 +145,7 @@ class LinearProbe(nn.Module):
         self.model = model.requires_grad_(False).eval()
         hidden_size, num_labels = model.config.hidden_size, model.config.num_labels
         self.batch_norm = nn.BatchNorm1d(hidden_size, eps=PROBE_BATCH_NORM_EPS, affine=False)
-        self.classifier = _probe(hidden_size, num_labels)
+        self.classifier = probe_classifier(hidden_size, num_labels)
 
     def train(self, mode: bool = True) -> "LinearProbe":
         """Sets the mode of the batch norm and the linear layer. The encoder stays in evaluation mode."""
@@ -163,14 +164,6 @@ class LinearProbe(nn.Module):
     def to_classifier(self) -> MAEForImageClassification:
         """Returns the model with the trained classifier, whose weights include the batch norm."""
         return with_classifier(self.model, self.classifier, self.batch_norm)
-
-
-def _probe(hidden_size: int, num_labels: int) -> nn.Linear:
-    classifier = nn.Linear(hidden_size, num_labels)
-    # As in the official code. Steps of LARS grow with the norm of the weights, which must not be 0.
-    nn.init.trunc_normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)
-    return classifier
 
 
 @torch.no_grad()
@@ -229,7 +222,7 @@ def train_linear_probes(
     max_steps, warmup_steps = num_epochs * steps_per_epoch, min(warmup_epochs, num_epochs // 5) * steps_per_epoch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = _probe(features.shape[1], num_labels).to(features.device)
+        classifier = probe_classifier(features.shape[1], num_labels).to(features.device)
         orders = [torch.randperm(len(features)) for _ in range(num_epochs)]
     batch_norm = nn.BatchNorm1d(features.shape[1], eps=PROBE_BATCH_NORM_EPS, affine=False).to(features.device)
     rates = torch.tensor([scaled_learning_rate(rate, batch_size) for rate in base_learning_rates], dtype=torch.float64)

@@ -14,13 +14,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
-from ..data.sampling import default_num_workers
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.masking_mae import num_kept_patches
 from ..modeling.modeling_mae import MAEForPreTraining
@@ -30,7 +29,15 @@ from ..modeling.targets_mae import valid_patches
 from ..training.arguments import parse_arguments
 from ..training.initial_model import hash_of_weights
 from .feature_sheets import fitted
-from .features import SourceArguments, describe_rows, feature_file, open_source, printable
+from .features import (
+    ReadableImages,
+    SourceArguments,
+    choose_device,
+    describe_rows,
+    feature_file,
+    open_source,
+    printable,
+)
 from .visualization import heat_map, load_trained
 
 _GAP, _LINE = 4, 16  # pixels between pictures, and of a line of text
@@ -80,9 +87,7 @@ class ScoringArguments(SourceArguments):
         for name, least in (("num_masks", 1), ("batch_size", 1), ("sheet_images", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if self.dataloader_num_workers is None:  # on a CPU the model has better use for the cores
-            self.dataloader_num_workers = 0 if self.device == "cpu" else default_num_workers()
+        self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -199,19 +204,8 @@ class ScoredBatch(NamedTuple):
     messages: list[str]
 
 
-class ImagesToScore(Dataset):
-    """Gives images as the image processor makes them. One that cannot be read is not replaced by another."""
-
-    def __init__(self, images: ImageSource, image_processor: MAEImageProcessor):
-        """
-        Args:
-            images ([`ImageSource`]): The images.
-            image_processor ([`MAEImageProcessor`]): Makes pixel values of them.
-        """
-        self.images, self.image_processor = images, image_processor
-
-    def __len__(self) -> int:
-        return len(self.images)
+class ImagesToScore(ReadableImages):
+    """Gives images as the image processor makes them, with what is no-data, in batches of one."""
 
     def __getitem__(self, index: int) -> ScoredBatch:
         """Returns a batch of one image."""
