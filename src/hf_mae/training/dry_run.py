@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from .distributed import call_in_main_process
-from .pretraining_run import PREFETCH, PretrainingResult, PretrainingRun
+from .pretraining_run import PretrainingResult, PretrainingRun
+from .run_batches import PREFETCH
 from .step_guard import RunStopped
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +22,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType, parse_flag_from_env
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.checking import check_images, value_range_of
-from ..data.datasets import PretrainingDataset, channel_statistics, collate
-from ..data.held_out import hold_out
 from ..data.image_source import digest
-from ..data.labels import forget_other_classes, has_classes
-from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
-from ..data.scores import describe_weights, weights_by_loss
-from ..data.sources import ImageSource, open_images
+from ..data.sampling import check_readers
+from ..data.sources import ImageSource
 from ..evaluation.monitoring import Evaluation
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -60,15 +54,14 @@ from .distributed import (
     shard_model,
 )
 from .initial_model import build_model, hash_of_weights, reading_processor, stored_processor
-from .optimization import learning_rate_at, parameter_groups
+from .optimization import build_optimizer, learning_rate_at
 from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of, plan_steps
+from .run_batches import RunBatches
 from .run_evaluation import RunEvaluation, num_twins
+from .run_images import look_at_images, open_run_images
 from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
 from .run_summary import summary_of_run
-from .step_guard import RunStopped, StepGuard, StopSignals, end_workers, start_worker
-
-PREFETCH = 4  # batches that each loader worker has ready
-_MOST_HELD_OUT = 1000  # images: as many as an evaluation takes
+from .step_guard import RunStopped, StepGuard, StopSignals, end_workers
 
 
 @dataclass
@@ -170,27 +163,13 @@ class PretrainingRun:
     def plan(self) -> bool:
         """Decides what to train on, how long, and from where. Returns whether the run is finished already."""
         settings = self.settings
-        if self.given_images is not None:
-            self.train_images, self.test_images = self.given_images, None
-        else:
+        reading = None
+        if self.given_images is None:
             reading = reading_processor(settings, self._newest_processor() or self.start_processor).reading
-            columns = {name: getattr(settings, name) for name in ("image_column", "label_column", "dataset_config")}
-            options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
-            self.train_images, self.test_images = (
-                open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test")
-            )
-        if self.test_images is None:
-            share, group_by = settings.held_out, settings.group_by
-            self.train_images, self.test_images, note = hold_out(self.train_images, share, group_by, _MOST_HELD_OUT)
-            if note:
-                self.print(note)
-        if self.test_images is not None and has_classes(self.train_images) and has_classes(self.test_images):
-            forget_other_classes(self.test_images, self.train_images.label_names)
-        self.weights = None
-        if settings.sample_by_loss is not None:
-            self.weights = weights_by_loss(settings.sample_by_loss, self.train_images)
-            self.print(describe_weights(self.weights))
-        self.schedule = plan_steps(settings, len(self.train_images))
+        self.images = open_run_images(settings, self.given_images, reading)
+        for note in self.images.notes:
+            self.print(note)
+        self.schedule = plan_steps(settings, len(self.images.train))
         self.recipe = self._make_recipe()
         if self.is_main and settings.overwrite_output_dir:
             delete_run(self.output_dir)
@@ -199,7 +178,7 @@ class PretrainingRun:
         )
         self.state: dict = load_training_state(self.checkpoint) if self.checkpoint else {"step": 0, "seconds": 0.0}
         self.step, self.seconds_before = int(self.state["step"]), self.state["seconds"]
-        self.record = run_record(self.recipe, self.train_images)
+        self.record = run_record(self.recipe, self.images.train)
         return self.step == self.schedule.max_steps and (self.output_dir / "run.json").exists()
 
     @cached_property
@@ -222,9 +201,9 @@ class PretrainingRun:
         recipe = {name: value for name, value in asdict(self.settings).items() if name in defining}
         recipe.update(
             effective_batch_size=self.schedule.batch_size,
-            num_images=len(self.train_images),
-            fingerprint=self.train_images.fingerprint,
-            sample_by_loss=None if self.weights is None else digest(self.weights),
+            num_images=len(self.images.train),
+            fingerprint=self.images.train.fingerprint,
+            sample_by_loss=None if self.images.weights is None else digest(self.images.weights),
         )
         if isinstance(self.given_model, MAEConfig):
             recipe["config"] = self.given_model.to_diff_dict()
@@ -275,32 +254,19 @@ class PretrainingRun:
         workers = settings.dataloader_num_workers
         if workers is None:  # on a CPU the model has better use for the cores
             workers = 0 if self.device.type == "cpu" else local_num_workers()
-            if settings.streaming and self.train_images.row_groups is not None:
-                workers = min(workers, len(self.train_images.row_groups) // processes)
+            if settings.streaming and self.images.train.row_groups is not None:
+                workers = min(workers, len(self.images.train.row_groups) // processes)
         if settings.streaming:
-            check_readers(self.train_images, processes, workers)
+            check_readers(self.images.train, processes, workers)
         return workers
 
     def _look_at_images(self):
         """Checks some images before the first step, and computes what the settings want to be computed of them."""
-        settings, processor, images = self.settings, self.image_processor, self.train_images
-        channels, workers = self.plain_model.config.num_channels, self.workers
-        if settings.value_percentiles is not None:
-            low, high = settings.value_percentiles
-            processor.value_range = call_in_main_process(
-                lambda: value_range_of(images, channels, (low, high), processor.reading)
-            )
-        for source in (images, self.test_images):
-            if source is not None:
-                checked = call_in_main_process(partial(check_images, source, channels, processor.reading))
-                for note in checked.notes:
-                    self.print(note)
-                self.found_unreadable.update(checked.unreadable if source is images else {})
-                processor.sample_type = checked.sample_type if source is images else processor.sample_type
-        if settings.compute_statistics:
-            processor.image_mean, processor.image_std = call_in_main_process(
-                lambda: channel_statistics(images, channels, num_workers=workers, reading=processor.reading)
-            )
+        channels = self.plain_model.config.num_channels
+        notes, found = look_at_images(self.settings, self.images, self.image_processor, channels, self.workers)
+        for note in notes:
+            self.print(note)
+        self.found_unreadable.update(found)
 
     def _build_optimizer(self):
         settings = self.settings
@@ -309,12 +275,11 @@ class PretrainingRun:
             self.model = shard_model(self.plain_model.train().to(self.device))
         else:
             self.model = self.accelerator.prepare(self.plain_model.train())
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.plain_model, settings.weight_decay),
-            lr=self.schedule.learning_rate,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            fused=True,
-        )
+        betas, start = (settings.adam_beta1, settings.adam_beta2), settings.model_name_or_path
+        options = (self.plain_model, self.schedule.learning_rate, settings.weight_decay, betas)
+        self.optimizer = build_optimizer(settings.optimizer, *options)
+        if settings.optimizer == "muon" and start and not self.checkpoint:
+            self.print(f"Muon goes on from {start}. It suits weights that AdamW has trained less (arXiv 2605.10468).")
         if settings.torch_compile:
             self.model.compile()
         if self.checkpoint:
@@ -344,52 +309,31 @@ class PretrainingRun:
         del moments
 
     def _build_loader(self):
-        settings, config = self.settings, self.plain_model.config
-        self.dataset = PretrainingDataset(
-            self.train_images,
-            self.image_processor.crop_height_width,
-            math.prod(config.grid_size),
-            num_channels=config.num_channels,
-            crop_scale=(settings.crop_scale_min, 1.0),
-            horizontal_flip=settings.horizontal_flip,
-            color_jitter=settings.color_jitter,
-            seed=settings.seed,
-            reading=self.image_processor.reading,
-            vertical_flip=settings.vertical_flip,
-            rotate90=settings.rotate90,
-            num_layers=config.num_hidden_layers if config.drop_path_rate else 0,
+        images, config, on_gpu = self.images, self.plain_model.config, self.device.type == "cuda"
+        self.batches = RunBatches(
+            self.settings, images.train, self.image_processor, config, images.weights, self.workers, pin_memory=on_gpu
         )
-        order = (settings.seed, settings.views_per_image, self.schedule.batch_size, self.weights)
-        self.order = SampleOrder(self.train_images, *order)
-        self.loader_options = {
-            "num_workers": self.workers,
-            "worker_init_fn": start_worker,
-            "pin_memory": self.device.type == "cuda",
-        }
         self._start_loader()
 
     def _start_loader(self):
         """Makes the batches from the present step to the last one, and what watches over the steps."""
         steps = range(self.step, self.schedule.max_steps)
-        sampler = StepBatchSampler(self.order, self.schedule.batch_size, self.batch_size, steps, **self.share)
-        prefetch = {"prefetch_factor": PREFETCH} if self.workers else {}
-        loader = DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, **prefetch, **self.loader_options)
-        self.accumulation, self.batches = sampler.accumulation, iter(loader)
+        self.batches.start(steps, self.schedule.batch_size, self.batch_size, self.share)
         self.guard, self.logged_step = StepGuard(self.optimizer, self.settings.max_grad_norm), self.step
 
     def _build_evaluation(self):
         settings = self.settings
         evaluation = Evaluation(
-            self.train_images,
-            self.test_images,
+            self.images.train,
+            self.images.test,
             self.image_processor,
             settings.eval_images,
             self.batch_size,
             seed=settings.seed,
-            crops=self.dataset,
+            crops=self.batches.dataset,
             max_twins=num_twins(self.schedule),
             **self.share,
-            **self.loader_options,
+            **self.batches.loader_options,
         )
         self.evaluation = RunEvaluation(
             self.plain_model, evaluation, self.accelerator, self.output_dir, self.schedule.warmup_steps
@@ -401,14 +345,14 @@ class PretrainingRun:
             summary_of_run(
                 self.settings,
                 self.schedule,
-                self.train_images,
+                self.images.train,
                 self.plain_model,
                 self.image_processor,
                 device=self.device,
                 num_processes=self.accelerator.num_processes,
                 num_workers=self.workers,
                 batch_size=self.batch_size,
-                accumulation=self.accumulation,
+                accumulation=self.batches.accumulation,
                 checkpoint=self.checkpoint,
             )
         )
@@ -418,7 +362,7 @@ class PretrainingRun:
             self.metrics = MetricsLog(self.output_dir, self.step)
         self.accelerator.wait_for_everyone()
         settings, index = self.settings, self.accelerator.process_index
-        self.unreadable = UnreadableImages(self.output_dir, len(self.train_images), settings.max_unreadable)
+        self.unreadable = UnreadableImages(self.output_dir, len(self.images.train), settings.max_unreadable)
         self.sample_log = SampleLog(self.output_dir, index) if settings.log_samples else None
         self.accelerator.init_trackers("hf_mae", {name: str(value) for name, value in self.recipe.items()})
 
@@ -454,8 +398,8 @@ class PretrainingRun:
         seeds = np.random.SeedSequence([self.settings.seed, self.step, self.accelerator.process_index])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         loss_of_step = torch.zeros((), device=self.device)
-        for part in range(self.accumulation):
-            is_last = part == self.accumulation - 1
+        for part in range(self.batches.accumulation):
+            is_last = part == self.batches.accumulation - 1
             # A sharded model sums each part over processes at once, since no process has room for all gradients.
             with nullcontext() if is_last or self.is_sharded else self.accelerator.no_sync(self.model):
                 loss_of_step += self._backward(self._next_batch())

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Feeds a pre-training run: the batches of one process, from any step on."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from ..data.datasets import PretrainingDataset, collate
+from ..data.sampling import SampleOrder, StepBatchSampler
+from ..data.sources import ImageSource
+from ..modeling.configuration_mae import MAEConfig
+from ..modeling.image_processing_mae import MAEImageProcessor
+from .pretraining_settings import PretrainingSettings
+from .step_guard import start_worker
+
+PREFETCH = 4  # batches that each loader worker has ready
+
+
+class RunBatches:
+    """Yields the batches of one process. The samples of a step are a function of seed and step.
+
+    Attributes:
+        dataset ([`PretrainingDataset`]): Makes the samples.
+        loader_options (`dict`): How loaders of this process work, for those of the evaluation, too.
+        accumulation (`int`): Batches of a step. Known when the loader has been started.
+    """
+
+    def __init__(
+        self,
+        settings: PretrainingSettings,
+        images: ImageSource,
+        image_processor: MAEImageProcessor,
+        config: MAEConfig,
+        weights: np.ndarray | None,
+        num_workers: int,
+        pin_memory: bool,
+    ):
+        """
+        Args:
+            settings ([`PretrainingSettings`]): Crops, views and seed.
+            images ([`ImageSource`]): Images to train on.
+            image_processor ([`MAEImageProcessor`]): Size of the crops, and how stored values are read.
+            config ([`MAEConfig`]): Channels, patches and drop path.
+            weights (`np.ndarray` of shape `(images,)` or `None`): In what proportion images are drawn.
+            num_workers (`int`): Loader workers of this process.
+            pin_memory (`bool`): Whether batches lie in memory from which a GPU can copy while it computes.
+        """
+        self.settings, self.images, self.weights, self.num_workers = settings, images, weights, num_workers
+        self.dataset = PretrainingDataset(
+            images,
+            image_processor.crop_height_width,
+            math.prod(config.grid_size),
+            num_channels=config.num_channels,
+            crop_scale=(settings.crop_scale_min, 1.0),
+            horizontal_flip=settings.horizontal_flip,
+            color_jitter=settings.color_jitter,
+            seed=settings.seed,
+            reading=image_processor.reading,
+            vertical_flip=settings.vertical_flip,
+            rotate90=settings.rotate90,
+            num_layers=config.num_hidden_layers if config.drop_path_rate else 0,
+        )
+        self.loader_options: dict = {
+            "num_workers": num_workers,
+            "worker_init_fn": start_worker,
+            "pin_memory": pin_memory,
+        }
+        self.accumulation = 0
+
+    def start(self, steps: range, effective_batch_size: int, batch_size: int, share: Mapping[str, int]):
+        """Starts a loader of the batches of some steps, in place of the one before.
+
+        Args:
+            steps (`range`): Global steps.
+            effective_batch_size (`int`): Images of a step over all processes.
+            batch_size (`int`): Most images of one batch.
+            share (`Mapping[str, int]`): `process_index` and `num_processes`.
+        """
+        order = SampleOrder(
+            self.images, self.settings.seed, self.settings.views_per_image, effective_batch_size, self.weights
+        )
+        sampler = StepBatchSampler(order, effective_batch_size, batch_size, steps, **share)
+        prefetch = {"prefetch_factor": PREFETCH} if self.num_workers else {}
+        loader = DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, **prefetch, **self.loader_options)
+        self.accumulation, self._batches = sampler.accumulation, iter(loader)
+
+    def __next__(self) -> dict:
+        """Returns the next batch of [`hf_mae.data.datasets.collate`]."""
+        return next(self._batches)
+
+
+__all__ = ["PREFETCH", "RunBatches"]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Opens the images of a pre-training run, and looks at some of them before its first step."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from ..data.checking import check_images, value_range_of
+from ..data.datasets import channel_statistics
+from ..data.held_out import hold_out
+from ..data.labels import forget_other_classes, has_classes
+from ..data.scores import describe_weights, weights_by_loss
+from ..data.sources import ImageSource, open_images
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.reading_mae import ReadingSettings
+from .distributed import call_in_main_process
+from .pretraining_settings import PretrainingSettings
+
+_MOST_HELD_OUT = 1000  # images: as many as an evaluation takes
+
+
+@dataclass
+class RunImages:
+    """The images of a run.
+
+    Args:
+        train ([`ImageSource`]): Those to train on.
+        test ([`ImageSource`] or `None`): Those to evaluate on. `None`: those to train on.
+        weights (`np.ndarray` of shape `(images,)` or `None`): In what proportion images are drawn.
+        notes (`list[str]`): What a user should know of them.
+    """
+
+    train: ImageSource
+    test: ImageSource | None
+    weights: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def open_run_images(
+    settings: PretrainingSettings, images: ImageSource | None, reading: ReadingSettings | None
+) -> RunImages:
+    """Opens the images that the settings name, holds some out, and weighs the others.
+
+    Args:
+        settings ([`PretrainingSettings`]): Source, held-out share, weights.
+        images ([`ImageSource`] or `None`): Replaces the source of the settings.
+        reading ([`ReadingSettings`] or `None`): How stored values of the source of the settings are read.
+    """
+    if images is not None:
+        found = RunImages(images, None)
+    else:
+        columns = {name: getattr(settings, name) for name in ("image_column", "label_column", "dataset_config")}
+        options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
+        splits = (open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test"))
+        found = RunImages(*splits)
+    if found.test is None:
+        found.train, found.test, note = hold_out(found.train, settings.held_out, settings.group_by, _MOST_HELD_OUT)
+        found.notes += [note] if note else []
+    if found.test is not None and has_classes(found.train) and has_classes(found.test):
+        forget_other_classes(found.test, found.train.label_names)
+    if settings.sample_by_loss is not None:
+        found.weights = weights_by_loss(settings.sample_by_loss, found.train)
+        found.notes.append(describe_weights(found.weights))
+    return found
+
+
+def look_at_images(
+    settings: PretrainingSettings, images: RunImages, processor: MAEImageProcessor, channels: int, num_workers: int
+) -> tuple[list[str], dict[str, str]]:
+    """Checks some images, and sets in the image processor what the settings want to be computed of them.
+
+    Every process must call this.
+
+    Args:
+        settings ([`PretrainingSettings`]): What to compute.
+        images ([`RunImages`]): The images.
+        processor ([`MAEImageProcessor`]): Gets range, type of samples, mean and deviation.
+        channels (`int`): Channels of the model.
+        num_workers (`int`): Processes that may help.
+
+    Returns:
+        `(notes, unreadable)`: what a user should know, and reasons by the names of images that cannot be read.
+    """
+    notes: list[str] = []
+    unreadable: dict[str, str] = {}
+    if settings.value_percentiles is not None:
+        low, high = settings.value_percentiles
+        processor.value_range = call_in_main_process(
+            lambda: value_range_of(images.train, channels, (low, high), processor.reading)
+        )
+    for source in (images.train, images.test):
+        if source is None:
+            continue
+        checked = call_in_main_process(partial(check_images, source, channels, processor.reading))
+        notes += checked.notes
+        if source is images.train:
+            unreadable, processor.sample_type = checked.unreadable, checked.sample_type
+    if settings.compute_statistics:
+        processor.image_mean, processor.image_std = call_in_main_process(
+            lambda: channel_statistics(images.train, channels, num_workers=num_workers, reading=processor.reading)
+        )
+    return notes, unreadable
+
+
+__all__ = ["RunImages", "look_at_images", "open_run_images"]
