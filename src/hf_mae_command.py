@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": ("hf_mae.training.pretraining:pretrain_command", "Pre-train on unlabelled images."),
     "finetune": ("hf_mae.training.classification:finetune_command", "Fine-tune a classifier on labelled images."),
     "segment": ("hf_mae.training.segmentation:segment_command", "Train UperNet on images with masks."),
+    "detect": ("hf_mae.training.detection:detect_command", "Train a detector on images with boxes."),
     "probe": ("hf_mae.evaluation.probing:probe_command", "Train a linear classifier on frozen features."),
     "evaluate": ("hf_mae.evaluation.evaluating:evaluate_command", "Compare models on images, in one table."),
     "features": ("hf_mae.evaluation.features:features_command", "Write features of images to a file."),

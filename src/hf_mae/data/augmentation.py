@@ -59,13 +59,21 @@ class RandomOrientation:
         self.flips = [dim for dim, flip in ((-1, horizontal_flip), (-2, vertical_flip)) if flip]
         self.rotate90 = rotate90
 
-    def __call__(self, *images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Returns images (..., height, width) turned, all of them alike."""
+    def draw(self, square: bool) -> tuple[list[int], int]:
+        """Returns a random orientation: the dimensions to flip, and then the quarters to rotate counterclockwise.
+
+        Args:
+            square (`bool`): Whether the picture is square.
+        """
         dims = [dim for dim in self.flips if torch.rand(()) < 0.5]
         quarters = 0
         if self.rotate90:
-            square = images[0].shape[-2] == images[0].shape[-1]
             quarters = int(torch.randint(4, ())) if square else 2 * int(torch.randint(2, ()))
+        return dims, quarters
+
+    def __call__(self, *images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Returns images (..., height, width) turned, all of them alike."""
+        dims, quarters = self.draw(images[0].shape[-2] == images[0].shape[-1])
         turned = tuple(image.flip(dims).rot90(quarters, (-2, -1)) for image in images)
         return turned if len(turned) > 1 else turned[0]
 

@@ -204,6 +204,10 @@ class ParquetImages(ImageSource):
         tables = (parquet.read([group_by], use_threads=False) for parquet in parquets)
         return [value for table in tables for value in table[group_by].to_pylist()]
 
+    def feature_of(self, column: str):
+        """Returns the type of a column: a feature of `datasets`, or an Arrow type where the files name none."""
+        return _features(self._parquet(0).schema_arrow)[column]
+
     def restricted_to(self, indices: np.ndarray) -> "ParquetImages":
         other = copy.copy(self)
         other._open, other._cache = {}, OrderedDict()
@@ -374,6 +378,10 @@ class DatasetImages(ImageSource):
         if group_by not in columns:
             raise ValueError(f"{self.name} has no column {group_by!r} (`group_by`), only {', '.join(columns)}.")
         return list(self._dataset.select_columns([group_by])[group_by])
+
+    def feature_of(self, column: str):
+        """Returns the type of a column, a feature of `datasets`."""
+        return self._dataset.features[column]
 
 
 def _no_column(name: str, columns: dict) -> str:

@@ -422,6 +422,49 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             for image, size in zip(logits, target_sizes, strict=True)
         ]
 
+    def post_process_object_detection(
+        self,
+        outputs,
+        threshold: float = 0.5,
+        target_sizes: "torch.Tensor | list[tuple[int, int]] | None" = None,
+        top_k: int = 100,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Returns what a detector found, as transformers' object-detection pipeline asks for it.
+
+        For heads whose classes are independent (D-FINE, DEIMv2, RT-DETR, Deformable DETR): the sigmoid of each query
+        and class is a score, and the highest `top_k` of an image count, so that a query may count for two classes.
+
+        Args:
+            outputs (`ModelOutput`): `logits` `(batch, queries, classes)` and `pred_boxes` `(batch, queries, 4)`: centre
+                x, centre y, width and height in shares of the image.
+            threshold (`float`, *optional*, defaults to 0.5): Lowest score that is returned, in [0, 1].
+            target_sizes (`torch.Tensor` or `list` of `(height, width)`, *optional*): Pixels of each picture. Without it
+                boxes are in shares.
+            top_k (`int`, *optional*, defaults to 100): Most boxes of an image; 100 is what COCO evaluates.
+
+        Returns:
+            `list[dict]`: For each image `scores` `(boxes,)`, highest first, `labels` `(boxes,)`, and `boxes` `(boxes,
+            4)`: left, top, right and bottom.
+
+        Raises:
+            ValueError: If there are not as many sizes as images.
+        """
+        logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
+        if target_sizes is not None and len(target_sizes) != len(logits):
+            raise ValueError(f"Got {len(target_sizes)} target_sizes for {len(logits)} images; give one for each.")
+        scores, places = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)
+        queries, labels = places // logits.shape[2], places % logits.shape[2]
+        centres, sides = boxes[..., :2], boxes[..., 2:]
+        corners = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
+        corners = corners.gather(1, queries[..., None].expand(-1, -1, 4))
+        if target_sizes is not None:
+            sizes = torch.as_tensor(target_sizes, dtype=corners.dtype)
+            corners = corners * sizes[:, None, [1, 0, 1, 0]].to(corners.device)
+        return [
+            {"scores": score[score > threshold], "labels": label[score > threshold], "boxes": box[score > threshold]}
+            for score, label, box in zip(scores, labels, corners, strict=True)
+        ]
+
 
 def _download(source: str) -> bytes:
     """Returns the content of a URL or of a base64 string.

@@ -226,12 +226,17 @@ def fold_batch_norm(
 
 
 class MAEFeaturePyramid(nn.Module):
-    """Makes maps of four scales from one map: the simple feature pyramid.
+    """Makes maps of up to four scales from one map: the simple feature pyramid.
 
     Source: Li et al. 2022 (arXiv 2203.16527), section 3.
     """
 
     def __init__(self, config: MAEConfig):
+        """
+        Args:
+            config ([`MAEConfig`]): Sizes; only the levels in `out_indices` are built, since DistributedDataParallel
+                would wait for gradients of the others.
+        """
         super().__init__()
         width, size, eps = config.hidden_size, config.feature_pyramid_size, config.layer_norm_eps
 
@@ -247,19 +252,21 @@ class MAEFeaturePyramid(nn.Module):
         def upsample(channels: int) -> nn.Module:
             return nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
 
-        quadruple = (upsample(width), MAELayerNorm2d(width // 2, eps=eps), ACT2FN["gelu"], upsample(width // 2))
-        self.levels = nn.ModuleList(
-            [
-                level(width // 4, *quadruple),
-                level(width // 2, upsample(width)),
-                level(width),
-                level(width, nn.MaxPool2d(2, ceil_mode=True)),
-            ]
-        )
+        def quadruple() -> tuple[nn.Module, ...]:
+            return upsample(width), MAELayerNorm2d(width // 2, eps=eps), ACT2FN["gelu"], upsample(width // 2)
 
-    def forward(self, maps: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
-        """Returns maps with 4, 2, 1 or 1/2 (index 0 to 3) times the rows and columns of `maps`."""
-        return [self.levels[index](maps) for index in indices]
+        levels = (
+            lambda: level(width // 4, *quadruple()),
+            lambda: level(width // 2, upsample(width)),
+            lambda: level(width),
+            lambda: level(width, nn.MaxPool2d(2, ceil_mode=True)),
+        )
+        # By name, so that the names of weights do not depend on which levels there are.
+        self.levels = nn.ModuleDict({str(i % len(levels)): levels[i]() for i in config.out_indices})
+
+    def forward(self, maps: torch.Tensor) -> list[torch.Tensor]:
+        """Returns maps with 4, 2, 1 or 1/2 (index 0 to 3) times the rows and columns of `maps`, finest first."""
+        return [level(maps) for level in self.levels.values()]
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
@@ -330,7 +337,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         outputs = self.mae(pixel_values, num_layers=num_layers, output_hidden_states=True, return_dict=True, **kwargs)
         if self.feature_pyramid is not None:
             maps = self._to_maps(outputs.last_hidden_state, pixel_values)
-            feature_maps = self.feature_pyramid(maps, self.out_indices)
+            feature_maps = self.feature_pyramid(maps)
         else:
             stages = [outputs.hidden_states[index] for index in self.out_indices]
             feature_maps = [self._to_maps(self.mae.layernorm(tokens), pixel_values) for tokens in stages]
