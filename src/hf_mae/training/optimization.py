@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Sets up optimization: batch size, learning rates by step and by layer, groups of parameters, LARS."""
+"""Sets up optimization: batch size, learning rates by step and by layer, groups of parameters, optimizers, LARS."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from ..modeling.modeling_mae import MAEModel
+from ..modeling.modeling_mae import MAEAttention, MAELayer, MAEModel
+from .muon import Muon
 
 
 def scaled_learning_rate(base_learning_rate: float, effective_batch_size: int) -> float:
@@ -72,6 +73,54 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def muon_parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Returns groups for [`Muon`]: the matrices of blocks, of encoder and decoder, and the others for AdamW.
+
+    Queries, keys and values are three matrices, each by itself, although one product computes them. The first and the
+    last layer, the tokens and what is one-dimensional are left to AdamW. Source: Jordan et al. 2024
+    (kellerjordan.github.io/posts/muon).
+
+    Args:
+        model (`nn.Module`): The model; sharded (FSDP2) before. A matrix is of a block if it is the weight of a linear
+            layer in an `MAELayer`. Parameters that require no gradient are left out.
+        weight_decay (`float`): Weight decay of all that is not one-dimensional.
+    """
+    matrices = {}  # how many of them a parameter stacks
+    for block in (module for module in model.modules() if isinstance(module, MAELayer)):
+        matrices.update((module.weight, 1) for module in block.modules() if isinstance(module, nn.Linear))
+        matrices.update((module.qkv.weight, 3) for module in block.modules() if isinstance(module, MAEAttention))
+    groups = parameter_groups(model, weight_decay)
+    trainable = groups[0]["params"]
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in matrices]
+    for count in (1, 3):
+        stacks = [parameter for parameter in trainable if matrices.get(parameter) == count]
+        groups.insert(0, {"params": stacks, "weight_decay": weight_decay, "matrices": count})
+    return groups
+
+
+def build_optimizer(
+    name: str, model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """Returns the optimizer of a pre-training run. On every device it leaves out bad steps without waiting for it.
+
+    Args:
+        name (`str`): `adamw`, torch's fused one, or `muon`, see [`Muon`].
+        model (`nn.Module`): On its device, and sharded (FSDP2) before.
+        learning_rate (`float`): Learning rate.
+        weight_decay (`float`): Weight decay of all parameters that are not one-dimensional.
+        betas (`tuple[float, float]`): Of AdamW, also for what [`Muon`] leaves to it.
+
+    Raises:
+        ValueError: If there is no optimizer of this name.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(parameter_groups(model, weight_decay), learning_rate, betas, fused=True)
+    if name == "muon":
+        return Muon(muon_parameter_groups(model, weight_decay), learning_rate, betas)
+    raise ValueError(f"`optimizer` must be adamw or muon, got {name}.")
 
 
 def layer_decay_parameter_groups(
@@ -175,9 +224,11 @@ class LARS(torch.optim.Optimizer):
 
 __all__ = [
     "LARS",
+    "build_optimizer",
     "default_effective_batch_size",
     "layer_decay_parameter_groups",
     "learning_rate_at",
+    "muon_parameter_groups",
     "parameter_groups",
     "scaled_learning_rate",
 ]
