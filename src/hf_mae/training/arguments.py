@@ -3,6 +3,7 @@
 """Reads the settings of a command: defaults of a dataclass, overridden by a recipe, overridden by flags or keywords."""
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from ..modeling.configuration_mae import MAEConfig
 Arguments = TypeVar("Arguments")
 
 RECIPES = Path(__file__).parent / "recipes"
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}  # by the units of a duration
 
 
 def parse_arguments(
@@ -133,6 +135,27 @@ def _as_number(value, field: Field):
     return value
 
 
+def parse_duration(duration: str | float) -> float:
+    """Returns a duration in seconds.
+
+    Args:
+        duration (`str` or `float`): A number of seconds, or days, hours, minutes and seconds: `"8h"`, `"1.5h"`,
+            `"8h30m"`, `"2d"`.
+
+    Raises:
+        ValueError: If it is no duration.
+    """
+    text = str(duration).strip().lower().replace(" ", "")
+    with suppress(ValueError):
+        if math.isfinite(seconds := float(text)) and seconds >= 0:
+            return seconds
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch("".join(f"(?:{number}{unit})?" for unit in _SECONDS), text)
+    if not text or not found:
+        raise ValueError(f"{duration!r} is no duration: write seconds, or 90m, 8h, 8h30m, 2d.")
+    return sum(float(value or 0) * seconds for value, seconds in zip(found.groups(), _SECONDS.values(), strict=True))
+
+
 def recipe_of(args, without: Collection[str] = ()) -> dict:
     """Returns the settings that are not the defaults, as a recipe may hold them.
 
@@ -188,4 +211,4 @@ def _pair_of(text: str) -> tuple[str, object]:
     return name, value
 
 
-__all__ = ["config_changes", "load_recipe", "parse_arguments", "recipe_of"]
+__all__ = ["config_changes", "load_recipe", "parse_arguments", "parse_duration", "recipe_of"]

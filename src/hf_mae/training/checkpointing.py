@@ -26,6 +26,7 @@ from .distributed import call_in_main_process, gather_from_processes, gather_mod
 logger = logging.get_logger(__name__)
 
 
+_FIRST_OPTIMIZER = "adamw"  # of checkpoints that name none
 _STATE, _MANIFEST = "training_state.json", "manifest.json"
 _PARTS = (_STATE, "config.json", "model*.safetensors", "optimizer*.safetensors")
 
@@ -38,6 +39,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     record: dict,
     save_total_limit: int = 2,
+    kept_step: int | None = None,
 ) -> Path:
     """Saves everything that a run needs to go on, as a folder that `from_pretrained` can load.
 
@@ -54,6 +56,7 @@ def save_checkpoint(
         optimizer (`torch.optim.Optimizer`): Over parameters of `model`.
         record (`dict`): Describes the run, see [`hf_mae.training.run_log.run_record`].
         save_total_limit (`int`, *optional*, defaults to 2): Number of checkpoints to keep; older ones are removed.
+        kept_step (`int`, *optional*): The checkpoint of this step is kept in any case and does not count.
 
     Returns:
         `Path`: The checkpoint.
@@ -83,7 +86,7 @@ def save_checkpoint(
         ) from error
     if is_main:
         # Checkpoints of later steps are broken, or the run would have gone on from them, so they do not count.
-        done = [path for path in list_checkpoints(output_dir) if _step_of(path) <= step]
+        done = [path for path in list_checkpoints(output_dir) if _step_of(path) <= step and _step_of(path) != kept_step]
         for old in done[max(save_total_limit, 1) :]:
             remove_checkpoint(old)
     return final
@@ -107,7 +110,7 @@ def _write_parts(partial, model, image_processor, optimizer, state: dict, sharde
         part = f"optimizer-{dist.get_rank() + 1:05}-of-{dist.get_world_size():05}.safetensors"
     whole = gather_model(model)
     try:
-        save_file(_optimizer_tensors(model, optimizer), partial / part)
+        save_file(_optimizer_tensors(model, optimizer), partial / part, {"optimizer": _name_of(optimizer)})
         if is_main:
             whole.save_pretrained(partial)
             image_processor.save_pretrained(partial)
@@ -142,6 +145,37 @@ def remove_checkpoint(checkpoint: Path):
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
+
+
+def checkpoint_before_cooldown(output_dir: str | os.PathLike, step: int) -> Path:
+    """Returns the checkpoint from which a run can be made longer.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder of the run.
+        step (`int`): Step at which its learning rate began to fall.
+
+    Raises:
+        ValueError: If it is not there, or broken.
+    """
+    checkpoint = Path(output_dir) / f"checkpoint-{step}"
+    problem = find_defect(checkpoint) if checkpoint.exists() else "it is not there"
+    if problem is not None:
+        raise ValueError(
+            f"A run can only be made longer from the checkpoint before its cool-down, and {checkpoint} can't be used: "
+            f"{problem}. To keep its weights, start a run in another `output_dir` from this one (`model_name_or_path`)."
+        )
+    return checkpoint
+
+
+def cut_back(output_dir: str | os.PathLike, step: int):
+    """Removes the checkpoints and sheets of later steps, which a run that is made longer takes in another way."""
+    for checkpoint in list_checkpoints(output_dir):
+        if _step_of(checkpoint) > step:
+            remove_checkpoint(checkpoint)
+    for path in Path(output_dir).glob("sheets/*-*.png"):
+        number = path.stem.rpartition("-")[2]
+        if number.isdigit() and int(number) > step:
+            path.unlink()
 
 
 def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
@@ -179,15 +213,28 @@ def load_optimizer(checkpoint: str | os.PathLike, model: nn.Module, optimizer: t
     Args:
         checkpoint (`str` or `os.PathLike`): Folder that [`save_checkpoint`] wrote.
         model (`nn.Module`): The model whose parameters are optimized, not wrapped by DDP.
-        optimizer (`torch.optim.Optimizer`): A fresh one of the same kind.
+        optimizer (`torch.optim.Optimizer`): A fresh one of the same class.
+
+    Raises:
+        ValueError: If the state is that of an optimizer of another class.
     """
     parameters = dict(model.named_parameters())
     parts = [safe_open(file, "pt") for file in sorted(Path(checkpoint).glob("optimizer*.safetensors"))]
+    stored = (parts[0].metadata() or {}).get("optimizer", _FIRST_OPTIMIZER)
+    if stored != _name_of(optimizer):
+        raise ValueError(
+            f"{checkpoint} holds the state of {stored}, which {_name_of(optimizer)} can't go on from. Set `optimizer` "
+            f"to {stored}, or start a run in another `output_dir`."
+        )
     for name_and_key in parts[0].keys():  # noqa: SIM118 - no dictionary
         name, _, key = name_and_key.rpartition(".")
         shards = [part.get_tensor(name_and_key) for part in parts]
         tensor = shards[0] if shards[0].ndim == 0 else torch.cat(shards)
         optimizer.state[parameters[name]][key] = place_like(tensor, parameters[name])
+
+
+def _name_of(optimizer: torch.optim.Optimizer) -> str:
+    return type(optimizer).__name__.lower()
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -290,12 +337,15 @@ def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) 
         return None
     if not resume:
         raise ValueError(f"{output_dir} holds a run at {checkpoint.name}, and `resume` is never. {way_out}")
-    theirs = load_training_state(checkpoint)["recipe"]
-    differences = [
-        f"{name}: {theirs.get(name)} there, {value} now" for name, value in recipe.items() if theirs.get(name) != value
-    ]
+    theirs = {"optimizer": _FIRST_OPTIMIZER, "schedule": "cosine", **load_training_state(checkpoint)["recipe"]}
+    differences = {
+        name: f"{theirs.get(name)} there, {value} now" for name, value in recipe.items() if theirs.get(name) != value
+    }
     if differences:
-        raise ValueError("\n  ".join([f"{output_dir} holds another run. It differs in", *differences]) + f"\n{way_out}")
+        if theirs["schedule"] == "wsd" and differences.keys() <= {"max_steps", "num_train_epochs"}:
+            way_out += " The same settings with `extend_to` make the run longer."
+        lines = [f"{output_dir} holds another run. It differs in", *map(": ".join, differences.items())]
+        raise ValueError("\n  ".join(lines) + f"\n{way_out}")
     return checkpoint
 
 
@@ -318,6 +368,8 @@ def delete_run(output_dir: str | os.PathLike):
 
 __all__ = [
     "check_output_dir",
+    "checkpoint_before_cooldown",
+    "cut_back",
     "delete_run",
     "find_defect",
     "hash_files",

@@ -5,6 +5,7 @@
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from .distributed import call_in_main_process
 from .pretraining_run import PretrainingResult, PretrainingRun
 from .run_batches import PREFETCH
+from .run_summary import in_words
 from .step_guard import RunStopped
 
 
@@ -28,10 +30,12 @@ class DryRun(PretrainingRun):
     def _choose_batch_size(self):
         super()._choose_batch_size()
         plan = self.schedule
-        self.samples_of_run = plan.max_steps * plan.batch_size
+        self.samples_of_run, self.samples_of_step = plan.max_steps * plan.batch_size, plan.batch_size
         # Accumulation changes neither speed nor memory.
-        largest = self.batch_size * self.accelerator.num_processes
-        plan.batch_size, plan.max_steps = min(plan.batch_size, largest), 10**6
+        plan.batch_size = min(plan.batch_size, self.batch_size * self.accelerator.num_processes)
+
+    def _plan_time(self):
+        """Leaves the plan open: [`DryRun.finish`] says what fits."""
 
     def train(self):
         """Takes steps until the loader has handed over all that it had ready, and then measures."""
@@ -59,12 +63,25 @@ class DryRun(PretrainingRun):
         """Prints the results."""
         speed, waiting = self.speed["images_per_second"], self.speed["data_wait"]
         hours = self.samples_of_run / speed / 3600
+        length = f"the run would take {hours:,.1f} hours, without evaluations"
+        if self.budget is not None:
+            hours, length = self.budget.seconds / 3600, self._what_fits(self.samples_of_step / speed)
         self.print(
             f"Dry run  {speed:,.1f} images/s, {waiting:.0%} of the time waiting for data, {peak_memory(self.device)} "
-            f"per process; the run would take {hours:,.1f} hours, without evaluations"
+            f"per process; {length}"
         )
         self.end_processes()
         return PretrainingResult(self.output_dir, {**self.speed, "hours": hours}, None)
+
+    def _what_fits(self, pace: float) -> str:
+        plan = replace(self.schedule, batch_size=self.samples_of_step)
+        plan = call_in_main_process(lambda: self.first_plan(plan, pace))
+        cooldown = round(self.settings.cooldown_ratio * plan.max_steps)
+        return (
+            f"{in_words(self.budget.seconds)} have room for about {plan.max_steps:,} steps, "
+            f"{plan.max_steps / plan.steps_per_epoch:.1f} epochs: {plan.warmup_steps:,} of warm-up, {cooldown:,} of "
+            f"cool-down, an evaluation every {plan.eval_steps:,}"
+        )
 
 
 def peak_memory(device: torch.device) -> str:

@@ -9,8 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -25,18 +25,18 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.image_source import digest
 from ..data.sampling import check_readers
 from ..data.sources import ImageSource
 from ..evaluation.monitoring import Evaluation
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
+from ..modeling.reading_mae import ReadingSettings
 from ..publishing import HubPush, link_files, save_record, write_model_card
-from .arguments import recipe_of
+from .arguments import parse_duration, recipe_of
 from .batch_size import choose_batch_size
 from .checkpointing import (
-    check_output_dir,
+    cut_back,
     delete_run,
     latest_checkpoint,
     list_checkpoints,
@@ -45,6 +45,7 @@ from .checkpointing import (
     load_weights,
     save_checkpoint,
 )
+from .choices import recorded_choices, settle_settings
 from .distributed import (
     call_in_main_process,
     gather_from_processes,
@@ -53,15 +54,21 @@ from .distributed import (
     local_num_workers,
     shard_model,
 )
-from .initial_model import build_model, hash_of_weights, reading_processor, stored_processor
-from .optimization import build_optimizer, learning_rate_at
-from .pretraining_settings import DEFINING_SETTINGS, MACHINE_SETTINGS, PretrainingSettings, names_of, plan_steps
-from .run_batches import RunBatches
+from .initial_model import build_model, reading_processor, stored_processor
+from .optimization import build_optimizer
+from .pretraining_settings import MACHINE_SETTINGS, PretrainingSettings
+from .run_batches import PREFETCH, RunBatches
 from .run_evaluation import RunEvaluation, num_twins
 from .run_images import look_at_images, open_run_images
 from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
-from .run_summary import summary_of_run
+from .run_position import defining_recipe, find_position, is_written
+from .run_summary import describe_cooldown, num_parameters, summary_of_run
+from .schedule import Plan, plan_steps
+from .speed import Speed
 from .step_guard import RunStopped, StepGuard, StopSignals, end_workers
+from .time_budget import TimeBudget, measure_pace
+
+_NO_END = 10**9  # steps: batches of a run whose end is open
 
 
 @dataclass
@@ -141,7 +148,7 @@ class PretrainingRun:
 
     def start(self):
         """Starts Accelerate: devices, processes, precision and trackers."""
-        settings = self.settings
+        settings, self.started = self.settings, time.perf_counter()
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
         # The main process may be busy for long: listing a million files, hashing a large checkpoint.
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(minutes=30))
@@ -163,23 +170,45 @@ class PretrainingRun:
     def plan(self) -> bool:
         """Decides what to train on, how long, and from where. Returns whether the run is finished already."""
         settings = self.settings
-        reading = None
-        if self.given_images is None:
-            reading = reading_processor(settings, self._newest_processor() or self.start_processor).reading
+        reading = reading_processor(settings, self._newest_processor() or self.start_processor).reading
         self.images = open_run_images(settings, self.given_images, reading)
         for note in self.images.notes:
             self.print(note)
+        choices = self._settle_settings(reading)
         self.schedule = plan_steps(settings, len(self.images.train))
-        self.recipe = self._make_recipe()
+        self.recipe = defining_recipe(settings, self.schedule, self.images, self.given_model, self.given_processor)
         if self.is_main and settings.overwrite_output_dir:
             delete_run(self.output_dir)
-        self.checkpoint = call_in_main_process(
-            lambda: check_output_dir(self.output_dir, self.recipe, resume=settings.resume == "auto")
+        self._find_position()
+        self.record = {**run_record(self.recipe, self.images.train), "choices": choices}
+        return self.is_last and is_written(self.output_dir, self.schedule)
+
+    def _find_position(self):
+        """Finds the checkpoint to go on from, with the plan that it holds."""
+        settings = self.settings
+        self.checkpoint, self.state, self.schedule, self.goes_back = find_position(
+            self.output_dir, self.recipe, self.schedule, settings
         )
-        self.state: dict = load_training_state(self.checkpoint) if self.checkpoint else {"step": 0, "seconds": 0.0}
         self.step, self.seconds_before = int(self.state["step"]), self.state["seconds"]
-        self.record = run_record(self.recipe, self.images.train)
-        return self.step == self.schedule.max_steps and (self.output_dir / "run.json").exists()
+        self.budget = None
+        if settings.time_budget is not None:
+            costs = {**self.state.get("time_budget", {}), "seconds": parse_duration(settings.time_budget)}
+            self.budget = TimeBudget(costs, settings.cooldown_ratio, settings.save_steps, lambda: self.seconds)
+
+    def _settle_settings(self, reading: ReadingSettings) -> list[dict]:
+        """Settles what the settings leave open. A run that goes on takes what was chosen when it started."""
+        settings, images = self.settings, self.images.train
+        goes_on = settings.resume == "auto" and not settings.overwrite_output_dir
+        processes, workers = self.accelerator.num_processes, self._choose_num_workers()
+        return settle_settings(
+            settings,
+            images,
+            Speed(images, reading, self.device, settings, num_processes=processes, num_workers=workers),
+            model=self.given_model,
+            image_processor=self.given_processor,
+            recorded=call_in_main_process(lambda: recorded_choices(self.output_dir)) if goes_on else None,
+            say=self.print,
+        )
 
     @cached_property
     def start_processor(self) -> MAEImageProcessor | None:
@@ -194,26 +223,6 @@ class PretrainingRun:
             with suppress(OSError, ValueError):  # a broken one is named later, when its hashes are compared
                 return MAEImageProcessor.from_pretrained(checkpoint)
         return None
-
-    def _make_recipe(self) -> dict:
-        """Returns what defines the run: a folder with another recipe holds another run."""
-        defining = set().union(*map(names_of, DEFINING_SETTINGS))
-        recipe = {name: value for name, value in asdict(self.settings).items() if name in defining}
-        recipe.update(
-            effective_batch_size=self.schedule.batch_size,
-            num_images=len(self.images.train),
-            fingerprint=self.images.train.fingerprint,
-            sample_by_loss=None if self.images.weights is None else digest(self.images.weights),
-        )
-        if isinstance(self.given_model, MAEConfig):
-            recipe["config"] = self.given_model.to_diff_dict()
-        elif self.given_model is not None:
-            recipe["config"] = self.given_model.config.to_diff_dict()
-            recipe["model_class"] = type(self.given_model).__qualname__
-            recipe["initial_weights"] = hash_of_weights(self.given_model)
-        if self.given_processor is not None:
-            recipe.update(image_mean=self.given_processor.image_mean, image_std=self.given_processor.image_std)
-        return recipe
 
     def load_finished(self) -> PretrainingResult:
         """Returns what a run that is finished already has left."""
@@ -244,6 +253,7 @@ class PretrainingRun:
         self._build_optimizer()
         self._choose_batch_size()
         self._build_loader()
+        self._plan_time()
         self._build_evaluation()
 
     def _model_class(self) -> type[MAEForPreTraining]:
@@ -317,9 +327,28 @@ class PretrainingRun:
 
     def _start_loader(self):
         """Makes the batches from the present step to the last one, and what watches over the steps."""
-        steps = range(self.step, self.schedule.max_steps)
+        is_open = self.budget is not None or self.settings.dry_run
+        steps = range(self.step, _NO_END if is_open else self.schedule.max_steps)
         self.batches.start(steps, self.schedule.batch_size, self.batch_size, self.share)
         self.guard, self.logged_step = StepGuard(self.optimizer, self.settings.max_grad_norm), self.step
+
+    def _plan_time(self):
+        """Estimates the steps of a new run with a time budget by some batches, from which nothing is learnt."""
+        if self.budget is None or self.schedule.max_steps:
+            return
+        ready = self.workers * PREFETCH
+        pace = measure_pace(lambda: self._backward(next(self.batches)), ready, self.budget.seconds, self.device)
+        self.optimizer.zero_grad()
+        pace *= self.batches.accumulation
+        self.schedule = call_in_main_process(lambda: self.first_plan(self.schedule, pace))
+        self._start_loader()
+
+    def first_plan(self, plan: Plan, pace: float) -> Plan:
+        """Returns the plan of a run with a time budget whose steps take `pace` seconds, see [`TimeBudget`]."""
+        settings = self.settings
+        evaluated = 1.2 * min(settings.eval_images, len(self.images.train)) + 2 * num_twins(plan)
+        size = num_parameters(self.plain_model)
+        return self.budget.first_plan(plan, pace, settings.warmup_ratio, settings.eval_steps, evaluated, size)
 
     def _build_evaluation(self):
         settings = self.settings
@@ -359,6 +388,8 @@ class PretrainingRun:
         if self.is_main:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / "sheets").mkdir(exist_ok=True)
+            if self.goes_back:
+                cut_back(self.output_dir, self.step)
             self.metrics = MetricsLog(self.output_dir, self.step)
         self.accelerator.wait_for_everyone()
         settings, index = self.settings, self.accelerator.process_index
@@ -375,16 +406,17 @@ class PretrainingRun:
         with self.throughput.excluded():
             if comparison := self.evaluation.compare():
                 self.print(comparison)
-        while self.step < self.schedule.max_steps:
+        while not self.is_last:
             self.take_step()
+            self.keep_time()
             if self.log_step():
                 with self.throughput.excluded():
                     self.evaluate_and_save()
         self.bar.close()
 
     def start_clock(self):
-        """Starts to measure time, and shows the progress bar."""
-        self.started, self.throughput = time.perf_counter(), Throughput()
+        """Starts to measure the pace, and shows the progress bar."""
+        self.throughput, self.next_review = Throughput(), self.step + 1
         interval = 0.1 if sys.stderr.isatty() else 30  # seconds: in a log file every update is a line
         options = {"unit": "step", "dynamic_ncols": True, "mininterval": interval, "maxinterval": max(interval, 10)}
         self.bar = tqdm(total=self.schedule.max_steps, initial=self.step, disable=not self.is_main, **options)
@@ -393,7 +425,7 @@ class PretrainingRun:
         """Takes one optimizer step over all parts of the effective batch."""
         schedule = self.schedule
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, schedule.max_steps, schedule.warmup_steps, schedule.learning_rate)
+            group["lr"] = schedule.rate_at(self.step)
         # Dropout, if there is any, is a function of the position, too.
         seeds = np.random.SeedSequence([self.settings.seed, self.step, self.accelerator.process_index])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -407,6 +439,16 @@ class PretrainingRun:
         self.optimizer.zero_grad()
         self.step += 1
         self.bar.update()
+
+    def keep_time(self):
+        """Lets the time budget decide when it is time to: the main process for all, about once a second."""
+        if self.budget is None or self.step < self.next_review:
+            return
+        budget, before = self.budget, self.schedule.cooldown
+        self.schedule, self.next_review = call_in_main_process(lambda: budget.review(self.step, self.schedule))
+        if self.schedule.cooldown != before:
+            self.print(describe_cooldown(self.schedule, self.step, self.seconds, budget.seconds))
+        self.bar.total = self.schedule.max_steps
 
     def _next_batch(self) -> dict:
         with self.throughput.waiting():
@@ -458,7 +500,7 @@ class PretrainingRun:
     @property
     def is_last(self) -> bool:
         """Whether all steps are taken."""
-        return self.step == self.schedule.max_steps
+        return self.step == self.schedule.max_steps and not self.schedule.is_open
 
     def log(self, **values: float):
         """Writes values of the present step to the log and the trackers."""
@@ -510,15 +552,21 @@ class PretrainingRun:
         """Evaluates and saves if it is time to, and ends the run if it is to stop."""
         stop_signal, settings = self.guard.stop_signal, self.settings
         if (self.step % self.schedule.eval_steps == 0 or self.is_last) and not stop_signal:
-            self.evaluate()
+            with self._measuring("evaluation"):
+                self.evaluate()
         saved, due = True, self.step % settings.save_steps == 0
         # Not within a row of bad steps: a rollback should lead to before it.
-        if self.is_last or stop_signal or self.problem or (due and self.guard.bad_steps_in_a_row == 0):
-            saved = self.save()
+        due = due and self.guard.bad_steps_in_a_row == 0
+        if due or self.is_last or stop_signal or self.problem or self.step == self.schedule.cooldown_start:
+            with self._measuring("save"):
+                saved = self.save()
         for line in self.hub.messages() if self.hub else ():
             self.print(line)
         if stop_signal or self.problem or (not saved and (self.is_last or settings.on_save_error == "stop")):
             self.stop(stop_signal, saved)
+
+    def _measuring(self, cost: str) -> AbstractContextManager:
+        return nullcontext() if self.budget is None else self.budget.measuring(cost)
 
     def evaluate(self):
         """Measures the model on fixed images with fixed masks, and draws sheets and the progress of the run."""
@@ -534,7 +582,7 @@ class PretrainingRun:
     def save(self) -> bool:
         """Saves a checkpoint. Returns whether that worked in all processes."""
         settings, problem = self.settings, None
-        record, started = {**self.record, "seconds": self.seconds}, time.perf_counter()
+        record, started = {**self._decisions(), "seconds": self.seconds}, time.perf_counter()
         try:
             save_checkpoint(
                 self.output_dir,
@@ -544,6 +592,7 @@ class PretrainingRun:
                 self.optimizer,
                 record,
                 settings.save_total_limit,
+                self.schedule.cooldown_start,
             )
         except OSError as error:
             problem = error
@@ -554,6 +603,11 @@ class PretrainingRun:
         if self.hub and saved and settings.hub_strategy == "every_save" and not self.is_last:
             self.hub.start(self._stage_checkpoint, f"Step {self.step} of {self.schedule.max_steps}")
         return saved
+
+    def _decisions(self) -> dict:
+        """Returns the record with what the run has decided so far: a run that goes on takes it from there."""
+        budget = {} if self.budget is None else {"time_budget": self.budget.costs}
+        return {**self.record, "plan": self.schedule.state(), **budget}
 
     @property
     def seconds(self) -> float:
@@ -570,7 +624,7 @@ class PretrainingRun:
     def describe(self, folder: Path):
         """Writes record, recipe and model card of the run so far into a folder."""
         results = {"held_out": self.evaluation.held_out, "metrics": self.metrics.last(), "hours": self.seconds / 3600}
-        save_record(folder, {**self.record, **results})
+        save_record(folder, {**self._decisions(), **results})
         recipe = yaml.safe_dump(recipe_of(self.settings, MACHINE_SETTINGS), sort_keys=False)
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
         write_model_card(folder, self.settings.hub_model_id)

@@ -8,7 +8,9 @@ from typing import Literal
 from accelerate.tracking import get_available_trackers
 from transformers.hf_argparser import HfArg
 
-from .optimization import default_effective_batch_size, scaled_learning_rate
+from .arguments import parse_duration
+
+_SHORTEST_BUDGET = 30  # seconds: a shorter one would be over before the pace is known
 
 
 @dataclass
@@ -92,12 +94,16 @@ class CropSettings:
 
     image_mean: list[float] | None = HfArg(default=None, help="Mean per channel in [0, 1]. Default: ImageNet's.")
     image_std: list[float] | None = HfArg(default=None, help="Deviation per channel. Default: ImageNet's.")
-    crop_scale_min: float = HfArg(default=0.2, help="Smallest share of an image's area that a random crop keeps.")
+    crop_scale_min: float | None = HfArg(
+        default=None, help="Smallest share of an image's area that a crop keeps. Default: 0.2, or by time_budget."
+    )
     horizontal_flip: bool = HfArg(default=True, help="Mirror half of the crops.")
     vertical_flip: bool = HfArg(default=False, help="Turn half of the crops upside down.")
     rotate90: bool = HfArg(default=False, help="Turn crops by random multiples of 90 degrees.")
     color_jitter: float = HfArg(default=0.0, help="Strength of random brightness, contrast and saturation, in [0, 1].")
-    views_per_image: int = HfArg(default=1, help="Crops taken of one decode; each counts as a sample of the epoch.")
+    views_per_image: int | None = HfArg(
+        default=None, help="Crops of one decode, each a sample of the epoch. Default: 1, or by time_budget."
+    )
 
 
 @dataclass
@@ -105,11 +111,12 @@ class ModelSettings:
     """Model."""
 
     model_name_or_path: str | None = HfArg(default=None, help="Checkpoint to start from. Default: fresh weights.")
-    preset: str = HfArg(
-        default="base", help="Size of a fresh model: tiny, small, base, large or huge; with pixio- before it Pixio's."
+    preset: str | None = HfArg(
+        default=None,
+        help="tiny, small, base, large or huge, or pixio- and one of these. Default: base, or by time_budget.",
     )
-    image_size: int | None = HfArg(default=None, help="Pixels of the crops. Default: the model's.")
-    patch_size: int | None = HfArg(default=None, help="Pixels of a patch. Default: the preset's.")
+    image_size: int | None = HfArg(default=None, help="Pixels of the crops. Default: the model's, or by time_budget.")
+    patch_size: int | None = HfArg(default=None, help="Pixels of a patch. Default: the preset's, or by time_budget.")
     num_channels: int | None = HfArg(default=None, help="Channels of the images. Default: the model's.")
     mask_ratio: float | None = HfArg(default=None, help="Share of hidden patches. Default: the model's.")
     norm_pix_loss: bool | None = HfArg(
@@ -127,16 +134,35 @@ class OptimizationSettings:
     num_train_epochs: float = HfArg(default=400.0, help="Crops per image in the run, unless max_steps is given.")
     max_steps: int = HfArg(default=-1, help="Optimizer steps. Default: those of num_train_epochs.")
     effective_batch_size: int | None = HfArg(
-        default=None, help="Images of a step over all devices. Default: 4096, or less for few images."
+        default=None, help="Images of a step. Default: 4096, or less for few images, or by time_budget."
     )
-    base_learning_rate: float = HfArg(default=1.5e-4, help="Learning rate per 256 images of the effective batch.")
+    optimizer: Literal["adamw", "muon"] = HfArg(
+        default="adamw", help="Muon takes the matrices of blocks at the same rate and decay, and leaves AdamW the rest."
+    )
+    base_learning_rate: float | None = HfArg(
+        default=None, help="Learning rate per 256 images of the batch. Default: 1.5e-4, or by time_budget."
+    )
     learning_rate: float | None = HfArg(default=None, help="Absolute learning rate, replaces base_learning_rate.")
     warmup_ratio: float = HfArg(default=0.05, help="Share of the steps with a rising learning rate.")
+    schedule: Literal["cosine", "wsd"] | None = HfArg(
+        default=None, help="Fall of the rate: cosine, or wsd, only at the end. Default: cosine; wsd with time_budget."
+    )
+    cooldown_ratio: float = HfArg(default=0.2, help="Share of the steps in which the rate falls with wsd.")
     weight_decay: float = HfArg(default=0.05, help="Decay of all parameters that are not one-dimensional.")
     adam_beta1: float = HfArg(default=0.9, help="First beta of AdamW.")
     adam_beta2: float = HfArg(default=0.95, help="Second beta of AdamW.")
     max_grad_norm: float = HfArg(default=0.0, help="Clip gradients to this norm; 0, as in the paper, does not.")
     seed: int = HfArg(default=0, help="Seed of weights, order, crops and masks.")
+
+
+@dataclass
+class LengthSettings:
+    """Steps and learning rate."""
+
+    time_budget: float | str | None = HfArg(
+        default=None, help="Time that the run takes in all, such as 90m, 8h or 2d, in place of num_train_epochs."
+    )
+    extend_to: int | None = HfArg(default=None, help="Make a run with wsd longer, up to this number of steps.")
 
 
 @dataclass
@@ -203,6 +229,7 @@ class PretrainingSettings(
     CropSettings,
     ModelSettings,
     OptimizationSettings,
+    LengthSettings,
     DeviceSettings,
     OutputSettings,
     HubSettings,
@@ -227,54 +254,42 @@ class PretrainingSettings(
                 f"`report_to` {self.report_to}: Accelerate knows no such tracker, or it is not installed "
                 f"(pip install {self.report_to})."
             )
+        self._check_length()
+
+    def _check_length(self):
+        if self.time_budget is not None:
+            if (seconds := parse_duration(self.time_budget)) < _SHORTEST_BUDGET:
+                raise ValueError(f"`time_budget` must be at least {_SHORTEST_BUDGET} s, got {seconds:g} s.")
+            if self.schedule == "cosine":
+                raise ValueError(
+                    "`time_budget` needs `schedule` wsd: a cosine bends by the number of steps, which is known only at "
+                    "the end. Leave `schedule` out, or set `max_steps` in place of `time_budget`."
+                )
+            if self.max_steps > 0 or self.extend_to is not None:
+                name = "max_steps" if self.max_steps > 0 else "extend_to"
+                raise ValueError(
+                    f"`{name}` and `time_budget` both say how long the run is: set one of them (`max_steps` -1 is "
+                    "none). A run with a time budget is made longer by a longer `time_budget`."
+                )
+        if self.extend_to is not None and not self.has_cooldown:
+            raise ValueError(
+                "`extend_to` needs a run with `schedule` wsd: the rate of a cosine falls from the start, so that "
+                "there is no step to go on from. Start a run in another `output_dir` with `model_name_or_path`."
+            )
+        if self.has_cooldown and not 0 < self.cooldown_ratio < 1 - self.warmup_ratio:
+            raise ValueError(
+                f"`cooldown_ratio` must be above 0 and, with `warmup_ratio`, below 1, got {self.cooldown_ratio}."
+            )
+
+    @property
+    def has_cooldown(self) -> bool:
+        """Whether the learning rate is constant and falls at the end, and not by a cosine."""
+        return self.schedule == "wsd" or self.time_budget is not None
 
 
 def names_of(settings_class: type) -> set[str]:
     """Returns the names of the settings in a group."""
     return {field.name for field in fields(settings_class)}
-
-
-@dataclass
-class Plan:
-    """How long a run is, and its learning rate.
-
-    Args:
-        batch_size (`int`): Images of a step over all processes.
-        steps_per_epoch (`float`): Steps in which as many crops are taken as there are images.
-        max_steps (`int`): Steps of the run.
-        warmup_steps (`int`): Steps with a rising learning rate.
-        learning_rate (`float`): Highest learning rate.
-        eval_steps (`int`): Steps between evaluations.
-    """
-
-    batch_size: int
-    steps_per_epoch: float
-    max_steps: int
-    warmup_steps: int
-    learning_rate: float
-    eval_steps: int
-
-
-def plan_steps(settings: PretrainingSettings, num_images: int) -> Plan:
-    """Returns how long a run is, and its learning rate.
-
-    Args:
-        settings ([`PretrainingSettings`]): The settings.
-        num_images (`int`): Images to train on.
-    """
-    batch_size = settings.effective_batch_size or default_effective_batch_size(num_images)
-    steps_per_epoch = num_images / batch_size  # an epoch is as many crops as there are images
-    max_steps = settings.max_steps
-    if max_steps <= 0:
-        max_steps = max(round(settings.num_train_epochs * steps_per_epoch), 1)
-    return Plan(
-        batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch,
-        max_steps=max_steps,
-        warmup_steps=round(settings.warmup_ratio * max_steps),
-        learning_rate=settings.learning_rate or scaled_learning_rate(settings.base_learning_rate, batch_size),
-        eval_steps=settings.eval_steps or max(max_steps // 10, 1),
-    )
 
 
 __all__ = [
@@ -283,9 +298,7 @@ __all__ = [
     "MACHINE_SETTINGS",
     "HeldOutSettings",
     "ModelSettings",
-    "Plan",
     "PretrainingSettings",
     "StoredValueSettings",
     "names_of",
-    "plan_steps",
 ]

@@ -22,7 +22,7 @@ from ..evaluation.monitoring import MAX_TWINS, Evaluation
 from ..evaluation.progress import progress_picture
 from ..evaluation.visualization import reconstruction_sheet
 from ..modeling.modeling_mae import MAEForPreTraining
-from .pretraining_settings import Plan
+from .schedule import Plan
 
 _RECONSTRUCTED, _COLORED, _QUERIES = 24, 12, 8  # images on the sheets
 _IMAGES_OF_COLORS = 64  # whose patches have the same principal components; few images would each have their own

@@ -53,8 +53,8 @@ def open_run_images(
     else:
         columns = {name: getattr(settings, name) for name in ("image_column", "label_column", "dataset_config")}
         options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
-        splits = (open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test"))
-        found = RunImages(*splits)
+        train, test = (open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test"))
+        found = RunImages(train, test)
     if found.test is None:
         found.train, found.test, note = hold_out(found.train, settings.held_out, settings.group_by, _MOST_HELD_OUT)
         found.notes += [note] if note else []

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..data.decoding import decoder_name
 from ..data.image_source import ImageSource
 from ..data.labels import has_classes
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from .pretraining_settings import Plan, PretrainingSettings
+from .arguments import parse_duration
+from .pretraining_settings import PretrainingSettings
+from .schedule import Plan
 
 
 def summary_of_run(
@@ -44,7 +47,7 @@ def summary_of_run(
         accumulation (`int`): Forward passes of a step of each process.
         checkpoint (`Path` or `None`): Where the run continues from.
     """
-    config, parameters = model.config, sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    config, parameters = model.config, num_parameters(model) / 1e6
     classes = f"{len(np.unique(images.labels[images.labels >= 0]))} classes" if has_classes(images) else "no labels"
     statistics = (image_processor.image_mean, image_processor.image_std)
     mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
@@ -61,8 +64,8 @@ def summary_of_run(
         f"{config.mask_ratio:.0%} hidden{cells}, target: {target}",
         "Batch": f"{schedule.batch_size} over {num_processes} process(es), {accumulation} accumulated, "
         f"up to {batch_size} at once{views}{chosen}",
-        "Rate": f"{schedule.learning_rate:.3g}, {schedule.warmup_steps} steps of warm-up, then half a cosine",
-        "Steps": f"{schedule.max_steps:,}, {schedule.max_steps / schedule.steps_per_epoch:.1f} epochs",
+        "Rate": f"{schedule.learning_rate:.3g}, {schedule.warmup_steps} steps of warm-up, {_fall(schedule)}",
+        "Steps": _length(settings, schedule),
         "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}, {num_workers} loader worker(s), "
         f"JPEGs by {decoder_name()}{faster}",
         "Output": f"{Path(settings.output_dir)}{resumed}",
@@ -70,4 +73,52 @@ def summary_of_run(
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())
 
 
-__all__ = ["summary_of_run"]
+def num_parameters(model: nn.Module) -> int:
+    """Returns how many parameters a model has, trained or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _fall(schedule: Plan) -> str:
+    """Returns how the rate falls."""
+    if schedule.cooldown is None:
+        return "then half a cosine"
+    when = (
+        "when the time that is left is needed for it" if schedule.is_open else f"from step {schedule.cooldown_start:,}"
+    )
+    return f"then constant; down to 0 {when}"
+
+
+def _length(settings: PretrainingSettings, schedule: Plan) -> str:
+    """Returns how long the run is."""
+    steps = f"{schedule.max_steps:,}, {schedule.max_steps / schedule.steps_per_epoch:.1f} epochs"
+    if settings.time_budget is None:
+        return steps
+    time = in_words(parse_duration(settings.time_budget))
+    if not schedule.max_steps:
+        return f"as many as fit into {time}"
+    return f"{'about ' if schedule.is_open else ''}{steps}, in {time}"
+
+
+def describe_cooldown(schedule: Plan, step: int, seconds: float, budget: float) -> str:
+    """Returns a line on what a time budget has decided.
+
+    Args:
+        schedule ([`Plan`]): The plan from now on.
+        step (`int`): Steps taken.
+        seconds (`float`): Time taken.
+        budget (`float`): Time in all.
+    """
+    end = f"It ends at step {schedule.max_steps:,}, {schedule.max_steps / schedule.steps_per_epoch:.1f} epochs."
+    what = "begins to fall" if step == schedule.cooldown_start else "now falls at another pace"
+    return f"step {step}: {in_words(seconds)} of {in_words(budget)} are over, the learning rate {what}. {end}"
+
+
+def in_words(seconds: float) -> str:
+    """Returns a time to read, such as `"1 h 30 min"`."""
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+__all__ = ["describe_cooldown", "in_words", "num_parameters", "summary_of_run"]
