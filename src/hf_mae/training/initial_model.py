@@ -29,16 +29,13 @@ def build_model(
         image_processor ([`MAEImageProcessor`], *optional*): Replaces the settings of mean and deviation. Its way of
             reading files is kept where the settings do not change it.
     """
-    names = ("image_size", "patch_size", "num_channels", "mask_ratio", "norm_pix_loss")
-    changes = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    changes.update(config_changes(settings.config_overrides))
-    source = settings.model_name_or_path
     if isinstance(model, MAEConfig):
         model = MAEForPreTraining(model)
-    elif model is None and source:
-        model = MAEForPreTraining.from_pretrained(source, dtype=torch.float32, **changes)
+    elif model is None and settings.model_name_or_path:
+        changes = _stated_fields(settings)
+        model = MAEForPreTraining.from_pretrained(settings.model_name_or_path, dtype=torch.float32, **changes)
     elif model is None:
-        model = MAEForPreTraining(MAEConfig.from_preset(settings.preset, **{"norm_pix_loss": True, **changes}))
+        model = MAEForPreTraining(config_of(settings))
     stored = stored_processor(settings, image_processor)
     statistics = {"image_mean": settings.image_mean, "image_std": settings.image_std}
     if stored is not None and not settings.compute_statistics:  # they may be of another number of channels
@@ -46,6 +43,29 @@ def build_model(
     config, reading = model.config, _reading(settings, stored)
     options = {"num_channels": config.num_channels, **statistics, **reading}
     return model, MAEImageProcessor.for_image_size(config.image_size, **options)
+
+
+def config_of(settings: PretrainingSettings, model: MAEConfig | MAEForPreTraining | None = None) -> MAEConfig:
+    """Returns the configuration of the model that [`build_model`] makes, without making it.
+
+    Args:
+        settings ([`PretrainingSettings`]): The settings.
+        model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): Replaces the settings of the model.
+    """
+    if model is not None:
+        return model if isinstance(model, MAEConfig) else model.config
+    changes = _stated_fields(settings)
+    if settings.model_name_or_path:
+        stored, _ = MAEConfig.get_config_dict(settings.model_name_or_path)
+        return MAEConfig.from_dict(stored, **changes)
+    return MAEConfig.from_preset(settings.preset, **{"norm_pix_loss": True, **changes})
+
+
+def _stated_fields(settings: PretrainingSettings) -> dict:
+    """Returns the fields of the configuration that the settings state."""
+    names = ("image_size", "patch_size", "num_channels", "mask_ratio", "norm_pix_loss")
+    fields = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    return {**fields, **config_changes(settings.config_overrides)}
 
 
 def reading_processor(
@@ -86,4 +106,4 @@ def hash_of_weights(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["build_model", "hash_of_weights", "reading_processor", "stored_processor"]
+__all__ = ["build_model", "config_of", "hash_of_weights", "reading_processor", "stored_processor"]
