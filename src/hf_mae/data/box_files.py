@@ -267,7 +267,7 @@ def _folder_of_images(file: Path, root: Path, names: list[str]) -> Path:
     Raises:
         ValueError: If no folder holds all of them.
     """
-    tops = [file.parent, root, root / "images", file.parent.parent]
+    tops = [file.parent, root, root / "images", *([file.parent.parent] if file.parent.name == "annotations" else [])]
     below = [path for top in tops if top.is_dir() for path in sorted(top.iterdir()) if path.is_dir()]
     folders = list(dict.fromkeys([top for top in tops if top.is_dir()] + below + [path / "images" for path in below]))
     few = names[:50]

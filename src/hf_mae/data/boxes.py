@@ -195,7 +195,7 @@ def _message(faults: list[str], annotated: AnnotatedImages) -> str:
     return (
         f"{len(faults):,} of {total:,} boxes ({annotated.kind}) are broken:\n  "
         + "\n  ".join(faults[:_SHOWN])
-        + f"{more}\nShown are left, top, right and bottom. Correct them, or set `broken_boxes` to drop (leave them out) "
+        + f"{more}\nShown are left, top, right and bottom. Correct them, set `broken_boxes` to drop (leave them out) "
         "or clip (cut off what protrudes). If most are broken, the format may be another one: see `box_format`, "
         "`box_orientation` and `class_names`."
     )
