@@ -29,7 +29,7 @@ from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
 from hf_mae.evaluation.scoring import patch_losses
 from hf_mae.modeling import modeling_mae
 from hf_mae.training.checkpointing import load_optimizer, save_checkpoint
-from hf_mae.training.optimization import LARS, layer_decay_parameter_groups, parameter_groups
+from hf_mae.training.optimization import LARS, build_optimizer, layer_decay_parameter_groups, parameter_groups
 from hf_mae.training.pretraining_run import PretrainingRun
 from hf_mae.training.step_guard import StepGuard
 
@@ -134,17 +134,20 @@ def test_step__does_not_wait_for_the_device(device, model, options):
     assert sum(changed) > 0.9 * sum(trained)
 
 
-def test_guard__leaves_out_a_bad_step_on_the_device(model, images):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_guard__leaves_out_a_bad_step_on_the_device(model, images, name):
     model = model().train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+    optimizer = build_optimizer(name, model, 1e-3, 0.05, (0.9, 0.95))
     guard, kept = StepGuard(optimizer), []
     for factor in (1.0, float("nan"), 1.0):
-        before = model.mae.layernorm.weight.detach().cpu().clone()
+        before = [parameter.detach().cpu().clone() for parameter in guard.parameters]
+        other_device.waits.clear()
         loss = model(images).loss * factor
         loss.backward()
         guard.step(loss)
         optimizer.zero_grad()
-        kept.append(torch.equal(before, model.mae.layernorm.weight.detach().cpu()))
+        assert not other_device.waits
+        kept.append(all(map(torch.equal, before, (parameter.detach().cpu() for parameter in guard.parameters))))
     assert kept == [False, True, False]
     assert guard.read()[0]["skipped"] == 1
 
@@ -167,14 +170,15 @@ def test_position_tables__are_resized_on_the_device(device, model):
     assert model(torch.randn(1, 3, 64, 64).to(device)).loss.isfinite()
 
 
-def test_checkpoint__optimizer_state_comes_back_to_the_device(device, model, images, tmp_path):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_checkpoint__optimizer_state_comes_back_to_the_device(device, model, images, tmp_path, name):
     model = model().train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+    optimizer = build_optimizer(name, model, 1e-3, 0.05, (0.9, 0.95))
     model(images).loss.backward()
     optimizer.step()
     checkpoint = save_checkpoint(tmp_path, 1, model, MAEImageProcessor.for_image_size(32), optimizer, {"recipe": {}})
     loaded = MAEForPreTraining.from_pretrained(checkpoint).train().to(device)
-    restored = torch.optim.AdamW(parameter_groups(loaded, 0.05), lr=1e-3, fused=True)
+    restored = build_optimizer(name, loaded, 1e-3, 0.05, (0.9, 0.95))
     load_optimizer(checkpoint, loaded, restored)
     assert {value.device for state in restored.state.values() for value in state.values()} == {device}
     loaded(images).loss.backward()
@@ -273,6 +277,15 @@ def test_patch_losses__same_as_on_the_cpu(model, images):
     assert ours.device == images.device
     expected = patch_losses(model.cpu(), images.cpu(), num_masks=2, valid=valid)
     torch.testing.assert_close(ours.cpu(), expected, equal_nan=True)
+
+
+def test_whole_reconstructions__same_as_on_the_cpu(model, images):
+    model = model().eval()
+    ours = model.reconstruct_all(images)
+    assert {each.device for each in ours.values()} == {images.device}
+    expected = model.cpu().reconstruct_all(images.cpu())
+    for name, values in ours.items():
+        torch.testing.assert_close(values.cpu(), expected[name])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

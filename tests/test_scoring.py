@@ -18,48 +18,24 @@ from hf_mae.data.held_out import hold_out
 from hf_mae.data.sampling import SampleOrder, StepBatchSampler, systematic_counts
 from hf_mae.data.scores import read_losses, weights_by_loss
 from hf_mae.data.sources import open_images
-from hf_mae.evaluation.scoring import fixed_noise, patch_losses, score_command
-from hf_mae.modeling.masking_mae import choose_mask
+from hf_mae.evaluation.scoring import patch_losses, score_command
+from hf_mae.modeling.masking_mae import complementary_masks
 from hf_mae.training.step_guard import RunStopped
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Masks and losses
 
 
-def visible(noise, grid_size, ratio, sampling="random", block_size=1):
-    """Returns the visible patches of each mask, sorted."""
-    images = torch.zeros(len(noise), 1, *grid_size)
-    return choose_mask(images, grid_size, sampling, block_size, ratio, noise)[0].sort(dim=1).values
-
-
-@pytest.mark.parametrize(("grid_size", "block_size"), [((8, 8), 1), ((8, 8), 2), ((4, 8), 1)])
-def test_masks__show_each_patch_once_in_four(grid_size, block_size):
-    noise = fixed_noise(grid_size, 0.75, block_size=block_size, num_masks=8, seed=3)
-    kept = visible(noise, grid_size, 0.75, block_size=block_size)
-    everything = list(range(grid_size[0] * grid_size[1]))
-    assert kept[:4].flatten().sort().values.tolist() == everything
-    assert kept[4:].flatten().sort().values.tolist() == everything
-    assert len({tuple(mask) for mask in kept.tolist()}) == 8
-
-
-@pytest.mark.parametrize(("sampling", "ratio"), [("random", 0.75), ("random", 0.4), ("random", 0), ("grid", 0.75)])
-def test_masks__depend_on_the_seed_and_their_number_alone(sampling, ratio):
-    few, many, other = (fixed_noise((7, 7), ratio, sampling, 1, *how) for how in ((3, 5), (9, 5), (9, 6)))
-    assert torch.equal(few, many[:3])
-    assert not torch.equal(many, other)
-    assert len({tuple(mask) for mask in many.tolist()}) == 9
-
-
 @pytest.mark.parametrize("fields", [{}, {"mask_block_size": 2}, {"mask_sampling": "block"}, {"norm_pix_loss": True}])
 def test_patch_losses__have_the_loss_of_the_model_as_their_mean(tiny_model, fields):
     model, images = tiny_model(**fields), torch.randn(3, 3, 32, 32)
     losses = patch_losses(model, images, num_masks=3, seed=1)
-    rule = (0.75, model.config.mask_sampling, model.config.mask_block_size)
-    noise = fixed_noise((4, 4), *rule, num_masks=3, seed=1)
+    rule = (model.config.mask_sampling, model.config.mask_block_size)
+    masks = complementary_masks((4, 4), 0.75, 3, 1, *rule)
     assert losses.shape == (3, 3, 16)
     for image in range(3):
         for mask in range(3):
-            output = model(images[image : image + 1], noise=noise[mask : mask + 1])
+            output = model(images[image : image + 1], ids_keep=masks[mask][None])
             assert torch.equal(losses[image, mask].isnan(), ~output.mask[0])
             assert losses[image, mask].nanmean().item() == pytest.approx(output.loss.item(), rel=1e-5)
 
@@ -67,8 +43,8 @@ def test_patch_losses__have_the_loss_of_the_model_as_their_mean(tiny_model, fiel
 def test_patch_losses__are_the_squared_errors_of_the_patch(tiny_model):
     model, images = tiny_model(norm_pix_loss=False), torch.randn(2, 3, 32, 32)
     losses = patch_losses(model, images, num_masks=1)
-    noise = fixed_noise((4, 4), 0.75, num_masks=1).expand(2, -1)
-    shown = model.reconstruct(images, noise=noise).reconstruction
+    (mask,) = complementary_masks((4, 4), 0.75, num_masks=1)
+    shown = model.reconstruct(images, ids_keep=mask.expand(2, -1)).reconstruction
     errors = (shown - images).square().unflatten(3, (4, 8)).unflatten(2, (4, 8)).mean(dim=(1, 3, 5)).flatten(1)
     hidden = losses[:, 0].isfinite()
     assert losses[:, 0][hidden].tolist() == pytest.approx(errors[hidden].tolist(), rel=1e-4)
@@ -81,9 +57,8 @@ def test_patch_losses__leave_no_data_out(tiny_model):
     losses = patch_losses(model, images, valid=valid)
     assert torch.equal(losses[0].isnan().all(dim=0), torch.arange(16) == 6)
     assert not losses[1].isnan().all(dim=0).any()
-    noise = fixed_noise((4, 4), 0.75)
-    for mask in range(4):
-        expected = model(images[:1], noise=noise[mask : mask + 1], valid=valid[:1]).loss.item()
+    for mask, ids_keep in enumerate(complementary_masks((4, 4), 0.75, num_masks=4)):
+        expected = model(images[:1], ids_keep=ids_keep[None], valid=valid[:1]).loss.item()
         assert losses[0, mask].nanmean().item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -102,8 +77,8 @@ def test_patch_losses__of_another_target(tiny_config):
 
     model, images = Brightness(tiny_config()).eval(), torch.randn(2, 3, 32, 32)
     losses = patch_losses(model, images, num_masks=2)
-    noise = fixed_noise((4, 4), 0.75, num_masks=2)
-    expected = [model(images, noise=noise[mask].expand(2, -1)).loss.item() for mask in (0, 1)]
+    masks = complementary_masks((4, 4), 0.75, num_masks=2)
+    expected = [model(images, ids_keep=ids_keep.expand(2, -1)).loss.item() for ids_keep in masks]
     assert losses.nanmean(dim=2).mean(dim=0).tolist() == pytest.approx(expected, rel=1e-5)
 
 

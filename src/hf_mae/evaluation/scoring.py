@@ -21,11 +21,9 @@ from transformers.hf_argparser import HfArg
 from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..modeling.masking_mae import num_kept_patches
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
-from ..modeling.targets_mae import valid_patches
 from ..training.arguments import parse_arguments
 from ..training.initial_model import hash_of_weights
 from .feature_sheets import fitted
@@ -38,7 +36,7 @@ from .features import (
     open_source,
     printable,
 )
-from .visualization import heat_map, load_trained
+from .visualization import load_trained, loss_maps
 
 _GAP, _LINE = 4, 16  # pixels between pictures, and of a line of text
 _COLUMNS, _SIDE = 8, 112  # of a sheet
@@ -94,46 +92,6 @@ class ScoringArguments(SourceArguments):
 # Losses
 
 
-def fixed_noise(
-    grid_size: tuple[int, int],
-    mask_ratio: float,
-    sampling: str = "random",
-    block_size: int = 1,
-    num_masks: int = 4,
-    seed: int = 0,
-) -> torch.Tensor:
-    """Returns the noise of masks that complement each other, each a function of the seed and of its number.
-
-    With `"random"` sampling the visible patches of the first masks are consecutive parts of one permutation (of cells,
-    if there are any), as many as have room in it; those of the next masks parts of another. So with the default ratio
-    of 0.75 each patch is visible in one of four masks and hidden in three. With the other samplings every mask has
-    noise of its own.
-
-    Args:
-        grid_size (`(rows, columns)`): Patches of an image.
-        mask_ratio (`float`): Fraction of patches to hide, in [0, 1).
-        sampling (`str`), block_size (`int`): The model's `mask_sampling` and `mask_block_size`.
-        num_masks (`int`, *optional*, defaults to 4): Number of masks.
-        seed (`int`, *optional*, defaults to 0): The seed.
-
-    Returns:
-        `torch.Tensor` of shape `(num_masks, num_patches)`: float32 in [0, 1), to be passed as `noise`.
-    """
-    rows, columns = grid_size
-    if sampling != "random":
-        noise = [np.random.default_rng([seed, number]).permutation(rows * columns) for number in range(num_masks)]
-        return torch.from_numpy(np.stack(noise).astype(np.float32) / (rows * columns))
-    cells = (rows // block_size) * (columns // block_size)
-    kept = max(num_kept_patches(grid_size, mask_ratio, block_size) // block_size**2, 1)
-    ranks = []
-    for number in range(num_masks):
-        turn, part = divmod(number, cells // kept)
-        rank = (np.random.default_rng([seed, turn]).permutation(cells) - part * kept) % cells
-        rank = rank.reshape(rows // block_size, columns // block_size)
-        ranks.append(rank.repeat(block_size, axis=0).repeat(block_size, axis=1).flatten())
-    return torch.from_numpy(np.stack(ranks).astype(np.float32) / cells)
-
-
 @torch.no_grad()
 def patch_losses(
     model: MAEForPreTraining,
@@ -146,12 +104,12 @@ def patch_losses(
     """Returns the loss of each patch with each of some fixed masks, NaN where it is visible or has no-data.
 
     The mean of an image over its patches, `losses.nanmean(dim=2)`, is the loss of the model with each mask. The mean
-    over the masks, `losses.nanmean(dim=1)`, is a map of anomalies: how badly each patch is predicted from others.
+    over the masks, `losses.nanmean(dim=1)`, is the map of anomalies that [`MAEForPreTraining.reconstruct_all`] returns.
 
     Args:
         model ([`MAEForPreTraining`]): The model, in evaluation mode.
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images on its device.
-        num_masks (`int`, *optional*, defaults to 4): Number of masks, see [`fixed_noise`].
+        num_masks (`int`, *optional*, defaults to 4): Number of masks, see [`complementary_masks`].
         seed (`int`, *optional*, defaults to 0): Seed of the masks, which are the same for all images.
         mask_ratio (`float`, *optional*): Fraction of patches to hide, in [0, 1), defaults to `config.mask_ratio`. With
             0 nothing is hidden and the loss is that of visible patches.
@@ -160,25 +118,12 @@ def patch_losses(
     Returns:
         `torch.Tensor` of shape `(batch, num_masks, num_patches)`: In float32 or better, in raster order.
     """
-    config, patch_size = model.config, model.mae.embeddings.patch_size
-    grid_size = patch_grid(pixel_values, patch_size)
-    mask_ratio = config.mask_ratio if mask_ratio is None else mask_ratio
-    rule = (mask_ratio, config.mask_sampling, config.mask_block_size)
-    noises = fixed_noise(grid_size, *rule, num_masks, seed).to(pixel_values.device)
+    mask_ratio = model.config.mask_ratio if mask_ratio is None else mask_ratio
+    rows, columns = patch_grid(pixel_values, model.mae.embeddings.patch_size)
     result = []
-    for noise in noises.unsqueeze(1).expand(-1, len(pixel_values), -1):
-        output = model(
-            pixel_values, mask_ratio=mask_ratio, noise=noise, prediction_ratio=1.0, return_loss=False, return_dict=True
-        )
-        ids = output.ids_hidden if output.ids_hidden.shape[1] > 0 else output.ids_keep
-        # Each patch is a batch of its own, so that any target's loss, which is a scalar, becomes one of the patch.
-        predictions, target = (
-            each.flatten(0, 1)[:, None, None] for each in (output.logits, model.target_values(pixel_values, ids))
-        )
-        losses = torch.vmap(model.target_loss)(predictions, target).unflatten(0, ids.shape)
-        if valid is not None:
-            losses = losses.where(valid_patches(valid, patch_size, ids), torch.nan)
-        result.append(losses.new_full(noise.shape, torch.nan).scatter(1, ids, losses))
+    for ids, _, losses in model.predictions_by_mask(pixel_values, num_masks, mask_ratio, seed, valid):
+        by_patch = losses.new_full((len(pixel_values), rows * columns), torch.nan)
+        result.append(by_patch.scatter(1, ids, losses))
     return torch.stack(result, dim=1)
 
 
@@ -367,19 +312,16 @@ def score_sheet(scorer: Scorer, dataset: ImagesToScore, losses: np.ndarray) -> P
             maps[index] = scorer(batch)["patch_losses"][0]
     title = ""
     if maps:
-        values = torch.stack(list(maps.values()))
-        limits = values[values.isfinite()].aminmax()
-        low, high = limits.min.item(), limits.max.item()
+        drawn, (low, high) = loss_maps(torch.stack(list(maps.values())), pictures[indices[0]].size)
+        maps = dict(zip(maps, drawn, strict=True))
         title = f", and that of patches from {low:.2f} (black) to {high:.2f} (yellow)"
-    rows = {}
-    for what, some in chosen.items():
-        rows[what + title] = []
-        for index in some.tolist():
-            shown = [pictures[index]]
-            if maps:
-                grid_size, values = tuple(maps[index].shape), maps[index].nan_to_num(nan=low).flatten()
-                shown.append(heat_map(values, grid_size, pictures[index].size, (low, high)))
-            rows[what + title].append((shown, f"{losses[index]:.3f}  #{index}"))
+    rows = {
+        what + title: [
+            ([each[index] for each in (pictures, maps) if each], f"{losses[index]:.3f}  #{index}")
+            for index in some.tolist()
+        ]
+        for what, some in chosen.items()
+    }
     return captioned_sheet(rows)
 
 
@@ -423,7 +365,6 @@ __all__ = [
     "Scorer",
     "ScoringArguments",
     "captioned_sheet",
-    "fixed_noise",
     "patch_losses",
     "score_command",
     "score_images",

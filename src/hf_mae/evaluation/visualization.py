@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Draws sheets of pictures: reconstructions, and the attention of the class token."""
+"""Draws sheets of pictures: reconstructions, losses of patches, and the attention of the class token."""
 
 import argparse
 import math
@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import torch
+from transformers.image_processing_utils import BatchFeature
 from transformers.utils import logging
 
 from ..cli import CommandParser
@@ -53,6 +54,35 @@ def reconstruction_sheet(
     rows = list(zip(*map(image_processor.post_process_reconstruction, kinds), strict=True))
     titles = ("original", "masked", "interpolation", "reconstruction")
     return picture_sheet(rows, titles, enlarged(rows[0][0].size, min_side), columns)
+
+
+def anomaly_sheet(
+    model: MAEForPreTraining,
+    image_processor: MAEImageProcessor,
+    pixel_values: torch.Tensor,
+    columns: int = 3,
+    min_side: int = 112,
+    **kwargs,
+) -> PIL.Image.Image:
+    """Draws each image next to its whole reconstruction and to the loss of its patches, from black to yellow.
+
+    The maps of all images have one range of colours, see [`loss_maps`], whose ends are in their title.
+
+    Args:
+        model ([`MAEForPreTraining`]): The model.
+        image_processor ([`MAEImageProcessor`]): The processor that made the pixel values.
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The images, any number of channels.
+        columns (`int`, *optional*, defaults to 3): Images in a row of the sheet, each as a triple of pictures.
+        min_side (`int`, *optional*, defaults to 112): Smaller images are enlarged by a whole factor to this side.
+        **kwargs: Arguments of `MAEForPreTraining.reconstruct_all`, such as `num_masks`.
+    """
+    pixel_values = pixel_values.to(model.device)
+    output = model.reconstruct_all(pixel_values, **kwargs)
+    pictures, whole = map(image_processor.post_process_reconstruction, (pixel_values, output.reconstruction))
+    size = enlarged(pictures[0].size, min_side)
+    maps, (low, high) = loss_maps(output.patch_losses, size)
+    titles = ("original", "reconstruction", f"loss {low:.2f} to {high:.2f}")
+    return picture_sheet(list(zip(pictures, whole, maps, strict=True)), titles, size, columns)
 
 
 @torch.no_grad()
@@ -153,6 +183,21 @@ def heat_map(
     return PIL.Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
+def loss_maps(patch_losses: torch.Tensor, size: tuple[int, int]) -> tuple[list[PIL.Image.Image], tuple[float, float]]:
+    """Draws the loss of each patch of some images as heat maps with one range of colours, and returns that range.
+
+    Args:
+        patch_losses (`torch.Tensor` of shape `(images, rows, columns)`): The losses. NaN, where there is no data, is
+            drawn as the lowest.
+        size (`(width, height)`): Pixels of each map.
+    """
+    finite = patch_losses[patch_losses.isfinite()]
+    low, high = (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 0.0)
+    grid_size = tuple(patch_losses.shape[1:])
+    rows = patch_losses.nan_to_num(nan=low).flatten(1)
+    return [heat_map(row, grid_size, size, (low, high)) for row in rows], (low, high)
+
+
 def enlarged(size: tuple[int, int], min_side: int) -> tuple[int, int]:
     """Returns (width, height) times the smallest whole factor that brings the shorter side to `min_side`."""
     factor = max(math.ceil(min_side / min(size)), 1)
@@ -195,19 +240,32 @@ def reconstruct_command(argv: list[str], prog: str) -> None:
     """Runs `hf-mae reconstruct`: draws what a pre-trained model predicts for hidden patches of pictures."""
     description = (
         "Draws pictures next to their visible patches, an interpolation of these, and what the model predicts for\n"
-        "the hidden ones."
+        "the hidden ones. With --anomaly next to a whole reconstruction, in which every patch is the mean of its\n"
+        "predictions with several masks that complement each other, and to the loss of each patch."
     )
     parser = _parser(prog, description, "reconstructions.png")
     parser.add_argument("--mask_ratio", type=float, help="Share of hidden patches. Default: that of the checkpoint.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the masks.")
+    parser.add_argument("--anomaly", action="store_true", help="Draw how badly each patch is predicted.")
+    parser.add_argument(
+        "--num_masks", type=int, help="Masks of --anomaly. Default: 4 where three quarters are hidden, and so on."
+    )
     args = parser.parse(argv)
-    processor, pixel_values = _read_inputs(args)
+    if args.num_masks is not None and not args.anomaly:
+        raise ValueError("`num_masks` goes with `anomaly`: other sheets show one mask. Set both or none.")
+    processor, inputs = _read_inputs(args)
     model = load_trained(MAEForPreTraining, args.model_name_or_path)
-    rows, columns = patch_grid(pixel_values, model.mae.embeddings.patch_size)
-    noise = torch.rand(len(pixel_values), rows * columns, generator=torch.Generator().manual_seed(args.seed))
-    sheet = reconstruction_sheet(model, processor, pixel_values, args.columns, noise=noise, mask_ratio=args.mask_ratio)
-    _save(sheet, args.output)
-    print(f"Original, visible patches, interpolation and reconstruction of {len(pixel_values)} pictures: {args.output}")
+    masks = {"mask_ratio": args.mask_ratio, "valid": inputs.valid}
+    if args.anomaly:
+        what, draw = "Original, whole reconstruction and loss of the patches", anomaly_sheet
+        masks.update(num_masks=args.num_masks, seed=args.seed)
+    else:
+        what, draw = "Original, visible patches, interpolation and reconstruction", reconstruction_sheet
+        rows, columns = patch_grid(inputs.pixel_values, model.mae.embeddings.patch_size)
+        generator = torch.Generator().manual_seed(args.seed)
+        masks["noise"] = torch.rand(len(inputs.valid), rows * columns, generator=generator)
+    _save(draw(model, processor, inputs.pixel_values, args.columns, **masks), args.output)
+    print(f"{what} of {len(inputs.valid)} pictures: {args.output}")
 
 
 def attention_command(argv: list[str], prog: str) -> None:
@@ -216,10 +274,10 @@ def attention_command(argv: list[str], prog: str) -> None:
         "Draws pictures next to two maps of what the class token attends to: in the last block, and over all blocks."
     )
     args = _parser(prog, description, "attention.png").parse(argv)
-    processor, pixel_values = _read_inputs(args)
+    processor, inputs = _read_inputs(args)
     model = load_trained(MAEModel, args.model_name_or_path)
-    _save(attention_sheet(model, processor, pixel_values, args.columns), args.output)
-    print(f"Attention maps of {len(pixel_values)} pictures: {args.output}")
+    _save(attention_sheet(model, processor, inputs.pixel_values, args.columns), args.output)
+    print(f"Attention maps of {len(inputs.valid)} pictures: {args.output}")
 
 
 def _parser(prog: str, description: str, output: str) -> CommandParser:
@@ -234,15 +292,15 @@ def _parser(prog: str, description: str, output: str) -> CommandParser:
     return parser
 
 
-def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, torch.Tensor]:
-    """Returns the image processor of the checkpoint, and the pixel values of the pictures."""
+def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeature]:
+    """Returns the image processor of the checkpoint, and `pixel_values` and `valid` of the pictures."""
     for name in ("num_images", "columns"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
     processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
     if args.image_size is not None:
         processor = processor.with_image_size(args.image_size)
-    return processor, processor(_pictures(args.images, args.num_images), return_tensors="pt").pixel_values
+    return processor, processor(_pictures(args.images, args.num_images), return_tensors="pt", return_valid=True)
 
 
 def _pictures(paths: list[str], num_images: int) -> list:
@@ -282,12 +340,14 @@ def _save(sheet: PIL.Image.Image, path: Path):
 
 
 __all__ = [
+    "anomaly_sheet",
     "attention_command",
     "attention_rollout",
     "attention_sheet",
     "enlarged",
     "heat_map",
     "load_trained",
+    "loss_maps",
     "picture_sheet",
     "reconstruct_command",
     "reconstruction_sheet",

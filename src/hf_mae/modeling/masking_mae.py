@@ -6,6 +6,9 @@ A mask is given as noise, as a bool tensor (True = hidden) or as the indices of 
 random. *Patch* indices never count class tokens. Shapes in comments: B batch, N patches of an image, K visible ones.
 """
 
+import math
+
+import numpy as np
 import torch
 
 
@@ -48,8 +51,7 @@ def choose_mask(
     elif ids_keep is not None:
         order, num_kept = _order_of_ids(ids_keep, num_patches), ids_keep.shape[1]
     elif mask_ratio is not None:
-        if not 0 <= mask_ratio < 1:
-            raise ValueError(f"`mask_ratio` must be in [0, 1), got {mask_ratio}.")
+        _check_mask_ratio(mask_ratio)
         height, width = pixel_values.shape[2:]
         check_mask_cells(sampling, block_size, grid_size, (height // grid_size[0], width // grid_size[1]))
         if noise is None:
@@ -76,6 +78,11 @@ def num_kept_patches(grid_size: tuple[int, int], mask_ratio: float, block_size: 
     """
     cells = (grid_size[0] // block_size) * (grid_size[1] // block_size)
     return int(cells * (1 - mask_ratio)) * block_size**2
+
+
+def _check_mask_ratio(mask_ratio: float):
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"`mask_ratio` must be in [0, 1), got {mask_ratio}.")
 
 
 def check_mask_cells(sampling: str, block_size: int, grid_size: tuple[int, int], patch_size: tuple[int, int]):
@@ -219,7 +226,106 @@ def _ranks_and_places(
     return order, rank, patch // grid_size[1], patch % grid_size[1]
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Masks that complement each other
+
+_ROUNDING = 1e-9  # more than errors of the product of a ratio and a number of patches
+
+
+def complementary_masks(
+    grid_size: tuple[int, int],
+    mask_ratio: float,
+    num_masks: int,
+    seed: int = 0,
+    sampling: str = "random",
+    block_size: int = 1,
+) -> list[torch.LongTensor]:
+    """Returns the visible patches of masks that together show each patch equally often, or once more than another.
+
+    They are dealt like cards: the patches are put into an order as for one mask, and each mask in turn takes the next
+    of them. When none are left they are put into a new order, in which those that the mask has already come last. So
+    with the usual ratio of 0.75 each patch is visible with one of every four masks. Where the share of visible patches
+    is no whole number of patches (of cells, if there are any) the numbers of the masks differ by one: of 49 patches the
+    four masks show 12, 12, 12 and 13.
+
+    Args:
+        grid_size (`(rows, columns)`): Patches of an image.
+        mask_ratio (`float`): Fraction of patches to hide, in [0, 1).
+        num_masks (`int`): Number of masks. Further masks do not change the first ones.
+        seed (`int`, *optional*, defaults to 0): Decides the masks, on any device.
+        sampling (`str`), block_size (`int`): The model's rule, see [`masking_order`]. The masks of `"grid"` show one
+            position after the other of each 2 x 2 cell, those of `"block"` coherent parts of the image.
+
+    Returns:
+        `list[torch.LongTensor]`: Patch indices, one tensor for each mask, to be passed as `ids_keep`.
+
+    Raises:
+        ValueError: If there is no such ratio or sampling.
+    """
+    _check_mask_ratio(mask_ratio)
+    cells = (grid_size[0] // block_size) * (grid_size[1] // block_size)
+    dealt = [math.floor(number * (1 - mask_ratio) * cells + _ROUNDING) for number in range(num_masks + 1)]
+    masks, turn, left = [], 0, torch.empty(0, dtype=torch.long)
+    for number in range(num_masks):
+        size = (dealt[number + 1] - dealt[number]) * block_size**2
+        if len(left) < size:
+            order = _order_of_turn(grid_size, sampling, block_size, seed, turn)
+            held = torch.isin(order, left)
+            left, turn = torch.cat([left, order[~held], order[held]]), turn + 1
+        masks.append(left[:size])
+        left = left[size:]
+    return masks
+
+
+def _order_of_turn(
+    grid_size: tuple[int, int], sampling: str, block_size: int, seed: int, turn: int
+) -> torch.LongTensor:
+    """Returns all patch indices (N) in an order that depends on the seed and the turn."""
+    cells = (grid_size[0] // block_size, grid_size[1] // block_size)
+    rank = np.random.default_rng([seed, turn]).permutation(cells[0] * cells[1]).reshape(cells)
+    noise = torch.from_numpy(rank.repeat(block_size, axis=0).repeat(block_size, axis=1)).flatten()
+    return masking_order(noise[None], grid_size, sampling, block_size).argsort(dim=1)[0]
+
+
+def number_of_masks(mask_ratio: float, num_masks: int | None = None) -> int:
+    """Returns how many complementary masks hide every patch at least once, and show every patch equally often.
+
+    Args:
+        mask_ratio (`float`): Fraction of patches to hide, in (0, 1).
+        num_masks (`int`, *optional*): A number to check, with which some patches may be visible once more than others.
+
+    Raises:
+        ValueError: If the masks are too few to hide every patch, or the share of visible patches is not one over a
+            whole number and `num_masks` is not given.
+    """
+    _check_mask_ratio(mask_ratio)
+    if mask_ratio == 0:
+        raise ValueError("`mask_ratio` 0 hides nothing, so that no patch would be predicted from others.")
+    least = math.ceil(1 / mask_ratio - _ROUNDING)
+    if num_masks is None:
+        num_masks = round(1 / (1 - mask_ratio))
+        if abs(num_masks * (1 - mask_ratio) - 1) > 1e-6:
+            raise ValueError(
+                f"`num_masks` is missing: with `mask_ratio` {mask_ratio} the visible share is {1 - mask_ratio:.3g}, "
+                f"not one over a whole number, so that no number of masks follows from it. Give any from {least} on."
+            )
+    if num_masks < least:
+        raise ValueError(
+            f"`num_masks` must be at least {least} with `mask_ratio` {mask_ratio}, got {num_masks}: fewer masks cannot "
+            "hide every patch."
+        )
+    return num_masks
+
+
 # What `config.mask_sampling` can be. A new way of masking is one function from (noise, grid_size) to scores.
 MASK_SAMPLINGS = {"random": _random_order, "block": _block_order, "grid": _grid_order}
 
-__all__ = ["MASK_SAMPLINGS", "check_mask_cells", "choose_mask", "masking_order", "num_kept_patches"]
+__all__ = [
+    "MASK_SAMPLINGS",
+    "check_mask_cells",
+    "choose_mask",
+    "complementary_masks",
+    "masking_order",
+    "num_kept_patches",
+    "number_of_masks",
+]

@@ -12,7 +12,8 @@ A mask means the same everywhere: bool, True = hidden from the encoder and predi
 class tokens. Shapes in comments: B batch, C channels, P pixels of a patch (height times width), N patches of an image,
 K visible (kept) patches, M hidden patches that are predicted, T class tokens, D width.
 
-Other files: masking_mae.py chooses masks, targets_mae.py says what is predicted, loading_mae.py loads at other sizes.
+Other files: masking_mae.py chooses masks, targets_mae.py says what is predicted, reconstruction_mae.py makes images of
+predictions, loading_mae.py loads at other sizes.
 """
 
 from collections.abc import Callable
@@ -32,15 +33,9 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_mae import MAEConfig, _pair
 from .loading_mae import LoadingMixin, ResizableModule, Resize
 from .masking_mae import choose_mask
-from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
-from .patches_mae import (
-    at_least_float32,
-    patch_grid,
-    patchify,
-    resample_position_table,
-    sincos_position_table,
-    unpatchify,
-)
+from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput
+from .patches_mae import at_least_float32, patch_grid, patchify, resample_position_table, sincos_position_table
+from .reconstruction_mae import ReconstructionMixin
 from .targets_mae import PixelTarget, valid_patches
 
 
@@ -306,8 +301,11 @@ class MAEDecoder(ResizableModule, MAEPreTrainedModel):
 # Pre-training
 
 
-class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
-    """Encoder and decoder: hides patches of images and predicts them. [`PixelTarget`] defines what is predicted."""
+class MAEForPreTraining(PixelTarget, ReconstructionMixin, ResizableModule, MAEPreTrainedModel):
+    """Encoder and decoder: hides patches of images and predicts them. [`PixelTarget`] defines what is predicted.
+
+    [`ReconstructionMixin`] brings `reconstruct` and `reconstruct_all`, which turn predictions into images.
+    """
 
     def __init__(self, config: MAEConfig):
         """Makes a model with fresh weights.
@@ -407,35 +405,6 @@ class MAEForPreTraining(PixelTarget, ResizableModule, MAEPreTrainedModel):
         if ids_hidden.shape[1] == 0:
             return None
         return ids_hidden[:, : max(round(ids_hidden.shape[1] * prediction_ratio), 1)]
-
-    @torch.no_grad()
-    def reconstruct(self, pixel_values: torch.Tensor, **kwargs) -> MAEReconstructionOutput:
-        """Returns images in which the visible patches are unchanged and the hidden ones are as predicted.
-
-        With `norm_pix_loss` the predictions are brought back to pixels with the mean and variance of the hidden patches
-        themselves. Such an image thus shows more than the model knows: brightness and contrast of each patch are given.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
-            **kwargs: The mask and other arguments of [`MAEForPreTraining.forward`].
-
-        Returns:
-            [`MAEReconstructionOutput`]: `MAEImageProcessor.post_process_reconstruction` turns it into PIL images.
-
-        Raises:
-            NotImplementedError: If the class has another target and no way back to pixels.
-        """
-        output = self(pixel_values, **{"prediction_ratio": 1.0, **kwargs, "return_loss": False, "return_dict": True})
-        patch_size = self.mae.embeddings.patch_size
-        grid_size = patch_grid(pixel_values, patch_size)
-        patches = at_least_float32(patchify(pixel_values, patch_size))  # (B, N, P * C)
-        ids = output.ids_hidden if output.ids_hidden.shape[1] > 0 else output.ids_keep
-        ids = ids[:, : output.logits.shape[1]]
-        predicted = self.predictions_to_pixels(output.logits.to(patches.dtype), pixel_values, ids)
-        index = ids[..., None].expand_as(predicted)
-        reconstruction = unpatchify(patches.scatter(1, index, predicted), patch_size, grid_size)
-        masked = unpatchify(patches.masked_fill(output.mask[..., None], 0), patch_size, grid_size)
-        return MAEReconstructionOutput(reconstruction, masked, output.mask)
 
 
 def _recorded_states(decoded: BaseModelOutput) -> BaseModelOutput | None:
@@ -690,5 +659,4 @@ __all__ = [
     "MAEModel",
     "MAEModelOutput",
     "MAEPreTrainedModel",
-    "MAEReconstructionOutput",
 ]

@@ -90,4 +90,24 @@ class MAEReconstructionOutput(ModelOutput):
     mask: torch.BoolTensor | None = None
 
 
-__all__ = ["MAEForPreTrainingOutput", "MAEModelOutput", "MAEReconstructionOutput"]
+@dataclass
+class MAEWholeReconstructionOutput(ModelOutput):
+    """Holds images in which every patch is predicted from others, and the losses of the patches.
+
+    Args:
+        reconstruction (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Every patch as the mean of its
+            predictions with the masks that hide it, in the scale of `pixel_values`.
+        patch_losses (`torch.FloatTensor` of shape `(batch, rows, columns)`): The mean loss of each patch with the
+            masks that hide it: a map of anomalies. NaN where a patch has no-data.
+    """
+
+    reconstruction: torch.FloatTensor | None = None
+    patch_losses: torch.FloatTensor | None = None
+
+
+__all__ = [
+    "MAEForPreTrainingOutput",
+    "MAEModelOutput",
+    "MAEReconstructionOutput",
+    "MAEWholeReconstructionOutput",
+]
