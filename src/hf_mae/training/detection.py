@@ -128,7 +128,10 @@ class DetectorTrainingArguments:
     """Optimization."""
 
     learning_rate: float = HfArg(default=5e-4, help="Learning rate of everything after the encoder's blocks.")
-    layer_decay: float = HfArg(default=0.8, help="Factor of the learning rate from each block to the one before.")
+    layer_decay: float | None = HfArg(
+        default=None,
+        help="Factor of the learning rate from each block to the one before. Default: 0.8; fresh weights: 1.",
+    )
     max_grad_norm: float = HfArg(default=0.1, help="Gradients are clipped to this norm. 0: never.")
     num_train_epochs: float = HfArg(
         default=0, help=f"Passes over the images. Default: {_EPOCHS}, or what makes {_FEWEST_STEPS} steps."
@@ -175,6 +178,8 @@ class DetectionArguments(
                 "`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae. Without any "
                 "pre-training set `preset` to tiny, small, base, large or huge."
             )
+        if self.layer_decay is None:  # fresh blocks have to learn as much as the head
+            self.layer_decay = 0.8 if self.model_name_or_path and not self.from_scratch else 1.0
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(f"`min_scale` {self.min_scale} must be positive and at most `max_scale` {self.max_scale}.")
         if self.class_names is not None and len(self.class_names) == 1 and Path(self.class_names[0]).is_file():
