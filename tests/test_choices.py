@@ -2,6 +2,8 @@
 # Copyright 2026 The hf_mae authors
 """What is chosen when data and time are all that is given. The device is imagined, so that its speed is exact."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,17 +12,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_mae import MAEForPreTraining
 from hf_mae.data.sources import ImageSource
-from hf_mae.training.choices import Choices, Seen, look_at, settle_settings
+from hf_mae.training import pretraining_run
+from hf_mae.training.arguments import recipe_of
+from hf_mae.training.choices import Choices, Seen, look_at, recorded_choices, settle_settings
 from hf_mae.training.initial_model import config_of
-from hf_mae.training.pretraining_settings import PretrainingSettings
+from hf_mae.training.pretraining_settings import MACHINE_SETTINGS, PretrainingSettings
 from hf_mae.training.speed import Speed, flops_per_sample, num_parameters
 
 HOUR, DAY = 3600, 24 * 3600
-CPU_CORE = {"flops": 4e10, "images": 500}  # operations and 224-pixel crops a second
 
 
 class Imagined:
-    """A device that computes and reads at fixed speeds; reading takes turns with training unless there are workers."""
+    """A CPU core, or what else, that computes and reads at fixed speeds: operations and images a second.
+
+    Reading and training take turns unless there are workers.
+    """
 
     def __init__(self, flops=4e10, images=500, workers=False):
         self.flops, self.images, self.workers = flops, images, workers
@@ -58,8 +64,7 @@ def model_of(settings):
 def test_photos_on_a_cpu_core__a_small_model_since_they_are_few():
     settings, lines = choose((3000, 160), 8 * HOUR)
     assert model_of(settings) == (128, 4, 160, 16)
-    assert "want 5,6" in lines["Model"]  # images, for the next size: more than 3,000
-    # 8 h * 0.85 at 40 GFLOP/s: twice as many samples as parameters would do.
+    assert "6 blocks of 192 want 5,6" in lines["Model"]  # images
     assert config_of(settings).norm_pix_loss
     assert (settings.effective_batch_size, settings.base_learning_rate) == (128, 2e-3)  # the recipe cifar10_small
     assert settings.crop_scale_min == 0.2
@@ -110,9 +115,12 @@ def test_short_of_time__smaller_images_and_more_steps():
     """Three minutes at 40 GFLOP/s are 38,000 samples of the smallest model, 300 batches of 128."""
     settings, lines = choose((3000, 160), 180)
     assert model_of(settings) == (128, 4, 128, 16)
+    assert "there is no smaller size" in lines["Model"]
     assert "with 160 the time is too short" in lines["Pixels"]
     assert settings.effective_batch_size == 64
     assert settings.base_learning_rate == 4e-3  # the same rate as for 128: the recipe fashion_mnist_sample
+    assert settings.eval_images == 400  # a hundredth
+    assert choose((3000, 160), 8 * HOUR)[0].eval_images == 5000
 
 
 @pytest.mark.parametrize(
@@ -271,6 +279,7 @@ def test_without_a_budget__as_in_the_paper():
     assert (settings.preset, settings.views_per_image) == ("base", 1)
     assert (settings.crop_scale_min, settings.base_learning_rate) == (0.2, 1.5e-4)
     assert settings.image_size is settings.effective_batch_size is None
+    assert settings.eval_images == 5000
     assert lines == []
 
 
@@ -284,3 +293,50 @@ def test_without_a_budget__a_long_run_says_so():
     assert settle(3000, 4e11)[1] == []  # two days
     assert settle(3000, 4e10, max_steps=1000)[1] == []
     assert "fewer `max_steps`" in settle(3000, 4e10, max_steps=10_000)[1][0]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Plans a run on 40 pictures with a time budget, on an imagined device."""
+    images = Pictures(*(picture(number) for number in range(40)))
+
+    def plan(device, **given):
+        monkeypatch.setattr(pretraining_run, "Speed", lambda *args, **kwargs: device)
+        settings = PretrainingSettings(output_dir=str(tmp_path), held_out=0, time_budget="8h", **given)
+        run = pretraining_run.PretrainingRun(settings, images)
+        run.start()
+        run.plan()
+        run.end_processes()
+        return run
+
+    return plan
+
+
+def test_run__goes_on_with_what_was_chosen(run, tmp_path, capsys):
+    """Also with the recipe that it has left."""
+    first = run(Imagined(), config_overrides="mask_ratio=0.6", seed=3)
+    assert (first.settings.image_size, first.settings.patch_size) == (28, 4)  # of 40 x 30 pixels
+    assert first.settings.config_overrides.endswith(",mask_ratio=0.6")
+    assert first.schedule.learning_rate == pytest.approx(4e-3 * 32 / 256)
+    printed = capsys.readouterr().out
+    assert "`image_size` 28, `patch_size` 4" in printed
+
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    (checkpoint / "training_state.json").write_text(json.dumps({"choices": first.record["choices"]}))
+    names = [name for choice in first.record["choices"] for name in choice["values"]]
+    assert {"preset", "image_size", "views_per_image", "effective_batch_size"} <= set(names)
+    recipe = recipe_of(first.settings, MACHINE_SETTINGS)
+    for given in ({"time_budget": "8h", "seed": 3, "config_overrides": "mask_ratio=0.6"}, recipe):
+        again = PretrainingSettings(**given)
+        settle_settings(again, None, None, recorded=recorded_choices(tmp_path), say=print)
+        assert all(getattr(again, name) == getattr(first.settings, name) for name in names)
+        assert capsys.readouterr().out == printed
+
+
+def test_run__before_there_were_choices(tmp_path):
+    assert recorded_choices(tmp_path) is None
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    (checkpoint / "training_state.json").write_text("{}")
+    assert recorded_choices(tmp_path) == []

@@ -18,7 +18,7 @@ from PIL import Image
 import hf_mae
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.sources import ImageSource
-from hf_mae.training.choices import PAPER
+from hf_mae.training.choices import DEFAULTS
 from hf_mae.training.initial_model import build_model
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
 from hf_mae.training.step_guard import RunStopped
@@ -236,7 +236,7 @@ def test_model__goes_on_from_rgb_weights_on_other_channels(tiny_model, tmp_path)
 
 def test_model__of_the_default_preset_predicts_normalised_patches():
     with torch.device("meta"):
-        config = MAEConfig.from_preset(PAPER["preset"])
+        config = MAEConfig.from_preset(DEFAULTS["preset"])
     assert (config.hidden_size, config.num_hidden_layers) == (768, 12)
 
 

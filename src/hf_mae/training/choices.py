@@ -32,8 +32,15 @@ from .optimization import default_effective_batch_size, scaled_learning_rate
 from .pretraining_settings import PretrainingSettings
 from .speed import flops_per_sample, num_parameters
 
-# What is left open without a time budget. He et al. 2021, Table 8 and section 4: ViT-B is the smallest model there.
-PAPER = {"preset": "base", "views_per_image": 1, "crop_scale_min": 0.2, "base_learning_rate": 1.5e-4}
+_MOST_EVALUATED = 5000  # images of an evaluation
+# What is left open and not chosen: as in He et al. 2021, Table 8 and section 4, whose smallest model is ViT-B.
+DEFAULTS = {
+    "preset": "base",
+    "views_per_image": 1,
+    "crop_scale_min": 0.2,
+    "base_learning_rate": 1.5e-4,
+    "eval_images": _MOST_EVALUATED,
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ _HIGHEST_RATE = 2.4e-3  # the highest rate with a record: the paper's, 1.5e-4 * 
 TRAINING_SHARE = 0.85  # of the time. The rest is for looking, measuring, evaluating and saving.
 _LOADING_SHARE = 0.25  # of the time, above which several crops are taken of a decode
 _MOST_VIEWS = 4  # benchmarks/equal_time.py: as good at equal steps
+_EVALUATION_SHARE, _FEWEST_EVALUATED = 0.01, 200  # of the samples, images: ten evaluations take a tenth of the time
 LONG_RUN = 3 * 86400  # seconds, after which a run that was not given a time budget should not come as a surprise
 _SLOWEST_DEVICE = 1e9  # operations a second; runs that are short even there need no measurement
 
@@ -209,6 +217,7 @@ class Choices:
         self._choose_views()
         self._choose_batch()
         self._choose_rate()
+        self._choose_evaluation()
         return self.made
 
     def _add(self, name: str, values: dict, reason: str):
@@ -227,7 +236,7 @@ class Choices:
             reason = f"a fifth of {self.seen.side} pixels, as for photographs, shows too little"
             self._add("Crops", {"crop_scale_min": 0.5}, reason)
         else:
-            self._add("Crops", {"crop_scale_min": PAPER["crop_scale_min"]}, "the paper's, for photographs")
+            self._add("Crops", {"crop_scale_min": DEFAULTS["crop_scale_min"]}, "the paper's, for photographs")
 
     # ------------------------------------------------------------------------------------------------------------------
     # The model and its images
@@ -241,18 +250,18 @@ class Choices:
             self.size, reason = self._largest_size()
             self._add("Model", _values_of(self.size), reason)
         elif self.settings.preset is None:
-            self.settings = _with(self.settings, {"preset": PAPER["preset"]})
+            self.settings = _with(self.settings, {"preset": DEFAULTS["preset"]})
         self.config = config_of(self.settings, self.model)
         self.size = self.size or _nearest_size(self.config)
 
     def _of_size(self, size: Size | None) -> PretrainingSettings:
         """Returns the settings with a size of the model; without one they have it, or its width."""
-        return _with(self.settings, {"preset": PAPER["preset"]} if size is None else _values_of(size))
+        return _with(self.settings, {"preset": DEFAULTS["preset"]} if size is None else _values_of(size))
 
     def _largest_size(self) -> tuple[Size, str]:
         """Returns the largest size that is fed, and why it is no larger one."""
         chosen, ending = SIZES[0], "larger ones are left to users"
-        parameters = samples = 0.0
+        parameters, samples = 0, 0.0
         for size in SIZES:
             config = config_of(self._of_size(size))
             encoder, whole = num_parameters(config)
@@ -262,13 +271,16 @@ class Choices:
                 break
             possible, _ = self._samples(config, size)
             if size is not SIZES[0] and possible < wanted:
-                ending = f"{size.words} want {_millions(wanted)} samples, of which {_millions(possible)} would fit"
+                ending = f"{size.words} want {_in_words(wanted)} samples, of which {_in_words(possible)} would fit"
                 break
             chosen, parameters, samples = size, whole, possible
-        reason = (
-            f"{chosen.words}, {_millions(parameters)} parameters, want {_millions(SAMPLES_PER_PARAMETER * parameters)}"
-        )
-        return chosen, f"{reason} samples, and {_millions(samples)} fit into the time; {ending}"
+            if possible < wanted:
+                ending = "there is no smaller size"
+                break
+        wanted = SAMPLES_PER_PARAMETER * parameters
+        fitting = f"{'and' if samples >= wanted else 'but only'} {_in_words(samples)} fit into the time"
+        reason = f"{chosen.words}, {_in_words(parameters)} parameters, want {_in_words(wanted)} samples, {fitting}"
+        return chosen, f"{reason}; {ending}"
 
     def _samples(self, config: MAEConfig, size: Size, views: int | None = None) -> tuple[float, float]:
         """Returns how many samples fit into the time, and the share of the time that training waits for images."""
@@ -378,6 +390,12 @@ class Choices:
         reason = f"{_rate(base, batch_size)} for a batch of {batch_size}; {reason}"
         self._add("Rate", {"base_learning_rate": base}, reason)
 
+    def _choose_evaluation(self):
+        images = round(max(_EVALUATION_SHARE * self.samples, _FEWEST_EVALUATED) / 100) * 100
+        if "eval_images" not in self.given and images < _MOST_EVALUATED:
+            reason = "a hundredth of the samples" if images > _FEWEST_EVALUATED else "fewer would tell little"
+            self._add("Judging", {"eval_images": images}, f"more would take long; {reason}")
+
 
 def _rate(base: float, batch_size: int) -> str:
     return f"{scaled_learning_rate(base, batch_size):.2g}"
@@ -425,8 +443,8 @@ def _nearest_size(config: MAEConfig) -> Size:
     return min(sizes, key=lambda size: abs(math.log(num_parameters(sizes[size])[0]) - wanted))
 
 
-def _millions(number: float) -> str:
-    return f"{number / 1e6:,.{2 if number < 1e6 else 1}f} million"
+def _in_words(number: float) -> str:
+    return f"{number / 1e6:,.1f} million" if number >= 1e6 else f"{float(f'{number:.2g}'):,.0f}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -469,7 +487,7 @@ def settle_settings(
         say("\n".join(["Chosen, since it was left open:", *map(str, choices)]))
     for choice in choices:
         vars(settings).update(vars(_with(settings, choice.values)))
-    for name, value in PAPER.items():
+    for name, value in DEFAULTS.items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)
     is_planned = settings.time_budget is not None or recorded is not None
@@ -543,4 +561,4 @@ def _shorter_runs(settings: PretrainingSettings, samples: float, flops_a_second:
     return []
 
 
-__all__ = ["PAPER", "SIZES", "Choice", "Choices", "Seen", "Size", "look_at", "recorded_choices", "settle_settings"]
+__all__ = ["DEFAULTS", "SIZES", "Choice", "Choices", "Seen", "Size", "look_at", "recorded_choices", "settle_settings"]

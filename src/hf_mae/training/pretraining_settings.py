@@ -190,7 +190,9 @@ class OutputSettings:
     save_total_limit: int = HfArg(default=2, help="Number of checkpoints to keep.")
     on_save_error: Literal["continue", "stop"] = HfArg(default="continue", help="What to do when the disk is full.")
     eval_steps: int | None = HfArg(default=None, help="Steps between evaluations. Default: ten evaluations in a run.")
-    eval_images: int = HfArg(default=5000, help="Maximum size of the k-NN bank; of held-out images a fifth of it.")
+    eval_images: int | None = HfArg(
+        default=None, help="Most images of the k-NN bank; of held-out ones a fifth. Default: 5000, or by time_budget."
+    )
     max_bad_steps: int = HfArg(default=10, help="Steps in a row without finite loss before a rollback.")
     report_to: str | None = HfArg(default=None, help="tensorboard, trackio or wandb, in addition to metrics.jsonl.")
     log_samples: bool = HfArg(default=False, help="Write index, crop and mask of every sample to samples-*.jsonl.")
