@@ -290,7 +290,7 @@ def test_overfitting__eight_pictures(call, tmp_path):
     MAEForPreTraining(config).save_pretrained(tmp_path / "encoder")
     MAEImageProcessor.for_image_size(128).save_pretrained(tmp_path / "encoder")
     arguments = ["--model_name_or_path", tmp_path / "encoder", "--data", tmp_path / "data", "--held_out", 0]
-    arguments += ["--from_scratch", "--max_steps", 150, "--eval_strategy", "no", "--save_strategy", "no"]
+    arguments += ["--from_scratch", "--max_steps", 150, "--eval_steps", 50, "--save_steps", 50]
     call(script.detect_command, *arguments, "--output_dir", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_map50"] > 0.9
     # In a fresh process, which knows the encoder from hf_mae alone, boxes are in pixels of the picture.

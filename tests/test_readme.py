@@ -33,6 +33,7 @@ SCRIPTS = {
     "examples/run_image_classification.py": "finetune",
     "examples/run_linear_probing.py": "probe",
     "examples/run_semantic_segmentation.py": "segment",
+    "examples/run_object_detection.py": "detect",
 }
 
 

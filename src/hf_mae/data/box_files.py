@@ -16,6 +16,7 @@ import yaml
 from .folders import FolderImages, is_image, walk
 from .image_source import ImageSource
 from .masks import SPLITS
+from .shards import DatasetImages, ParquetImages
 from .sources import open_images
 from .tables import find_table, read_table, values_of_files
 
@@ -113,11 +114,16 @@ def open_annotated(
             return _open_table(root, split, *column)
         if split == "val" and any(find(root, "train") for find in (_find_coco, _find_yolo, _find_voc)):
             return None
-    options = {"image_column": image_column, "dataset_config": dataset_config, "labels": "none"}
-    images = open_images(data, "train" if split == "train" else "test", **options)
+    images = open_images(
+        data,
+        "train" if split == "train" else "test",
+        image_column=image_column,
+        dataset_config=dataset_config,
+        labels="none",
+    )
     if images is None:
         return None
-    if isinstance(images, FolderImages):
+    if not isinstance(images, ParquetImages | DatasetImages):
         raise ValueError(
             f"Found no boxes in {data}. Expected a COCO file (.json with images, annotations and categories), YOLO "
             "files (images/ and labels/), Pascal VOC files (Annotations/*.xml), or metadata.jsonl with a column "
@@ -295,11 +301,11 @@ def _find_yolo(root: Path, split: str) -> AnnotatedImages | None:
     labels = _yolo_labels(folder)
     if not settings and not any(labels.rglob("*.txt")):
         return None
-    names = settings.get("names")
-    if names is not None:
-        names = dict(names) if isinstance(names, dict) else dict(enumerate(names))
-        names = {int(number): str(name) for number, name in sorted(names.items(), key=lambda item: int(item[0]))}
-    return read_yolo(folder, labels, names)
+    stated = settings.get("names")
+    if stated is None:
+        return read_yolo(folder, labels, None)
+    numbered = dict(stated) if isinstance(stated, dict) else dict(enumerate(stated))
+    return read_yolo(folder, labels, {int(number): str(numbered[number]) for number in sorted(numbered, key=int)})
 
 
 def _yolo_settings(root: Path) -> dict:
@@ -339,7 +345,7 @@ def _yolo_labels(folder: Path) -> Path:
     return Path(*parts) if Path(*parts).is_dir() else folder
 
 
-def read_yolo(folder: Path, labels: Path, names: dict[int, str] | None) -> AnnotatedImages:
+def read_yolo(folder: Path, labels: Path, names: dict[Label, str] | None) -> AnnotatedImages:
     """Reads YOLO files: a line for each object, its class and centre, width and height as shares of the sides.
 
     More than four numbers are a polygon, which becomes the box around it. An image without a file has no object.
@@ -347,7 +353,7 @@ def read_yolo(folder: Path, labels: Path, names: dict[int, str] | None) -> Annot
     Args:
         folder (`Path`): Folder of the images.
         labels (`Path`): Folder of the files.
-        names (`dict[int, str]`, *optional*): Names of the classes.
+        names (`dict[int | str, str]`, *optional*): Names of the classes.
     """
     notes: list[str] = []
     images, paths = _folder_images(folder, _images_below(folder), notes)
@@ -485,6 +491,7 @@ def _open_table(root: Path, split: str, column: str, box_format: str) -> Annotat
     images = open_images(os.fspath(root), "train" if split == "train" else "test", labels="none")
     if images is None:
         return None
+    assert isinstance(images, FolderImages)
     table = find_table(images.folder)
     rows = read_table(table)
     files = [images.describe(index) for index in range(len(images))]
@@ -493,7 +500,7 @@ def _open_table(root: Path, split: str, column: str, box_format: str) -> Annotat
     return AnnotatedImages(images, stated, None, f"column {column} of {table.name}", list(images.notes))
 
 
-def _read_column(images: ImageSource, column: str, box_format: str) -> AnnotatedImages:
+def _read_column(images: ParquetImages | DatasetImages, column: str, box_format: str) -> AnnotatedImages:
     """Reads a column of a data set, which is read without the images."""
     cells = list(images.groups(column))  # the values of any column
     stated = _stated_in_cells(cells, [images.describe(index) for index in range(len(images))], box_format)

@@ -91,7 +91,9 @@ class BoxedImages:
 # Checking
 
 
-def number_classes(splits: Sequence[AnnotatedImages], class_names: list[str] | None = None) -> dict[Label, int]:
+def number_classes(
+    splits: Sequence[AnnotatedImages], class_names: list[str] | None = None
+) -> tuple[list[str], dict[Label, int]]:
     """Returns the names of the classes and the number of each class, by what the files call it, alike in all splits.
 
     Classes that files list come in the order of the list, COCO's by their ids; others in the order of their names.
@@ -113,6 +115,7 @@ def number_classes(splits: Sequence[AnnotatedImages], class_names: list[str] | N
             f"The splits list different classes: {list(stated[0].items())} and {list(stated[1].items())}. They must "
             "have the same numbers and names."
         )
+    labels: Sequence[Label]
     shown = sorted({label for split in splits for each in split.stated for label in each.labels}, key=_by_type)
     if stated:
         names, labels = list(stated[0].values()), list(stated[0])
@@ -297,12 +300,15 @@ def _keep(
     pixels = corners * np.tile(size, 2)
     tolerance = np.maximum(np.array(size) * _TOLERANCE, _TOLERANCE_PIXELS)
     beyond = np.maximum(-pixels[:, :2], pixels[:, 2:] - size)
-    finite, negative = np.isfinite(corners).all(axis=1), (corners[:, 2:] < corners[:, :2]).any(axis=1)
+    finite: np.ndarray = np.isfinite(corners).all(axis=1)
+    negative: np.ndarray = (corners[:, 2:] < corners[:, :2]).any(axis=1)
     protrudes = finite & (beyond > tolerance).any(axis=1)
     known = np.array([label in numbers for label in stated.labels], dtype=bool).reshape(-1)
     broken = ~finite | negative | ~known | (protrudes & (not clip))
-    for index in np.flatnonzero(broken):
-        faults.append(_describe(stated, index, numbers, (finite[index], negative[index], known[index]), size))
+    for index in np.flatnonzero(broken).tolist():
+        faults.append(
+            _describe(stated, index, numbers, (bool(finite[index]), bool(negative[index]), bool(known[index])), size)
+        )
     inside = corners.clip(0, 1)
     empty = ~broken & (inside[:, 2:] <= inside[:, :2]).any(axis=1)
     kept = ~broken & ~empty

@@ -406,9 +406,7 @@ class DetectionTrainer(FineTuningTrainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Returns the figures, with the statistics of the norms that are saved: those of the first process."""
-        if self.args.world_size > 1:
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        self.share_buffers()
         return super().evaluate(*args, **kwargs)
 
     def describe_results(self, metrics: dict) -> dict:

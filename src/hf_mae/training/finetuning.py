@@ -63,7 +63,7 @@ _PREFIXES_NOT_COMPARED += ("gradient_checkpointing", "activation_checkpointing",
 _NOT_IN_RECIPE = {"output_dir", "data", "overwrite_output_dir", "bf16", "use_cpu", "batch_eval_metrics"}
 _NOT_IN_RECIPE |= {"dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"}
 _LEFT_BY_A_RUN: tuple[str, ...] = (EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json")
-_LEFT_BY_A_RUN += ("training_args.bin", "segmentation.png", "confusion.png", "predictions.csv")
+_LEFT_BY_A_RUN += ("training_args.bin", "segmentation.png", "detections.png", "confusion.png", "predictions.csv")
 
 
 @dataclass
@@ -570,6 +570,12 @@ class FineTuningTrainer(Trainer):
 
     def finish_model(self):
         """Changes the trained model to what is saved. To be overridden; by default nothing is changed."""
+
+    def share_buffers(self):
+        """Gives all processes the buffers of the first, which are saved, such as the statistics of batch norms."""
+        if self.args.world_size > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
 
     def describe_results(self, metrics: dict) -> dict:
         """Leaves pictures and tables of the last evaluation in the output folder and returns the figures to record.
