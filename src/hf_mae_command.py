@@ -6,6 +6,9 @@ import difflib
 import importlib
 import os
 import sys
+import time
+
+started: float | None = None  # `time.perf_counter` when a command began, before torch was loaded: a time budget asks
 
 # What each command does, and the function that does it.
 COMMANDS = {
@@ -19,6 +22,7 @@ COMMANDS = {
     "score": ("hf_mae.evaluation.scoring:score_command", "Write the loss of each image to a file."),
     "reconstruct": ("hf_mae.evaluation.visualization:reconstruct_command", "Draw what a model reconstructs."),
     "attention": ("hf_mae.evaluation.visualization:attention_command", "Draw where the class token looks."),
+    "demo": ("hf_mae.demo:demo_command", "Try a model on a page in the browser; write that page as a Space."),
     "convert": ("hf_mae.conversion:convert_command", "Convert weights from and to other implementations."),
     "push": ("hf_mae.publishing:push_command", "Write the model card and push a model to the Hub."),
 }
@@ -43,6 +47,8 @@ def main(argv: list[str] | None = None):
     The status is 0 after success, 2 after a mistake of the user, which is described in one line, 128 + signal after a
     run that was stopped and saved, and 1 after any other error.
     """
+    global started
+    started = time.perf_counter()
     wait_passively()
     argv = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in argv

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from accelerate.tracking import GeneralTracker
 
+import hf_mae_command
+
 from ..cli import in_flags
 from ..data.sources import ImageSource
 from ..modeling.configuration_mae import _PRESETS, MAEConfig
@@ -84,7 +86,8 @@ def pretrain_command(argv: list[str], prog: str):
         "processes. Ctrl-C, SIGTERM and SIGUSR1 save and end it. docs/training.md has the details."
     )
     settings = parse_arguments(PretrainingSettings, argv, prog, description, SAMPLE_RECIPE)
-    _run(settings, echo=lambda text: print(in_flags(text), flush=True))
+    started, hf_mae_command.started = hf_mae_command.started, None
+    _run(settings, echo=lambda text: print(in_flags(text), flush=True), started=started)
 
 
 def _run(settings: PretrainingSettings, *args, **kwargs) -> PretrainingResult:

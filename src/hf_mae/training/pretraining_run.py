@@ -98,6 +98,7 @@ class PretrainingRun:
         image_processor: MAEImageProcessor | None = None,
         trackers: Sequence[GeneralTracker] | None = None,
         echo: Callable[[str], None] = print,
+        started: float | None = None,
     ):
         """
         Args:
@@ -107,10 +108,11 @@ class PretrainingRun:
             image_processor ([`MAEImageProcessor`], *optional*): Replaces the settings of mean and deviation.
             trackers (`Sequence[GeneralTracker]`, *optional*): Of Accelerate.
             echo (`Callable[[str], None]`, *optional*, defaults to `print`): Takes the messages of the run.
+            started (`float`, *optional*): `time.perf_counter` from which the time of the run counts. Default: now.
         """
         self.settings, self.given_model, self.given_processor = settings, model, image_processor
         self.given_images, self.trackers, self._echo = images, list(trackers or ()), echo
-        self.output_dir = Path(settings.output_dir)
+        self.output_dir, self.started = Path(settings.output_dir), started or time.perf_counter()
         self.found_unreadable: dict[str, str] = {}
         self.rollbacks: list[Path] = []
         self.problem: str | None = None
@@ -148,7 +150,7 @@ class PretrainingRun:
 
     def start(self):
         """Starts Accelerate: devices, processes, precision and trackers."""
-        settings, self.started = self.settings, time.perf_counter()
+        settings = self.settings
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
         # The main process may be busy for long: listing a million files, hashing a large checkpoint.
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(minutes=30))
@@ -346,7 +348,8 @@ class PretrainingRun:
     def first_plan(self, plan: Plan, pace: float) -> Plan:
         """Returns the plan of a run with a time budget whose steps take `pace` seconds, see [`TimeBudget`]."""
         settings = self.settings
-        evaluated = 1.2 * min(settings.eval_images, len(self.images.train)) + 2 * num_twins(plan)
+        bank = min(settings.eval_images, len(self.images.train))
+        evaluated = 1.2 * bank + 2 * min(num_twins(plan), bank // 5)
         size = num_parameters(self.plain_model)
         return self.budget.first_plan(plan, pace, settings.warmup_ratio, settings.eval_steps, evaluated, size)
 

@@ -183,15 +183,18 @@ class TimeBudget:
         if steps > step * self.cooldown_ratio / (1 - self.cooldown_ratio):
             return replace(plan, max_steps=step + steps)
         steps = max(steps, math.ceil(_SHORTEST_COOLDOWN * step), 1)
+        self._blocks.clear()  # the correction is by what comes now
         return plan.ending_at(step + steps, steps)
 
     def _correct(self, step: int, plan: Plan) -> Plan:
         """Returns the plan with another end, to which the rate goes on from where it is, if the pace has changed."""
         left = self.seconds - self.clock() - self._reserve
-        steps, planned = max(self._steps_that_fit(step, plan, left), 1), plan.max_steps - step
-        if planned < 1 or abs(steps - planned) <= _PACE_CHANGED * planned:
+        start, planned = plan.cooldown_start or 0, plan.max_steps - step
+        shortest = max(math.ceil(_SHORTEST_COOLDOWN * start) - (step - start), 1)
+        steps = max(self._steps_that_fit(step, plan, left), shortest)
+        if planned < 1 or abs(steps - planned) <= max(_PACE_CHANGED * planned, 1):
             return plan
-        points = [(plan.cooldown_start or 0, 0.0), (step, plan.cooldown_share(step)), (step + steps, 1.0)]
+        points = [(start, 0.0), (step, plan.cooldown_share(step)), (step + steps, 1.0)]
         return replace(plan, max_steps=step + steps, cooldown=points)
 
 

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""When the learning rate falls in a run that has to end in time, by clocks that tests set."""
+
+import json
+import math
+import re
+import shutil
+import signal
+
+import pytest
+import torch
+from conftest import SMALL, STEPS, SignalAt, metrics, same_tensors, samples
+
+from hf_mae.training import pretraining_run
+from hf_mae.training.arguments import load_recipe
+from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
+from hf_mae.training.schedule import Plan
+from hf_mae.training.step_guard import RunStopped
+from hf_mae.training.time_budget import TimeBudget, measure_pace
+
+OPEN = Plan(
+    batch_size=64, steps_per_epoch=100.0, max_steps=0, warmup_steps=0, learning_rate=1.0, eval_steps=1, cooldown=[]
+)
+
+
+class Simulation:
+    """A run whose steps, evaluations and saves take the time that a test says."""
+
+    def __init__(self, seconds, pace, evaluation=0.0, save=0.0, spent=0.0, save_steps=1000):
+        self.now, self.pace, self.evaluation, self.save = spent, pace, evaluation, save
+        self.budget = TimeBudget({"seconds": seconds}, 0.2, save_steps, lambda: self.now)
+        self.step, self.save_steps, self.decisions, self.reviews = 0, save_steps, [], 0
+        self.plan = self.budget.first_plan(OPEN, pace(0), 0.05, None, evaluated=0, parameters=0)
+
+    def run(self, until=math.inf):
+        ask = self.step + 1
+        while self.plan.is_open or self.step < self.plan.max_steps:
+            if self.step >= until:
+                return self
+            self.now += self.pace(self.now)
+            self.step += 1
+            if self.step >= ask:
+                before, self.reviews = self.plan.cooldown, self.reviews + 1
+                self.plan, ask = self.budget.review(self.step, self.plan)
+                self.decisions += [self.plan] if self.plan.cooldown != before else []
+            ended = self.step == self.plan.max_steps and not self.plan.is_open
+            if ended or self.step % self.plan.eval_steps == 0:
+                with self.budget.measuring("evaluation"):
+                    self.now += self.evaluation
+            if ended or self.step % self.save_steps == 0 or self.step == self.plan.cooldown_start:
+                with self.budget.measuring("save"):
+                    self.now += self.save
+        self.now += self.save  # of the finished model
+        return self
+
+
+def share(simulation):
+    """The part of the steps in the cool-down."""
+    return 1 - simulation.plan.cooldown_start / simulation.plan.max_steps
+
+
+def test_quiet_machine__ends_in_time_after_one_decision():
+    simulation = Simulation(3600, lambda now: 0.5, evaluation=20, save=3).run()
+    assert 0.97 * 3600 < simulation.now < 3600
+    assert len(simulation.decisions) == 1
+    assert share(simulation) == pytest.approx(0.2, abs=0.01)
+    assert simulation.plan.warmup_steps == pytest.approx(0.05 * simulation.plan.max_steps, rel=0.1)
+    assert simulation.plan.max_steps // simulation.plan.eval_steps in (9, 10, 11)
+    assert simulation.reviews < 1000  # each is an exchange between processes
+
+
+@pytest.mark.parametrize("evaluation", [1, 60, 300])
+def test_slow_evaluations__are_counted(evaluation):
+    simulation = Simulation(3600, lambda now: 0.5, evaluation=evaluation, save=30, save_steps=500).run()
+    assert 0.9 * 3600 < simulation.now < 3600 * 1.03
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_pace__that_changes_before_the_cooldown_moves_it(factor):
+    simulation = Simulation(3600, lambda now: 0.5 * (factor if now > 1200 else 1), evaluation=10).run()
+    assert 0.97 * 3600 < simulation.now < 3600
+    assert share(simulation) == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("factor", [1.5, 0.6])
+def test_pace__that_changes_in_the_cooldown_is_met_once(factor):
+    """The rate goes on from where it is, and falls to 0 at the new end."""
+    simulation = Simulation(3600, lambda now: 0.5 * (factor if now > 2900 else 1), evaluation=10).run()
+    assert 0.97 * 3600 < simulation.now < 1.03 * 3600
+    first, second = simulation.decisions
+    (start, _), (middle, half), (end, _) = second.cooldown
+    assert (start, end) == (first.cooldown_start, second.max_steps)
+    assert (end > first.max_steps) == (factor < 1)
+    assert half == pytest.approx(0.5, abs=0.01)
+    assert second.rate_at(middle) == first.rate_at(middle)
+    rates = [second.rate_at(step) for step in range(end + 1)]
+    assert all(later <= earlier for earlier, later in zip(rates[start:], rates[start + 1 :], strict=False))
+    assert rates[-1] == 0
+
+
+def test_uneven_steps__count_with_their_mean_and_a_standstill_does_not():
+    """Every fourth step is slow; and the machine stands still for five minutes at half of the time."""
+    still = iter([300.0])
+
+    def pace(now):
+        pace.steps = getattr(pace, "steps", 0) + 1
+        return (1.4 if pace.steps % 4 == 0 else 0.2) + (next(still, 0.0) if now > 1800 else 0.0)
+
+    simulation = Simulation(3600, pace, evaluation=5).run()
+    assert 0.95 * 3600 < simulation.now < 1.03 * 3600
+    assert share(simulation) == pytest.approx(0.2, abs=0.02)
+
+
+def test_time_that_is_over__leaves_a_short_cooldown():
+    """As in a run that goes on when its time has passed."""
+    simulation = Simulation(3600, lambda now: 0.5).run(until=1000)
+    simulation.now = 4000
+    simulation.run()
+    assert (simulation.plan.cooldown_start, simulation.plan.max_steps) == (1001, 1001 + 51)  # 5 %, rounded up
+
+
+def test_first_plan__of_too_little_time_says_what_would_do():
+    budget = TimeBudget({"seconds": 60.0}, 0.2, 1000, lambda: 5.0)
+    with pytest.raises(
+        ValueError, match=r"`time_budget` 60 s is too short: a step takes 2 s here .* leaves 26 steps"
+    ) as error:
+        budget.first_plan(OPEN, 2.0, 0.05, None, evaluated=0, parameters=0)
+    needed = float(str(error.value).split("would need about ")[1].split(" s")[0])
+    TimeBudget({"seconds": needed}, 0.2, 1000, lambda: 5.0).first_plan(OPEN, 2.0, 0.05, None, 0, 0)
+
+
+def test_first_plan__has_fewer_evaluations_where_they_are_slow():
+    def evaluations(images):
+        plan = TimeBudget({"seconds": 3600.0}, 0.2, 1000, lambda: 0.0).first_plan(OPEN, 1.0, 0.05, None, images, 0)
+        return round(plan.max_steps / plan.eval_steps)
+
+    # An image counts as one of training, of which a second has 64, so that 23,040 images take a tenth of the time.
+    assert [evaluations(images) for images in (100, 2304, 4608, 23040, 40000)] == [10, 10, 5, 2, 2]
+    assert TimeBudget({"seconds": 3600.0}, 0.2, 1000, lambda: 0.0).first_plan(OPEN, 1.0, 0.05, 7, 0, 0).eval_steps == 7
+
+
+def test_pace__is_measured_within_a_small_share_of_the_time(monkeypatch):
+    now, taken = [0.0], []
+
+    def take():
+        taken.append(100.0 if not taken else 0.001 if len(taken) < 9 else 0.1)  # compiled, ready in the workers, read
+        now[0] += taken[-1]
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert measure_pace(take, 8, 500.0, torch.device("cpu")) == pytest.approx(0.1)
+    assert sum(taken[1:]) < 0.03 * 1e5
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Runs
+
+RUN = {**STEPS, "config_overrides": SMALL, "effective_batch_size": 8, "eval_images": 10, "save_steps": 1000}
+RUN.update(max_steps=-1, save_total_limit=1, eval_steps=20, warmup_ratio=0.1, views_per_image=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _steps_as_seconds():
+    """A clock by which a step takes a second and all else nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining_run, "measure_pace", lambda *_: 1.0)
+        patch.setattr(pretraining_run.PretrainingRun, "seconds", property(lambda run: float(run.step)))
+        yield
+
+
+def plan_of(folder):
+    return json.loads((folder / "run.json").read_text())["plan"]
+
+
+def checkpoints(folder):
+    return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 56 seconds: its folder and what it printed."""
+    printed = []
+    settings = PretrainingSettings(
+        **{
+            **load_recipe("fashion_mnist_sample", PretrainingSettings),
+            **RUN,
+            "output_dir": str(tmp_path_factory.mktemp("finished") / "run"),
+            "time_budget": 56,
+        }
+    )
+    result = PretrainingRun(settings, echo=printed.append).run()
+    return result.output_dir, "\n".join(printed)
+
+
+@pytest.mark.slow
+def test_run__ends_in_time_and_says_what_it_decides(finished):
+    output_dir, printed = finished
+    plan = plan_of(output_dir)
+    (start, _), (end, _) = plan["cooldown"]
+    assert 52 <= end <= 55  # a second is kept for the end of the run, and a little for what is not measured
+    assert start == pytest.approx(0.8 * end, abs=1)
+    assert checkpoints(output_dir) == [start, end]
+    rates = metrics(output_dir, "learning_rate")
+    assert [rates[step + 1] for step in (plan["warmup_steps"], start)] == [3e-3, 3e-3]
+    assert rates[start + 2] == pytest.approx(3e-3 * (1 - math.sqrt(1 / (end - start))), rel=1e-5)
+    assert list(metrics(output_dir, "eval_loss"))[-1] == end
+    assert len(metrics(output_dir, "eval_loss")) <= 12
+    assert "down to 0 when the time that is left is needed for it" in printed
+    assert "epochs, in 56 s" in printed
+    assert (
+        f"step {start}: {start} s of 56 s are over, the learning rate begins to fall. It ends at step {end}" in printed
+    )
+    recipe = (output_dir / "recipe.yaml").read_text()
+    assert "time_budget: 56" in recipe
+    assert json.loads((output_dir / "run.json").read_text())["recipe"]["num_train_epochs"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [pytest.param(20, marks=pytest.mark.long), 49])
+def test_run__interrupted_before_or_after_the_decision_is_the_same(finished, tmp_path, step):
+    with pytest.raises(RunStopped):
+        pretrain(None, tmp_path, time_budget=56, trackers=[SignalAt(step, signal.SIGTERM)], **RUN)
+    pretrain(None, tmp_path, time_budget="56s", **RUN)
+    assert plan_of(tmp_path) == plan_of(finished[0])
+    assert same_tensors("model.safetensors", tmp_path, finished[0])
+    for name in ("loss", "learning_rate", "eval_loss"):
+        assert metrics(tmp_path, name) == metrics(finished[0], name)
+    assert samples(tmp_path) == samples(finished[0])
+
+
+@pytest.mark.slow
+def test_longer_budget__goes_on_before_the_cooldown(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    before = plan_of(finished[0])
+    pretrain(None, tmp_path / "run", time_budget=56, **RUN)
+    assert "is finished" in capsys.readouterr().out
+    pretrain(None, tmp_path / "run", time_budget=68, **RUN)
+    assert f"continued from checkpoint-{before['cooldown'][0][0]}" in capsys.readouterr().out
+    after = plan_of(tmp_path / "run")
+    assert 64 <= after["max_steps"] <= 67
+    assert (after["warmup_steps"], after["eval_steps"]) == (before["warmup_steps"], before["eval_steps"])
+    assert checkpoints(tmp_path / "run") == [after["cooldown"][0][0], after["max_steps"]]
+    rates = metrics(tmp_path / "run", "learning_rate")
+    assert rates[after["cooldown"][0][0] + 1] == 3e-3
+    assert list(rates) == list(range(1, after["max_steps"] + 1))
+    with pytest.raises(ValueError, match="can't become 60 s"):
+        pretrain(None, tmp_path / "run", time_budget=60, **RUN)
+    with pytest.raises(ValueError, match="holds another run"):
+        pretrain(None, tmp_path / "run", **{**RUN, "max_steps": 90, "schedule": "wsd"})
+
+
+@pytest.mark.slow
+def test_dry_run__of_a_budget_says_what_fits(tmp_path, capsys):
+    pretrain(None, tmp_path / "run", time_budget="1h", dry_run=True, **RUN)
+    printed = capsys.readouterr().out
+    assert "as many as fit into 60 min" in printed
+    found = re.search(
+        r"60 min have room for about ([\d,]+) steps, [\d.]+ epochs: ([\d,]+) of warm-up, ([\d,]+) of cool-down", printed
+    )
+    steps, warmup, cooldown = (int(number.replace(",", "")) for number in found.groups())
+    assert (warmup, cooldown) == (round(0.1 * steps), round(0.2 * steps))
