@@ -83,7 +83,7 @@ SIZES = (
 # Samples that a model is worth training on, for each of its parameters. Runs with good figures have 1.6 (the recipe
 # cifar10_small), 2 (fashion_mnist), 4.6 (the paper's base, 400 epochs of 1.28 million) and 1.6 (its huge, 800 epochs).
 SAMPLES_PER_PARAMETER = 2
-# Parameters of an encoder that an image can feed: the paper's huge one has 493 for each image and gains from its size.
+# Parameters of an encoder that an image can feed: the paper's huge one has 492 for each image and gains from its size.
 PARAMETERS_PER_IMAGE = 500
 # Crops for pictures whose shorter side has at least as many pixels. The last ones are those of MNIST and CIFAR.
 IMAGE_SIZES = (224, 160, 128, 96, 64, 32, 28)
