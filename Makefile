@@ -12,7 +12,7 @@ CIFAR10 ?= uoft-cs/cifar10
 # Idle threads sleep instead of spin: on a machine that other programs use, too, that is ten times as fast.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help pretrain test test-fast test-all check style bench bench-gpu reproduce-cifar10 ablations clean
+.PHONY: help pretrain test test-fast test-all check style docs bench bench-gpu reproduce-cifar10 ablations clean
 
 help:
 	@echo "make pretrain   pre-train a small MAE on the embedded images, draw a sheet, load it back (minutes on a CPU)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-fast  run those that take a minute together, for daily work"
 	@echo "make test-all   run the long proofs, too"
 	@echo "make check      verify format, lint, types and spelling;  make style: format the code"
+	@echo "make docs       build the site of docs/ and the docstrings in site/, strict about links (a minute)"
 	@echo "make bench      compare training steps, input path and inference with other implementations (half an hour)"
 	@echo "make bench-gpu  measure what matters on a GPU, in order of worth (ten minutes; again: what is still missing)"
 	@echo "make reproduce-cifar10   pre-train, probe and fine-tune on CIFAR-10, and from scratch (an hour and a half)"
@@ -50,6 +51,13 @@ style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Files that are no pages are linked in the repository, if it has an address. griffe reads the sources, nothing is run.
+docs: export REPOSITORY_URL ?= $(shell git config --get remote.origin.url)
+docs: export NO_MKDOCS_2_WARNING = true
+docs: $(VENV)-docs/.installed
+	$(VENV)-docs/bin/mkdocs build --quiet
+	@echo "Open site/index.html; the search needs a server: $(PYTHON) -m http.server --directory site"
+
 # The official code takes part if OFFICIAL is its checkout, lightly and timm if they are installed.
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/training_step.py --output runs/bench/training_step.json $(if $(OFFICIAL),--official $(OFFICIAL))
@@ -70,7 +78,7 @@ ablations: $(VENV)/.installed-test
 	$(BIN)/python experiments/report.py show runs/ablations
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-docs site runs
 
 # torch first and by itself: its CPU build satisfies the rest, where there is one.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -81,4 +89,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-%: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+# Groups of dependencies need pip 25.1.
+$(VENV)-docs/.installed: pyproject.toml constraints.txt
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs
 	touch $@

@@ -26,7 +26,7 @@ from hf_mae_command import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 LAUNCHERS = ("python -m hf_mae", "torchrun", "accelerate launch", "sbatch", "python examples/run_")
 SCRIPTS = {
     "examples/run_pretraining.py": "pretrain",
