@@ -121,6 +121,7 @@ def test_short_of_time__smaller_images_and_more_steps():
     assert settings.base_learning_rate == 4e-3  # the same rate as for 128: the recipe fashion_mnist_sample
     assert settings.eval_images == 400  # a hundredth
     assert choose((3000, 160), 8 * HOUR)[0].eval_images == 5000
+    assert choose((3000, 160), 60)[0].effective_batch_size == 32  # 190 steps of 64
 
 
 @pytest.mark.parametrize(

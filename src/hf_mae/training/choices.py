@@ -91,6 +91,7 @@ _FEWEST_PATCHES, _LARGEST_PATCH = 7, 16  # of a side: 7 of 4 pixels, the recipe 
 _COARSE = 128  # pixels: smaller crops of large pictures save no work, since their patches are as many
 # Steps below which a smaller batch does more. The smallest batch with a record is that of fashion_mnist_sample: 64.
 FEWEST_STEPS, _SMALLEST_BATCH = 2000, 64
+_FEW_STEPS, _TINY_BATCH = 200, 16  # where even that is a matter of minutes, so that a run is a run at all
 _HIGHEST_RATE = 2.4e-3  # the highest rate with a record: the paper's, 1.5e-4 * 4096 / 256
 TRAINING_SHARE = 0.85  # of the time. The rest is for looking, measuring, evaluating and saving.
 _LOADING_SHARE = 0.25  # of the time, above which several crops are taken of a decode
@@ -368,10 +369,10 @@ class Choices:
         reason = self.size.source
         if self.batch_size < self.size.batch_size:
             reason = f"an epoch of {self.seen.count:,} images has 16 steps then, or a step at least 32 images"
-        if self.samples / self.batch_size < FEWEST_STEPS and self.batch_size > _SMALLEST_BATCH:
-            while self.samples / self.batch_size < FEWEST_STEPS and self.batch_size > _SMALLEST_BATCH:
+        for fewest_steps, smallest_batch in ((FEWEST_STEPS, _SMALLEST_BATCH), (_FEW_STEPS, _TINY_BATCH)):
+            while self.samples / self.batch_size < fewest_steps and self.batch_size > smallest_batch:
                 self.batch_size //= 2
-            reason = f"more steps do more: about {self.samples / self.batch_size:,.0f} fit into the time"
+                reason = f"more steps do more: about {self.samples / self.batch_size:,.0f} fit into the time"
         self._add("Batch", {"effective_batch_size": self.batch_size}, reason)
 
     def _choose_rate(self):
