@@ -34,8 +34,8 @@ class Muon(torch.optim.Optimizer):
     know. A step overwrites the gradients of the matrices.
 
     With several processes every one must take every step, with the same gradients (DDP) or its shards of them (FSDP2):
-    each orthogonalizes its share of the matrices and gets the results of the others. All then hold the same weights,
-    equal to those of a single process up to rounding.
+    each orthogonalizes an equal share of the matrices of each shape and gets the results of the others. All then hold
+    the same weights, equal to those of a single process up to rounding.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ def newton_schulz(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Returns nearly orthogonal matrices with the singular vectors of the given ones, by products alone.
 
     Five steps bring singular values from 0.002 to 1 times the Frobenius norm into [0.68, 1.21]; smaller ones grow up to
-    485-fold.
+    485-fold. It compiles as one graph: `torch.compile(newton_schulz, fullgraph=True)`.
 
     Args:
         matrices (`torch.Tensor` of shape `(matrices, rows, columns)`): With at most as many rows as columns. Their

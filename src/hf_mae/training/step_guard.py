@@ -40,14 +40,14 @@ class StepGuard:
     """Takes the steps of an optimizer, except bad ones, and lets the processes of a run agree on when to stop.
 
     A step is bad if the loss of any process or the norm of the gradient is not finite. Weights and optimizer state then
-    stay as they are. With a fused optimizer of torch the device decides, and nothing here waits for it.
+    stay as they are. With a fused optimizer of torch, or Muon, the device decides, and nothing here waits for it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float = 0.0):
         """
         Args:
-            optimizer (`torch.optim.Optimizer`): Any. One that was not created with `fused=True` does not honour
-                `found_inf`: for such a one every step waits for the device.
+            optimizer (`torch.optim.Optimizer`): Any. One whose groups do not say `fused` does not honour `found_inf`:
+                for such a one every step waits for the device.
             max_grad_norm (`float`, *optional*, defaults to 0.0): Gradients are scaled down to this norm; 0 never does.
         """
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
