@@ -94,10 +94,13 @@ class TimeBudget:
         self.costs.update(evaluation=evaluated * pace / plan.batch_size, save=16 * parameters / _BYTES_A_SECOND)
         left, cost = self.seconds - self.clock() - self._reserve, max(self.costs["evaluation"], 1e-9)
         evaluations = min(max(int(_EVALUATION_SHARE * self.seconds / cost), _EVALUATIONS[0]), _EVALUATIONS[1])
-        steps = int((left - (evaluations - 1) * cost) / pace)
+        # All but the last one, which is in the reserve.
+        steps = int(
+            (left - (evaluations - 1) * cost) / pace if eval_steps is None else left / (pace + cost / eval_steps)
+        )
         if steps < FEWEST_STEPS:
             # 1.25: for what is not known yet.
-            needed = 1.25 * (self.seconds - left + (evaluations - 1) * cost + FEWEST_STEPS * pace)
+            needed = 1.25 * (self.seconds - left + (_EVALUATIONS[0] - 1) * cost + FEWEST_STEPS * pace)
             raise ValueError(
                 f"`time_budget` {self.seconds:,.0f} s is too short: a step takes {pace:.3g} s here and an evaluation "
                 f"about {cost:.3g} s, which leaves {max(steps, 0)} steps. {FEWEST_STEPS} steps would need about "
