@@ -162,6 +162,7 @@ def test_pyramid__builds_the_levels_that_are_asked_for(tiny_config):
     assert all(torch.equal(one, other) for one, other in zip(some, all_maps[1:], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["dfine", "deimv2"])
 def test_detector__has_the_weights_of_the_encoder_and_trains_all(pretrained, head):
     args = script.DetectionArguments(
