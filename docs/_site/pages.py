@@ -48,8 +48,8 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Leaves out comments, which mark tables made from records, and turns relative links into those of the site."""
-    if page.file.src_uri == "index.md":
-        page.meta["hide"] = ["navigation"]  # it is a single page: its code needs the width
+    if page.parent is None:  # a tab of its own, which has nothing to list at the side
+        page.meta["hide"] = ["navigation"]
     source = {uri: source for source, uri in PAGES.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     text = re.sub(r"^<!--.*?-->\n", "", markdown, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
