@@ -37,7 +37,7 @@ from .training.arguments import parse_arguments
 
 _SIDE, _THUMBNAIL = 336, 96  # pixels of the shorter side that smaller pictures are enlarged to
 _CHOICES, _NEIGHBORS = 10, 8  # pictures to choose from, and that are near to one
-_LINE, _FRAME = (128, 128, 128), (0, 190, 255)  # colours between patches, and around the one that was clicked
+_LINE, _FRAME = (190, 190, 190), (0, 190, 255)  # colours between patches, and around the one that was clicked
 _BATCH = 32
 GRADIO = "6.31.0"  # what a Space runs on: the version that the tests pass with
 _DESCRIPTION = """Open a page in the browser on which a model can be tried: hide and show patches, see what it predicts.
@@ -398,7 +398,7 @@ def build_demo(args: DemoArguments):
                 controls = _add_controls(gr, explorer)
             with gr.Column(scale=4):
                 shown = _add_pictures(gr, explorer)
-        _connect(gr, explorer, demo, view, gallery, controls, shown)
+        _connect(explorer, demo, view, gallery, controls, shown)
     return demo
 
 
@@ -448,28 +448,27 @@ def _add_pictures(gr: ModuleType, explorer: Explorer) -> SimpleNamespace:
     return shown
 
 
-def _connect(
-    gr: ModuleType, explorer: Explorer, demo, view, gallery, controls: SimpleNamespace, shown: SimpleNamespace
-):
+def _connect(explorer: Explorer, demo, view, gallery, controls: SimpleNamespace, shown: SimpleNamespace):
     """Lets the parts of the page call the methods of the explorer."""
+    from gradio import SelectData  # by this annotation Gradio knows which handlers want to know what was clicked
 
     mask = [controls.ratio, controls.kind, controls.seed]
     masked = [view, shown.seen, shown.reconstruction, shown.status]
     whole = [shown.whole, shown.losses, shown.whole_status]
     opened = [view, shown.original, *masked[1:], shown.attention, *whole, shown.neighbors]
 
-    def choose(ratio, kind, seed, event: gr.SelectData):
+    def choose(ratio, kind, seed, event: SelectData):
         return explorer.choose(ratio, kind, seed, event)
 
-    def toggle(view, event: gr.SelectData):
+    def toggle(view, event: SelectData):
         return explorer.toggle(view, event)
 
-    def attend(view, event: gr.SelectData):
+    def attend(view, event: SelectData):
         return explorer.attend(view, event)
 
     if explorer.choices:
         first = SimpleNamespace(index=0)
-        demo.load(lambda *mask: explorer.choose(*mask, first), mask, opened)
+        demo.load(lambda ratio, kind, seed: explorer.choose(ratio, kind, seed, first), mask, opened)
     gallery.select(choose, mask, opened)
     controls.upload.upload(explorer.upload, [controls.upload, *mask], opened)
     for change in (controls.ratio.release, controls.kind.change, controls.seed.change):
