@@ -3,6 +3,7 @@
 """The site has all pages, leads to the right places, and its reference has all public names."""
 
 import ast
+import functools
 import importlib.util
 import re
 import sys
@@ -54,6 +55,12 @@ def test_navigation__has_every_page_once(site):
     assert len(listed) == len(set(listed))
 
 
+@functools.cache
+def definitions_in(module: str) -> dict[str, ast.AST]:
+    path = ROOT.joinpath("src", *module.split(".")).with_suffix(".py")
+    return {getattr(node, "name", ""): node for node in ast.parse(path.read_text(encoding="utf-8")).body}
+
+
 def test_reference__names_exist():
     assert len(ENTRIES) == len(set(ENTRIES)) > 50
     for entry in ENTRIES:
@@ -61,9 +68,7 @@ def test_reference__names_exist():
         if module == "hf_mae":
             assert name in hf_mae.__all__, entry
             continue
-        path = ROOT.joinpath("src", *module.split(".")).with_suffix(".py")
-        nodes = {getattr(node, "name", ""): node for node in ast.parse(path.read_text(encoding="utf-8")).body}
-        assert ast.get_docstring(nodes[name]), entry
+        assert ast.get_docstring(definitions_in(module)[name]), entry
 
 
 def test_reference__has_public_names_and_commands():
