@@ -61,6 +61,7 @@ def definitions_in(module: str) -> dict[str, ast.AST]:
     return {getattr(node, "name", ""): node for node in ast.parse(path.read_text(encoding="utf-8")).body}
 
 
+@pytest.mark.slow
 def test_reference__names_exist():
     assert len(ENTRIES) == len(set(ENTRIES)) > 50
     for entry in ENTRIES:
