@@ -23,6 +23,7 @@ from ..modeling.reading_mae import (
     read_stored,
     to_byte_range,
 )
+from ..modeling.tiff_mae import declared_nodata
 from .augmentation import RandomOrientation
 from .folders import FolderImages
 from .parts import TiledImages, Window, open_scene
@@ -39,13 +40,14 @@ class Pair:
     Attributes:
         images ([`ImageSource`] or `Sequence`): Source of the image.
         index (`int`): Position of the image in it.
-        mask (`Path` or `PIL.Image.Image`): The mask, or where it is. If the image is a window, the mask of its scene.
+        mask (`Path` or `PIL.Image.Image`): The mask, or where it is. If the image is a window, the mask of its
+            scene. `None` if there is none.
         name (`str`): What messages call the image.
     """
 
     images: Sequence
     index: int
-    mask: Path | PIL.Image.Image
+    mask: Path | PIL.Image.Image | None
     name: str
 
 
@@ -124,20 +126,22 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
 
     Args:
         mask (`Path` or `PIL.Image.Image`): A picture of one channel and 8 or 16 bits, or a `.npy` file of integers.
-            Values that do not count are 255 and, in deeper masks, negative ones and 65535.
+            Values that do not count are 255, what a TIFF declares as no-data and, in deeper masks, negative ones and
+            65535.
         reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 does not count and classes count from 1.
         window ([`Window`], *optional*): Window of the mask's scene, to read only that part of the mask.
 
     Raises:
         MaskError: If it holds something else than numbers of classes, or has another size than the scene.
     """
+    nodata = None
     if window is not None and isinstance(mask, Path):  # windows are those of files
-        classes = _read_window(mask, window)
+        classes, nodata = _read_window(mask, window)
     elif isinstance(mask, Path) and mask.suffix == ".npy":
         classes = np.load(mask, allow_pickle=False)
     elif isinstance(mask, Path):
         with PIL.Image.open(mask) as picture:
-            classes = _read_picture(picture, os.fspath(mask))
+            classes, nodata = _read_picture(picture, os.fspath(mask)), declared_nodata(picture)
     else:
         classes = _read_picture(mask, "of an image")
     if classes.dtype == np.bool_:
@@ -145,7 +149,7 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
     if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
         raise MaskError(f"The mask {mask} has shape {classes.shape} and type {classes.dtype}, not integers (H, W).")
     classes = classes.astype(np.int64)
-    classes = np.where((classes < 0) | (classes == 65535), IGNORED, classes)
+    classes = np.where((classes < 0) | (classes == 65535) | (classes == nodata), IGNORED, classes)
     if classes.max(initial=0) > IGNORED:
         raise MaskError(f"The mask {mask} has the class {classes.max()}. Classes are numbers below {IGNORED}.")
     if reduce_labels:
@@ -153,18 +157,22 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
     return classes.astype(np.uint8)
 
 
-def _read_window(mask: Path, window: Window) -> np.ndarray:
-    """Returns a window of the numbers in a mask. Only TIFF and `.npy` files are not decoded as a whole for it."""
+def _read_window(mask: Path, window: Window) -> tuple[np.ndarray, float | None]:
+    """Returns a window of the numbers in a mask, and which of them a TIFF declares as no-data.
+
+    Only TIFF and `.npy` files are not decoded as a whole for it.
+    """
+    nodata = None
     if mask.suffix.lower() in (".tif", ".tiff"):
         scene = open_scene(os.fspath(mask))
-        size, read = scene.size, scene.read_numbers
+        size, read, nodata = scene.size, scene.read_numbers, scene.nodata
     else:
         with nullcontext() if mask.suffix == ".npy" else PIL.Image.open(mask) as picture:
             array = np.load(mask, "r") if picture is None else _read_picture(picture, os.fspath(mask))
         size, read = array.shape, lambda rows, columns: np.array(array[rows, columns])
     if size != window.scene.size:
         raise MaskError(f"The mask {mask} has shape {size}, its scene {window.scene.size}. Make both of one size.")
-    return read(window.rows, window.columns)
+    return read(window.rows, window.columns), nodata
 
 
 def _read_picture(picture: PIL.Image.Image, name: str) -> np.ndarray:
@@ -195,6 +203,7 @@ def read_pair(
         image = pair.images[pair.index]
         stored = read_stored(image, image_processor.num_channels, reading)
         pixels, _ = fill_missing(to_byte_range(stored, reading), reading)
+        assert pair.mask is not None
         classes = read_mask(pair.mask, reduce_labels, image if isinstance(image, Window) else None)
     except UnsuitableImageError as error:
         raise error.of_file(pair.name) from error

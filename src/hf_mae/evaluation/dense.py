@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..data.masks import IGNORED, Pair, SegmentationDataset
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.patches_mae import patchify, unpatchify
-from ..training.segmentation import intersection_over_union
+from .segmentation_metrics import intersection_over_union
 
 # Pixel values (B, C, H, W) on the device -> features (B, rows, columns, D), one for each block that is looked at.
 EncodeMaps = Callable[[torch.Tensor], Sequence[torch.Tensor]]

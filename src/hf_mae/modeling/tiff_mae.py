@@ -159,7 +159,10 @@ class TiffFile(ImageFile):
             kind = series.kind in ("ome", "imagej") and len(tiff.series) == 1
             axes = dict(zip(series.axes, series.shape, strict=True))
             self.named_channels = kind and axes.get("C", 1) == self.num_pages
-            self.declares_nodata = _NODATA in pages[0].tags or any(page.aspage().subfiletype & 4 for page in tiff.pages)
+            tags = pages[0].tags
+            self.nodata = _parse_nodata(tags[_NODATA].value) if _NODATA in tags else None
+            self.turned = EXIF_ORIENTATION in tags and tags[EXIF_ORIENTATION].value != 1
+            self.declares_nodata = _NODATA in tags or any(page.aspage().subfiletype & 4 for page in tiff.pages)
         self._open: dict = {}
 
     def read(self, page: int = 0) -> StoredImage:

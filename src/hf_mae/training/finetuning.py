@@ -493,12 +493,12 @@ class FineTuningTrainer(Trainer):
         """Returns the loader of the training images, in an order that all processes agree on."""
         torch.manual_seed(self.args.seed)
         with self._drop_last(self.args.dataloader_drop_last or self.drops_last_batch):
-            return _with_prepared_workers(super().get_train_dataloader())
+            return with_prepared_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Returns the loader of the evaluation images, which never leaves out any."""
         with self._drop_last(False):
-            return _with_prepared_workers(super().get_eval_dataloader(eval_dataset))
+            return with_prepared_workers(super().get_eval_dataloader(eval_dataset))
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -632,8 +632,12 @@ def write_record(output_dir: str | os.PathLike, record: dict, hub_model_id: str 
     write_model_card(output_dir, hub_model_id)
 
 
-def _with_prepared_workers(loader: DataLoader) -> DataLoader:
-    """Makes the workers of a loader ignore stop signals and end by themselves when the run is gone."""
+def with_prepared_workers(loader: DataLoader) -> DataLoader:
+    """Makes the workers of a loader ignore stop signals and end by themselves when the run is gone.
+
+    Args:
+        loader (`DataLoader`): The loader, which is changed and returned.
+    """
     inner = getattr(loader, "base_dataloader", loader)  # Accelerate's loaders hold the one that starts the workers
     before = inner.worker_init_fn
     if inner.num_workers > 0 and getattr(before, "func", None) is not _start_worker:  # a loader may be used again
@@ -661,5 +665,6 @@ __all__ = [
     "limit_batch_size",
     "most_probable",
     "weights_fingerprint",
+    "with_prepared_workers",
     "write_record",
 ]

@@ -3,6 +3,7 @@
 """Trains UperNet on a pre-trained encoder for semantic segmentation and measures the mean IoU."""
 
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
 import torch
-from transformers import AutoConfig, EvalPrediction, UperNetConfig, UperNetForSemanticSegmentation, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, UperNetConfig, UperNetForSemanticSegmentation, set_seed
 from transformers.hf_argparser import HfArg
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.augmentation import RandomOrientation
 from ..data.folders import FolderImages
@@ -21,6 +24,8 @@ from ..data.held_out import choose_held_out
 from ..data.image_source import ImageSource, digest
 from ..data.masks import IGNORED, SPLITS, Pair, SegmentationDataset, folder_pairs, read_pair, sample_pairs
 from ..data.sources import open_images
+from ..data.windows import STRIDE, PictureStrips, check_stride, sizes_of, whole_pictures
+from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_sheet
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEBackbone
@@ -33,11 +38,11 @@ from .finetuning import (
     ReadingArguments,
     check_experiment,
     limit_batch_size,
-    most_probable,
     weights_fingerprint,
+    with_prepared_workers,
 )
 from .run_log import run_record
-from .segmentation_maps import write_class_maps
+from .segmentation_maps import blended_logits, write_class_maps
 
 _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentation.
 
@@ -52,7 +57,10 @@ channel (8 or 16 bits) or a .npy file with the class of each pixel, 255 where it
 is made of the embedded images. The same command continues an interrupted run.
 
 With --predict_only a model that this command has trained writes the class of each pixel of any pictures: PNG files, and
-of GeoTIFFs GeoTIFFs. Scenes of any size are read in windows with --tile, in training as in prediction."""
+of GeoTIFFs GeoTIFFs. Scenes of any size are trained on in windows with --tile.
+
+In evaluation and prediction pictures that are larger than those trained on are cut into windows of that size, which
+overlap and are blended. Figures are counted at the size of the files."""
 
 
 @dataclass
@@ -69,7 +77,15 @@ class MaskArguments:
         default=False, help="0 means that a pixel does not count, and classes count from 1, as in masks of ADE20K."
     )
     tile: int | None = HfArg(
-        default=None, help="Side in pixels of the windows that large scenes are cut into, images and masks alike."
+        default=None,
+        help="Side in pixels of windows: of scenes in training, of all larger pictures in evaluation and prediction. "
+        "Default: whole pictures in training, then the largest sides of these.",
+    )
+    stride: float = HfArg(
+        default=STRIDE, help="Largest distance of the windows in evaluation and prediction, as a share of their side."
+    )
+    whole_pictures: bool = HfArg(
+        default=False, help="Evaluate and predict pictures of any size as a whole, resized to the size of the model."
     )
     sample_side: int = HfArg(default=1, help="Rows and columns of pictures of 28 pixels in an image of the sample.")
     min_scale: float = HfArg(default=0.5, help="Training images are resized by at least this factor,")
@@ -128,8 +144,10 @@ class SegmentationArguments(
 
     def __post_init__(self):
         self.output_dir = self.output_dir or ("runs/class_maps" if self.predict_only else "runs/segmenter")
-        self.batch_eval_metrics = True  # pixels are counted batch by batch; all predictions would fill the memory
         super().__post_init__()
+        check_stride(self.stride)
+        if self.tile is not None and self.whole_pictures:
+            raise ValueError("`tile` cuts pictures into windows, `whole_pictures` does not. Set one of them.")
         if self.tile is not None and self.data is None:
             raise ValueError("`tile` needs `data`: scenes of your own.")
         if self.predict_only and not (self.model_name_or_path and self.data):
@@ -262,88 +280,6 @@ def _check_classes(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Figures and pictures
-
-
-class ConfusionMatrix:
-    """Counts pixels by true class (rows) and predicted class (columns), batch by batch, as Trainer asks for it."""
-
-    def __init__(self, num_labels: int):
-        """
-        Args:
-            num_labels (`int`): Number of classes.
-        """
-        self.num_labels = num_labels
-        self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.float64)
-        self.iou: torch.Tensor | None = None
-
-    def __call__(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        """Adds a batch of predicted and true classes. At the last one it returns the figures and starts anew."""
-        predicted, true = (torch.as_tensor(classes).cpu() for classes in (prediction.predictions, prediction.label_ids))
-        pairs = (true * self.num_labels + predicted)[true != IGNORED]
-        self.matrix += torch.bincount(pairs, minlength=self.num_labels**2).reshape(self.num_labels, -1).double()
-        if not compute_result:
-            return {}
-        matrix, self.matrix = self.matrix, torch.zeros_like(self.matrix)
-        self.iou = intersection_over_union(matrix)
-        return {"mean_iou": self.iou.nanmean().item(), "pixel_accuracy": (matrix.trace() / matrix.sum()).item()}
-
-
-def intersection_over_union(matrix: torch.Tensor) -> torch.Tensor:
-    """Returns of each class: pixels in truth and prediction over pixels in either; NaN if it is in neither.
-
-    Args:
-        matrix (`torch.Tensor` of shape `(classes, classes)`): Counts by true and predicted class.
-    """
-    both = matrix.diagonal()
-    return both / (matrix.sum(dim=0) + matrix.sum(dim=1) - both)
-
-
-def _palette() -> np.ndarray:
-    """Returns the colours of PASCAL VOC (256, 3): black, dark red, dark green, ...; what does not count is white."""
-    bits = (np.arange(256)[:, None, None] >> (3 * np.arange(8)[:, None] + np.arange(3))) & 1  # (256, 8, 3)
-    palette = (bits << np.arange(7, -1, -1)[:, None]).sum(axis=1).astype(np.uint8)
-    palette[IGNORED] = 255
-    return palette
-
-
-@torch.no_grad()
-def segmentation_sheet(
-    model: UperNetForSemanticSegmentation, dataset: SegmentationDataset, names: list[str], count: int = 8
-) -> PIL.Image.Image:
-    """Draws images next to their masks and to what the model predicts, two in a row, and a legend.
-
-    Args:
-        model ([`~transformers.UperNetForSemanticSegmentation`]): The model.
-        dataset ([`SegmentationDataset`]): Images, spread over which some are drawn.
-        names (`list[str]`): Names of the classes.
-        count (`int`, *optional*, defaults to 8): Number of images.
-    """
-    palette = _palette()
-    count = min(count, len(dataset))
-    samples = [dataset[number * len(dataset) // count] for number in range(count)]
-    pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
-    predicted = model.eval()(pixel_values.to(model.device)).logits.argmax(dim=1).cpu()
-    images = dataset.image_processor.post_process_reconstruction(pixel_values)
-    factor = max(round(128 / min(images[0].size)), 1)
-    width, height = (side * factor for side in images[0].size)
-    sheet = PIL.Image.new("RGB", (6 * width + 40, (count + 1) // 2 * (height + 4) + 40), "white")
-    draw = PIL.ImageDraw.Draw(sheet)
-    for number, (image, sample, classes) in enumerate(zip(images, samples, predicted, strict=True)):
-        maps = [PIL.Image.fromarray(palette[values.numpy()]) for values in (sample["labels"], classes)]
-        for place, (part, title) in enumerate(zip((image, *maps), ("image", "truth", "prediction"), strict=True)):
-            x, y = number % 2 * (3 * width + 28) + place * (width + 4), 20 + number // 2 * (height + 4)
-            sheet.paste(part.convert("RGB").resize((width, height), PIL.Image.Resampling.NEAREST), (x, y))
-            draw.text((x + 2, 4), title if number < 2 else "", fill="black")
-    x, y = 2, sheet.height - 16
-    for name, colour in zip(names, palette.tolist(), strict=False):  # there may be more classes than fit
-        draw.rectangle((x, y, x + 10, y + 10), fill=tuple(colour))
-        draw.text((x + 14, y), name, fill="black")
-        x += 28 + int(draw.textlength(name))
-    return sheet
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Model and run
 
 
@@ -352,15 +288,17 @@ class SegmentationTrainer(FineTuningTrainer):
 
     drops_last_batch = True  # one image has no statistics for the norms
 
-    def __init__(self, *args, class_names: list[str], **kwargs):
+    eval_dataset: PictureStrips
+
+    def __init__(self, *args, class_names: list[str], drawn: SegmentationDataset, **kwargs):
         """
         Args:
             class_names (`list[str]`): Names of the classes.
-            *args, **kwargs: Arguments of [`~transformers.Trainer`].
+            drawn ([`SegmentationDataset`]): Images of which some are drawn at the end.
+            *args, **kwargs: Arguments of [`~transformers.Trainer`]; `eval_dataset` is a [`PictureStrips`].
         """
-        self.class_names, self.confusion_matrix = class_names, ConfusionMatrix(len(class_names))
-        kept = {"compute_metrics": self.confusion_matrix, "preprocess_logits_for_metrics": most_probable}
-        super().__init__(*args, **kwargs, **kept)
+        self.class_names, self.drawn, self.iou = class_names, drawn, torch.zeros(len(class_names))
+        super().__init__(*args, **kwargs)
         # Without this Trainer assumes that the loss is already divided by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
@@ -369,13 +307,74 @@ class SegmentationTrainer(FineTuningTrainer):
         self.share_buffers()
         return super().evaluate(*args, **kwargs)
 
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Returns the loader of the strips of pictures that this process evaluates."""
+        batches = self._eval_batches(self.args.process_index)
+        options = {"num_workers": self.args.dataloader_num_workers, "pin_memory": self.args.dataloader_pin_memory}
+        return with_prepared_workers(
+            DataLoader(self.eval_dataset, batch_sampler=batches, collate_fn=list, **options)  # type: ignore[arg-type]
+        )
+
+    def _eval_batches(self, process: int) -> list[list[int]]:
+        strips = self.eval_dataset
+        pictures = range(process, len(strips.pairs), self.args.world_size)
+        return strips.batches(self.args.per_device_eval_batch_size, pictures)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Returns loss, mean IoU and pixel accuracy over all pixels of the pictures, at the size of these."""
+        model, strips, size = self.model.eval(), self.eval_dataset, self.args.per_device_eval_batch_size
+        counted = ConfusionMatrix(len(self.class_names), self.args.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        with self.compute_loss_context_manager():
+            for strip, top, logits in blended_logits(model, self._with_progress(dataloader), strips.grids, size):
+                if logits is None:
+                    name = strips.pairs[strip["picture"]].name
+                    raise OSError(f"{name} or its mask can't be read: {strip['failure']}. Mend both or take both out.")
+                first = top - strip["top"]
+                classes = strip["classes"][first : first + logits.shape[1]].to(logits.device).long()
+                counted.add(logits.argmax(dim=0), classes)
+                losses = nn.functional.cross_entropy(logits[None], classes[None], ignore_index=IGNORED, reduction="sum")
+                total += losses
+            self._wait_for_other_processes(strips)
+        counted.matrix = self.accelerator.reduce(counted.matrix, "sum")
+        total = self.accelerator.reduce(total, "sum")
+        figures, self.iou = counted.figures()
+        figures = {"loss": (total / counted.matrix.sum()).item(), **figures}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(strips.pairs))
+
+    def _with_progress(self, dataloader: DataLoader) -> Iterator[list[dict]]:
+        for batch in dataloader:
+            yield batch
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    def _wait_for_other_processes(self, strips: PictureStrips):
+        """Computes as many forward passes as the process with the most, since FSDP gathers weights in each of them."""
+        size, processes = self.args.per_device_eval_batch_size, range(self.args.world_size)
+        passes = [
+            sum(-(-sum(map(strips.num_windows, batch)) // size) for batch in self._eval_batches(process))
+            for process in processes
+        ]
+        processor = strips.image_processor
+        pixel_values = torch.zeros(1, processor.num_channels, processor.size.height, processor.size.width)
+        with torch.no_grad():
+            for _ in range(max(passes) - passes[self.args.process_index]):
+                self.model(pixel_values.to(self.args.device))
+
     def describe_results(self, metrics: dict) -> dict:
         """Adds the IoU of each class, prints them, and draws images, masks and predictions."""
         folder, by_class = Path(self.args.output_dir), {}
-        for name, iou in zip(self.class_names, self.confusion_matrix.iou.tolist(), strict=True):
+        for name, iou in zip(self.class_names, self.iou.tolist(), strict=True):
             by_class[f"eval_iou_{name}"] = None if iou != iou else iou
             print(f"  {name:30} {'does not occur' if iou != iou else format(iou, '.4f')}")
-        segmentation_sheet(self.model, self.eval_dataset, self.class_names).save(folder / "segmentation.png")
+        segmentation_sheet(self.model, self.drawn, self.class_names).save(folder / "segmentation.png")
         return {**metrics, **by_class}
 
 
@@ -457,6 +456,9 @@ def segment(args: SegmentationArguments) -> FineTuned:
     train_pairs, val_pairs, names = open_pairs(args, image_processor)
     limit_batch_size(args, len(train_pairs))
     model = build_segmenter(args, config, names)
+    model.config.window_size = _window_size(args, train_pairs, image_processor)  # saved with the model
+    window = None if args.whole_pictures else model.config.window_size
+    strips = PictureStrips(whole_pictures(val_pairs), image_processor, window, args.stride, args.reduce_labels)
     size = image_processor.size.height, image_processor.size.width
     orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.check_rotation(size))
     fingerprints = {
@@ -470,11 +472,12 @@ def segment(args: SegmentationArguments) -> FineTuned:
         model=model,
         args=args,
         train_dataset=SegmentationDataset(train_pairs, image_processor, args.reduce_labels, scale, orientation),
-        eval_dataset=SegmentationDataset(val_pairs, image_processor, args.reduce_labels),
+        eval_dataset=strips,
         processing_class=image_processor,
         class_names=names,
+        drawn=SegmentationDataset(val_pairs, image_processor, args.reduce_labels),
     )
-    _say(args, _plan(args, model, names, len(train_pairs), len(val_pairs)))
+    _say(args, _plan(args, model, names, len(train_pairs), strips))
     metrics = trainer.run({**run_record(recipe), "num_images": len(train_pairs)}, checkpoint)
     _say(args, f"Done: model, eval_results.json and segmentation.png are in {args.output_dir}.")
     return FineTuned(model, metrics, Path(args.output_dir))
@@ -485,7 +488,8 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
 
     Args:
         args ([`SegmentationArguments`]): `model_name_or_path`, `data` (a folder of pictures or one picture), `tile`,
-            `output_dir` and the size of batches.
+            `stride`, `whole_pictures`, `output_dir` and the size of batches. Without `tile` windows are as large as the
+            largest pictures that the model was trained on.
 
     Returns:
         `list[Path]`: The maps. One process makes them; all others return none.
@@ -509,11 +513,21 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
     for note in images.notes:
         print(note)
     model = UperNetForSemanticSegmentation.from_pretrained(args.model_name_or_path).to(args.device)
-    options: dict = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
     batch_size = args.per_device_eval_batch_size
-    maps = write_class_maps(model, images, image_processor, args.output_dir, args.tile, batch_size, **options)
+    window = (args.tile, args.tile) if args.tile else getattr(config, "window_size", None)
+    window = None if args.whole_pictures or window is None else (window[0], window[1])
+    options: dict = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
+    maps = write_class_maps(model, images, image_processor, args.output_dir, window, args.stride, batch_size, **options)
     print(f"Done: maps of {len(maps):,} of {len(images):,} pictures are in {args.output_dir}.")
     return maps
+
+
+def _window_size(args: SegmentationArguments, pairs: list[Pair], image_processor: MAEImageProcessor) -> tuple[int, int]:
+    """Returns the height and width of windows: what a training image shows at most, so that the scale is the same."""
+    if args.tile is not None:
+        return args.tile, args.tile
+    heights, widths = zip(*filter(None, sizes_of(pairs, image_processor)), strict=True)
+    return max(heights), max(widths)
 
 
 def _fingerprint(pairs: list[Pair]) -> str:
@@ -533,14 +547,19 @@ def _content_of(mask: Path | PIL.Image.Image) -> bytes:
 
 
 def _plan(
-    args: SegmentationArguments, model: UperNetForSemanticSegmentation, names: list[str], num_train: int, num_val: int
+    args: SegmentationArguments,
+    model: UperNetForSemanticSegmentation,
+    names: list[str],
+    num_train: int,
+    strips: PictureStrips,
 ) -> str:
     config = model.config.backbone_config
     rows, columns = config.grid_size
     height, width = _pair(config.image_size)
     fresh = args.from_scratch or not args.model_name_or_path
     return (
-        f"Images   {num_train:,} and {num_val:,} to evaluate on, {args.data or 'generated'}\n"
+        f"Images   {num_train:,} and {len(strips.pairs):,} to evaluate on, {args.data or 'generated'}\n"
+        f"{_describe_windows(model.config.window_size, strips)}"
         f"Classes  {len(names)}: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}\n"
         f"Model    {model.num_parameters() / 1e6:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} "
         f"patches; pyramid of {config.feature_pyramid_size} channels, UperNet of {model.config.hidden_size}\n"
@@ -549,6 +568,14 @@ def _plan(
         f"Rate     {args.learning_rate:.3g}, times {args.layer_decay:g} from each block to the one before\n"
         f"Output   {args.output_dir}"
     )
+
+
+def _describe_windows(window: tuple[int, int], strips: PictureStrips) -> str:
+    """Returns a line about the windows of the evaluation, if there are any."""
+    cut = [len(grid.tops) * len(grid.lefts) for grid in strips.grids if len(grid.tops) * len(grid.lefts) > 1]
+    if not cut:
+        return ""
+    return f"Windows  {window[0]} x {window[1]} pixels: {sum(cut):,} of {len(cut):,} larger ones to evaluate on\n"
 
 
 def segment_command(argv: list[str], prog: str):
@@ -566,15 +593,12 @@ def segment_command(argv: list[str], prog: str):
 
 
 __all__ = [
-    "ConfusionMatrix",
     "SegmentationArguments",
     "SegmentationTrainer",
     "build_encoder_config",
     "build_segmenter",
-    "intersection_over_union",
     "open_pairs",
     "predict_class_maps",
     "segment",
     "segment_command",
-    "segmentation_sheet",
 ]

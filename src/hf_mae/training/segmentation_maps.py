@@ -1,78 +1,135 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Writes the classes that a segmentation model predicts: a PNG for each picture, a GeoTIFF for each TIFF."""
+"""Predicts the class of each pixel of pictures and scenes of any size, and writes maps of them, as PNG and GeoTIFF."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import UperNetForSemanticSegmentation
 
-from ..data.decoding import try_to_read
 from ..data.folders import FolderImages
-from ..data.masks import IGNORED
-from ..data.parts import TiledImages, Window
+from ..data.masks import IGNORED, Pair
+from ..data.windows import STRIDE, PictureStrips, WindowGrid
 from ..modeling.formats_mae import EXIF_ORIENTATION, library
-from ..modeling.image_processing_mae import MAEImageProcessor, resize
-from ..modeling.reading_mae import OpenedImage, extension_of, fill_missing, read_stored, to_byte_range
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.reading_mae import extension_of
 
 # Where a GeoTIFF lies on the earth. Source: OGC GeoTIFF 1.1, annex D: ModelPixelScale, ModelTiepoint,
 # ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams.
 _GEOGRAPHIC_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 _NODATA = 42113  # GDAL's GTiff driver
+_BAND = 2**25  # logits of a whole picture that are resized at once, 128 MB
 
 
-class PicturesToSegment(Dataset):
-    """Gives pictures, or windows of scenes, resized as a whole to the size of a segmentation model.
+class _Blender:
+    """Adds up the logits of the windows of pictures, strip by strip, each with its weights."""
 
-    A sample has `picture` (the index of its file), `pixel_values` (channels, height, width), `no_data` (bool, of the
-    size that the part has in the file, or `None`), `size` of the part, `place` (top row, left column) and `whole`, the
-    size of the picture. Of a file that can't be read it has `picture` and `failure`, the reason.
-    """
-
-    def __init__(self, images: FolderImages, image_processor: MAEImageProcessor, tile: int | None = None):
+    def __init__(self, grids: list[WindowGrid]):
         """
         Args:
-            images ([`FolderImages`]): The pictures or scenes.
-            image_processor ([`MAEImageProcessor`]): Says how files are read. Its `size` is that of the model.
-            tile (`int`, *optional*): Side of the windows that scenes are read in. Default: whole pictures.
+            grids (`list[WindowGrid]`): The windows of each picture.
         """
-        self.image_processor = image_processor
-        self.parts = images if tile is None else TiledImages(images, tile, image_processor.reading, drop_empty=False)
+        self.grids = grids
+        self._below: torch.Tensor | None = None  # what windows so far give to rows that the next strip finishes
 
-    def __len__(self) -> int:
-        return len(self.parts)
+    def add(self, strip: dict, logits: Iterator[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yields the first of some rows of the picture, and their logits (classes, rows, width).
 
-    def picture_of(self, index: int) -> int:
-        """Returns the index of the file that part `index` belongs to."""
-        return int(self.parts.parts[index, 0]) if isinstance(self.parts, TiledImages) else index
+        Args:
+            strip (`dict`): Of [`PictureStrips`].
+            logits (`Iterator`): Logits (classes, height, width) of the windows, of which as many are taken as it has.
+        """
+        grid, row = self.grids[strip["picture"]], strip["row"]
+        if len(grid.tops) == len(grid.lefts) == 1:
+            yield from _in_bands(next(logits), grid.size)
+            return
+        vertical, horizontal = grid.weights
+        (height, width), total = grid.window, None
+        for left, weights in zip(grid.lefts, horizontal, strict=True):
+            scores = _resized_rows(next(logits), grid.window, 0, height)
+            total = scores.new_zeros(len(scores), height, grid.size[1]) if total is None else total
+            weights = vertical[row][:, None] * weights
+            total[:, :, left : left + width] += scores * weights.to(scores.device, non_blocking=True)
+        assert total is not None
+        if row and self._below is not None:
+            total[:, : self._below.shape[1]] += self._below
+        finished = grid.finished[row]
+        self._below = total[:, finished:].clone()
+        yield grid.tops[row], total[:, :finished]
 
-    def __getitem__(self, index: int) -> dict:
-        sample, failure = try_to_read(self.parts, index, self._load)
-        return {"picture": self.picture_of(index), **({"failure": failure} if sample is None else sample)}
+    def forget(self):
+        """Drops what was added up, since a strip can't be read."""
+        self._below = None
 
-    def _load(self, image: OpenedImage) -> dict:
-        processor = self.image_processor
-        stored = read_stored(image, processor.num_channels, processor.reading)
-        pixels, no_data = fill_missing(to_byte_range(stored, processor.reading), processor.reading)
-        resized = resize(pixels, (processor.size.height, processor.size.width)).clamp(0, 255)
-        in_scene = isinstance(image, Window)
-        return {
-            "pixel_values": processor.rescale_and_normalize(resized),
-            "no_data": no_data,
-            "size": tuple(pixels.shape[1:]),
-            "place": (image.rows.start, image.columns.start) if in_scene else (0, 0),
-            "whole": image.scene.size if in_scene else tuple(pixels.shape[1:]),
-        }
+
+def _in_bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields logits (classes, height, width) at another size, some rows at once, since a picture may have many."""
+    rows = max(_BAND // (len(logits) * size[1]), 1)
+    for top in range(0, size[0], rows):
+        yield top, _resized_rows(logits, size, top, min(top + rows, size[0]))
+
+
+def _resized_rows(logits: torch.Tensor, size: tuple[int, int], start: int, stop: int) -> torch.Tensor:
+    """Returns rows `start` to `stop` of logits (classes, height, width) that are resized to `size`, bilinear."""
+    if logits.shape[1:] == size:
+        return logits[:, start:stop]
+    height = logits.shape[1]
+    places = (torch.arange(start, stop, device=logits.device) + 0.5) * (height / size[0]) - 0.5
+    places = places.clamp(0, height - 1)
+    above = places.long()
+    rows = torch.lerp(logits[:, above], logits[:, (above + 1).clamp(max=height - 1)], (places - above)[:, None])
+    return nn.functional.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear")[0]
+
+
+@torch.no_grad()
+def blended_logits(
+    model: nn.Module, batches: Iterable[list[dict]], grids: list[WindowGrid], batch_size: int, bf16: bool = False
+) -> Iterator[tuple[dict, int, torch.Tensor | None]]:
+    """Yields rows of pictures with their logits, in order: the mean of those of all windows that a pixel lies in.
+
+    A window counts the less, the nearer the pixel lies to its border, see [`hf_mae.data.windows.window_weights`]. Of a
+    picture in windows no more is held than the logits of a row of them.
+
+    Args:
+        model (`nn.Module`): Returns `logits` (batch, classes, height, width), in evaluation mode.
+        batches (`Iterable`): Batches of samples of [`PictureStrips`], all strips of a picture one after the other.
+        grids (`list[WindowGrid]`): The windows of each picture.
+        batch_size (`int`): Windows of one forward pass.
+        bf16 (`bool`, *optional*, defaults to `False`): Whether to compute in bfloat16 where that is safe.
+
+    Yields:
+        `(strip, top, logits)`: The sample, the first of the rows, and the logits (classes, rows, width), float32. They
+        are `None` for a picture that can't be read.
+    """
+    device = next(model.parameters()).device
+
+    def predict(pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
+        for part in pixel_values.split(batch_size):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                logits = model(part.to(device, non_blocking=True)).logits
+            yield from logits.float()
+
+    blender = _Blender(grids)
+    for strips in batches:
+        windows = [strip["pixel_values"] for strip in strips if "failure" not in strip]
+        logits = predict(torch.cat(windows)) if windows else iter(())
+        for strip in strips:
+            if "failure" in strip:
+                blender.forget()
+                yield strip, 0, None
+            else:
+                for top, rows in blender.add(strip, islice(logits, len(strip["pixel_values"]))):
+                    yield strip, top, rows
 
 
 def write_class_maps(
@@ -80,7 +137,8 @@ def write_class_maps(
     images: FolderImages,
     image_processor: MAEImageProcessor,
     output_dir: str | os.PathLike,
-    tile: int | None = None,
+    window: tuple[int, int] | None = None,
+    stride: float = STRIDE,
     batch_size: int = 16,
     num_workers: int = 0,
     bf16: bool = False,
@@ -95,23 +153,28 @@ def write_class_maps(
         images ([`FolderImages`]): The pictures or scenes.
         image_processor ([`MAEImageProcessor`]): That of the model.
         output_dir (`str`): Folder for the maps, which lie there as the pictures do in theirs.
-        tile (`int`, *optional*): Side of the windows that TIFF and `.npy` scenes are read in; the map is put together
-            of those. Default: whole pictures, resized to the size of the model.
-        batch_size (`int`, *optional*, defaults to 16): Images of one forward pass.
+        window (`(height, width)`, *optional*): Pixels of the windows that larger pictures are cut into, see
+            [`blended_logits`]. TIFF and `.npy` scenes are read row of windows by row. Default: whole pictures. Windows
+            and whole pictures are resized to the size of the model, and their logits back.
+        stride (`float`, *optional*, defaults to 2/3): Largest distance of windows, as a share of their sides.
+        batch_size (`int`, *optional*, defaults to 16): Windows of one forward pass.
         num_workers (`int`, *optional*, defaults to 0): Number of processes that read.
         bf16 (`bool`, *optional*, defaults to `False`): Whether to compute in bfloat16 where that is safe.
 
     Raises:
-        UnsuitableImageError: If a picture does not suit the model, or can't be read in windows.
-        ValueError: If no picture can be read.
+        UnsuitableImageError: If a picture does not suit the model.
+        ValueError: If no picture can be read, or `stride` is not in (0, 1].
     """
-    dataset, names = PicturesToSegment(images, image_processor, tile), _names_of_maps(images)
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=list)
+    pairs = [Pair(images, index, None, images.describe(index)) for index in range(len(images))]
+    strips, names = PictureStrips(pairs, image_processor, window, stride), _names_of_maps(images)
+    groups = strips.batches(batch_size)
+    loader = DataLoader(strips, batch_sampler=groups, num_workers=num_workers, collate_fn=list)
     num_labels = model.config.num_labels
     dtype, no_data = (np.uint8, IGNORED) if num_labels <= IGNORED else (np.uint16, 65535)
-    samples, written = _with_classes(model.eval(), tqdm(loader, unit="batch"), bf16), []
-    for picture, parts in groupby(samples, lambda sample: sample["picture"]):
-        classes, failure = _put_together(parts, dtype, no_data)
+    parts = blended_logits(model.eval(), tqdm(loader, unit="batch"), strips.grids, batch_size, bf16)
+    written = []
+    for picture, some in groupby(parts, lambda part: part[0]["picture"]):
+        classes, failure = _put_together(some, strips.grids[picture].size, dtype, no_data)
         if failure:
             print(f"Skipped {images.describe(picture)}, which can't be read: {failure}", flush=True)
             continue
@@ -139,33 +202,20 @@ def _is_tiff(path: str) -> bool:
     return extension_of(path) in (".tif", ".tiff")
 
 
-@torch.no_grad()
-def _with_classes(model: UperNetForSemanticSegmentation, batches, bf16: bool) -> Iterator[dict]:
-    """Yields the samples with their `classes`, of the size that the part has in the file."""
-    for batch in batches:
-        readable = [sample for sample in batch if "failure" not in sample]
-        if readable:
-            pixel_values = torch.stack([sample["pixel_values"] for sample in readable]).to(model.device)
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-                logits = model(pixel_values).logits
-            for sample, scores in zip(readable, logits.float(), strict=True):
-                scores = nn.functional.interpolate(scores[None], size=sample["size"], mode="bilinear")[0]
-                sample["classes"] = scores.argmax(dim=0).cpu()
-        yield from batch
-
-
-def _put_together(parts: Iterator[dict], dtype: type, no_data: int) -> tuple[np.ndarray | None, str | None]:
-    """Returns the map of a picture, or why there is none."""
-    classes, failure = None, None
-    for part in parts:
-        if "failure" in part:
-            failure = part["failure"]
+def _put_together(
+    parts: Iterable[tuple[dict, int, torch.Tensor | None]], size: tuple[int, int], dtype: type, no_data: int
+) -> tuple[np.ndarray, str | None]:
+    """Returns the map of a picture, and why it is not complete."""
+    classes, failure = np.full(size, no_data, dtype=dtype), None
+    for strip, top, logits in parts:
+        if logits is None:
+            failure = strip["failure"]
             continue
-        if classes is None:
-            classes = np.full(part["whole"], no_data, dtype=dtype)
-        values = part["classes"] if part["no_data"] is None else part["classes"].masked_fill(part["no_data"], no_data)
-        (top, left), (height, width) = part["place"], part["size"]
-        classes[top : top + height, left : left + width] = values.numpy()
+        rows = slice(top, top + logits.shape[1])
+        classes[rows] = logits.argmax(dim=0).cpu().numpy()
+        if strip["no_data"] is not None:
+            first = strip["top"]
+            classes[rows][strip["no_data"][top - first : top - first + logits.shape[1]].numpy()] = no_data
     return classes, failure
 
 
@@ -191,4 +241,4 @@ def _geographic_tags(source: str) -> list[tuple]:
         return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in found]
 
 
-__all__ = ["PicturesToSegment", "write_class_maps"]
+__all__ = ["blended_logits", "write_class_maps"]

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Pictures larger than the model: where windows lie, how they are blended, and what is evaluated and written."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import nn
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
+
+from hf_mae import MAEImageProcessor
+from hf_mae.data import masks
+from hf_mae.data.folders import FolderImages
+from hf_mae.data.masks import Pair
+from hf_mae.data.windows import PictureStrips, WindowGrid, window_starts
+from hf_mae.training.segmentation import segment_command
+from hf_mae.training.segmentation_maps import blended_logits, write_class_maps
+
+
+def random_pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(1, 256, shape).astype(np.uint8)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where they lie
+
+
+@pytest.mark.parametrize("side", [1, 29, 30, 31, 45, 100, 997])
+@pytest.mark.parametrize("stride", [0.3, 1 / 2, 2 / 3, 1.0])
+def test_starts__cover_the_side_at_even_distances(side, stride):
+    starts = window_starts(side, 30, stride)
+    assert starts[0] == 0
+    assert starts[-1] == max(side - 30, 0)
+    gaps = np.diff(starts)
+    assert gaps.max(initial=0) <= max(int(30 * stride), 1)
+    assert gaps.max(initial=0) - gaps.min(initial=30) <= 1
+    assert len(starts) == 1 or (len(starts) - 2) * int(30 * stride) < side - 30  # no window too many
+
+
+def test_weights__add_up_to_one_and_fall_towards_the_border():
+    grid = WindowGrid.of_picture((100, 64), (30, 64))
+    assert (grid.window, grid.lefts) == ((30, 64), [0])
+    total = torch.zeros(100, 64)
+    vertical, horizontal = grid.weights
+    for top, weights in zip(grid.tops, vertical, strict=True):
+        total[top : top + 30] += weights[:, None] * horizontal[0]
+    torch.testing.assert_close(total, torch.ones(100, 64))
+    second = vertical[1]
+    assert 0 < second[0] < 0.1
+    assert (second[:10].diff() > 0).all()
+    assert (second.flip(0)[:10].diff() > 0).all()
+    assert vertical[0][0] == 1  # nothing else sees the border of the picture
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How they are blended
+
+PROCESSOR = {"num_channels": 1, "do_center_crop": False, "image_mean": [0.0], "image_std": [1.0]}
+
+
+def processor_of(height, width, **options):
+    return MAEImageProcessor(size={"height": height, "width": width}, **PROCESSOR, **options)
+
+
+class Stamp(nn.Module):
+    """Returns as logits the pixels, and how they lie in the window: what a model sees differently at the border."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.batches = []
+
+    def forward(self, pixel_values):
+        self.batches.append(len(pixel_values))
+        ramp = torch.linspace(-1, 1, pixel_values.shape[2])[:, None] * torch.linspace(-2, 1, pixel_values.shape[3])
+        return SimpleNamespace(logits=torch.cat([pixel_values, pixel_values * 0 + ramp, 1 - pixel_values], dim=1))
+
+
+def blend(array, processor, window, stride, batch_size=3):
+    """Returns the logits of an array and the rows that were yielded at once."""
+    strips = PictureStrips([Pair([array], 0, None, "array")], processor, window, stride)
+    batches = [[strips[index] for index in batch] for batch in strips.batches(batch_size)]
+    model, rows, expected = Stamp(), [], 0
+    for _, top, logits in blended_logits(model, batches, strips.grids, batch_size):
+        assert top == expected
+        expected += logits.shape[1]
+        rows.append(logits)
+    assert max(model.batches) <= batch_size
+    return torch.cat(rows, dim=1), [each.shape[1] for each in rows]
+
+
+def expected_blend(array, window, stride):
+    """The weighted mean, written out: every window counts by the product of the distances from its borders."""
+    total, weight = np.zeros((3, *array.shape)), np.zeros(array.shape)
+    slopes = [np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5) for side in window]
+    ramp = np.linspace(-1, 1, window[0])[:, None] * np.linspace(-2, 1, window[1])
+    for top in window_starts(array.shape[0], window[0], stride):
+        for left in window_starts(array.shape[1], window[1], stride):
+            place = slice(top, top + window[0]), slice(left, left + window[1])
+            slope, pixels = slopes[0][:, None] * slopes[1], array[place] / 255
+            total[(slice(None), *place)] += slope * np.stack([pixels, ramp, 1 - pixels])
+            weight[place] += slope
+    return total / weight
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride"),
+    [((50, 70), (16, 24), 2 / 3), ((50, 70), (16, 24), 0.25), ((16, 60), (16, 24), 1 / 2), ((40, 24), (16, 24), 1.0)],
+)
+def test_blending__is_the_weighted_mean_of_all_windows(size, window, stride):
+    array = random_pixels(*size)
+    logits, rows = blend(array, processor_of(*window), window, stride)
+    np.testing.assert_allclose(logits.numpy(), expected_blend(array, window, stride), atol=1e-5)
+    assert max(rows) <= window[0]  # never more than a row of windows
+
+
+def test_blending__of_one_window_or_a_whole_picture_is_what_the_processor_and_a_resize_give():
+    array, processor = random_pixels(33, 47), processor_of(16, 24)
+    pixel_values = processor(array, return_tensors="pt").pixel_values
+    expected = nn.functional.interpolate(Stamp()(pixel_values).logits, size=(33, 47), mode="bilinear")[0]
+    for window in (None, (100, 100)):
+        logits, _ = blend(array, processor, window, 2 / 3)
+        torch.testing.assert_close(logits, expected)
+
+
+def test_blending__of_a_whole_picture_is_resized_in_bands(monkeypatch):
+    array, processor = random_pixels(33, 47), processor_of(16, 24)
+    whole, rows = blend(array, processor, None, 2 / 3)
+    monkeypatch.setattr("hf_mae.training.segmentation_maps._BAND", 3 * 47 * 5)
+    banded, rows = blend(array, processor, None, 2 / 3)
+    assert rows == [5, 5, 5, 5, 5, 5, 3]
+    torch.testing.assert_close(banded, whole)
+
+
+def test_blending__of_several_pictures_fills_the_batches():
+    arrays = [random_pixels(16, 24, seed=seed) for seed in range(5)] + [random_pixels(30, 40)]
+    strips = PictureStrips([Pair(arrays, i, None, str(i)) for i in range(6)], processor_of(16, 24), (16, 24), 1.0)
+    assert [len(batch) for batch in strips.batches(4)] == [4, 2, 1]  # strips: five of one window, two of two
+    model = Stamp()
+    batches = [[strips[index] for index in batch] for batch in strips.batches(4)]
+    found = list(blended_logits(model, batches, strips.grids, 4))
+    assert [strip["picture"] for strip, _, _ in found] == [0, 1, 2, 3, 4, 5, 5]
+    assert model.batches == [4, 3, 2]
+    torch.testing.assert_close(found[3][2][0], torch.from_numpy(arrays[3] / 255).float())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+@pytest.fixture
+def segmenter(tiny_config):
+    """UperNet for pictures of one channel and five classes, and its processor, for which 0 is no-data."""
+    sizes = {"hidden_size": 16, "auxiliary_channels": 16, "num_labels": 5}
+    encoder = tiny_config(num_channels=1, feature_pyramid_size=16)
+    model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=encoder, **sizes)).eval()
+    return model, processor_of(32, 32, nodata=0)
+
+
+def test_maps__of_a_scene_read_in_part_and_of_the_same_picture_are_the_same(segmenter, tmp_path):
+    model, processor = segmenter
+    array = random_pixels(70, 90)
+    array[10:20, 30:60] = 0
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "scene.npy", array)
+    PIL.Image.fromarray(array).save(tmp_path / "in" / "picture.png")
+    (tmp_path / "in" / "cut.png").write_bytes((tmp_path / "in" / "picture.png").read_bytes()[:3000])
+    write_class_maps(model, FolderImages(tmp_path / "in", labels="none"), processor, tmp_path / "out", (32, 32))
+    maps = {path.name: np.array(PIL.Image.open(path)) for path in (tmp_path / "out").iterdir()}
+    assert maps.keys() == {"scene.png", "picture.png"}  # the one that is cut is named and left out
+    assert np.array_equal(maps["scene.png"], maps["picture.png"])
+    assert np.array_equal(maps["scene.png"] == 255, array == 0)
+    assert len(np.unique(maps["scene.png"])) > 2
+
+
+def test_maps__of_a_turned_tiff_are_those_of_the_displayed_picture(segmenter, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    array = random_pixels(70, 90)
+    (tmp_path / "in").mkdir()
+    tags = [(274, "H", 1, 6, True)]  # to be turned by a quarter
+    tifffile.imwrite(tmp_path / "in" / "a.tif", array, photometric="minisblack", metadata=None, extratags=tags)
+    PIL.Image.fromarray(np.rot90(array, -1)).save(tmp_path / "in" / "b.png")
+    model, processor = segmenter
+    write_class_maps(model, FolderImages(tmp_path / "in", labels="none"), processor, tmp_path / "out", (32, 32))
+    turned, plain = (np.array(PIL.Image.open(tmp_path / "out" / name)) for name in ("a.tif", "b.png"))
+    assert turned.shape == (90, 70)
+    assert np.array_equal(turned, plain)
+
+
+@pytest.mark.parametrize("in_windows", [False, True])
+def test_masks__what_a_geotiff_declares_as_no_data_does_not_count(tmp_path, in_windows):
+    tifffile = pytest.importorskip("tifffile")
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    classes = random_pixels(40, 40) % 4
+    tags = [(42113, "s", 0, "3", True)]
+    tifffile.imwrite(tmp_path / "masks" / "a.tif", classes, photometric="minisblack", metadata=None, extratags=tags)
+    tifffile.imwrite(tmp_path / "images" / "a.tif", classes, photometric="minisblack", metadata=None)
+    for pair in masks.folder_pairs(str(tmp_path), "train", tile=32 if in_windows else None):
+        pixels, found = masks.read_pair(pair, MAEImageProcessor(num_channels=1))
+        assert np.array_equal(found, np.where(pixels[0] == 3, 255, pixels[0]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def segment(*arguments):
+    sizes = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]
+    segment_command([*map(str, arguments), *sizes], prog="hf-mae segment")
+
+
+def figures(truth, predicted):
+    """Mean IoU and accuracy of two classes."""
+    counted = truth != 255
+    ious = []
+    for number in range(2):
+        both = ((truth == number) & (predicted == number))[counted].sum()
+        ious.append(both / ((truth == number) | (predicted == number))[counted].sum())
+    return {"eval_mean_iou": np.mean(ious), "eval_pixel_accuracy": (truth == predicted)[counted].mean()}
+
+
+@pytest.mark.slow
+def test_run__evaluates_and_predicts_larger_pictures_in_windows_of_the_training_size(pretrained, tmp_path, capsys):
+    for split, count, size in (("train", 4, (32, 48)), ("val", 2, (70, 100))):
+        for number in range(count):
+            for name in ("images", "masks"):
+                (tmp_path / "data" / split / name).mkdir(parents=True, exist_ok=True)
+            classes = np.add.outer(np.arange(size[0]), np.arange(size[1]) + 5 * number) // 16 % 2
+            classes = classes.astype(np.uint8)
+            PIL.Image.fromarray(classes * 150 + 50).save(tmp_path / "data" / split / "images" / f"{number}.png")
+            classes[:3] = 255
+            PIL.Image.fromarray(classes).save(tmp_path / "data" / split / "masks" / f"{number}.png")
+    given = ["--model_name_or_path", pretrained, "--data", tmp_path / "data", "--output_dir", tmp_path / "out"]
+    short = ["--max_steps", 6, "--learning_rate", "1e-2", "--per_device_train_batch_size", 2, "--eval_strategy", "no"]
+    segment(*given, *short)
+    assert "32 x 48 pixels: 18 of 2 larger ones to evaluate on" in capsys.readouterr().out  # 3 rows and 3 columns
+    model = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert list(model.config.window_size) == [32, 48]
+
+    predict = ["--model_name_or_path", tmp_path / "out", "--data", tmp_path / "data" / "val" / "images"]
+    segment(*predict, "--predict_only", "--output_dir", tmp_path / "maps")
+    truth, maps = (
+        np.stack([np.array(PIL.Image.open(folder / f"{number}.png")) for number in range(2)])
+        for folder in (tmp_path / "data" / "val" / "masks", tmp_path / "maps")
+    )
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    expected = figures(truth, maps)
+    assert {name: results[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+
+    segment(*predict, "--predict_only", "--whole_pictures", "--output_dir", tmp_path / "whole")
+    whole = np.array(PIL.Image.open(tmp_path / "whole" / "0.png"))
+    processor = MAEImageProcessor.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        outputs = model(processor(tmp_path / "data" / "val" / "images" / "0.png", return_tensors="pt").pixel_values)
+    resized = processor.post_process_semantic_segmentation(outputs, [(70, 100)])[0].numpy()
+    assert (whole != resized).mean() < 0.001
+    assert (whole != maps[0]).mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stride", "0"], r"`stride` .*\(0, 1\], got 0"),
+        (["--stride", "1.5"], r"`stride` .*got 1.5"),
+        (["--tile", "32", "--whole_pictures"], "`tile` .*`whole_pictures`"),
+    ],
+)
+def test_mistakes__are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        segment("--preset", "tiny", "--data", "somewhere", *arguments)
