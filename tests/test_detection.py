@@ -20,6 +20,7 @@ from transformers import EvalPrediction, pipeline
 from hf_mae import MAEBackbone, MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.boxes import BoxedImages, Boxes
 from hf_mae.evaluation.detection_metrics import BoxFigures, average_precision, detection_sheet
+from hf_mae.modeling.modeling_mae_downstream import find_backbone
 from hf_mae.training import detection as script
 from hf_mae.training.step_guard import RunStopped
 
@@ -171,7 +172,7 @@ def test_detector__has_the_weights_of_the_encoder_and_trains_all(pretrained, hea
     config = script.build_encoder_config(args)
     model = script.build_detector(args, config, ["a", "b"], 20)
     encoder = MAEForPreTraining.from_pretrained(pretrained).mae.state_dict()
-    loaded = script.backbone_of(model).mae.state_dict()
+    loaded = find_backbone(model).mae.state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in encoder.items() if "layernorm" not in name)
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.25]])
     labels = [
@@ -182,7 +183,7 @@ def test_detector__has_the_weights_of_the_encoder_and_trains_all(pretrained, hea
     without = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     assert without == []
     args.from_scratch = True
-    fresh = script.backbone_of(script.build_detector(args, config, ["a", "b"], 20)).mae.state_dict()
+    fresh = find_backbone(script.build_detector(args, config, ["a", "b"], 20)).mae.state_dict()
     assert not torch.equal(fresh["layers.0.mlp.fc1.weight"], loaded["layers.0.mlp.fc1.weight"])
 
 

@@ -25,6 +25,7 @@ from .modeling.auto_mae import (
     MAEImageProcessor,
     MAEModel,
 )
+from .modeling.modeling_mae_downstream import load_encoder
 
 __version__ = "0.1.0"
 
@@ -57,5 +58,6 @@ __all__ = [
     "MAEModel",
     "export_checkpoint",
     "import_checkpoint",
+    "load_encoder",
     "pretrain",
 ]

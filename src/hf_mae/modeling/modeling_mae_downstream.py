@@ -2,6 +2,8 @@
 # Copyright 2026 The hf_mae authors
 """Models that use a pre-trained encoder: a classifier, and a backbone for the heads of other tasks."""
 
+import os
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -351,4 +353,44 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         return tokens[:, self.config.num_class_tokens :].transpose(1, 2).unflatten(2, grid_size).contiguous()
 
 
-__all__ = ["MAEAttentivePooling", "MAEBackbone", "MAEForImageClassification"]
+def find_backbone(head: nn.Module) -> MAEBackbone:
+    """Returns our encoder in a head of another library, wherever it is kept there.
+
+    Args:
+        head (`nn.Module`): A model that was made with `backbone_config`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for module in head.modules():
+        if isinstance(module, MAEBackbone):
+            return module
+    raise ValueError(
+        f"{type(head).__name__} has no MAEBackbone: it ignores `backbone_config`, or that is of another model. Take a "
+        "head that takes a backbone; docs/heads.md lists them."
+    )
+
+
+def load_encoder(head: nn.Module, pretrained_model_name_or_path: str | os.PathLike) -> MAEBackbone:
+    """Loads pre-trained weights into the encoder of a head, which transformers has made with random ones.
+
+    Whatever a checkpoint has no weights for, such as a feature pyramid, is new; the log says so.
+
+    Args:
+        head (`nn.Module`): A model that was made with `backbone_config`, such as UperNet, D-FINE, Mask2Former or DPT.
+        pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or name on the Hub of any model of hf_mae.
+
+    Returns:
+        [`MAEBackbone`]: The encoder, as a part of the head.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If the head has no encoder of ours, or the checkpoint does not fit its configuration.
+    """
+    backbone = find_backbone(head)
+    pretrained = MAEBackbone.from_pretrained(pretrained_model_name_or_path, config=backbone.config, dtype=torch.float32)
+    backbone.load_state_dict(pretrained.state_dict())
+    return backbone
+
+
+__all__ = ["MAEAttentivePooling", "MAEBackbone", "MAEForImageClassification", "find_backbone", "load_encoder"]

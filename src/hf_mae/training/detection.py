@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from huggingface_hub import ModelCardData
-from torch import nn
 from transformers import (
     Deimv2Config,
     Deimv2ForObjectDetection,
@@ -29,7 +28,7 @@ from ..data.held_out import choose_held_out
 from ..evaluation.detection_metrics import BoxFigures, check_libraries, detection_sheet
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..modeling.modeling_mae_downstream import MAEBackbone
+from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing import license_of
 from .arguments import parse_arguments
 from .finetuning import (
@@ -333,14 +332,8 @@ def build_detector(args: DetectionArguments, config: MAEConfig, names: list[str]
         )
     )
     if args.model_name_or_path and not args.from_scratch:
-        pretrained = MAEBackbone.from_pretrained(args.model_name_or_path, config=config, dtype=torch.float32)
-        backbone_of(model).load_state_dict(pretrained.state_dict())
+        load_encoder(model, args.model_name_or_path)
     return model
-
-
-def backbone_of(model: nn.Module) -> MAEBackbone:
-    """Returns our encoder in a head of transformers, wherever it is kept there."""
-    return next(module for module in model.modules() if isinstance(module, MAEBackbone))
 
 
 def choose_num_queries(args: DetectionArguments, config: MAEConfig, *splits: BoxedImages) -> int:
@@ -577,7 +570,6 @@ def detect_command(argv: list[str], prog: str):
 __all__ = [
     "DetectionArguments",
     "DetectionTrainer",
-    "backbone_of",
     "build_detector",
     "build_encoder_config",
     "choose_num_queries",

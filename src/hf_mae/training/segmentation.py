@@ -28,7 +28,7 @@ from ..data.windows import STRIDE, PictureStrips, check_stride, sizes_of, whole_
 from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_sheet
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..modeling.modeling_mae_downstream import MAEBackbone
+from ..modeling.modeling_mae_downstream import load_encoder
 from .arguments import parse_arguments
 from .finetuning import (
     FineTuned,
@@ -418,8 +418,7 @@ def build_segmenter(args: SegmentationArguments, config: MAEConfig, names: list[
         )
     )
     if args.model_name_or_path and not args.from_scratch:
-        pretrained = MAEBackbone.from_pretrained(args.model_name_or_path, config=config, dtype=torch.float32)
-        model.backbone.load_state_dict(pretrained.state_dict())
+        load_encoder(model, args.model_name_or_path)
     model.supports_gradient_checkpointing = True  # UperNet says no, but the blocks of the encoder do
     return model
 
