@@ -47,7 +47,7 @@ class Step:
         model, image_processor = build_model(settings)
         self.model, (height, width) = model.train().to(device), image_processor.crop_height_width
         betas = (settings.adam_beta1, settings.adam_beta2)
-        self.optimizer = build_optimizer(settings.optimizer, self.model, 1e-4, settings.weight_decay, betas)
+        self.optimizer = build_optimizer(settings.optimizer or "adamw", self.model, 1e-4, settings.weight_decay, betas)
         config, self.batch_size = self.model.config, settings.per_device_train_batch_size or 64
         self.images = torch.randn(self.batch_size, config.num_channels, height, width, device=device)
         self.noise = torch.rand(self.batch_size, math.prod(config.grid_size), device=device)

@@ -66,7 +66,8 @@ def test_photos_on_a_cpu_core__a_small_model_since_they_are_few():
     assert model_of(settings) == (128, 4, 160, 16)
     assert "6 blocks of 192 want 5,6" in lines["Model"]  # images
     assert config_of(settings).norm_pix_loss
-    assert (settings.effective_batch_size, settings.base_learning_rate) == (128, 2e-3)  # the recipe cifar10_small
+    # The recipe cifar10_muon.
+    assert (settings.optimizer, settings.effective_batch_size, settings.base_learning_rate) == ("muon", 128, 8e-3)
     assert settings.crop_scale_min == 0.2
 
 
@@ -74,6 +75,7 @@ def test_a_million_photos_in_a_week_of_eight_gpus__the_paper():
     device = Imagined(flops=8 * 150e12, images=80_000, workers=True)
     settings, _ = choose((1_281_167, 375), 7 * DAY, device)
     assert model_of(settings) == (1024, 24, 224, 16)
+    assert settings.optimizer == "adamw"
     assert (settings.effective_batch_size, settings.base_learning_rate) == (4096, 1.5e-4)
     assert (settings.views_per_image, settings.crop_scale_min) == (1, 0.2)
 
@@ -92,7 +94,7 @@ def test_small_pictures__as_in_the_recipes():
     settings, lines = choose((60_000, 28), HOUR / 2, Imagined(images=4000))
     assert model_of(settings) == (128, 4, 28, 4)
     assert settings.crop_scale_min == 0.5
-    assert (settings.effective_batch_size, settings.base_learning_rate) == (128, 2e-3)
+    assert (settings.effective_batch_size, settings.base_learning_rate) == (128, 8e-3)
     assert "shows too little" in lines["Crops"]
 
 
@@ -118,7 +120,7 @@ def test_short_of_time__smaller_images_and_more_steps():
     assert "there is no smaller size" in lines["Model"]
     assert "with 160 the time is too short" in lines["Pixels"]
     assert settings.effective_batch_size == 64
-    assert settings.base_learning_rate == 4e-3  # the same rate as for 128: the recipe fashion_mnist_sample
+    assert settings.base_learning_rate == 16e-3  # the same rate as for 128, as in the recipe fashion_mnist_sample
     assert settings.eval_images == 400  # a hundredth
     assert choose((3000, 160), 8 * HOUR)[0].eval_images == 5000
     assert choose((3000, 160), 60)[0].effective_batch_size == 32  # 190 steps of 64
@@ -186,8 +188,15 @@ def test_given__batch_and_rate():
     settings, _ = choose((3000, 160), 180, effective_batch_size=256, learning_rate=1e-3)
     assert (settings.effective_batch_size, settings.learning_rate) == (256, 1e-3)
     assert settings.base_learning_rate == 1.5e-4  # the default, which the other replaces
-    settings, _ = choose((3000, 160), 8 * HOUR, effective_batch_size=1024)
-    assert settings.base_learning_rate * 1024 / 256 == pytest.approx(2.4e-3)  # the paper's highest
+    for optimizer, highest in (("adamw", 2.4e-3), ("muon", 4e-3)):  # of the paper, of the recipe cifar10_muon
+        settings, _ = choose((3000, 160), 8 * HOUR, effective_batch_size=1024, optimizer=optimizer)
+        assert settings.base_learning_rate * 1024 / 256 == pytest.approx(highest)
+
+
+def test_given__optimizer_has_the_rate_of_its_recipe():
+    settings, lines = choose((3000, 160), 8 * HOUR, optimizer="adamw")
+    assert (settings.optimizer, settings.base_learning_rate) == ("adamw", 2e-3)  # the recipe cifar10_small
+    assert "Steps by" not in lines
 
 
 def test_given__model_leaves_only_batch_rate_and_views(tiny_config):
@@ -318,7 +327,7 @@ def test_run__goes_on_with_what_was_chosen(run, tmp_path, capsys):
     first = run(Imagined(), config_overrides="mask_ratio=0.6", seed=3)
     assert (first.settings.image_size, first.settings.patch_size) == (28, 4)  # of 40 x 30 pixels
     assert first.settings.config_overrides.endswith(",mask_ratio=0.6")
-    assert first.schedule.learning_rate == pytest.approx(4e-3 * 32 / 256)
+    assert first.schedule.learning_rate == pytest.approx(16e-3 * 32 / 256)
     printed = capsys.readouterr().out
     assert "`image_size` 28, `patch_size` 4" in printed
 

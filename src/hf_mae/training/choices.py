@@ -36,6 +36,7 @@ _MOST_EVALUATED = 5000  # images of an evaluation
 # What is left open and not chosen: as in He et al. 2021, Table 8 and section 4, whose smallest model is ViT-B.
 DEFAULTS = {
     "preset": "base",
+    "optimizer": "adamw",
     "views_per_image": 1,
     "crop_scale_min": 0.2,
     "base_learning_rate": 1.5e-4,
@@ -52,8 +53,9 @@ class Size:
         preset (`str`): Name of a preset.
         changes (`str`): Fields of the configuration that differ from it.
         batch_size (`int`): Samples of a step.
-        base_learning_rate (`float`): Learning rate per 256 of them.
+        base_learning_rate (`float`): Learning rate of AdamW per 256 of them.
         source (`str`): Whose batch and rate these are.
+        optimizer (`str`, *optional*, defaults to `"adamw"`): What learns more in the same time, where that is known.
     """
 
     words: str
@@ -62,6 +64,7 @@ class Size:
     batch_size: int
     base_learning_rate: float
     source: str
+    optimizer: str = "adamw"
 
 
 _FOUR_BLOCKS = (
@@ -73,7 +76,9 @@ _BETWEEN = "between those of smaller and larger models, of which there are recor
 # From small to large, each a few times the work of the one before. The paper's huge fits few devices: who has one asks
 # for it. The paper: He et al. 2021, Table 8.
 SIZES = (
-    Size("4 blocks of 128", "tiny", _FOUR_BLOCKS, 128, 2e-3, "as in the recipe cifar10_small"),
+    Size(
+        "4 blocks of 128", "tiny", _FOUR_BLOCKS, 128, 2e-3, "as in the recipes cifar10_small and cifar10_muon", "muon"
+    ),
     Size("6 blocks of 192", "tiny", _SIX_BLOCKS, 256, 1.5e-3, _BETWEEN),
     Size("12 blocks of 192", "tiny", "", 512, 1e-3, _BETWEEN),
     Size("12 blocks of 384", "small", "", 1024, 5e-4, _BETWEEN),
@@ -92,7 +97,9 @@ _COARSE = 128  # pixels: smaller crops of large pictures save no work, since the
 # Steps below which a smaller batch does more. The smallest batch with a record is that of fashion_mnist_sample: 64.
 FEWEST_STEPS, _SMALLEST_BATCH = 2000, 64
 _FEW_STEPS, _TINY_BATCH = 200, 16  # where even that is a matter of minutes, so that a run is a run at all
-_HIGHEST_RATE = 2.4e-3  # the highest rate with a record: the paper's, 1.5e-4 * 4096 / 256
+# The highest rates with a record: the paper's, 1.5e-4 * 4096 / 256, and that of the recipe cifar10_muon.
+_HIGHEST_RATES = {"adamw": 2.4e-3, "muon": 4e-3}
+_FASTER_BY_MUON = 4  # how many times AdamW's rate Muon has in the recipes for CIFAR-10
 TRAINING_SHARE = 0.85  # of the time. The rest is for looking, measuring, evaluating and saving.
 _LOADING_SHARE = 0.25  # of the time, above which several crops are taken of a decode
 _MOST_VIEWS = 4  # benchmarks/equal_time.py: as good at equal steps
@@ -216,6 +223,7 @@ class Choices:
         self._choose_crop_scale()
         self._choose_model()
         self._choose_views()
+        self._choose_optimizer()
         self._choose_batch()
         self._choose_rate()
         self._choose_evaluation()
@@ -375,18 +383,30 @@ class Choices:
                 reason = f"more steps do more: about {self.samples / self.batch_size:,.0f} fit into the time"
         self._add("Batch", {"effective_batch_size": self.batch_size}, reason)
 
+    def _choose_optimizer(self):
+        if "optimizer" not in self.given and not self.has_model:
+            reason = "it learns more in the same time, see docs/faster.md"
+            if self.size.optimizer == "adamw":
+                reason = "the paper's; no other has a record at this size"
+            self._add("Steps by", {"optimizer": self.size.optimizer}, reason)
+
     def _choose_rate(self):
         if {"base_learning_rate", "learning_rate"} & self.given:
             return
-        size, batch_size = self.size, self.batch_size
+        size, batch_size, optimizer = self.size, self.batch_size, self.settings.optimizer or DEFAULTS["optimizer"]
+        own = size.base_learning_rate
+        if optimizer == size.optimizer == "muon":
+            own *= _FASTER_BY_MUON
         # Rates of small batches: fashion_mnist_sample has that of twice the batch. See `_SMALLEST_BATCH`.
-        base, reason = size.base_learning_rate * min(max(size.batch_size / batch_size, 1), 2), size.source
-        if base * batch_size / 256 > _HIGHEST_RATE:
-            base, reason = _HIGHEST_RATE * 256 / batch_size, "no higher one has a record"
+        base, reason, highest = (
+            own * min(max(size.batch_size / batch_size, 1), 2),
+            size.source,
+            _HIGHEST_RATES[optimizer],
+        )
+        if base * batch_size / 256 > highest:
+            base, reason = highest * 256 / batch_size, "no higher one has a record"
         elif batch_size < size.batch_size:
-            reason = (
-                f"batches of {size.batch_size} have {_rate(size.base_learning_rate, size.batch_size)}, {size.source}"
-            )
+            reason = f"batches of {size.batch_size} have {_rate(own, size.batch_size)}, {size.source}"
         base = float(f"{base:.3g}")
         reason = f"{_rate(base, batch_size)} for a batch of {batch_size}; {reason}"
         self._add("Rate", {"base_learning_rate": base}, reason)

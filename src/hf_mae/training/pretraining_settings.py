@@ -136,8 +136,9 @@ class OptimizationSettings:
     effective_batch_size: int | None = HfArg(
         default=None, help="Images of a step. Default: 4096, or less for few images, or by time_budget."
     )
-    optimizer: Literal["adamw", "muon"] = HfArg(
-        default="adamw", help="Muon takes the matrices of blocks at the same rate and decay, and leaves AdamW the rest."
+    optimizer: Literal["adamw", "muon"] | None = HfArg(
+        default=None,
+        help="muon is for the matrices of blocks, the rest follows AdamW. Default: adamw, or by time_budget.",
     )
     base_learning_rate: float | None = HfArg(
         default=None, help="Learning rate per 256 images of the batch. Default: 1.5e-4, or by time_budget."
