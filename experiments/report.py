@@ -28,7 +28,7 @@ RESULTS = RECORDS.parent / "benchmarks" / "results"
 DOCS = RECORDS.parent / "docs"
 PAGES = [
     RECORDS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("ablations", "classification", "is_it_learning", "performance")),
+    *(DOCS / f"{name}.md" for name in ("ablations", "classification", "faster", "is_it_learning", "performance")),
 ]
 BENCHMARKS = (
     "cpu_loss_curves",
@@ -245,6 +245,7 @@ def label_free_list() -> str:
     return table(head, [[run, *(f.format(v[n]) for f, n in zip(formats, names, strict=True))] for run, v in runs])
 
 
+KEYS = ("linear_accuracy", "knn_accuracy")
 # The parts of Pixio's recipe and what each differs from, in the order of the table.
 PIXIO_PARTS = {
     "default": "the default: single patches, 1 class token, fixed positions, a decoder of 2 blocks",
@@ -260,16 +261,45 @@ PIXIO_PARTS = {
 
 
 def pixio_table() -> str:
-    """Returns the figures of the parts of Pixio's recipe after one epoch, as far as they were run."""
-    runs, rows = label_free_runs(), []
+    """Returns the figures of the parts of Pixio's recipe on CIFAR-10 and on photographs, as far as they were run."""
+    head, rows = ["recipe"], []
+    for data in ("CIFAR-10", "photographs"):
+        head += [f"{data}: seeds", "linear probe", "k-NN"]
     for name, label in PIXIO_PARTS.items():
-        seeds = [figures for run, figures in runs.items() if run.rsplit("-seed", 1)[0] == name]
-        if seeds:
-            cells = [
-                mean_and_deviation([figures[key] for figures in seeds]) for key in ("linear_accuracy", "knn_accuracy")
-            ]
-            rows.append([label, str(len(seeds)), *cells])
-    return table(["recipe", "seeds", "linear probe", "k-NN"], rows)
+        probes = [read(path.parent)["metrics"] for path in RECORDS.glob(f"ablations/{name}-seed*/probe/run.json")]
+        files = sorted(RECORDS.glob(f"clothing_ablations/{name}-seed*/evaluation.json"))
+        photographs = [json.loads(path.read_text())["rows"][0]["figures"] for path in files]
+        cells = [label]
+        for seeds in (probes, photographs):
+            figures = [mean_and_deviation([each[key] for each in seeds]) if seeds else "" for key in KEYS]
+            cells += [str(len(seeds) or ""), *figures]
+        if probes or photographs:
+            rows.append(cells)
+    return table(head, rows)
+
+
+# Runs of experiments/small_data.sh in the order of the table.
+SMALL_DATA = {
+    "adamw": "AdamW, rate 2e-3 for 256 images: the recipe cifar10_small",
+    "adamw_double": "AdamW, 4e-3",
+    "adamw_quad": "AdamW, 8e-3",
+    "muon_double": "Muon, 4e-3",
+    "muon_double_wsd": "Muon, 4e-3, constant with a cool-down",
+    "muon_quad": "Muon, 8e-3: the recipe cifar10_muon",
+}
+
+
+def small_data_table() -> str:
+    """Returns the figures of the variants of the recipe for small data after equal steps, as far as they were run."""
+    rows = []
+    for name, label in SMALL_DATA.items():
+        files = sorted(RECORDS.glob(f"small_data/{name}-seed*/evaluation.json"))
+        if files:
+            seeds = [json.loads(path.read_text())["rows"][0]["figures"] for path in files]
+            losses = [read(path.parent)["metrics"]["eval_loss"] for path in files]
+            figures = [mean_and_deviation([each[key] for each in seeds]) for key in KEYS]
+            rows.append([label, str(len(seeds)), *figures, f"{statistics.mean(losses):.3f}"])
+    return table(["variant", "seeds", "linear probe", "k-NN", "loss"], rows)
 
 
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
@@ -324,6 +354,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "label-free correlation": label_free_table,
     "label-free runs": label_free_list,
     "pixio parts": pixio_table,
+    "small data": small_data_table,
     **{which: lambda which=which: ablation_table(which) for which in ABLATIONS},
 }
 

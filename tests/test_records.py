@@ -37,7 +37,7 @@ def report(monkeypatch):
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("ablations", "classification", "is_it_learning", "performance")),
+    *(f"docs/{name}.md" for name in ("ablations", "classification", "faster", "is_it_learning", "performance")),
 ]
 
 
