@@ -259,6 +259,8 @@ def test_docs__blocks_run_from_top_to_bottom(tiny_model, tmp_path, monkeypatch):
     tiny_model(image_size=28, patch_size=4, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
     MAEImageProcessor.for_image_size(28, num_channels=1).save_pretrained("runs/fashion_mnist_sample")
     picture(0, (50, 40)).save("picture.jpg")
+    Path("path/to/pictures").mkdir(parents=True)
+    picture(0, (50, 70)).save("path/to/pictures/picture.png")
     commands = {"features": features.features_command, "attention": attention_command}
     names, page = {}, (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
     for language, block in re.findall(r"```(python|py|bash)\n(.*?)```", page, re.DOTALL):
@@ -269,11 +271,12 @@ def test_docs__blocks_run_from_top_to_bottom(tiny_model, tmp_path, monkeypatch):
             program, name, *arguments = shlex.split(command, comments=True)
             assert program == "hf-mae"
             # Commands on images of the reader's own are parsed in test_readme; test_visualization runs the others.
-            if name in ("features", "attention") and "--data" not in arguments:
+            if name in commands and ("--data" not in arguments or "--in_windows" in arguments):
                 commands[name](arguments, prog=f"hf-mae {name}")
     assert names["features"].shape == (1000, 32)
     assert names["pooler"].shape == (3000, 32)
     assert names["maps"].shape == (1000, 32, 7, 7)
+    assert names["patches"].shape == (32, 18, 12)  # 70 x 50 pixels, of which a patch has 4 x 4
     assert names["names"][0].startswith("image 0 of Fashion-MNIST")
     assert names["label_names"][9] == "ankle boot"
     assert Path("attention.png").exists()

@@ -7,16 +7,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from hf_mae import MAEImageProcessor
+from hf_mae import MAEImageProcessor, MAEModel
 from hf_mae.data import masks
 from hf_mae.data.folders import FolderImages
 from hf_mae.data.masks import Pair
 from hf_mae.data.windows import PictureStrips, WindowGrid, window_starts
+from hf_mae.evaluation import features
+from hf_mae.modeling.image_processing_mae import resize
 from hf_mae.training.segmentation import segment_command
 from hf_mae.training.segmentation_maps import blended_logits, write_class_maps
 
@@ -203,6 +206,62 @@ def test_masks__what_a_geotiff_declares_as_no_data_does_not_count(tmp_path, in_w
     for pair in masks.folder_pairs(str(tmp_path), "train", tile=32 if in_windows else None):
         pixels, found = masks.read_pair(pair, MAEImageProcessor(num_channels=1))
         assert np.array_equal(found, np.where(pixels[0] == 3, 255, pixels[0]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Features
+
+
+def test_features__of_a_picture_in_windows_are_the_weighted_mean_of_theirs(tiny_model, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    MAEImageProcessor.for_image_size(32).save_pretrained(folder)
+    (tmp_path / "in").mkdir()
+    wide, small = random_pixels(50, 70, 3), random_pixels(24, 16, 3, seed=1)  # 6.25 x 8.75 patches, and 3 x 2
+    for name, array in (("a", wide), ("b", small)):
+        PIL.Image.fromarray(array).save(tmp_path / "in" / f"{name}.png")
+    given = ["--model_name_or_path", folder, "--data", tmp_path / "in", "--output", tmp_path / "maps.parquet"]
+    given += ["--features", "patches", "--in_windows", "--stride", "0.5", "--batch_size", "4", "--layers", "-1", "1"]
+    monkeypatch.setattr(features, "_ROW_GROUP_BYTES", 1)  # a row group for each picture
+    features.features_command([*map(str, given)], prog="hf-mae features")
+    table = pq.read_table(tmp_path / "maps.parquet")
+    assert table["patch_rows"].to_pylist() == [6, 3]
+    assert table["patch_columns"].to_pylist() == [9, 2]
+    shape = json.loads(table.schema.field("patches_2").metadata[b"shape"])
+    assert shape == [32, "patch_rows", "patch_columns"]
+    first, second = (np.array(table["patches_2"][row].as_py()) for row in range(2))
+
+    model, processor = MAEModel.from_pretrained(folder).eval(), MAEImageProcessor.from_pretrained(folder)
+
+    def encode(pixels):
+        with torch.no_grad():
+            return model(pixels[None]).last_hidden_state[0, 1:].T.unflatten(1, [side // 8 for side in pixels.shape[1:]])
+
+    (pixels,) = processor(wide, do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values
+    pixels = resize(pixels, (48, 72))
+    total, weight, slope = torch.zeros(32, 6, 9), torch.zeros(6, 9), torch.tensor([0.5, 1.5, 1.5, 0.5])
+    for top in (0, 2):
+        for left in (0, 2, 3, 5):  # in patches: at most two apart, evenly
+            place = slice(top, top + 4), slice(left, left + 4)
+            window = pixels[:, 8 * top : 8 * top + 32, 8 * left : 8 * left + 32]
+            total[(slice(None), *place)] += encode(window) * slope[:, None] * slope
+            weight[place] += slope[:, None] * slope
+    np.testing.assert_allclose(first.reshape(32, 6, 9), total / weight, atol=1e-5)
+    (pixels,) = processor(small, do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values
+    np.testing.assert_allclose(second.reshape(32, 3, 2), encode(pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--in_windows"], "`in_windows` makes maps: .* got pooler"),
+        (["--in_windows", "--features", "patches", "--output", "a.safetensors"], "only a .parquet `output`"),
+        (["--stride", "2"], "`stride` .*got 2"),
+    ],
+)
+def test_features__mistakes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        features.features_command(["--model_name_or_path", "out", *arguments], prog="hf-mae features")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

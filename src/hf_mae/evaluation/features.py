@@ -28,8 +28,9 @@ from ..data.image_source import ImageSource
 from ..data.parts import PartsOfImages
 from ..data.sampling import default_num_workers
 from ..data.sources import open_images
-from ..modeling.configuration_mae import MAEConfig
-from ..modeling.image_processing_mae import MAEImageProcessor
+from ..data.windows import STRIDE, WindowGrid, check_stride
+from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.modeling_mae import MAEModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..modeling.patches_mae import patch_grid
@@ -43,6 +44,7 @@ _DESCRIPTION = """Write features of images to a file, one row per image.
   hf-mae features --model_name_or_path out --data path/to/images --features class_token mean
   hf-mae features --model_name_or_path out --features patches --layers 6 -1 --output features.safetensors
   hf-mae features --model_name_or_path out --data path/to/scenes --tile 512
+  hf-mae features --model_name_or_path out --data path/to/pictures --features patches --in_windows
 
 Features, of each of --layers (1 is the first block, 0 its input; negative numbers count from the end):
 
@@ -53,6 +55,9 @@ Features, of each of --layers (1 is the first block, 0 its input; negative numbe
 
 The output of the last block is taken after the final norm, as last_hidden_state; the others are taken without it, as
 hidden_states. Of a classifier, pooler is the input of its linear layer; with mean pooling there is no final norm.
+
+With --in_windows pictures are neither resized nor cropped: a map has the rows and columns of patches of the picture, in
+patch_rows and patch_columns, and is put together of overlapping windows of the model's size.
 
 How files are read (range of values, bands, no-data) is what the image processor of the model says. Rows of windows also
 have the file, row and column of the pixel at their top left, rows of pages the file and the page, counted from 0."""
@@ -90,6 +95,10 @@ class ExtractionArguments(SourceArguments):
         default=None, help="Blocks. If given, the names of columns end in the block: mean_6. Default: the last."
     )
     image_size: int | None = HfArg(default=None, help="Pixels, a multiple of the patch. Default: the checkpoint's.")
+    in_windows: bool = HfArg(
+        default=False, help="Maps of whole pictures at their own size, put together of windows of the image size."
+    )
+    stride: float = HfArg(default=STRIDE, help="Largest distance of these windows, as a share of their side.")
     dtype: Literal["float32", "float16", "bfloat16"] = HfArg(
         default="float32", help="Type of what is written. Parquet has no bfloat16."
     )
@@ -113,6 +122,11 @@ class ExtractionArguments(SourceArguments):
             raise ValueError(
                 "Parquet has no bfloat16: set `dtype` to float16 or float32, or write a .safetensors file."
             )
+        check_stride(self.stride)
+        if self.in_windows and self.features != ["patches"]:
+            raise ValueError(f"`in_windows` makes maps: set `features` to patches, got {' '.join(self.features)}.")
+        if self.in_windows and output.suffix != ".parquet":
+            raise ValueError("`in_windows` makes maps of several sizes, which only a .parquet `output` can hold.")
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
         self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
@@ -153,6 +167,20 @@ class ReadableImages(Dataset):
 
     def _load(self, image: OpenedImage) -> torch.Tensor:
         return self.image_processor(image, return_tensors="pt").pixel_values[0]
+
+
+class _PicturesAtOwnSize(ReadableImages):
+    """Gives pictures at their own size, at most half a patch of which is stretched or squeezed at each side."""
+
+    def __init__(self, images: ImageSource, image_processor: MAEImageProcessor, patch_size: tuple[int, int]):
+        super().__init__(images, image_processor)
+        self.patch_size = patch_size
+
+    def _load(self, image: OpenedImage) -> torch.Tensor:
+        (pixels,) = self.image_processor(image, do_resize=False, do_center_crop=False).pixel_values
+        sides = zip(pixels.shape[1:], self.patch_size, strict=True)
+        height, width = (max(round(side / patch), 1) * patch for side, patch in sides)
+        return resize(pixels, (height, width))
 
 
 def collate_readable(samples: list[tuple]) -> tuple[list[int], list[str], torch.Tensor | None, list[str]]:
@@ -203,6 +231,54 @@ def compute_features(
     return {name: values for name, values in features.items() if name.startswith(tuple(kinds))}
 
 
+@torch.no_grad()
+def compute_patch_maps(
+    model: MAEModel | MAEForImageClassification,
+    pixel_values: torch.Tensor,
+    layers: list[int] | None = None,
+    stride: float = STRIDE,
+    batch_size: int = 64,
+) -> dict[str, torch.Tensor]:
+    """Returns the patch features of an image of any size by name, put together of windows of the model's size.
+
+    Where windows overlap, the mean is taken, in which a window counts the less, the nearer a patch lies to its border,
+    see [`hf_mae.data.windows.window_weights`]. Windows start at whole patches.
+
+    Args:
+        model ([`MAEModel`] or [`MAEForImageClassification`]): The model, in evaluation mode.
+        pixel_values (`torch.Tensor` of shape `(1, channels, height, width)`): A normalised image, whose sides the patch
+            divides. A side that is shorter than the model's is seen at once.
+        layers (`list[int]`, *optional*): See [`compute_features`].
+        stride (`float`, *optional*, defaults to 2/3): Largest distance of windows, as a share of their sides.
+        batch_size (`int`, *optional*, defaults to 64): Windows of one forward pass.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `patches`, or `patches_<layer>`: (1, width, rows, columns), on the device of the
+        model.
+    """
+    patch_size = model.base_model.embeddings.patch_size
+    sides = zip(_pair(model.config.image_size), patch_size, strict=True)
+    window = tuple(side // patch for side, patch in sides)
+    grid = WindowGrid.of_picture(patch_grid(pixel_values, patch_size), (window[0], window[1]), stride)
+    (rows, columns), (vertical, horizontal) = grid.window, grid.weights
+    places = [(i, j) for i in range(len(grid.tops)) for j in range(len(grid.lefts))]
+    maps: dict[str, torch.Tensor] = {}
+    for start in range(0, len(places), batch_size):
+        some = places[start : start + batch_size]
+        windows = [
+            pixel_values[0, :, top : top + rows * patch_size[0], left : left + columns * patch_size[1]]
+            for top, left in ((grid.tops[i] * patch_size[0], grid.lefts[j] * patch_size[1]) for i, j in some)
+        ]
+        for name, patches in compute_features(model, torch.stack(windows), ["patches"], layers).items():
+            if name not in maps:
+                maps[name] = patches.new_zeros(1, patches.shape[1], *grid.size, dtype=torch.float32)
+            for (i, j), part in zip(some, patches.float(), strict=True):
+                weights = (vertical[i][:, None] * horizontal[j]).to(part.device, non_blocking=True)
+                top, left = grid.tops[i], grid.lefts[j]
+                maps[name][0, :, top : top + rows, left : left + columns] += part * weights
+    return maps
+
+
 def _as_stored(features: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
     # Copied, since a view would keep all tokens in memory.
     stored = {n: values.contiguous().to("cpu", getattr(torch, dtype), copy=True) for n, values in features.items()}
@@ -215,12 +291,15 @@ def _as_stored(features: dict[str, torch.Tensor], dtype: str) -> dict[str, torch
 class FeatureFile:
     """Writes batches of rows to a parquet or safetensors file, which gets its name when it is complete."""
 
-    def __init__(self, output: str, metadata: dict):
+    def __init__(self, output: str, metadata: dict, maps_vary: bool = False):
         """
         Args:
             output (`str`): Name of the file.
             metadata (`dict`): Written into the file as JSON.
+            maps_vary (`bool`, *optional*, defaults to `False`): Whether maps differ in size, which columns
+                `patch_rows` and `patch_columns` have to state. Only for parquet.
         """
+        self.maps_vary = maps_vary
         self.output, self.metadata = Path(output), {name: json.dumps(value) for name, value in metadata.items()}
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.partial = self.output.with_name(self.output.name + ".partial")
@@ -251,7 +330,7 @@ class FeatureFile:
         os.replace(self.partial, self.output)
 
     def _write(self):
-        columns = {name: torch.cat([batch[name] for batch in self.batches]) for name in self.batches[0]}
+        columns = {} if self.maps_vary else {name: torch.cat(self._parts(name)) for name in self.batches[0]}
         if not self.parquet:  # the names are a tensor, too, since metadata have a limit of 100 MB
             texts = {f"{name}s": bytearray(json.dumps(values).encode()) for name, values in self.texts.items()}
             tensors = {name: torch.frombuffer(text, dtype=torch.uint8) for name, text in texts.items()}
@@ -259,24 +338,41 @@ class FeatureFile:
             return
         arrays = [pa.array(values) for values in self.texts.values()]
         fields = [pa.field(name, pa.string()) for name in self.texts]
-        for name, values in columns.items():
-            array, shape = pa.array(values.flatten().numpy()), list(values.shape[1:])
-            arrays.append(pa.FixedSizeListArray.from_arrays(array, math.prod(shape)) if shape else array)
+        for name in self.batches[0]:
+            array, shape = self._varying(name) if self.maps_vary else _fixed(columns[name])
+            arrays.append(array)
             fields.append(pa.field(name, arrays[-1].type, metadata={"shape": json.dumps(shape)}))
         table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=self.metadata))
         self.writer = self.writer or pq.ParquetWriter(self.partial, table.schema)
         self.writer.write_table(table)
         self.texts, self.batches = {name: [] for name in self.texts}, []
 
+    def _parts(self, name: str) -> list[torch.Tensor]:
+        return [batch[name] for batch in self.batches]
+
+    def _varying(self, name: str) -> tuple[pa.Array, list]:
+        """Returns a column of numbers, or of maps that differ in size, and what its metadata say of the shape."""
+        parts = self._parts(name)
+        if parts[0].ndim == 1:
+            return _fixed(torch.cat(parts))
+        rows = [values.flatten().numpy() for part in parts for values in part]
+        return pa.array(rows), [parts[0].shape[1], "patch_rows", "patch_columns"]
+
+
+def _fixed(values: torch.Tensor) -> tuple[pa.Array, list]:
+    """Returns a column of numbers or flat lists of one length, and the shape of a row."""
+    array, shape = pa.array(values.flatten().numpy()), list(values.shape[1:])
+    return pa.FixedSizeListArray.from_arrays(array, math.prod(shape)) if shape else array, shape
+
 
 @contextmanager
-def feature_file(output: str, metadata: dict) -> Iterator[FeatureFile]:
+def feature_file(output: str, metadata: dict, maps_vary: bool = False) -> Iterator[FeatureFile]:
     """Opens a [`FeatureFile`] and leaves no half one behind.
 
     Args:
-        output, metadata: As in [`FeatureFile`].
+        output, metadata, maps_vary: As in [`FeatureFile`].
     """
-    file = FeatureFile(output, metadata)
+    file = FeatureFile(output, metadata, maps_vary)
     try:
         yield file
     finally:
@@ -363,18 +459,21 @@ def extract_features(args: ExtractionArguments) -> Path:
     images = open_source(args, image_processor)
     model.to(args.device)
     _layer_endings(args.layers, model.config.num_hidden_layers)  # a wrong number is an error before the work
-    options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.startswith("cuda")}
-    dataset = ReadableImages(images, image_processor)
-    loader = DataLoader(dataset, args.batch_size, collate_fn=collate_readable, **options)
+    loader = _loader(args, model, image_processor, images)
     print(f"{len(images):,} images from {images.name}, on {args.device}", flush=True)
     metadata = {"model": args.model_name_or_path, "label_names": images.label_names}
     written, skipped = 0, []
-    with feature_file(args.output, metadata) as file, tqdm(total=len(images), unit="image") as bar:
+    with feature_file(args.output, metadata, args.in_windows) as file, tqdm(total=len(images), unit="image") as bar:
         for indices, names, pixel_values, messages in loader:
             bar.write("".join(f"{message}\n" for message in messages), end="")
             if indices:
-                features = compute_features(model, pixel_values, args.features, args.layers)
                 described, files = describe_rows(images, indices)
+                if args.in_windows:
+                    features = compute_patch_maps(model, pixel_values, args.layers, args.stride, args.batch_size)
+                    shape = next(iter(features.values())).shape[2:]
+                    described.update(zip(("patch_rows", "patch_columns"), torch.tensor(shape)[:, None], strict=True))
+                else:
+                    features = compute_features(model, pixel_values, args.features, args.layers)
                 file.add(names, {**described, **_as_stored(features, args.dtype)}, files)
             written += len(indices)
             skipped += messages
@@ -385,6 +484,20 @@ def extract_features(args: ExtractionArguments) -> Path:
     speed = f"{written / bar.format_dict['elapsed']:,.0f} images/s"
     print(f"{written:,} rows in {args.output}, {len(skipped)} unreadable picture(s) left out, {speed}")
     return Path(args.output)
+
+
+def _loader(
+    args: ExtractionArguments,
+    model: MAEModel | MAEForImageClassification,
+    image_processor: MAEImageProcessor,
+    images: ImageSource,
+) -> DataLoader:
+    dataset, batch_size = ReadableImages(images, image_processor), args.batch_size
+    if args.in_windows:
+        patch_size = model.base_model.embeddings.patch_size
+        dataset, batch_size = _PicturesAtOwnSize(images, image_processor, patch_size), 1
+    options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.startswith("cuda")}
+    return DataLoader(dataset, batch_size, collate_fn=collate_readable, **options)
 
 
 def features_command(argv: list[str], prog: str):
@@ -405,6 +518,7 @@ __all__ = [
     "SourceArguments",
     "collate_readable",
     "compute_features",
+    "compute_patch_maps",
     "describe_rows",
     "extract_features",
     "feature_file",
