@@ -297,7 +297,7 @@ def test_run__evaluates_and_predicts_larger_pictures_in_windows_of_the_training_
     given = ["--model_name_or_path", pretrained, "--data", tmp_path / "data", "--output_dir", tmp_path / "out"]
     short = ["--max_steps", 6, "--learning_rate", "1e-2", "--per_device_train_batch_size", 2, "--eval_strategy", "no"]
     segment(*given, *short)
-    assert "32 x 48 pixels: 18 of 2 larger ones to evaluate on" in capsys.readouterr().out  # 3 rows and 3 columns
+    assert "32 x 48 pixels: 18 in 2 larger pictures to evaluate on" in capsys.readouterr().out  # 3 rows and 3 columns
     model = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert list(model.config.window_size) == [32, 48]
 

@@ -332,17 +332,17 @@ class SegmentationTrainer(FineTuningTrainer):
         model, strips, size = self.model.eval(), self.eval_dataset, self.args.per_device_eval_batch_size
         counted = ConfusionMatrix(len(self.class_names), self.args.device)
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        with self.compute_loss_context_manager():
-            for strip, top, logits in blended_logits(model, self._with_progress(dataloader), strips.grids, size):
-                if logits is None:
-                    name = strips.pairs[strip["picture"]].name
-                    raise OSError(f"{name} or its mask can't be read: {strip['failure']}. Mend both or take both out.")
-                first = top - strip["top"]
-                classes = strip["classes"][first : first + logits.shape[1]].to(logits.device).long()
-                counted.add(logits.argmax(dim=0), classes)
-                losses = nn.functional.cross_entropy(logits[None], classes[None], ignore_index=IGNORED, reduction="sum")
-                total += losses
-            self._wait_for_other_processes(strips)
+        batches, bf16 = self._with_progress(dataloader), bool(self.args.bf16)
+        for strip, top, logits in blended_logits(model, batches, strips.grids, size, bf16):
+            if logits is None:
+                name = strips.pairs[strip["picture"]].name
+                raise OSError(f"{name} or its mask can't be read: {strip['failure']}. Mend both or take both out.")
+            first = top - strip["top"]
+            classes = strip["classes"][first : first + logits.shape[1]].to(logits.device).long()
+            counted.add(logits.argmax(dim=0), classes)
+            losses = nn.functional.cross_entropy(logits[None], classes[None], ignore_index=IGNORED, reduction="sum")
+            total += losses
+        self._wait_for_other_processes(strips)
         counted.matrix = self.accelerator.reduce(counted.matrix, "sum")
         total = self.accelerator.reduce(total, "sum")
         figures, self.iou = counted.figures()
@@ -574,7 +574,7 @@ def _describe_windows(window: tuple[int, int], strips: PictureStrips) -> str:
     cut = [len(grid.tops) * len(grid.lefts) for grid in strips.grids if len(grid.tops) * len(grid.lefts) > 1]
     if not cut:
         return ""
-    return f"Windows  {window[0]} x {window[1]} pixels: {sum(cut):,} of {len(cut):,} larger ones to evaluate on\n"
+    return f"Windows  {window[0]} x {window[1]} pixels: {sum(cut):,} in {len(cut):,} larger pictures to evaluate on\n"
 
 
 def segment_command(argv: list[str], prog: str):
