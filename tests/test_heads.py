@@ -67,6 +67,8 @@ HEADS = {
     ),
     "VitMatteForImageMatting": ({"patch_size": 16, "num_channels": 4}, MATTE),
 }
+# One of each kind of maps. Commands and the code of the page build D-FINE, DEIMv2, UperNet, Mask2Former and DPT.
+QUICK = ("DetrForObjectDetection", "MaskFormerForInstanceSegmentation", "DepthAnythingForDepthEstimation")
 
 
 def build(name, encoder, fields):
@@ -91,7 +93,9 @@ def test_table__names_the_heads_that_are_built_here():
     assert sorted(TABLE) == sorted(HEADS)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow, pytest.mark.long)) for name in HEADS]
+)
 def test_table__head_takes_the_encoder_and_its_weights(checkpoints, name):
     fields, config = HEADS[name]
     patch, channels = fields.get("patch_size", 8), fields.get("num_channels", 3)
