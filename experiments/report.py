@@ -302,6 +302,19 @@ def small_data_table() -> str:
     return table(["variant", "seeds", "linear probe", "k-NN", "loss"], rows)
 
 
+def pair_table() -> str:
+    """Returns the linear probe and k-NN of the test images of CIFAR-10, by the old recipe and by that with Muon."""
+    rows = []
+    runs = {"cifar10_small": [RECORDS / "cifar10" / "probe"]}
+    runs["cifar10_muon"] = sorted(RECORDS.glob("cifar10_muon/pretrained-seed*/probe"))
+    epochs = {"cifar10_small": RECORDS / "cifar10" / "pretrained", "cifar10_muon": runs["cifar10_muon"][0].parent}
+    for name, probes in runs.items():
+        metrics = [read(probe)["metrics"] for probe in probes]
+        figures = [mean_and_deviation([each[key] for each in metrics]) for key in KEYS]
+        rows.append([f"`{name}`", f"{read(epochs[name])['recipe']['num_train_epochs']:g}", str(len(probes)), *figures])
+    return table(["recipe", "epochs", "seeds", "linear probe", "k-NN"], rows)
+
+
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
     """Returns how many times faster than the official code a training step is, by (preset, how), by implementation."""
     found = {}
@@ -348,6 +361,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: lambda name=name: benchmark(name) for name in BENCHMARKS},
     "cifar10": lambda: finetuning_table(RECORDS / "cifar10"),
     "cifar10 linear": lambda: mean_and_deviation([read(RECORDS / "cifar10" / "probe")["metrics"]["linear_accuracy"]]),
+    "cifar10 muon": pair_table,
     "cifar10 all labels": lambda: all_labels("pretrained"),
     "cifar10 from scratch": lambda: all_labels("scratch"),
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
