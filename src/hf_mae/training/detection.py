@@ -388,6 +388,18 @@ class DetectionTrainer(FineTuningTrainer):
         # The loss is a mean over the boxes of each batch; Trainer divides it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Loads weights by `from_pretrained`: files of detectors have other names for some than the model in memory.
+
+        Trainer compares names alone, and leaves what does not match as it was.
+        """
+        model = self.model if model is None else model
+        loaded = type(self.accelerator.unwrap_model(model)).from_pretrained(resume_from_checkpoint)
+        self.accelerator.unwrap_model(model).load_state_dict(loaded.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Returns the loss, the best 100 boxes of each picture `(batch, boxes, 6)`, and the indices of the pictures."""
         inputs = self._prepare_inputs(inputs)
