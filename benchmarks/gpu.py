@@ -12,13 +12,15 @@ away, and a case that fails or hangs costs only itself. A second call skips the 
 """
 
 import argparse
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +47,7 @@ class Part(NamedTuple):
 PARTS = {
     "device": Part(gpu_parts.measure_device, ["context", "processor", "waits"], 60),
     "engines": Part(gpu_parts.measure_engine, list(gpu_parts.ENGINES), 60),
+    "commands": Part(gpu_parts.run_command, list(gpu_parts.COMMANDS), 120),
     "eager": Part(gpu_parts.measure_peers, PRESETS, 60),
     "compiled": Part(partial(gpu_parts.measure_peers, compiled=True), PRESETS, 150),
     "data": Part(gpu_parts.measure_data, ["base", "tiny"], 90),
@@ -67,15 +70,24 @@ class Results:
 
     def add(self, case: str, **values):
         """Merges values into those of a case."""
-        content = self.read()
-        merge(content["cases"].setdefault(case, {}), values)
-        self._write(content)
+        with self._alone():
+            content = self.read()
+            merge(content["cases"].setdefault(case, {}), values)
+            self._write(content)
 
     def describe(self):
         """Writes down machine, versions and commit."""
         record = run_record({})
         about = {"machine": machine(gpu_parts.DEVICE), "versions": record["versions"], "commit": record["commit"]}
-        self._write({**about, "cases": self.read()["cases"]})
+        with self._alone():
+            self._write({**about, "cases": self.read()["cases"]})
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits for other processes that write to the same file."""
+        with open(self.path.with_suffix(".lock"), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _write(self, content: dict):
         unfinished = self.path.with_suffix(".partial")

@@ -6,6 +6,7 @@ Without a GPU the same code runs on the CPU, so that nothing but the device is n
 """
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -156,7 +157,7 @@ PROCESS_VARIABLES.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
 ENGINES = {
     "alone": {},
     "ddp": PROCESS_VARIABLES,
-    "fsdp2": {**PROCESS_VARIABLES, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "fsdp2": {**PROCESS_VARIABLES, "MASTER_PORT": "29518", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
 }
 
 
@@ -179,6 +180,52 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Commands
+
+_MODEL = str(Path(__file__).parents[1] / "model_cards" / "mae-fashion-mnist")
+_STEPS = ["--max_steps", "12"]
+# In short on the embedded images; what they print, warnings among it, is kept.
+COMMANDS = {
+    "pretrain": ["pretrain", *_STEPS],
+    "pretrain tiny": ["pretrain", "--preset", "tiny", *_STEPS],  # for which the number of images is found by trials
+    "pretrain muon": ["pretrain", "--preset", "tiny", "--optimizer", "muon", *_STEPS],
+    "pretrain muon compiled": ["pretrain", "--preset", "tiny", "--optimizer", "muon", "--torch_compile", *_STEPS],
+    "pretrain pixio": ["pretrain", "--preset", "pixio-tiny", *_STEPS],
+    "pretrain in a time budget": ["pretrain", "--time_budget", "60s"],
+    "finetune": ["finetune", "--model_name_or_path", _MODEL, *_STEPS],
+    "finetune mixed": ["finetune", "--model_name_or_path", _MODEL, "--mixup", "0.8", "--cutmix", "1", *_STEPS],
+    "segment": ["segment", "--model_name_or_path", _MODEL, *_STEPS],
+    "detect": ["detect", "--model_name_or_path", _MODEL, *_STEPS],
+    "probe": ["probe", "--model_name_or_path", _MODEL, "--fast", "--num_train_epochs", "2"],
+    "probe attentive": [
+        *["probe", "--model_name_or_path", _MODEL, "--fast", "--num_train_epochs", "2", "--pooling", "attentive"]
+    ],
+    "evaluate": ["evaluate", "--model", _MODEL, "--max_train_images", "500"],
+    "features": ["features", "--model_name_or_path", _MODEL, "--output", "features.parquet"],
+    "score": ["score", "--model", _MODEL, "--output", "scores.parquet"],
+    "reconstruct": ["reconstruct", _MODEL, "--anomaly"],
+    "attention": ["attention", _MODEL],
+}
+
+
+def run_command(case: str, add: Add, smoke: bool):
+    """Runs a command of hf_mae as a user would, and keeps the end of what it prints."""
+    command = [sys.executable, "-m", "hf_mae", *COMMANDS[case]]
+    if COMMANDS[case][0] in ("pretrain", "finetune", "segment", "detect", "probe", "evaluate"):
+        command += ["--output_dir", "out"]
+    source = str(Path(__file__).parents[1] / "src")
+    with tempfile.TemporaryDirectory() as folder:
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+        done = subprocess.run(
+            command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        lines = [line for line in re.split("[\r\n]+", done.stdout) if "%|" not in line]  # no progress bars
+        add(exit_status=done.returncode, printed="\n".join(lines)[-4000:])
+    if done.returncode:
+        raise SystemExit(f"{case} failed")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
