@@ -6,7 +6,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and a test that tries it should fail at once
 # Threads only wait for each other in models this small: on a busy machine of two cores forty times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # what is expected here does not depend on a GPU
+# What is expected here does not depend on a GPU. To see what differs on one: CUDA_VISIBLE_DEVICES=0.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # and idle threads sleep
 
 from pathlib import Path

@@ -384,9 +384,10 @@ def test_mistakes__are_named(checkpoint, tmp_path, how, arguments, error, messag
 
 def test_masks__of_16_bits_and_arrays_hold_the_same_classes(tmp_path):
     classes = np.tile(np.array([0, 1, 200, 255], dtype=np.uint8), (3, 1))
-    PIL.Image.fromarray(classes.astype(np.uint16)).save(tmp_path / "deep.png")
+    deep = classes.astype(np.uint16)
+    PIL.Image.fromarray(deep).save(tmp_path / "deep.png")
     np.save(tmp_path / "array.npy", np.where(classes == 255, -1, classes.astype(np.int32)))
-    PIL.Image.fromarray(np.where(classes == 255, 65535, classes).astype(np.uint16)).save(tmp_path / "ones.png")
+    PIL.Image.fromarray(np.where(deep == 255, 65535, deep)).save(tmp_path / "ones.png")
     for name in ("deep.png", "array.npy", "ones.png"):
         assert np.array_equal(masks.read_mask(tmp_path / name), classes), name
     np.save(tmp_path / "many.npy", np.array([[0, 300]]))
