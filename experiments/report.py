@@ -263,17 +263,20 @@ PIXIO_PARTS = {
 def pixio_table() -> str:
     """Returns the figures of the parts of Pixio's recipe on CIFAR-10 and on photographs, as far as they were run."""
     head, rows = ["recipe"], []
-    for data in ("CIFAR-10", "photographs"):
+    for data in ("CIFAR-10", "CIFAR-10, H200", "photographs"):
         head += [f"{data}: seeds", "linear probe", "k-NN"]
     for name, label in PIXIO_PARTS.items():
-        probes = [read(path.parent)["metrics"] for path in RECORDS.glob(f"ablations/{name}-seed*/probe/run.json")]
+        here, on_gpu = (
+            [read(path.parent)["metrics"] for path in RECORDS.glob(f"{folder}/{name}-seed*/probe/run.json")]
+            for folder in ("ablations", "ablations_h200")
+        )
         files = sorted(RECORDS.glob(f"clothing_ablations/{name}-seed*/evaluation.json"))
         photographs = [json.loads(path.read_text())["rows"][0]["figures"] for path in files]
         cells = [label]
-        for seeds in (probes, photographs):
+        for seeds in (here, on_gpu, photographs):
             figures = [mean_and_deviation([each[key] for each in seeds]) if seeds else "" for key in KEYS]
             cells += [str(len(seeds) or ""), *figures]
-        if probes or photographs:
+        if any(cells[1:]):
             rows.append(cells)
     return table(head, rows)
 
@@ -335,6 +338,29 @@ def step_table() -> str:
     return table(["preset", "", *names], rows)
 
 
+def gpu_step_table() -> str:
+    """Returns a table of the training steps that were timed on a GPU: images/s, memory, and times the slowest."""
+    content = json.loads((RESULTS / "gpu_eager.json").read_text())
+    rows = []
+    for preset, case in content["cases"].items():
+        for name, values in case.items():
+            if isinstance(values, dict) and "images_per_second" in values:
+                speed, times = values["images_per_second"], values["ratio_to_reference"]
+                figures = [f"{speed:,.0f}", f"{times:.2f}", f"{values['peak_memory_gb']:.1f}"]
+                share = values["gflop_per_image"] * speed / 1000 / case["matmul_tflops"]
+                rows.append([preset, str(case["batch_size"]), name, *figures, f"{100 * share:.0f} %"])
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    head = ["preset", "batch", "", "images/s", "times the reference", "GB", "of the matmul rate"]
+    return f"{content['machine']}; {versions}; bfloat16, eager\n\n{table(head, rows)}"
+
+
+def gpu_step_range(name: str) -> str:
+    """Returns how many times faster than another implementation our eager steps are on a GPU, as a range."""
+    cases = json.loads((RESULTS / "gpu_eager.json").read_text())["cases"].values()
+    ratios = [case["hf_mae"]["images_per_second"] / case[name]["images_per_second"] for case in cases]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+
 def step_range(name: str) -> str:
     ratios = [row[name] for row in step_ratios().values()]
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
@@ -355,6 +381,8 @@ def benchmark(name: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "training step": step_table,
+    "gpu step": gpu_step_table,
+    "gpu step range": lambda: gpu_step_range("transformers ViTMAE"),
     "training step range": lambda: step_range("hf_mae"),
     "partial prediction range": lambda: step_range("hf_mae, prediction_ratio 0.25"),
     "crop range": crop_range,
