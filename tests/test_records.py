@@ -114,7 +114,14 @@ TWICE = 2 * (len(RECIPES) + 2)  # each is pre-trained and probed, the default wi
 
 
 @pytest.mark.parametrize(
-    ("script", "runs"), [("cifar10.sh", 16), ("fashion_mnist.sh", 7), ("ablations.sh", TWICE), ("label_free.sh", TWICE)]
+    ("script", "runs"),
+    [
+        ("cifar10.sh", 17),
+        ("fashion_mnist.sh", 8),
+        ("clothing.sh", 15),
+        ("ablations.sh", TWICE),
+        ("label_free.sh", TWICE),
+    ],
 )
 def test_scripts__give_commands_that_work(script, runs, tmp_path):
     """Each run has a folder of its own, settings that exist, and a checkpoint that exists or was made before."""
