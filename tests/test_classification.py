@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForImageClassification
 
 import hf_mae
-from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
+from hf_mae import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.conversion_names import rename
 from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
 from hf_mae.modeling.modeling_mae import MAEDropPath
@@ -294,9 +294,22 @@ def test_loading__a_checkpoint_without_its_encoder_is_refused(tiny_model, classi
             model_class.from_pretrained(tmp_path)
 
 
-def test_loading__no_folder(tmp_path):
-    with pytest.raises(OSError, match="There is no folder '.*nowhere'"):
-        MAEForImageClassification.from_pretrained(tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    "load", [MAEForImageClassification, MAEImageProcessor, MAEConfig], ids=lambda load: load.__name__
+)
+def test_loading__says_that_there_is_no_such_folder(load, tmp_path):
+    for name in (tmp_path / "nowhere", "./runs/nowhere", "runs/pretrained/nowhere"):  # no name on the Hub looks so
+        with pytest.raises(OSError, match="^There is no folder '.*nowhere'.$"):
+            load.from_pretrained(name)
+    with pytest.raises(
+        OSError, match="^There is no folder 'runs/pretrained', and the Hub has given no model of this name: "
+    ):
+        load.from_pretrained("runs/pretrained")
+
+
+def test_loading__of_a_folder_without_a_model_gives_no_default(tmp_path):
+    with pytest.raises(OSError, match="holds no model: there is no config.json"):
+        MAEConfig.from_pretrained(tmp_path)
 
 
 def test_loading__half_an_encoder_is_reported_by_name(tiny_model, tmp_path, log):

@@ -20,6 +20,7 @@ from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEPreTrainedModel
 from ..modeling.patches_mae import patch_grid
+from ..modeling.saving_mae import explaining_missing
 from .features import load_feature_model
 
 logger = logging.get_logger(__name__)
@@ -167,7 +168,8 @@ def load_encoder(name_or_path: str | os.PathLike, image_size: int | None = None)
         ValueError: If it is no encoder whose `last_hidden_state` are tokens of patches. The message names the model.
     """
     name = os.fspath(name_or_path)
-    config = {} if Path(name).is_file() else PreTrainedConfig.get_config_dict(name)[0]
+    with explaining_missing(name):
+        config = {} if Path(name).is_file() else PreTrainedConfig.get_config_dict(name)[0]
     model_type = config.get("model_type")
     try:
         if model_type == MAEConfig.model_type:

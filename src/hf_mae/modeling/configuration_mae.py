@@ -2,14 +2,15 @@
 # Copyright 2026 The hf_mae authors
 """The configuration of a masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
-import os
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.utils import CONFIG_NAME
 
 from .masking_mae import MASK_SAMPLINGS, check_mask_cells
-from .saving_mae import SavesCode
+from .saving_mae import SavesCode, explaining_missing
 
 # Note for maintainers: `from __future__ import annotations` would silently switch off the type checks of `@strict`,
 # which skips annotations that are strings.
@@ -204,10 +205,16 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
         return cls(**{**fields, **_PRESET_CHANGES.get(name, {}), **kwargs})
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "MAEConfig":
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        if folder.is_dir() and not (folder / CONFIG_NAME).exists():  # transformers would return the default, ViT-B
+            raise OSError(f"{folder} holds no model: there is no {CONFIG_NAME}.")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        if os.path.isabs(pretrained_model_name_or_path) and not os.path.exists(pretrained_model_name_or_path):
-            raise OSError(f"There is no folder {os.fspath(pretrained_model_name_or_path)!r}.")  # nor a name on the Hub
-        stored, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        with explaining_missing(pretrained_model_name_or_path):
+            stored, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return (fields_of_pixio(stored) if stored.get("model_type") == "pixio" else stored), kwargs
 
     @property

@@ -36,7 +36,7 @@ from .reading_mae import (
     read_stored,
     to_byte_range,
 )
-from .saving_mae import SavesCode
+from .saving_mae import SavesCode, explaining_missing
 
 _INTERPOLATION = {
     PIL.Image.Resampling.NEAREST: "nearest-exact",
@@ -185,6 +185,11 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         if self.image_std is None:
             self.image_std = tuple(IMAGENET_DEFAULT_STD) if self.num_channels == 3 else (0.5,) * self.num_channels
         self._reading(**{name: getattr(self, name) for name in _READING})  # raises if the settings make no sense
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        with explaining_missing(pretrained_model_name_or_path):
+            return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def for_image_size(cls, image_size: int | tuple[int, int], **kwargs) -> "MAEImageProcessor":

@@ -3,9 +3,37 @@
 """Saving with the code, so that a folder loads with `trust_remote_code=True` where hf_mae is not installed."""
 
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
+
+from huggingface_hub.errors import HFValidationError
+
+
+@contextmanager
+def explaining_missing(name: str | os.PathLike) -> Iterator[None]:
+    """Says that there is no such folder, where libraries ask the Hub for it and complain about repositories.
+
+    Args:
+        name (`str` or `os.PathLike`): What is being loaded: a folder, or a name on the Hub.
+
+    Raises:
+        OSError: If it is not there. The message names it, and why the Hub has not given it if it could be a name there.
+    """
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        name = os.fspath(name)
+        if os.path.exists(name) or "There is no folder" in str(error):
+            raise
+        message = f"There is no folder {name!r}"
+        if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+            reason = str(error).split("\n")[0].split(". ")[0]
+            message += f", and the Hub has given no model of this name: {reason}"
+        raise OSError(message.removesuffix(".") + ".") from error
 
 
 class SavesCode:
