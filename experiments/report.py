@@ -149,7 +149,11 @@ def finetuning_table(runs: Path) -> str:
     if probe.exists():
         metrics = read(probe)["metrics"]
         linear, knn = (mean_and_deviation([metrics[name]]) for name in ("linear_accuracy", "knn_accuracy"))
-        text += f"\n\nFrozen features (mean of the patches), all labels: linear probe {linear}, k-NN (k = 20) {knn}."
+        text += f"\n\nFrozen features (mean of the patches), all labels: linear probe {linear}, k-NN (k = 20) {knn}"
+        if (runs / "attentive_probe").exists():
+            pooled = mean_and_deviation([read(runs / "attentive_probe")["metrics"]["attentive_accuracy"]])
+            text += f"; attentive probe {pooled}"
+        text += "."
     return text
 
 
@@ -318,6 +322,25 @@ def pair_table() -> str:
     return table(["recipe", "epochs", "seeds", "linear probe", "k-NN"], rows)
 
 
+# Runs of experiments/clothing.sh and, of the same length, of one that goes on from other pictures.
+CLOTHING_STARTS = {
+    "clothing_starts/fresh-seed*": "fresh weights, 80 epochs of the photographs",
+    "clothing_starts/cifar_first-seed*": "CIFAR-10 for 12 epochs, then the same",
+}
+
+
+def first_table() -> str:
+    """Returns what frozen features of the photographs are worth, by what the encoder was pre-trained on before."""
+    rows = []
+    for pattern, label in CLOTHING_STARTS.items():
+        files = sorted(RECORDS.glob(f"{pattern}/evaluation.json"))
+        seeds = [json.loads(path.read_text())["rows"][0]["figures"] for path in files]
+        losses = [read(path.parent)["metrics"]["eval_loss"] for path in files]
+        figures = [mean_and_deviation([each[key] for each in seeds]) for key in KEYS]
+        rows.append([label, str(len(files)), *figures, f"{statistics.mean(losses):.3f}"])
+    return table(["pre-trained on", "seeds", "linear probe", "k-NN", "loss"], rows)
+
+
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
     """Returns how many times faster than the official code a training step is, by (preset, how), by implementation."""
     found = {}
@@ -392,6 +415,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10 muon": pair_table,
     "cifar10 all labels": lambda: all_labels("pretrained"),
     "cifar10 from scratch": lambda: all_labels("scratch"),
+    "clothing": lambda: finetuning_table(RECORDS / "clothing"),
+    "clothing first": first_table,
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
     "label-free correlation": label_free_table,
     "label-free runs": label_free_list,

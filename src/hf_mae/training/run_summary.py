@@ -57,6 +57,7 @@ def summary_of_run(
     views = f", {settings.views_per_image} views of an image" if settings.views_per_image > 1 else ""
     chosen = "" if settings.effective_batch_size else " (chosen for the number of images)"
     faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: faster)"
+    optimizer = {"adamw": "AdamW", "muon": "Muon"}[settings.optimizer]
     resumed = f", continued from {checkpoint.name}" if checkpoint else ""
     lines = {
         "Images": f"{len(images):,} from {images.name}, {classes}; mean {mean}, deviation {deviation}",
@@ -64,7 +65,7 @@ def summary_of_run(
         f"{config.mask_ratio:.0%} hidden{cells}, target: {target}",
         "Batch": f"{schedule.batch_size} over {num_processes} process(es), {accumulation} accumulated, "
         f"up to {batch_size} at once{views}{chosen}",
-        "Rate": f"{schedule.learning_rate:.3g}, {schedule.warmup_steps} steps of warm-up, {_fall(schedule)}",
+        "Rate": f"{schedule.learning_rate:.3g}, {optimizer}, {schedule.warmup_steps} steps of warm-up, {_fall(schedule)}",
         "Steps": _length(settings, schedule),
         "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}, {num_workers} loader worker(s), "
         f"JPEGs by {decoder_name()}{faster}",
