@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,22 +37,23 @@ OPTIONS = ["compiled", "bf16 residual", "bf16 residual, compiled", "reduce-overh
 
 
 class Part(NamedTuple):
-    """What is measured, for which cases, and how many seconds each may take."""
+    """What is measured, for which cases, how many seconds each may take, and whether they may share the machine."""
 
     measure: Callable[..., None]
     cases: list[str]
     limit: int
+    at_once: bool = False
 
 
-# In order of worth. Eight files are what some machines give back.
+# In order of worth. Parts whose cases only have to be right come first, several cases at a time.
 PARTS = {
+    "engines": Part(gpu_parts.measure_engine, list(gpu_parts.ENGINES), 120, at_once=True),
+    "commands": Part(gpu_parts.run_command, list(gpu_parts.COMMANDS), 120, at_once=True),
+    "tests": Part(gpu_parts.run_tests, ["pytest"], 300, at_once=True),
     "device": Part(gpu_parts.measure_device, ["context", "processor", "waits"], 60),
-    "engines": Part(gpu_parts.measure_engine, list(gpu_parts.ENGINES), 60),
-    "commands": Part(gpu_parts.run_command, list(gpu_parts.COMMANDS), 120),
     "eager": Part(gpu_parts.measure_peers, PRESETS, 60),
     "compiled": Part(partial(gpu_parts.measure_peers, compiled=True), PRESETS, 150),
     "data": Part(gpu_parts.measure_data, ["base", "tiny"], 90),
-    "tests": Part(gpu_parts.run_tests, ["pytest"], 300),
     "options": Part(gpu_parts.measure_option, OPTIONS, 120),
     "batches": Part(gpu_parts.measure_batch_sizes, PRESETS, 60),
 }
@@ -132,24 +134,30 @@ def measure_apart(folder: Path, part: str, case: str, smoke: bool, limit: float)
 def measure(folder: Path, parts: list[str], smoke: bool, total: float, here: bool):
     """Measures all cases that are not done yet, for at most `total` seconds."""
     ends = time.monotonic() + total
-    for part in parts:
-        for case in PARTS[part].cases:
-            if smoke and case in PRESETS[1:]:
-                continue  # all presets are the same small model
-            remaining = ends - time.monotonic()
-            if remaining < 5:
-                print(f"{part}, {case}: no time left")
-                continue
-            results, started = Results(folder, part), time.monotonic()
-            if results.read()["cases"].get(case, {}).get("state") == "done":
-                continue
-            results.add(case, state="started")
-            if here:
-                measure_here(folder, part, case, smoke)
-            else:
-                measure_apart(folder, part, case, smoke, min(PARTS[part].limit, remaining))
-            results.add(case, total_seconds=time.monotonic() - started)
-            print(f"{part}, {case}: {results.read()['cases'][case]['state']}", flush=True)
+
+    def measure_case(part: str, case: str):
+        remaining = ends - time.monotonic()
+        if remaining < 5:
+            print(f"{part}, {case}: no time left")
+            return
+        results, started = Results(folder, part), time.monotonic()
+        if results.read()["cases"].get(case, {}).get("state") == "done":
+            return
+        results.add(case, state="started")
+        if here:
+            measure_here(folder, part, case, smoke)
+        else:
+            measure_apart(folder, part, case, smoke, min(PARTS[part].limit, remaining))
+        results.add(case, total_seconds=time.monotonic() - started)
+        print(f"{part}, {case}: {results.read()['cases'][case]['state']}", flush=True)
+
+    # In small all presets are the same model.
+    cases = [(part, case) for part in parts for case in PARTS[part].cases if not (smoke and case in PRESETS[1:])]
+    with ThreadPoolExecutor(1 if here else max((os.cpu_count() or 1) // 3, 1)) as pool:
+        list(pool.map(lambda each: measure_case(*each), [each for each in cases if PARTS[each[0]].at_once]))
+    for part, case in cases:
+        if not PARTS[part].at_once:
+            measure_case(part, case)
 
 
 def main():

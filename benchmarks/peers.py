@@ -266,9 +266,9 @@ def all_peers(
     """
     makers = {
         "official code": (lambda m: official(m, checkout)) if checkout else None,
-        "timm-block reference": reference,
         "transformers ViTMAE": transformers,
         "lightly": lightly,
+        "timm-block reference": reference,
     }
     found, missing = {"hf_mae": ours(model)}, {}
     for name, make in makers.items():

@@ -4,4 +4,4 @@
 #
 #   experiments/clothing.sh path/to/pictures    # a folder with train and test, each with one folder for each class
 set -euo pipefail
-experiments/labelled.sh "$1" "${RUNS:-runs/clothing}" clothing 307:40:3 3068:10:3
+experiments/labelled.sh "$1" "${RUNS:-runs/clothing}" clothing 307:40:3 3068:6:3
