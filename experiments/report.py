@@ -324,8 +324,8 @@ def pair_table() -> str:
 
 # Runs of experiments/clothing.sh and, of the same length, of one that goes on from other pictures.
 CLOTHING_STARTS = {
-    "clothing_starts/fresh-seed*": "fresh weights, 80 epochs of the photographs",
-    "clothing_starts/cifar_first-seed*": "CIFAR-10 for 12 epochs, then the same",
+    "clothing/pretrained": "the photographs, 80 epochs",
+    "clothing_starts/cifar_first-seed*": "CIFAR-10, 12 epochs, then the photographs, 80 epochs",
 }
 
 
@@ -334,6 +334,8 @@ def first_table() -> str:
     rows = []
     for pattern, label in CLOTHING_STARTS.items():
         files = sorted(RECORDS.glob(f"{pattern}/evaluation.json"))
+        if not files:
+            continue
         seeds = [json.loads(path.read_text())["rows"][0]["figures"] for path in files]
         losses = [read(path.parent)["metrics"]["eval_loss"] for path in files]
         figures = [mean_and_deviation([each[key] for each in seeds]) for key in KEYS]
