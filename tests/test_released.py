@@ -34,9 +34,11 @@ def test_card_and_record__are_complete(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
 
 
-def test_fashion_mnist__card_has_the_figures_of_the_probe():
-    card = ModelCard.load(FASHION / "README.md")
-    probe = json.loads((ROOT / "experiments" / "fashion_mnist" / "probe" / "run.json").read_text())["metrics"]
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
+def test_card__has_the_figures_of_the_probe(folder):
+    card = ModelCard.load(folder / "README.md")
+    runs = ROOT / "experiments" / folder.name.removeprefix("mae-").replace("-", "_")
+    probe = json.loads((runs / "probe" / "run.json").read_text())["metrics"]
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values["k-NN accuracy of the features (k = 20)"] == pytest.approx(probe["knn_accuracy"], abs=1e-4)
     assert values["accuracy of a linear probe"] == pytest.approx(probe["linear_accuracy"], abs=1e-4)

@@ -65,7 +65,8 @@ def summary_of_run(
         f"{config.mask_ratio:.0%} hidden{cells}, target: {target}",
         "Batch": f"{schedule.batch_size} over {num_processes} process(es), {accumulation} accumulated, "
         f"up to {batch_size} at once{views}{chosen}",
-        "Rate": f"{schedule.learning_rate:.3g}, {optimizer}, {schedule.warmup_steps} steps of warm-up, {_fall(schedule)}",
+        "Rate": f"{schedule.learning_rate:.3g}, {optimizer}, {schedule.warmup_steps} steps of warm-up, "
+        f"{_fall(schedule)}",
         "Steps": _length(settings, schedule),
         "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}, {num_workers} loader worker(s), "
         f"JPEGs by {decoder_name()}{faster}",
