@@ -86,10 +86,13 @@ class Results:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Waits for other processes that write to the same file."""
-        with open(self.path.with_suffix(".lock"), "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        """Waits for other processes that write to the same folder, and locks it without a file of its own."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(folder)
 
     def _write(self, content: dict):
         unfinished = self.path.with_suffix(".partial")
@@ -153,7 +156,7 @@ def measure(folder: Path, parts: list[str], smoke: bool, total: float, here: boo
 
     # In small all presets are the same model.
     cases = [(part, case) for part in parts for case in PARTS[part].cases if not (smoke and case in PRESETS[1:])]
-    with ThreadPoolExecutor(1 if here else max((os.cpu_count() or 1) // 3, 1)) as pool:
+    with ThreadPoolExecutor(1 if here else gpu_parts.AT_ONCE) as pool:
         list(pool.map(lambda each: measure_case(*each), [each for each in cases if PARTS[each[0]].at_once]))
     for part, case in cases:
         if not PARTS[part].at_once:

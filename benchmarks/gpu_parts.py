@@ -31,6 +31,8 @@ from hf_mae.training.pretraining_run import PretrainingRun
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPE = torch.bfloat16  # of autocast
+AT_ONCE = max((os.cpu_count() or 1) // 3, 1)  # processes that share the machine, of what is not timed
+ROOT = Path(__file__).parents[1]
 REFERENCE = "timm-block reference"  # the official algorithm, written out in peers.py
 
 # A run that is over in seconds on any device.
@@ -185,7 +187,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------------------
 # Commands
 
-_MODEL = str(Path(__file__).parents[1] / "model_cards" / "mae-fashion-mnist")
+_MODEL = str(ROOT / "model_cards" / "mae-fashion-mnist")
 _STEPS = ["--max_steps", "12"]
 # In short on the embedded images; what they print, warnings among it, is kept.
 COMMANDS = {
@@ -216,9 +218,8 @@ def run_command(case: str, add: Add, smoke: bool):
     command = [sys.executable, "-m", "hf_mae", *COMMANDS[case]]
     if COMMANDS[case][0] in ("pretrain", "finetune", "segment", "detect", "probe", "evaluate"):
         command += ["--output_dir", "out"]
-    source = str(Path(__file__).parents[1] / "src")
     with tempfile.TemporaryDirectory() as folder:
-        variables = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
         done = subprocess.run(
             command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -359,11 +360,10 @@ def measure_data(case: str, add: Add, smoke: bool):
 
 def run_tests(case: str, add: Add, smoke: bool):
     """Runs the test suite, and keeps the names of the tests that failed."""
-    root = Path(__file__).parent.parent
-    several = ["--numprocesses", str(max((os.cpu_count() or 1) // 3, 1)), "--dist", "loadfile"]
+    several = ["--numprocesses", str(AT_ONCE), "--dist", "loadfile"]
     chosen = ["tests/test_masking.py"] if smoke else ["-m", "not slow and not long", *several]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", *chosen]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = []
     for line in process.stdout:  # as they come: the part may be cut off
         lines.append(line.rstrip())

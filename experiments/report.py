@@ -274,8 +274,7 @@ def pixio_table() -> str:
             [read(path.parent)["metrics"] for path in RECORDS.glob(f"{folder}/{name}-seed*/probe/run.json")]
             for folder in ("ablations", "ablations_h200")
         )
-        files = sorted(RECORDS.glob(f"clothing_ablations/{name}-seed*/evaluation.json"))
-        photographs = [json.loads(path.read_text())["rows"][0]["figures"] for path in files]
+        photographs = [evaluated(run) for run in runs_of(f"clothing_ablations/{name}-seed*")]
         cells = [label]
         for seeds in (here, on_gpu, photographs):
             figures = [mean_and_deviation([each[key] for each in seeds]) if seeds else "" for key in KEYS]
@@ -287,26 +286,35 @@ def pixio_table() -> str:
 
 # Runs of experiments/small_data.sh in the order of the table.
 SMALL_DATA = {
-    "adamw": "AdamW, rate 2e-3 for 256 images: the recipe cifar10_small",
-    "adamw_double": "AdamW, 4e-3",
-    "adamw_quad": "AdamW, 8e-3",
-    "muon_double": "Muon, 4e-3",
-    "muon_double_wsd": "Muon, 4e-3, constant with a cool-down",
-    "muon_quad": "Muon, 8e-3: the recipe cifar10_muon",
+    "small_data/adamw-seed*": "AdamW, rate 2e-3 for 256 images: the recipe cifar10_small",
+    "small_data/adamw_double-seed*": "AdamW, 4e-3",
+    "small_data/adamw_quad-seed*": "AdamW, 8e-3",
+    "small_data/muon_double-seed*": "Muon, 4e-3",
+    "small_data/muon_double_wsd-seed*": "Muon, 4e-3, constant with a cool-down",
+    "small_data/muon_quad-seed*": "Muon, 8e-3: the recipe cifar10_muon",
 }
 
 
-def small_data_table() -> str:
-    """Returns the figures of the variants of the recipe for small data after equal steps, as far as they were run."""
+def runs_of(pattern: str) -> list[Path]:
+    """Returns the folders of runs that have been evaluated."""
+    return [path.parent for path in sorted(RECORDS.glob(f"{pattern}/evaluation.json"))]
+
+
+def evaluated(run: Path) -> dict[str, float]:
+    """Returns the figures of the model of a run, by `hf-mae evaluate`."""
+    return json.loads((run / "evaluation.json").read_text())["rows"][0]["figures"]
+
+
+def evaluation_table(head: str, labels: dict[str, str]) -> str:
+    """Returns the figures of runs and their loss, by pattern of their folders and label, as far as they were run."""
     rows = []
-    for name, label in SMALL_DATA.items():
-        files = sorted(RECORDS.glob(f"small_data/{name}-seed*/evaluation.json"))
-        if files:
-            seeds = [json.loads(path.read_text())["rows"][0]["figures"] for path in files]
-            losses = [read(path.parent)["metrics"]["eval_loss"] for path in files]
+    for pattern, label in labels.items():
+        if runs := runs_of(pattern):
+            seeds = [evaluated(run) for run in runs]
             figures = [mean_and_deviation([each[key] for each in seeds]) for key in KEYS]
-            rows.append([label, str(len(seeds)), *figures, f"{statistics.mean(losses):.3f}"])
-    return table(["variant", "seeds", "linear probe", "k-NN", "loss"], rows)
+            loss = statistics.mean(read(run)["metrics"]["eval_loss"] for run in runs)
+            rows.append([label, str(len(runs)), *figures, f"{loss:.3f}"])
+    return table([head, "seeds", "linear probe", "k-NN", "loss"], rows)
 
 
 def pair_table() -> str:
@@ -327,20 +335,6 @@ CLOTHING_STARTS = {
     "clothing/pretrained": "the photographs, 80 epochs",
     "clothing_starts/cifar_first-seed*": "CIFAR-10, 12 epochs, then the photographs, 80 epochs",
 }
-
-
-def first_table() -> str:
-    """Returns what frozen features of the photographs are worth, by what the encoder was pre-trained on before."""
-    rows = []
-    for pattern, label in CLOTHING_STARTS.items():
-        files = sorted(RECORDS.glob(f"{pattern}/evaluation.json"))
-        if not files:
-            continue
-        seeds = [json.loads(path.read_text())["rows"][0]["figures"] for path in files]
-        losses = [read(path.parent)["metrics"]["eval_loss"] for path in files]
-        figures = [mean_and_deviation([each[key] for each in seeds]) for key in KEYS]
-        rows.append([label, str(len(files)), *figures, f"{statistics.mean(losses):.3f}"])
-    return table(["pre-trained on", "seeds", "linear probe", "k-NN", "loss"], rows)
 
 
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
@@ -364,7 +358,7 @@ def step_table() -> str:
 
 
 def gpu_step_table() -> str:
-    """Returns a table of the training steps that were timed on a GPU: images/s, memory, and times the slowest."""
+    """Returns a table of the training steps that were timed on a GPU: images/s, times the reference, memory."""
     content = json.loads((RESULTS / "gpu_eager.json").read_text())
     rows = []
     for preset, case in content["cases"].items():
@@ -418,12 +412,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10 all labels": lambda: all_labels("pretrained"),
     "cifar10 from scratch": lambda: all_labels("scratch"),
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),
-    "clothing first": first_table,
+    "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
     "label-free correlation": label_free_table,
     "label-free runs": label_free_list,
     "pixio parts": pixio_table,
-    "small data": small_data_table,
+    "small data": lambda: evaluation_table("variant", SMALL_DATA),
     **{which: lambda which=which: ablation_table(which) for which in ABLATIONS},
 }
 

@@ -243,28 +243,28 @@ def test_recipes__have_known_settings():
 
 
 @pytest.mark.parametrize(
-    ("page", "mark", "picture", "largest_difference"),
+    ("page", "mark", "picture"),
     [
-        ("features.md", "picture of the README", "clothes.png", 4),  # kept with 128 colours
-        ("gallery.md", "picture of three garments", "reconstructions.png", 0.1),  # rounding differs between machines
+        ("features.md", "picture of the README", "clothes.png"),
+        ("gallery.md", "picture of three garments", "reconstructions.png"),
     ],
 )
-def test_picture__is_what_the_released_checkpoint_draws(page, mark, picture, largest_difference, tmp_path, monkeypatch):
+def test_picture__is_what_the_released_checkpoint_draws(page, mark, picture, tmp_path, monkeypatch):
     """The page says how it was made."""
     monkeypatch.chdir(tmp_path)
     Path("model_cards").symlink_to(ROOT / "model_cards")
-    how = re.search(rf"<!-- {mark} -->\n(.*?)!\[|<!-- {mark} -->\n(.*)", (ROOT / "docs" / page).read_text(), re.DOTALL)
-    how = how[1] or how[2]
+    how = (ROOT / "docs" / page).read_text().partition(f"<!-- {mark} -->")[2].partition("![")[0]
     for code in blocks_of(how, "py"):
         exec(code, {})
     (words,) = commands_of(f"```bash\n{blocks_of(how, 'bash')[0]}```")
     Path("docs").mkdir()
     reconstruct_command(words[1:], prog="hf-mae reconstruct")
-    drawn, shown = (
-        np.array(PIL.Image.open(root / "docs" / picture).convert("RGB"), dtype=int) for root in (tmp_path, ROOT)
-    )
-    assert drawn.shape == shown.shape
-    assert np.abs(drawn - shown).mean() < largest_difference
+    drawn, shown = (PIL.Image.open(root / "docs" / picture) for root in (tmp_path, ROOT))
+    differences = np.abs(np.array(drawn.convert("RGB"), dtype=int) - np.array(shown.convert("RGB"), dtype=int))
+    if shown.mode == "P":  # kept with 128 colours
+        assert differences.mean() < 4
+    else:
+        assert differences.max() <= 2  # rounding differs between machines
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "large", "huge"])

@@ -27,7 +27,7 @@ def explaining_missing(name: str | os.PathLike) -> Iterator[None]:
         yield
     except (OSError, HFValidationError) as error:
         name = os.fspath(name)
-        if os.path.exists(name) or "There is no folder" in str(error):
+        if os.path.exists(name):
             raise
         message = f"There is no folder {name!r}"
         if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):

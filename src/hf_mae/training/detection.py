@@ -393,9 +393,8 @@ class DetectionTrainer(FineTuningTrainer):
 
         Trainer compares names alone, and leaves what does not match as it was.
         """
-        model = self.model if model is None else model
-        loaded = type(self.accelerator.unwrap_model(model)).from_pretrained(resume_from_checkpoint)
-        self.accelerator.unwrap_model(model).load_state_dict(loaded.state_dict())
+        model = self.accelerator.unwrap_model(self.model if model is None else model)
+        model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
