@@ -34,6 +34,8 @@ from hf_mae.training.run_log import run_record
 
 PRESETS = ["base", "large", "huge", "small", "tiny"]
 OPTIONS = ["compiled", "bf16 residual", "bf16 residual, compiled", "reduce-overhead", "max-autotune"]
+PEERS = ["hf_mae", "transformers ViTMAE", "lightly", "timm-block reference"]
+COMPILED = [f"{preset}, {name}" for preset in ("base", "tiny") for name in PEERS]
 
 
 class Part(NamedTuple):
@@ -50,6 +52,7 @@ PARTS = {
     "engines": Part(gpu_parts.measure_engine, list(gpu_parts.ENGINES), 120, at_once=True),
     "commands": Part(gpu_parts.run_command, list(gpu_parts.COMMANDS), 120, at_once=True),
     "tests": Part(gpu_parts.run_tests, ["pytest"], 300, at_once=True),
+    "compilation": Part(gpu_parts.measure_compilation, COMPILED, 150, at_once=True),
     "device": Part(gpu_parts.measure_device, ["context", "processor", "waits"], 60),
     "eager": Part(gpu_parts.measure_peers, PRESETS, 60),
     "compiled": Part(partial(gpu_parts.measure_peers, compiled=True), PRESETS, 150),
@@ -155,7 +158,9 @@ def measure(folder: Path, parts: list[str], smoke: bool, total: float, here: boo
         print(f"{part}, {case}: {results.read()['cases'][case]['state']}", flush=True)
 
     # In small all presets are the same model.
-    cases = [(part, case) for part in parts for case in PARTS[part].cases if not (smoke and case in PRESETS[1:])]
+    cases = [
+        (part, case) for part in parts for case in PARTS[part].cases if not (smoke and case.split(",")[0] in PRESETS[1:])
+    ]
     with ThreadPoolExecutor(1 if here else gpu_parts.AT_ONCE) as pool:
         list(pool.map(lambda each: measure_case(*each), [each for each in cases if PARTS[each[0]].at_once]))
     for part, case in cases:

@@ -239,6 +239,23 @@ def compiled_loss(peer, smoke: bool, mode: str = "default"):
     return peer._replace(loss=torch.compile(peer.loss, **options))
 
 
+def measure_compilation(case: str, add: Add, smoke: bool):
+    """Compiles one implementation, and leaves the result in the cache of the machine for [`measure_peers`].
+
+    Those who time compiled steps would otherwise spend most of their time on one core, compiling one after the other.
+    `case` is a preset and the name of a peer: `base, hf_mae`.
+    """
+    preset, name = case.split(", ")
+    model, batch_size = make_model(preset, smoke), 2 if smoke else BATCH_SIZES[preset]
+    images, noise = inputs(model.config, batch_size, DEVICE)
+    peers, missing = all_peers(model, None, [name])
+    if name in missing:
+        return add(missing=missing[name])
+    peer = peers[name]
+    peer.model.to(DEVICE)
+    add(**try_step(compiled_loss(peer, smoke), images, noise)[1])
+
+
 def measure_peers(case: str, add: Add, smoke: bool, compiled: bool = False):
     """Times a step of all implementations in turns, with the same weights, images and masks; `case` is a preset."""
     model, batch_size = make_model(case, smoke), 2 if smoke else BATCH_SIZES[case]
