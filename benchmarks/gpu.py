@@ -64,7 +64,10 @@ COMMAND = [sys.executable, __file__]
 
 
 class Results:
-    """The file of one part: its cases with state, seconds and values. Each change is written at once."""
+    """The file of one part: machine and versions, and cases with commit, state, seconds and values.
+
+    Each change is written at once.
+    """
 
     def __init__(self, folder: Path, part: str):
         self.path = folder / f"gpu_{part}.json"
@@ -80,12 +83,13 @@ class Results:
             merge(content["cases"].setdefault(case, {}), values)
             self._write(content)
 
-    def describe(self):
-        """Writes down machine, versions and commit."""
+    def describe(self, case: str):
+        """Writes down machine and versions, and the commit of a case, since a later call may be of another."""
         record = run_record({})
-        about = {"machine": machine(gpu_parts.DEVICE), "versions": record["versions"], "commit": record["commit"]}
         with self._alone():
+            about = {"machine": machine(gpu_parts.DEVICE), "versions": record["versions"]}
             self._write({**about, "cases": self.read()["cases"]})
+        self.add(case, commit=record["commit"])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -115,7 +119,7 @@ def merge(values: dict, new: dict):
 def measure_here(folder: Path, part: str, case: str, smoke: bool):
     """Measures one case in this process."""
     results = Results(folder, part)
-    results.describe()
+    results.describe(case)
     PARTS[part].measure(case, partial(results.add, case), smoke)
     results.add(case, state="done")
 
@@ -159,7 +163,10 @@ def measure(folder: Path, parts: list[str], smoke: bool, total: float, here: boo
 
     # In small all presets are the same model.
     cases = [
-        (part, case) for part in parts for case in PARTS[part].cases if not (smoke and case.split(",")[0] in PRESETS[1:])
+        (part, case)
+        for part in parts
+        for case in PARTS[part].cases
+        if not (smoke and case.split(",")[0] in PRESETS[1:])
     ]
     with ThreadPoolExecutor(1 if here else gpu_parts.AT_ONCE) as pool:
         list(pool.map(lambda each: measure_case(*each), [each for each in cases if PARTS[each[0]].at_once]))

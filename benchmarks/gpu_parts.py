@@ -195,7 +195,7 @@ COMMANDS = {
     "pretrain tiny": ["pretrain", "--preset", "tiny", *_STEPS],  # for which the number of images is found by trials
     "pretrain muon": ["pretrain", "--preset", "tiny", "--optimizer", "muon", *_STEPS],
     "pretrain muon compiled": ["pretrain", "--preset", "tiny", "--optimizer", "muon", "--torch_compile", *_STEPS],
-    "pretrain pixio": ["pretrain", "--preset", "pixio-tiny", *_STEPS],
+    "pretrain pixio": ["pretrain", "--preset", "pixio-tiny", "--image_size", "32", *_STEPS],
     "pretrain in a time budget": ["pretrain", "--time_budget", "60s"],
     "finetune": ["finetune", "--model_name_or_path", _MODEL, *_STEPS],
     "finetune mixed": ["finetune", "--model_name_or_path", _MODEL, "--mixup", "0.8", "--cutmix", "1", *_STEPS],
@@ -250,7 +250,8 @@ def measure_compilation(case: str, add: Add, smoke: bool):
     images, noise = inputs(model.config, batch_size, DEVICE)
     peers, missing = all_peers(model, None, [name])
     if name in missing:
-        return add(missing=missing[name])
+        add(missing=missing[name])
+        return
     peer = peers[name]
     peer.model.to(DEVICE)
     add(**try_step(compiled_loss(peer, smoke), images, noise)[1])

@@ -318,15 +318,15 @@ def evaluation_table(head: str, labels: dict[str, str]) -> str:
 
 
 def pair_table() -> str:
-    """Returns the linear probe and k-NN of the test images of CIFAR-10, by the old recipe and by that with Muon."""
+    """Returns the linear probe and k-NN of the test images of CIFAR-10, by AdamW and by Muon in half of the epochs."""
     rows = []
-    runs = {"cifar10_small": [RECORDS / "cifar10" / "probe"]}
-    runs["cifar10_muon"] = sorted(RECORDS.glob("cifar10_muon/pretrained-seed*/probe"))
-    epochs = {"cifar10_small": RECORDS / "cifar10" / "pretrained", "cifar10_muon": runs["cifar10_muon"][0].parent}
-    for name, probes in runs.items():
-        metrics = [read(probe)["metrics"] for probe in probes]
+    records = RECORDS / "cifar10"
+    first = {"cifar10_small": [(records / "pretrained", records / "probe")], "cifar10_muon": []}
+    for name, runs in first.items():
+        runs += [(run, run / "probe") for run in sorted(RECORDS.glob(f"cifar10_pair/{name}-seed*"))]
+        metrics = [read(probe)["metrics"] for _, probe in runs]
         figures = [mean_and_deviation([each[key] for each in metrics]) for key in KEYS]
-        rows.append([f"`{name}`", f"{read(epochs[name])['recipe']['num_train_epochs']:g}", str(len(probes)), *figures])
+        rows.append([f"`{name}`", f"{read(runs[0][0])['recipe']['num_train_epochs']:g}", str(len(runs)), *figures])
     return table(["recipe", "epochs", "seeds", "linear probe", "k-NN"], rows)
 
 
@@ -357,26 +357,37 @@ def step_table() -> str:
     return table(["preset", "", *names], rows)
 
 
+def gpu_steps() -> dict[tuple[str, str], dict]:
+    """Returns what was timed on a GPU, by preset and way, eager or compiled, of cases in which all were timed."""
+    files = {way: json.loads((RESULTS / f"gpu_{way}.json").read_text())["cases"] for way in ("eager", "compiled")}
+    timed = {
+        (preset, way): case
+        for way, cases in files.items()
+        for preset, case in cases.items()
+        if "images_per_second" in case["hf_mae"]
+    }
+    return dict(sorted(timed.items(), key=lambda item: item[0][0]))
+
+
 def gpu_step_table() -> str:
     """Returns a table of the training steps that were timed on a GPU: images/s, times the reference, memory."""
-    content = json.loads((RESULTS / "gpu_eager.json").read_text())
     rows = []
-    for preset, case in content["cases"].items():
+    for (preset, way), case in gpu_steps().items():
         for name, values in case.items():
             if isinstance(values, dict) and "images_per_second" in values:
                 speed, times = values["images_per_second"], values["ratio_to_reference"]
                 figures = [f"{speed:,.0f}", f"{times:.2f}", f"{values['peak_memory_gb']:.1f}"]
                 share = values["gflop_per_image"] * speed / 1000 / case["matmul_tflops"]
-                rows.append([preset, str(case["batch_size"]), name, *figures, f"{100 * share:.0f} %"])
+                rows.append([preset, str(case["batch_size"]), way, name, *figures, f"{100 * share:.0f} %"])
+    content = json.loads((RESULTS / "gpu_eager.json").read_text())
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    head = ["preset", "batch", "", "images/s", "times the reference", "GB", "of the matmul rate"]
-    return f"{content['machine']}; {versions}; bfloat16, eager\n\n{table(head, rows)}"
+    head = ["preset", "batch", "", "", "images/s", "times the reference", "GB", "of the matmul rate"]
+    return f"{content['machine']}; {versions}; bfloat16\n\n{table(head, rows)}"
 
 
 def gpu_step_range(name: str) -> str:
-    """Returns how many times faster than another implementation our eager steps are on a GPU, as a range."""
-    cases = json.loads((RESULTS / "gpu_eager.json").read_text())["cases"].values()
-    ratios = [case["hf_mae"]["images_per_second"] / case[name]["images_per_second"] for case in cases]
+    """Returns how many times faster than another implementation our steps are on a GPU, as a range."""
+    ratios = [case["hf_mae"]["images_per_second"] / case[name]["images_per_second"] for case in gpu_steps().values()]
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
@@ -409,6 +420,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10": lambda: finetuning_table(RECORDS / "cifar10"),
     "cifar10 linear": lambda: mean_and_deviation([read(RECORDS / "cifar10" / "probe")["metrics"]["linear_accuracy"]]),
     "cifar10 muon": pair_table,
+    "cifar10 gpu": lambda: mean_and_deviation(
+        [read(RECORDS / "cifar10_gpu" / "finetuned")["metrics"]["eval_accuracy"]]
+    ),
     "cifar10 all labels": lambda: all_labels("pretrained"),
     "cifar10 from scratch": lambda: all_labels("scratch"),
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),

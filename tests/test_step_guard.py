@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+import multiprocessing
 import os
+import queue
 import signal
+import threading
+import time
 
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import _pin_memory_loop
 
 from hf_mae.training.optimization import (
     LARS,
     parameter_groups,
 )
-from hf_mae.training.step_guard import StepGuard, StopSignals
+from hf_mae.training.step_guard import StepGuard, StopSignals, end_workers
 
 OPTIMIZERS = {
     "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=True),
@@ -81,6 +86,30 @@ def test_stop_signals__first_is_noted_second_ends_at_once():
         with pytest.raises(KeyboardInterrupt, match="last checkpoint stays"):
             os.kill(os.getpid(), signal.SIGTERM)
     assert {number: signal.getsignal(number) for number in numbers} == before
+
+
+class QueueOfAKilledWorker(queue.Queue):
+    def get(self, *args, **kwargs):
+        raise ConnectionResetError
+
+
+def test_end_of_workers__is_silent_in_the_thread_that_pins_their_batches(monkeypatch):
+    """On a GPU such a thread reads from the workers when they are killed. Errors of other threads are printed."""
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", lambda error: printed.append(error.thread.name))
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    worker.start()
+    end_workers(set(multiprocessing.active_children()) - {worker})
+    assert worker.exitcode == -signal.SIGKILL
+    pinning = (QueueOfAKilledWorker(), queue.Queue(), 0, threading.Event(), "cpu")
+    threads = [
+        threading.Thread(target=_pin_memory_loop, args=pinning, name="pinning"),
+        threading.Thread(target=QueueOfAKilledWorker().get, name="another"),
+    ]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert printed == ["another"]
 
 
 def test_slow_save__under_a_launcher_asks_once_for_more_time(monkeypatch):

@@ -7,14 +7,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.utils.data._utils import signal_handling
+from torch.utils.data._utils import pin_memory, signal_handling
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 
@@ -218,10 +220,24 @@ def end_workers(spared: Iterable[multiprocessing.process.BaseProcess] = ()):
         # torch's handler would raise an error for each of them. It is set again by the next loader with workers.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal_handling._SIGCHLD_handler_set = False
+    _forgive_pinning()
     for child in children:
         child.kill()
     for child in children:
         child.join()
+
+
+def _forgive_pinning():
+    """Lets the threads that pin batches for a GPU end in silence when the workers that they read from are gone."""
+    hook = threading.excepthook
+    if getattr(hook, "func", None) is not _print_unless_pinning:
+        threading.excepthook = partial(_print_unless_pinning, hook)
+
+
+def _print_unless_pinning(print_error: Callable, error: threading.ExceptHookArgs):
+    frames = [frame for frame, _ in traceback.walk_tb(error.exc_traceback)]
+    if not any(frame.f_code is pin_memory._pin_memory_loop.__code__ for frame in frames):
+        print_error(error)
 
 
 __all__ = ["STOP_SIGNALS", "RunStopped", "StepGuard", "StopSignals", "end_workers", "start_worker"]
