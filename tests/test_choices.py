@@ -43,11 +43,11 @@ class Imagined:
         return min(training, loading) if self.workers else 1 / (1 / training + 1 / loading)
 
 
-def choose(seen, seconds, speed=None, **given):
+def choose(seen, seconds, speed=None, num_test=None, **given):
     """Returns the settings with what is chosen, and the lines by name."""
     settings, lines = PretrainingSettings(**given), []
     seen = seen if isinstance(seen, Seen) else Seen(count=seen[0], looked_at=200, side=seen[1], all_grey=False)
-    made = Choices(settings, seen, seconds, speed or Imagined()).make()
+    made = Choices(settings, seen, seconds, speed or Imagined(), num_test=num_test).make()
     settle_settings(settings, None, None, recorded=[vars(each) for each in made], say=lines.append)
     return settings, {choice.name: str(choice) for choice in made}
 
@@ -123,6 +123,7 @@ def test_short_of_time__smaller_images_and_more_steps():
     assert settings.base_learning_rate == 16e-3  # the same rate as for 128, as in the recipe fashion_mnist_sample
     assert settings.eval_images == 400  # a hundredth
     assert choose((3000, 160), 8 * HOUR)[0].eval_images == 5000
+    assert "Judging" not in choose((3000, 160), 180, num_test=300)[1]  # there are no more
     assert choose((3000, 160), 60)[0].effective_batch_size == 32  # 190 steps of 64
 
 

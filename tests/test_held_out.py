@@ -15,7 +15,7 @@ from conftest import SMALL, STEPS, picture
 from PIL import Image
 
 from hf_mae import MAEImageProcessor
-from hf_mae.data.held_out import SelectedImages, choose_held_out, hold_out
+from hf_mae.data.held_out import SelectedImages, choose_held_out, default_share, hold_out
 from hf_mae.data.image_source import ImageSource
 from hf_mae.data.labels import open_labelled
 from hf_mae.data.sampling import SampleOrder
@@ -113,6 +113,14 @@ def test_smaller_share__is_part_of_a_larger_one():
     images = Named(map(str, range(500)))
     parts = [held(images, share) for share in (0.002, 0.01, 0.1, 0.5)]
     assert all(small < large for small, large in zip(parts, parts[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("images", "held_out"), [(40, 4), (1000, 100), (3000, 300), (20_000, 300), (60_000, 600), (1_280_000, 12_800)]
+)
+def test_default_share__leaves_enough_to_judge_by_and_most_to_train_on(images, held_out):
+    """A hundredth of many, 300 where that is no more than a tenth, else a tenth. A run takes at most 1,000."""
+    assert default_share(images) * images == pytest.approx(held_out)
 
 
 def test_images_with_one_key__stay_together():
@@ -312,7 +320,7 @@ def photographs(tmp_path):
 
 @pytest.mark.slow
 def test_run__never_trains_on_what_it_evaluates(photographs, tmp_path, capsys):
-    train(photographs, tmp_path / "out", held_out=0.1, max_steps=5)  # two epochs
+    train(photographs, tmp_path / "out", max_steps=5)  # two epochs
     printed = capsys.readouterr().out
     assert "4 of 40 images are held out for evaluation, chosen by their names." in printed
     record = json.loads((tmp_path / "out" / "run.json").read_text())

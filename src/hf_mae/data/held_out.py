@@ -19,6 +19,7 @@ from .image_source import ImageSource, digest
 
 _ROW_GROUPS_TOGETHER = 64  # as many as a run mixes at any time
 _FEW = 20  # images, of which one is 5 % of a figure
+_ENOUGH = 300  # images, whose accuracies have a standard error of at most 2.9 points
 
 
 class HeldOut(NamedTuple):
@@ -124,6 +125,15 @@ def choose_held_out(
     return HeldOut(chosen, _note(int((chosen & counted).sum()), f"{int(counted.sum()):,} {what}", how))
 
 
+def default_share(count: int) -> float:
+    """Returns which share of the images pre-training holds out: a hundredth, but 300 images or a tenth if that is less.
+
+    Args:
+        count (`int`): Number of images.
+    """
+    return min(max(0.01, _ENOUGH / count), 0.1)
+
+
 def _note(number: int, of_what: str, how: str) -> str:
     note = f"{number:,} of {of_what} {'is' if number == 1 else 'are'} held out for evaluation, {how}."
     if number < _FEW:
@@ -212,4 +222,4 @@ def _hash(name: str) -> int:
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
-__all__ = ["HeldOut", "SelectedImages", "choose_held_out", "hold_out", "select"]
+__all__ = ["HeldOut", "SelectedImages", "choose_held_out", "default_share", "hold_out", "select"]

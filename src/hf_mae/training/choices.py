@@ -199,6 +199,7 @@ class Choices:
         speed: Measures,
         model: MAEConfig | MAEForPreTraining | None = None,
         image_processor: MAEImageProcessor | None = None,
+        num_test: int | None = None,
     ):
         """
         Args:
@@ -208,7 +209,9 @@ class Choices:
             speed ([`Measures`]): Measures the device.
             model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): A model that was passed as an object.
             image_processor ([`MAEImageProcessor`], *optional*): An image processor that was passed as an object.
+            num_test (`int`, *optional*): Number of images to evaluate on. Default: those to train on.
         """
+        self.most_evaluated = min(_MOST_EVALUATED, seen.count if num_test is None else num_test)
         self.settings, self.seen, self.speed, self.model = settings, seen, speed, model
         self.image_processor = image_processor
         self.seconds, self.made, self.rates = seconds * TRAINING_SHARE, [], {}
@@ -413,7 +416,7 @@ class Choices:
 
     def _choose_evaluation(self):
         images = round(max(_EVALUATION_SHARE * self.samples, _FEWEST_EVALUATED) / 100) * 100
-        if "eval_images" not in self.given and images < _MOST_EVALUATED:
+        if "eval_images" not in self.given and images < self.most_evaluated:
             reason = "a hundredth of the samples" if images > _FEWEST_EVALUATED else "fewer would tell little"
             self._add("Judging", {"eval_images": images}, f"more would take long; {reason}")
 
@@ -479,6 +482,7 @@ def settle_settings(
     *,
     model: MAEConfig | MAEForPreTraining | None = None,
     image_processor: MAEImageProcessor | None = None,
+    num_test: int | None = None,
     recorded: Sequence[dict] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
@@ -493,6 +497,7 @@ def settle_settings(
         speed ([`Measures`]): Measures the device.
         model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): A model that was passed as an object.
         image_processor ([`MAEImageProcessor`], *optional*): An image processor that was passed as an object.
+        num_test (`int`, *optional*): Number of images to evaluate on. Default: those to train on.
         recorded (`Sequence[dict]`, *optional*): What was chosen before, if the run goes on, see [`recorded_choices`].
         say (`Callable[[str], None]`, *optional*, defaults to `print`): Takes the lines that say what was chosen.
 
@@ -503,7 +508,7 @@ def settle_settings(
     if settings.time_budget is not None and recorded is None:
         seconds = parse_duration(settings.time_budget)
         seen = call_in_main_process(lambda: look_at(images))
-        choices = Choices(settings, seen, seconds, speed, model, image_processor).make()
+        choices = Choices(settings, seen, seconds, speed, model, image_processor, num_test).make()
     if choices:
         say("\n".join(["Chosen, since it was left open:", *map(str, choices)]))
     for choice in choices:

@@ -208,6 +208,7 @@ class PretrainingRun:
             Speed(images, reading, self.device, settings, num_processes=processes, num_workers=workers),
             model=self.given_model,
             image_processor=self.given_processor,
+            num_test=None if self.images.test is None else len(self.images.test),
             recorded=call_in_main_process(lambda: recorded_choices(self.output_dir)) if goes_on else None,
             say=self.print,
         )

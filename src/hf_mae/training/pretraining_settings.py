@@ -47,8 +47,10 @@ class SourceSettings(ColumnSettings):
 class HeldOutSettings:
     """Held-out images, where the data have no second split."""
 
-    held_out: float = HfArg(
-        default=0.01, help="Share of the images, at most 1,000, kept back to evaluate on, by a hash of their names."
+    held_out: float | None = HfArg(
+        default=None,
+        help="Share of the images, at most 1,000, kept back to evaluate on, by a hash of their names. Default: a "
+        "hundredth, of few images more: 300 or a tenth.",
     )
     group_by: str | None = HfArg(
         default=None, help="What is kept back as a whole: folder, or a column of the data such as patient or scene."

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import channel_statistics
-from ..data.held_out import hold_out
+from ..data.held_out import default_share, hold_out
 from ..data.labels import forget_other_classes, has_classes
 from ..data.scores import describe_weights, weights_by_loss
 from ..data.sources import ImageSource, open_images
@@ -44,7 +44,7 @@ def open_run_images(
     """Opens the images that the settings name, holds some out, and weighs the others.
 
     Args:
-        settings ([`PretrainingSettings`]): Source, held-out share, weights.
+        settings ([`PretrainingSettings`]): Source, held-out share (set here where it is open and needed), weights.
         images ([`ImageSource`] or `None`): Replaces the source of the settings.
         reading ([`ReadingSettings`] or `None`): How stored values of the source of the settings are read.
     """
@@ -56,6 +56,8 @@ def open_run_images(
         train, test = (open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test"))
         found = RunImages(train, test)
     if found.test is None:
+        if settings.held_out is None:
+            settings.held_out = default_share(len(found.train))
         found.train, found.test, note = hold_out(found.train, settings.held_out, settings.group_by, _MOST_HELD_OUT)
         found.notes += [note] if note else []
     if found.test is not None and has_classes(found.train) and has_classes(found.test):
