@@ -28,7 +28,10 @@ RESULTS = RECORDS.parent / "benchmarks" / "results"
 DOCS = RECORDS.parent / "docs"
 PAGES = [
     RECORDS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("ablations", "classification", "faster", "is_it_learning", "performance")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("ablations", "classification", "detection", "faster", "is_it_learning", "performance")
+    ),
 ]
 BENCHMARKS = (
     "cpu_loss_curves",
@@ -337,6 +340,17 @@ CLOTHING_STARTS = {
 }
 
 
+def detection_table() -> str:
+    """Returns the figures of detectors of the generated scenes, pre-trained and from scratch, over seeds."""
+    rows = []
+    for start, label in (("pretrained", "pre-trained"), ("scratch", "from scratch")):
+        runs = [read(run) for run in sorted(RECORDS.glob(f"detection/{start}-seed*"))]
+        names = ("eval_map", "eval_map50", "eval_map75")
+        figures = [mean_and_deviation([run["metrics"][name] for run in runs]) for name in names]
+        rows.append([label, f"{runs[0]['recipe']['max_steps']}", str(len(runs)), *figures])
+    return table(["encoder", "steps", "seeds", "mAP", "mAP50", "mAP75"], rows)
+
+
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
     """Returns how many times faster than the official code a training step is, by (preset, how), by implementation."""
     found = {}
@@ -427,6 +441,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10 from scratch": lambda: all_labels("scratch"),
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),
     "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
+    "detection": detection_table,
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
     "label-free correlation": label_free_table,
     "label-free runs": label_free_list,

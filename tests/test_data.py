@@ -25,7 +25,7 @@ from hf_mae.data.decoding import (
     random_crop_box,
     read_image,
 )
-from hf_mae.data.sampling import SampleOrder, StepBatchSampler, check_readers, spread_indices
+from hf_mae.data.sampling import RowGroupSampler, SampleOrder, StepBatchSampler, check_readers, spread_indices
 from hf_mae.data.sources import FolderImages, ImageSource, open_images
 from hf_mae.modeling.image_processing_mae import MAEImageProcessor
 from hf_mae.modeling.reading_mae import UnsuitableImageError
@@ -501,6 +501,26 @@ def test_order__of_blocks_lets_each_reader_read_few(processes, workers):
         reads += sum(len(set.union(*row_groups[worker::workers])) for worker in range(workers))
     assert 256 <= reads <= 256 + 64
     assert np.mean(mixed) >= 8
+
+
+@pytest.mark.parametrize("workers", [1, 4, 8])
+def test_row_group_sampler__gives_every_image_once_an_epoch_and_each_reader_few_blocks(workers):
+    """As Trainer's loaders take them: consecutive batches of 16, each worker every n-th."""
+    images, epoch = InRowGroups([10] * 255 + [3]), 0
+    sampler = RowGroupSampler(images, seed=5, batch_size=16, epoch=lambda: epoch)
+    orders = []
+    for number in (0, 1):
+        epoch = number
+        order = list(sampler)
+        assert len(sampler) == len(images)
+        assert sorted(order) == list(range(len(images)))
+        row_groups = [{index // 10 for index in order[start : start + 16]} for start in range(0, len(order), 16)]
+        assert sum(len(set.union(*row_groups[worker::workers])) for worker in range(workers)) <= 256 * 1.4
+        assert np.mean([len(each) for each in row_groups]) >= 7
+        orders.append(order)
+    assert orders[0] != orders[1]
+    assert list(sampler) == orders[1]
+    assert list(RowGroupSampler(images, 6, 16, lambda: 1)) != orders[1]
 
 
 def test_order__with_workers_is_the_same_to_the_pixel():

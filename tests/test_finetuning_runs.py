@@ -12,8 +12,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import PLAIN
 from safetensors.torch import load_file, save_file
+from transformers import Trainer
 
+from hf_mae.data import shards
 from hf_mae.evaluation.probing import probe_command
 from hf_mae.training.classification import ClassificationTrainer, finetune_command
 from hf_mae.training.finetuning import FineTuningTrainer, latest_complete_checkpoint
@@ -49,6 +52,32 @@ def test_folder_of_another_run__can_be_overwritten(call, short, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["from_scratch"] is True
     assert (tmp_path / "out" / "notes.txt").exists()
+
+
+@pytest.mark.slow
+def test_parquet__is_read_by_row_group_and_not_a_row_group_for_each_image(
+    call, pretrained, tmp_path, monkeypatch, folder
+):
+    """In an order that is random altogether, nearly every image would cost a row group of 4."""
+    import datasets
+
+    pictures = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    pictures = datasets.concatenate_datasets([pictures] * 4)  # 96 pictures
+    (tmp_path / "files").mkdir()
+    for split in ("train", "test"):
+        pictures.shuffle(seed=0).to_parquet(tmp_path / "files" / f"{split}-0.parquet", batch_size=4)
+    monkeypatch.setattr(shards, "_CACHED_ROW_GROUPS", 2)
+    reads, read = [], shards.ParquetImages._read
+    monkeypatch.setattr(shards.ParquetImages, "_read", lambda images, group: reads.append(group) or read(images, group))
+    arguments = ["--model_name_or_path", pretrained, "--data", tmp_path / "files", *PLAIN]
+    arguments += ["--per_device_train_batch_size", 8, "--num_train_epochs", 2, "--eval_strategy", "no"]
+    call(finetune_command, *arguments, "--output_dir", tmp_path / "out")
+    in_order = len(reads)
+    monkeypatch.setattr(FineTuningTrainer, "_get_train_sampler", Trainer._get_train_sampler)
+    call(finetune_command, *arguments, "--output_dir", tmp_path / "random")
+    assert len(reads) - in_order > in_order + 96  # of two epochs
 
 
 def test_folder_of_a_model__is_no_place_for_a_run(call, short, pretrained):

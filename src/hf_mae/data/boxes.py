@@ -400,6 +400,7 @@ class DetectionDataset(Dataset):
             orientation ([`RandomOrientation`], *optional*): Turns pictures and boxes.
         """
         self.boxed, self.image_processor, self.scale = boxed, image_processor, scale
+        self.images = boxed.images
         self.orientation = orientation or RandomOrientation()
         self.size = image_processor.size.height, image_processor.size.width
 
@@ -423,7 +424,7 @@ class DetectionDataset(Dataset):
 
     def _read(self, index: int) -> torch.Tensor:
         """Returns an image (channels, height, width) in [0, 255]."""
-        images, reading = self.boxed.images, self.image_processor.reading
+        images, reading = self.images, self.image_processor.reading
         try:
             stored = read_stored(images[index], self.image_processor.num_channels, reading)
             return fill_missing(to_byte_range(stored, reading), reading)[0]

@@ -4,7 +4,7 @@
 
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -200,6 +200,34 @@ class StepBatchSampler(Sampler):
                 yield self.order[first + piece.start : first + piece.stop]
 
 
+class RowGroupSampler(Sampler):
+    """Yields the indices of an epoch by row group, for the loaders of transformers' `Trainer`.
+
+    In an order that is random altogether, a reader would read a whole row group for nearly every image. See
+    [`SampleOrder`] for what it is here; it depends on (seed, epoch) alone.
+    """
+
+    def __init__(self, images: ImageSource, seed: int, batch_size: int, epoch: Callable[[], int]):
+        """
+        Args:
+            images ([`ImageSource`]): A source with row groups.
+            seed (`int`): Seed of the run.
+            batch_size (`int`): Images that all processes together take at a time, from consecutive batches.
+            epoch (`Callable[[], int]`): Returns the epoch, from 0, that an iteration begins.
+        """
+        self.images, self.seed, self.batch_size, self.epoch = images, seed, batch_size, epoch
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[int]:
+        # Trainer begins each epoch with a full batch. So each has an order of its own, whose parts fit its batches.
+        (seed,) = np.random.SeedSequence([self.seed, self.epoch()]).generate_state(1)
+        order = SampleOrder(self.images, int(seed), effective_batch_size=self.batch_size)
+        for _, index, _ in order[0 : len(self.images)]:
+            yield index
+
+
 def check_readers(images: ImageSource, num_processes: int, num_workers: int):
     """Checks that a source has at least one row group for every reader.
 
@@ -241,6 +269,7 @@ def usable_cpus() -> set[int]:
 
 
 __all__ = [
+    "RowGroupSampler",
     "SampleOrder",
     "StepBatchSampler",
     "check_readers",

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import HubStrategy, rotate_checkpoints
@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from ..data.checking import check_images
 from ..data.image_source import ImageSource, digest
+from ..data.sampling import RowGroupSampler
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing import HubPush, link_files, save_record, write_model_card
 from .arguments import recipe_of
@@ -494,6 +495,15 @@ class FineTuningTrainer(Trainer):
         torch.manual_seed(self.args.seed)
         with self._drop_last(self.args.dataloader_drop_last or self.drops_last_batch):
             return with_prepared_workers(super().get_train_dataloader())
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Returns the order of the training images: random, and by row group where they are read so."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        images = getattr(getattr(dataset, "dataset", None), "images", None)
+        if getattr(images, "row_groups", None) is None:
+            return super()._get_train_sampler(train_dataset)
+        batch_size = self.args.train_batch_size * self.args.world_size
+        return RowGroupSampler(images, self.args.seed, batch_size, lambda: int(dataset.epoch))
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Returns the loader of the evaluation images, which never leaves out any."""
