@@ -23,5 +23,6 @@ for seed in "${@:-0}"; do
     echo "batch_64 $seed --effective_batch_size 64"
     echo "batch_256 $seed --effective_batch_size 256"
     echo "views_2 $seed --views_per_image 2"
+    echo "adamw_80 $seed --num_train_epochs 80 --optimizer adamw --base_learning_rate 4e-3"
     echo "prediction_50 $seed --config_overrides $model,prediction_ratio=0.5"
 done | xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' one

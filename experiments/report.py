@@ -351,6 +351,18 @@ def detection_table() -> str:
     return table(["encoder", "steps", "seeds", "mAP", "mAP50", "mAP75"], rows)
 
 
+# Runs of experiments/clothing_choices.sh, and two of 80 epochs.
+CLOTHING_CHOICES = {
+    "clothing_choices/muon-seed*": "the recipe clothing (Muon, 8e-3, batches of 128, cosine) in 20 epochs",
+    "clothing_choices/muon_half-seed*": "Muon, 4e-3",
+    "clothing_choices/muon_double-seed*": "Muon, 16e-3",
+    "clothing_choices/wsd-seed*": "a constant rate with a cool-down (`wsd`)",
+    "clothing_choices/batch_64-seed*": "batches of 64",
+    "clothing/pretrained": "the recipe clothing, 80 epochs",
+    "clothing_choices/adamw_80-seed*": "AdamW, 4e-3, 80 epochs",
+}
+
+
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
     """Returns how many times faster than the official code a training step is, by (preset, how), by implementation."""
     found = {}
@@ -441,6 +453,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10 from scratch": lambda: all_labels("scratch"),
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),
     "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
+    "clothing choices": lambda: evaluation_table("variant", CLOTHING_CHOICES),
     "detection": detection_table,
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
     "label-free correlation": label_free_table,
