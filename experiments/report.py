@@ -324,7 +324,7 @@ def pair_table() -> str:
     """Returns the linear probe and k-NN of the test images of CIFAR-10, by AdamW and by Muon in half of the epochs."""
     rows = []
     records = RECORDS / "cifar10"
-    first = {"cifar10_small": [(records / "pretrained", records / "probe")], "cifar10_muon": []}
+    first = {"cifar10_small": [], "cifar10_muon": [(records / "pretrained", records / "probe")]}
     for name, runs in first.items():
         runs += [(run, run / "probe") for run in sorted(RECORDS.glob(f"cifar10_pair/{name}-seed*"))]
         metrics = [read(probe)["metrics"] for _, probe in runs]
