@@ -272,7 +272,7 @@ def test_run__on_shards_with_broken_pictures_statistics_and_views(tmp_path, caps
     make_shards(data)
     settings = {"config_overrides": SMALL, "preset": "tiny", "image_size": 32, "patch_size": 8, "views_per_image": 3}
     settings.update(max_steps=6, effective_batch_size=30, logging_steps=2, save_steps=3, eval_images=40)
-    settings.update(compute_statistics=True)
+    settings.update(compute_statistics=True, held_out=0.01)
     pretrain(data, tmp_path / "run", report_to="tensorboard", **settings)
     printed = capsys.readouterr().out
     assert "1 of 60 images is held out" in printed
