@@ -28,14 +28,14 @@ from typing import NamedTuple
 
 import gpu_parts
 from measuring import machine
+from peers import MAKERS
 from transformers.utils import logging
 
 from hf_mae.training.run_log import run_record
 
 PRESETS = ["base", "large", "huge", "small", "tiny"]
 OPTIONS = ["compiled", "bf16 residual", "bf16 residual, compiled", "reduce-overhead", "max-autotune"]
-PEERS = ["hf_mae", "transformers ViTMAE", "lightly", "timm-block reference"]
-COMPILED = [f"{preset}, {name}" for preset in ("base", "tiny") for name in PEERS]
+COMPILED = [f"{preset}, {name}" for preset in ("base", "tiny") for name in ("hf_mae", *MAKERS)]
 
 
 class Part(NamedTuple):

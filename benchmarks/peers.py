@@ -254,6 +254,10 @@ def _official_weights(model: MAEForPreTraining) -> dict[str, torch.Tensor]:
         return torch.load(Path(folder) / "out.pth")["model"]
 
 
+# What needs no checkout of the official code. Ours comes before them.
+MAKERS = {"transformers ViTMAE": transformers, "lightly": lightly, "timm-block reference": reference}
+
+
 def all_peers(
     model: MAEForPreTraining, checkout: str | None, chosen: list[str] | None = None
 ) -> tuple[dict[str, Peer], dict[str, str]]:
@@ -266,9 +270,7 @@ def all_peers(
     """
     makers = {
         "official code": (lambda m: official(m, checkout)) if checkout else None,
-        "transformers ViTMAE": transformers,
-        "lightly": lightly,
-        "timm-block reference": reference,
+        **MAKERS,
     }
     found, missing = {"hf_mae": ours(model)}, {}
     for name, make in makers.items():

@@ -60,7 +60,7 @@ def test_gpu_benchmark__runs_in_small_without_a_gpu(gpu, tmp_path, monkeypatch):
     for part in parts:
         content = gpu.Results(tmp_path, part).read()
         assert {"machine", "versions"} <= set(content)
-        assert all(len(case["commit"]) >= 40 for case in content["cases"].values())
+        assert all("commit" in case for case in content["cases"].values())  # `None` outside of a checkout
         assert {case["state"] for case in content["cases"].values()} == {"done"}
         assert str(tmp_path) not in gpu.Results(tmp_path, part).path.read_text()  # no folders of the machine
     device, engines = cases_of(gpu, tmp_path, "device"), cases_of(gpu, tmp_path, "engines")

@@ -96,7 +96,7 @@ def test_notebook__as_it_is_teaches_the_encoder_and_the_classifier(tmp_path, mon
     probes, classifier = names["probes"], names["classifier"]
     assert probes["pretrained"]["knn_accuracy"] > probes["untrained"]["knn_accuracy"]
     assert probes["pretrained"]["linear_accuracy"] > probes["untrained"]["linear_accuracy"]
-    assert classifier.metrics["eval_accuracy"] > 0.7
+    assert classifier.metrics["eval_accuracy"] > max(probes["untrained"]["linear_accuracy"], 0.7)
     boot = names["held_out"][len(names["held_out"]) - 1]
     assert names["classify"](boot)[0]["label"] in ("ankle boot", "sneaker", "sandal")
 

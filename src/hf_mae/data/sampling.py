@@ -224,8 +224,7 @@ class RowGroupSampler(Sampler):
         # Trainer begins each epoch with a full batch. So each has an order of its own, whose parts fit its batches.
         (seed,) = np.random.SeedSequence([self.seed, self.epoch()]).generate_state(1)
         order = SampleOrder(self.images, int(seed), effective_batch_size=self.batch_size)
-        for _, index, _ in order[0 : len(self.images)]:
-            yield index
+        yield from order._permutation(0).tolist()
 
 
 def check_readers(images: ImageSource, num_processes: int, num_workers: int):
