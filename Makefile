@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-# Processes that run tests.
+# Processes that run tests, each a file at a time; the order is that of tests/conftest.py.
 JOBS ?= 2
+PARALLEL = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # CIFAR-10: a folder of train-*.parquet and test-*.parquet, or a name on the Hub.
 CIFAR10 ?= uoft-cs/cifar10
@@ -33,13 +34,13 @@ pretrain: $(VENV)/.installed
 	$(BIN)/python examples/load_pretrained.py runs/fashion_mnist_sample
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not long"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -m ""
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

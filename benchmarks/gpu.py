@@ -8,7 +8,8 @@
 
 Each case is measured in a process of its own with a time limit, and writes what it has found at once to
 `gpu_<part>.json` in the output folder, with machine, versions and commit. So nothing is lost when the machine goes
-away, and a case that fails or hangs costs only itself. A second call skips the cases that are done.
+away, and a case that fails or hangs costs only itself. A second call skips the cases that are done, on whichever
+machine that was.
 """
 
 import argparse
@@ -56,7 +57,8 @@ PARTS = {
     "device": Part(gpu_parts.measure_device, ["context", "processor", "waits"], 60),
     "eager": Part(gpu_parts.measure_peers, PRESETS, 60),
     "compiled": Part(partial(gpu_parts.measure_peers, compiled=True), PRESETS, 150),
-    "data": Part(gpu_parts.measure_data, ["base", "tiny"], 90),
+    "small": Part(gpu_parts.measure_small, ["adamw", "muon", "adamw, compiled", "muon, compiled"], 120),
+    "data": Part(gpu_parts.measure_data, ["base", "tiny"], 180),
     "options": Part(gpu_parts.measure_option, OPTIONS, 120),
     "batches": Part(gpu_parts.measure_batch_sizes, PRESETS, 60),
 }
@@ -64,7 +66,7 @@ COMMAND = [sys.executable, __file__]
 
 
 class Results:
-    """The file of one part: machine and versions, and cases with commit, state, seconds and values.
+    """The file of one part: its cases with machine, versions, commit, state, seconds and values.
 
     Each change is written at once.
     """
@@ -84,12 +86,9 @@ class Results:
             self._write(content)
 
     def describe(self, case: str):
-        """Writes down machine and versions, and the commit of a case, since a later call may be of another."""
+        """Writes down machine, versions and commit of a case, since a later call may be of others."""
         record = run_record({})
-        with self._alone():
-            about = {"machine": machine(gpu_parts.DEVICE), "versions": record["versions"]}
-            self._write({**about, "cases": self.read()["cases"]})
-        self.add(case, commit=record["commit"])
+        self.add(case, machine=machine(gpu_parts.DEVICE), versions=record["versions"], commit=record["commit"])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -26,6 +26,8 @@ from training_step import Step, inputs, operations
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, pretrain
 from hf_mae.training.distributed import has_bf16
+from hf_mae.training.muon import Muon
+from hf_mae.training.optimization import muon_parameter_groups
 from hf_mae.training.pretraining_run import PretrainingRun
 
 CUDA = torch.cuda.is_available()
@@ -336,6 +338,32 @@ def keep_residual_in_bf16(model: MAEForPreTraining):
     cast = lambda module, args: (args[0].bfloat16(), *args[1:])  # noqa: E731
     for layers in (model.mae.layers, model.decoder.layers):
         layers[0].register_forward_pre_hook(cast)
+
+
+def measure_small(case: str, add: Add, smoke: bool):
+    """Times steps of a small model on small images, and how long the host takes to order them.
+
+    Where the host takes as long as the whole, it is what limits the speed. `case` is an optimizer, and whether the
+    model is compiled: `muon, compiled`.
+    """
+    fields = {"image_size": 32, "patch_size": 4, **(SMALL_FIELDS if smoke else {})}
+    model = MAEForPreTraining(MAEConfig.from_preset("tiny", norm_pix_loss=True, **fields)).to(DEVICE)
+    images, noise = inputs(model.config, 2 if smoke else 256, DEVICE)
+    peer = compiled_loss(ours(model), smoke) if "compiled" in case else ours(model)
+    step = Step(peer, DTYPE, DEVICE, None)
+    if "muon" in case:
+        step.optimizer = Muon(muon_parameter_groups(model, 0.05), lr=1e-4)
+    steps = 2 if smoke else 20
+    for _ in range(3):  # the last counts
+        synchronize()
+        started = time.perf_counter()
+        for _ in range(steps):
+            step(images, noise)
+        host = time.perf_counter() - started
+        synchronize()
+        whole = time.perf_counter() - started
+    add(batch_size=len(images), images_per_second=steps * len(images) / whole)
+    add(seconds=whole / steps, host_seconds=host / steps)
 
 
 def measure_batch_sizes(case: str, add: Add, smoke: bool):

@@ -52,6 +52,11 @@ STEPS = {
 OFFICIAL_HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 4}
 
 
+def pytest_collection_modifyitems(items):
+    """Begins with files that are slow as a whole: processes that share the files then end at about the same time."""
+    items.sort(key=lambda item: item.getparent(pytest.Module).get_closest_marker("slow") is None)
+
+
 def picture(number=0, size=(40, 30), mode="RGB"):
     """A picture of noise, another for every number."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)

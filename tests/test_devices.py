@@ -54,14 +54,13 @@ def cases_of(gpu, folder: Path, part: str) -> dict:
 def test_gpu_benchmark__runs_in_small_without_a_gpu(gpu, tmp_path, monkeypatch):
     options = gpu.PARTS["options"]._replace(cases=["bf16 residual", "compiled"])
     monkeypatch.setitem(gpu.PARTS, "options", options)
-    parts = ["device", "engines", "eager", "options", "batches"]
+    parts = ["device", "engines", "eager", "small", "options", "batches"]
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke", "--here", "--output", str(tmp_path), "--parts", *parts])
     gpu.main()
     for part in parts:
-        content = gpu.Results(tmp_path, part).read()
-        assert {"machine", "versions"} <= set(content)
-        assert all("commit" in case for case in content["cases"].values())  # `None` outside of a checkout
-        assert {case["state"] for case in content["cases"].values()} == {"done"}
+        for case in cases_of(gpu, tmp_path, part).values():
+            assert {"machine", "versions", "commit"} <= set(case)  # the commit is `None` outside of a checkout
+            assert case["state"] == "done"
         assert str(tmp_path) not in gpu.Results(tmp_path, part).path.read_text()  # no folders of the machine
     device, engines = cases_of(gpu, tmp_path, "device"), cases_of(gpu, tmp_path, "engines")
     assert device["waits"]["waits"] == {}
@@ -71,6 +70,9 @@ def test_gpu_benchmark__runs_in_small_without_a_gpu(gpu, tmp_path, monkeypatch):
     peers = cases_of(gpu, tmp_path, "eager")["base"]
     assert peers["hf_mae"]["gflop_per_image"] < peers["timm-block reference"]["gflop_per_image"]
     assert {"ratio_to_reference", "images_per_second"} <= set(peers["transformers ViTMAE"])
+    small = cases_of(gpu, tmp_path, "small")
+    assert list(small) == ["adamw", "muon", "adamw, compiled", "muon, compiled"]
+    assert all(0 < case["host_seconds"] <= case["seconds"] for case in small.values())
     losses = cases_of(gpu, tmp_path, "options")["bf16 residual"]["losses"]
     assert losses["plain"] != losses["bf16 residual"]
     assert losses["plain"] == pytest.approx(losses["bf16 residual"], rel=1e-2)

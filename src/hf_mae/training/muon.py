@@ -80,26 +80,27 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
+        is_bad = None if found_inf is None else found_inf > 0
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["matrices"]:
-                self._average(parameters, group["momentum"], found_inf)
+                self._average(parameters, group["momentum"], is_bad)
                 for alike in _of_equal_shape(parameters, group["matrices"]):
-                    _move(alike, group, found_inf)
+                    _move(alike, group, is_bad)
             else:
                 self._step_by_adamw(parameters, group, found_inf)
         return loss
 
-    def _average(self, parameters: list[nn.Parameter], momentum: float, found_inf: torch.Tensor | None):
+    def _average(self, parameters: list[nn.Parameter], momentum: float, is_bad: torch.Tensor | None):
         """Takes the gradients into their averages, and puts in their place what is to be orthogonalized."""
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         averages = [_local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
         gradients = [_local(parameter.grad) for parameter in parameters]
-        if found_inf is not None:  # a gradient that equals the average leaves it as it is
+        if is_bad is not None:  # a gradient that equals the average leaves it as it is
             for average, gradient in zip(averages, gradients, strict=True):
-                torch.where(found_inf > 0, average, gradient, out=gradient)
+                torch.where(is_bad, average, gradient, out=gradient)
         if parameters:
             torch._foreach_lerp_(averages, gradients, 1 - momentum)
             torch._foreach_lerp_(gradients, averages, momentum)
@@ -152,13 +153,13 @@ def newton_schulz(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return matrices
 
 
-def _move(parameters: list[nn.Parameter], group: dict, found_inf: torch.Tensor | None):
+def _move(parameters: list[nn.Parameter], group: dict, is_bad: torch.Tensor | None):
     """Decays parameters and adds their updates, which stand in the place of their gradients.
 
     Args:
         parameters (`list[nn.Parameter]`): Their matrices have equal shapes, except that some may be transposed.
         group (`dict`): Their group.
-        found_inf (`torch.Tensor` of shape `()`, *optional*): Nothing changes if it is not 0.
+        is_bad (`torch.Tensor` of shape `()`, *optional*): Nothing changes if it is true.
     """
     count, dtype = group["matrices"], _dtype_of_products(parameters[0])
     # Of a sharded update every process gets the whole; cast before, which halves what is sent.
@@ -166,8 +167,8 @@ def _move(parameters: list[nn.Parameter], group: dict, found_inf: torch.Tensor |
     orthogonal = _orthogonalize([matrix for each in updates for matrix in _wide(each)], dtype)
     moves = orthogonal.to(parameters[0].dtype).mul_(group["lr"] * 0.2 * math.sqrt(orthogonal.shape[-1]))
     decay = 1 - group["lr"] * group["weight_decay"]
-    if found_inf is not None:
-        moves, decay = torch.where(found_inf > 0, 0.0, moves), torch.where(found_inf > 0, 1.0, decay)
+    if is_bad is not None:
+        moves, decay = torch.where(is_bad, 0.0, moves), torch.where(is_bad, 1.0, decay)
     weights, shards = [_local(parameter) for parameter in parameters], []
     for parameter, update, move in zip(parameters, updates, moves.split(count), strict=True):
         move = move if move.shape == update.shape else move.mT
