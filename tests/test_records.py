@@ -123,7 +123,7 @@ TWICE = 2 * (len(RECIPES) + 2)  # each is pre-trained and probed, the default wi
         ("label_free.sh", TWICE),
         ("small_data.sh", 10),
         ("clothing_ablations.sh", 18),
-        ("clothing_choices.sh", 20),
+        ("clothing_choices.sh", 22),
     ],
 )
 def test_scripts__give_commands_that_work(script, runs, tmp_path):

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Are averages of the weights over the steps (EMA) better than the last ones? Pre-trains once and saves both.
+
+    python experiments/averaging.py DATA RUN [name=value of a setting ...]
+
+The averages are folders beside RUN with the decay in their names, RUN's record without its figures among their files.
+Measure all of them with `hf-mae evaluate`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from hf_mae import MAEImageProcessor, pretrain
+from hf_mae.training.pretraining_run import PretrainingRun
+
+DECAYS = (0.99, 0.998)  # of a step: averages of the last hundred and five hundred, of about five hundred in all
+
+
+def main(data: str, run: Path, settings: dict):
+    averages: dict[float, dict[str, torch.Tensor]] = {}
+    take_step = PretrainingRun.take_step
+
+    def take_step_and_average(pretraining: PretrainingRun):
+        take_step(pretraining)
+        with torch.no_grad():
+            take_into_averages(pretraining)
+
+    def take_into_averages(pretraining: PretrainingRun):
+        weights = pretraining.model.state_dict()
+        for decay in DECAYS:
+            if decay not in averages:
+                averages[decay] = {name: weight.clone() for name, weight in weights.items()}
+            # The first steps count for less than the decay says, else the fresh weights would stay for long.
+            share = 1 - min(decay, (1 + pretraining.step) / (10 + pretraining.step))
+            for name, averaged in averages[decay].items():
+                averaged.lerp_(weights[name], share)
+
+    PretrainingRun.take_step = take_step_and_average
+    model = pretrain(data, run, **settings).model
+    record = json.loads((run / "run.json").read_text())
+    for decay, weights in averages.items():
+        folder = run.with_name(run.name.replace("-seed", f"_ema_{decay}-seed"))
+        model.load_state_dict(weights)
+        model.save_pretrained(folder)
+        MAEImageProcessor.from_pretrained(run).save_pretrained(folder)
+        (folder / "run.json").write_text(json.dumps({**record, "decay": decay, "metrics": {}}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    pairs = (word.split("=", 1) for word in sys.argv[3:])
+    main(sys.argv[1], Path(sys.argv[2]), {name: yaml.safe_load(value) for name, value in pairs})
