@@ -287,14 +287,22 @@ def pixio_table() -> str:
     return table(head, rows)
 
 
-# Runs of experiments/small_data.sh in the order of the table.
+# Runs of experiments/small_data.sh in the order of the tables.
 SMALL_DATA = {
     "small_data/adamw-seed*": "AdamW, rate 2e-3 for 256 images: the recipe cifar10_small",
     "small_data/adamw_double-seed*": "AdamW, 4e-3",
     "small_data/adamw_quad-seed*": "AdamW, 8e-3",
     "small_data/muon_double-seed*": "Muon, 4e-3",
-    "small_data/muon_double_wsd-seed*": "Muon, 4e-3, constant with a cool-down",
     "small_data/muon_quad-seed*": "Muon, 8e-3: the recipe cifar10_muon",
+    "small_data/muon_quad_wsd-seed*": "Muon, 8e-3, constant with a cool-down (`wsd`)",
+}
+FASHION_MNIST_CHOICES = {
+    "fashion_mnist_choices/adamw-seed*": "AdamW, rate 2e-3 for 256 images: the recipe fashion_mnist",
+    "fashion_mnist_choices/adamw_double-seed*": "AdamW, 4e-3",
+    "fashion_mnist_choices/adamw_quad-seed*": "AdamW, 8e-3",
+    "fashion_mnist_choices/muon_double-seed*": "Muon, 4e-3",
+    "fashion_mnist_choices/muon_quad-seed*": "Muon, 8e-3",
+    "fashion_mnist_choices/muon_quad_wsd-seed*": "Muon, 8e-3, constant with a cool-down (`wsd`)",
 }
 
 
@@ -315,8 +323,9 @@ def evaluation_table(head: str, labels: dict[str, str]) -> str:
         if runs := runs_of(pattern):
             seeds = [evaluated(run) for run in runs]
             figures = [mean_and_deviation([each[key] for each in seeds]) for key in KEYS]
-            loss = statistics.mean(read(run)["metrics"]["eval_loss"] for run in runs)
-            rows.append([label, str(len(runs)), *figures, f"{loss:.3f}"])
+            losses = [read(run)["metrics"].get("eval_loss") for run in runs]  # averaged weights have none
+            loss = "" if None in losses else f"{statistics.mean(losses):.3f}"
+            rows.append([label, str(len(runs)), *figures, loss])
     return table([head, "seeds", "linear probe", "k-NN", "loss"], rows)
 
 
@@ -335,7 +344,7 @@ def pair_table() -> str:
 
 # Runs of experiments/clothing.sh and, of the same length, of one that goes on from other pictures.
 CLOTHING_STARTS = {
-    "clothing/pretrained": "the photographs, 80 epochs",
+    "clothing_choices/muon_80-seed0": "the photographs, 80 epochs",
     "clothing_starts/cifar_first-seed*": "CIFAR-10, 12 epochs, then the photographs, 80 epochs",
 }
 
@@ -353,13 +362,19 @@ def detection_table() -> str:
 
 # Runs of experiments/clothing_choices.sh, and two of 80 epochs.
 CLOTHING_CHOICES = {
-    "clothing_choices/muon-seed*": "the recipe clothing (Muon, 8e-3, batches of 128, cosine) in 20 epochs",
-    "clothing_choices/muon_half-seed*": "Muon, 4e-3",
-    "clothing_choices/muon_double-seed*": "Muon, 16e-3",
-    "clothing_choices/wsd-seed*": "a constant rate with a cool-down (`wsd`)",
+    "clothing_choices/wsd-seed*": "the recipe clothing (Muon, 8e-3, batches of 128, `wsd`), but 20 epochs",
+    "clothing_choices/muon-seed*": "cosine",
+    "clothing_choices/muon_half-seed*": "cosine, Muon at 4e-3",
+    "clothing_choices/muon_double-seed*": "cosine, Muon at 16e-3",
     "clothing_choices/batch_64-seed*": "batches of 64",
-    "clothing/pretrained": "the recipe clothing, 80 epochs",
-    "clothing_choices/adamw_80-seed*": "AdamW, 4e-3, 80 epochs",
+    "clothing_choices/batch_256-seed*": "batches of 256",
+    "clothing_choices/views_2-seed*": "two views of each decode",
+    "clothing_choices/prediction_50-seed*": "half of the hidden patches predicted",
+    "clothing_choices/ema_wsd_ema_0.99-seed*": "average of about the last 100 steps (EMA, 0.99)",
+    "clothing_choices/ema_wsd_ema_0.998-seed*": "average of about the last 500 steps (EMA, 0.998)",
+    "clothing_choices/wsd_80-seed*": "the recipe clothing, 80 epochs",
+    "clothing_choices/muon_80-seed*": "cosine, 80 epochs",
+    "clothing_choices/adamw_80-seed*": "cosine, AdamW at 4e-3, 80 epochs",
 }
 
 
@@ -465,6 +480,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "clothing choices": lambda: evaluation_table("variant", CLOTHING_CHOICES),
     "detection": detection_table,
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
+    "fashion_mnist choices": lambda: evaluation_table("variant", FASHION_MNIST_CHOICES),
     "label-free correlation": label_free_table,
     "label-free runs": label_free_list,
     "pixio parts": pixio_table,
