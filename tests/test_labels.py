@@ -7,13 +7,15 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from hf_mae import MAEForImageClassification
 from hf_mae.data.label_values import encode_labels
-from hf_mae.data.labels import align_all_labels, has_label, open_labelled
+from hf_mae.data.labels import align_all_labels, has_label, number_labels, open_labelled
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.classification_metrics import average_precision, multi_label_figures, regression_figures
 from hf_mae.training.classification import balanced_weights, finetune_command, weighted_loss
@@ -106,6 +108,77 @@ def test_table__of_class_names_and_pictures_without_a_label(call, short, folder,
     assert "3 of 24 images" in log()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["num_images"] == 21
     assert MAEForImageClassification.from_pretrained(tmp_path / "out").config.label2id["RED"] == 2
+
+
+def labels_of(images):
+    """What each picture is labelled by, as its file is called."""
+    names = images.label_names or [str(number) for number in range(10)]
+    return {images.describe(i).rsplit("/", 1)[-1]: names[label] for i, label in enumerate(images.labels)}
+
+
+def test_table__kind_of_the_labels_is_that_of_the_training_images(folder):
+    """Texts that are all integers in one split only, and ages that are whole in one split only."""
+    write_table(folder, lambda colour, number: {"label": "unknown" if number > 5 else number})
+    train, val = open_labelled(str(folder))
+    assert train.label_names == ["0", "1", "2", "3", "4", "5", "unknown"]
+    number_labels(train.label_names, train, val)
+    assert labels_of(val)["red-3.png"] == "3"
+    (folder / "train" / "metadata.csv").write_text(
+        (folder / "train" / "metadata.csv").read_text().replace("unknown", "6.5")
+    )
+    train, val = open_labelled(str(folder))
+    assert (train.labels.dtype, val.labels.dtype) == (np.float32, np.float32)
+    assert val.labels.reshape(-1).tolist() == [0, 1, 2, 3] * 3
+
+
+def test_table__counts_before_the_names_of_folders(folder, log):
+    """Folders may be patients. Without a column of labels they are classes."""
+    for split in ("train", "val"):
+        names = sorted(str(path.relative_to(folder / split)) for path in (folder / split).rglob("*.png"))
+        rows = [f"{name},{'odd' if int(name[-5]) % 2 else 'even'}" for name in names]
+        (folder / split / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    images = open_labelled(str(folder))[1]
+    assert labels_of(images)["3.png"] == "odd"
+    assert "Labels are those of the column label" in log()
+    (folder / "val" / "metadata.csv").write_text("file_name,age\n")
+    assert open_labelled(str(folder / "val"), held_out=0)[0].label_names == ["blue", "green", "red"]
+
+
+def test_table__blanks_and_backslashes_do_not_count(folder):
+    rows = [rf"blue\{number}.png, " "cat " "" if number else r'blue\0.png,"cat, old"' for number in range(4)]
+    for name in ("green", "red"):
+        shutil.rmtree(folder / "val" / name)
+    (folder / "val" / "metadata.csv").write_text("\n".join(["file_name , label", *rows]))
+    images = open_labelled(str(folder / "val"), held_out=0)[0]
+    assert labels_of(images) == {"0.png": "cat, old", "1.png": "cat", "2.png": "cat", "3.png": "cat"}
+
+
+TABLES = {
+    "two rows for 0.png": "file_name,label\n0.png,cat\n0.png,dog\n",
+    "line 2 has more cells": "file_name,label\n0.png,cat,dog\n",
+    "1 of 2 rows .* have no file_name": "file_name,label\n0.png,cat\n,dog\n",
+    "it has name, label": "name,label\n0.png,cat\n",
+}
+
+
+@pytest.mark.parametrize("problem", TABLES)
+def test_table__faults_are_named(problem, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text(TABLES[problem])
+    with pytest.raises(ValueError, match=problem):
+        open_labelled(str(tmp_path))
+
+
+def test_table__that_can_not_be_read_is_named(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_bytes("file_name,label\n0.png,gr\u00fcn\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"metadata\.csv is not in UTF-8"):
+        open_labelled(str(tmp_path))
+    (tmp_path / "metadata.csv").unlink()
+    for text, problem in (('{"file_name": "0.png"}\n{no', "line 2 is no JSON"), ("[1]", "line 1 is no JSON object")):
+        (tmp_path / "metadata.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=rf"metadata\.jsonl: {problem}"):
+            open_labelled(str(tmp_path))
 
 
 @pytest.mark.slow
@@ -206,6 +279,61 @@ def test_values__become_labels_of_the_kind_that_they_look_like():
         encode_labels(["high"], "regression")
 
 
+@pytest.mark.parametrize(
+    ("texts", "labels", "names"),
+    [
+        (["1", "-2", "+3"], [1, -2, 3], None),
+        (["01", "1", "02"], [0, 2, 1], ["01", "02", "1"]),  # codes, of which two would fall together
+        (["1_1", "1_11", "11_1"], [1, 2, 0], ["11_1", "1_1", "1_11"]),
+        (["1", "2", "nan"], [1, 2, -1], None),  # as pandas writes what is missing
+        (["nan", "nan"], [0, 0], ["nan"]),
+        (["1.5", ".5", "1e1"], [[1.5], [0.5], [10]], ["label"]),
+        (["1e", "2"], [0, 1], ["1e", "2"]),
+    ],
+)
+def test_texts__are_numbers_where_all_are_written_so(texts, labels, names):
+    found, found_names = encode_labels(texts, from_text=True)
+    assert (found.tolist(), found_names) == (labels, names)
+
+
+def test_classes__may_be_whole_floats():
+    """What pandas makes of a column of integers when one is missing."""
+    assert encode_labels([1.0, 2.0, None], "single_label_classification")[0].tolist() == [1, 2, -1]
+    with pytest.raises(ValueError, match=r"got 0\.5"):
+        encode_labels([1.0, 0.5], "single_label_classification")
+    with pytest.raises(ValueError, match=r"got \['a', 'b'\]"):
+        encode_labels([["a", "b"]], "single_label_classification")
+
+
+def test_lists__of_zeros_and_ones_have_a_place_for_each_class():
+    """As a class can't be named twice, `[0, 0, 1]` is no list of classes."""
+    labels, names = encode_labels([[1, 0, 1], [0, 0, 1], None])
+    assert names == ["0", "1", "2"]
+    assert labels[:2].tolist() == [[1, 0, 1], [0, 0, 1]]
+    assert np.isnan(labels[2]).all()
+    assert encode_labels([[0, 1], [1]])[0].tolist() == [[1, 1], [0, 1]]
+    assert encode_labels([[7, 7, 2]])[0].tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="one length: got 2, 3"):
+        encode_labels([[1, 0, 1], [0, 1]])
+    with pytest.raises(ValueError, match=r"by texts or integers, got 0\.1"):
+        encode_labels([[0.1, 0.7]], "multi_label_classification")
+    numbers, names = encode_labels([[0.5, 2], None], "regression", ["place"])
+    assert names == ["place_0", "place_1"]
+    assert numbers[0].tolist() == [0.5, 2]
+    assert np.isnan(numbers[1]).all()
+
+
+def test_several_columns__are_of_the_kind_that_is_asked_for():
+    rows = [["0", "1"], ["1", "2"]]
+    assert encode_labels(rows, "regression", ["x", "y"])[0].tolist() == [[0, 1], [1, 2]]
+    with pytest.raises(ValueError, match="must hold 0 or 1 .*, got 2"):
+        encode_labels(rows, "multi_label_classification", ["x", "y"])
+    with pytest.raises(ValueError, match="Name one column"):
+        encode_labels(rows, "single_label_classification", ["x", "y"])
+    with pytest.raises(ValueError, match="infinite"):
+        encode_labels(["1", "inf"], "regression")
+
+
 def test_alignment__goes_by_name_and_keeps_what_has_no_label(folder):
     images = open_images(str(folder), "test")
     images.labels[:2] = -1
@@ -218,6 +346,27 @@ def test_alignment__goes_by_name_and_keeps_what_has_no_label(folder):
     assert has_label(images).tolist() == [True] * 11 + [False]
     with pytest.raises(ValueError, match="lack: b"):
         align_all_labels(images, ["a", "c"])
+
+
+def test_alignment__integers_are_names_where_names_are_integers(folder):
+    """A split whose texts are all integers is read as such, and another one is not."""
+    images = open_images(str(folder), "test")
+    images.labels, images.label_names = np.array([1, 2, 3, -1] * 3), None
+    align_all_labels(images, ["1", "2", "3", "unknown"])
+    assert images.labels.tolist() == [0, 1, 2, -1] * 3
+    images.labels, images.label_names = np.array([0, 1, 2] * 4), None
+    align_all_labels(images, ["cat", "dog", "fish"])
+    assert images.labels.tolist() == [0, 1, 2] * 4
+    images.labels, images.label_names = np.array([7, 1, 2] * 4), None
+    with pytest.raises(ValueError, match="has the classes 7,"):
+        align_all_labels(images, ["0", "1", "2"])
+
+
+def test_alignment__numbers_that_are_missing_are_not_made_up(folder):
+    images = open_images(str(folder), "test")
+    images.labels, images.label_names = np.array([[30.5]] * 12, dtype=np.float32), ["age"]
+    with pytest.raises(ValueError, match="lacks the numbers height"):
+        align_all_labels(images, ["age", "height"])
 
 
 def test_figures__worked_out_by_hand():
@@ -259,3 +408,27 @@ def test_columns_of_data_sets__have_the_same_kinds(tmp_path):
     assert (images.labels.tolist(), images.label_names) == ([[0.5], [2]], ["age"])
     assert opened("count").labels.tolist() == [7, 0, 2]
     assert opened("count", "regression").labels.tolist() == [[7], [0], [2]]
+    with pytest.raises(ValueError, match=r"holds classes \(wet, old\)"):
+        opened("tags", "regression")
+
+
+def test_columns_of_parquet__are_read_as_the_kind_that_is_asked_for(tmp_path):
+    """Files of pandas and others, which know nothing of `datasets`."""
+    picture = tmp_path / "picture.png"
+    Image.new("L", (8, 8)).save(picture)
+    cell = {"bytes": picture.read_bytes(), "path": "a.png"}
+    columns = {"age": ["30", "4.5"], "change": [-5, 3], "tags": ["cat;dog", "dog"], "place": [[0.5, 1.0], [2.0, 3.0]]}
+    file = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": pa.array([cell, cell]), **columns}), file)
+
+    def opened(column, problem_type):
+        return open_labelled(str(file), [column], problem_type, held_out=0)[0]
+
+    assert opened("age", "regression").labels.tolist() == [[30], [4.5]]
+    assert opened("change", "regression").labels.tolist() == [[-5], [3]]
+    assert opened("tags", "multi_label_classification").labels.tolist() == [[1, 1], [0, 1]]
+    assert opened("place", "regression").labels.tolist() == [[0.5, 1], [2, 3]]
+    with pytest.raises(ValueError, match="must be a text or an integer"):
+        opened("place", "single_label_classification")
+    pq.write_table(pa.table({"image": pa.array([cell, cell])}), file)
+    assert open_images(str(file)).labels is None

@@ -3,6 +3,7 @@
 """Turns images into samples and batches: random crops to pre-train on, images to evaluate on, labelled crops."""
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -319,13 +320,18 @@ def align_labels(images: ImageSource, label_names: list[str]):
     """Renumbers the labels of a source so that equal names have equal numbers, since a split may lack a class.
 
     Args:
-        images ([`ImageSource`]): The source, whose `labels` and `label_names` are replaced. Labels without names stay
-            as they are.
+        images ([`ImageSource`]): The source, whose `labels` and `label_names` are replaced. Integers without names are
+            names if one of `label_names` is an integer, since texts in one split may all be integers in another; else
+            they are the places of the classes and stay as they are.
         label_names (`list[str]`): The class names in the order wanted.
 
     Raises:
         ValueError: If the source has images of a class that is not in `label_names`.
     """
+    if images.label_names is None and any(re.fullmatch(r"-?\d+", name) for name in label_names):
+        found, numbers = np.unique(images.labels, return_inverse=True)
+        images.labels = np.where(images.labels < 0, -1, numbers)
+        images.label_names = [str(label) for label in found]
     if images.label_names is None or images.label_names == label_names:
         return
     present = {images.label_names[label] for label in np.unique(images.labels) if label >= 0}

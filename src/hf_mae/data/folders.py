@@ -11,7 +11,7 @@ import numpy as np
 
 from ..modeling.reading_mae import IMAGE_EXTENSIONS, OpenedImage, extension_of, open_image
 from .image_source import ImageSource, digest
-from .tables import TABLES, find_table, read_table, values_of_files
+from .tables import TABLES, columns_of, find_table, read_table, values_of_files
 
 SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar")
 _EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
@@ -59,7 +59,7 @@ class FolderImages(ImageSource):
         """
         self.folder, self.name, self.notes = Path(folder), os.fspath(folder), []
         paths, parents, others = [], [], Counter()
-        for directory, names in listing or walk(self.name, self.notes):
+        for directory, names in walk(self.name, self.notes) if listing is None else listing:
             prefix = os.path.join(directory, "") if directory else ""
             images, masks = _images_of(os.path.join(self.name, directory), names)
             paths.extend(prefix + name for name in images)
@@ -107,10 +107,10 @@ class FolderImages(ImageSource):
         if table is None:
             raise ValueError(f"`group_by` {group_by!r} needs a table {' or '.join(TABLES)} in {self.name}.")
         rows = read_table(table)
-        if not rows or not {"file_name", group_by} <= set(rows[0]):
+        if not {"file_name", group_by} <= set(columns_of(rows)):
             raise ValueError(
                 f"{table} must have the columns file_name and {group_by} (`group_by`), it has "
-                f"{', '.join(rows[0]) if rows else 'no rows'}."
+                f"{', '.join(columns_of(rows)) or 'no rows'}."
             )
         files = [self.describe(index) for index in range(len(self))]
         return [value for (value,) in values_of_files(table, rows, [group_by], files)]

@@ -18,7 +18,7 @@ from .held_out import hold_out, select
 from .image_source import ImageSource
 from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
 from .sources import open_images
-from .tables import TABLES, find_table, read_table, values_of_files
+from .tables import TABLES, columns_of, find_table, read_table, values_of_files
 
 logger = logging.get_logger(__name__)
 
@@ -88,10 +88,9 @@ def open_labelled(
     Raises:
         ValueError: If there are no images to train on that have a label, or they can't be divided by `group_by`.
     """
-    train_images, test_images = (
-        open_with_labels(data, split, label_column, problem_type, **options) for split in ("train", "test")
-    )
-    problem_type_of(train_images)  # raises if there are no labels
+    train_images = open_with_labels(data, "train", label_column, problem_type, **options)
+    problem_type = problem_type or problem_type_of(train_images)  # of all splits: 3.5 and 4 years here, 4 and 5 there
+    test_images = open_with_labels(data, "test", label_column, problem_type, **options)
     known = has_label(train_images)
     if not known.any():
         raise ValueError(f"None of the {len(train_images)} images of {train_images.name} has a label.")
@@ -145,14 +144,16 @@ def open_with_labels(
         **options: Other arguments of [`open_images`].
     """
     single = label_column[0] if label_column is not None and len(label_column) == 1 else None
-    images = open_images(data, split, label_column=single, **options)
+    images = open_images(data, split, label_column=single, problem_type=problem_type, **options)
     if images is None:
         return None
     has_table = read_label_table(images, label_column, problem_type)
-    if not has_table and images.labels is not None and problem_type not in (None, problem_type_of(images)):
-        values = [None if label < 0 else int(label) for label in images.labels.reshape(-1)]  # they looked like classes
-        columns = list(label_column or ("label",))
-        images.labels, images.label_names = encode_labels(values, problem_type, columns, names=images.label_names)
+    is_class = not has_table and images.labels is not None and images.labels.dtype == np.int64
+    if is_class and problem_type == REGRESSION and images.label_names is not None:
+        images.labels = images.label_names = None  # folders of patients or days: their names are no numbers
+    elif is_class and problem_type not in (None, SINGLE):  # of folders and tar files, which know nothing else
+        values = [None if label < 0 else int(label) for label in images.labels]
+        images.labels, images.label_names = encode_labels(values, problem_type, names=images.label_names)
     for note in images.notes:
         logger.warning_once(note)
     return images
@@ -205,6 +206,9 @@ def align_all_labels(images: ImageSource, label_names: list[str]):
     present = {name for name, some in zip(images.label_names, np.any(images.labels > 0, axis=0), strict=True) if some}
     if unknown := sorted(present.difference(label_names)):
         raise ValueError(f"{images.name} has labels that the training images or the model lack: {', '.join(unknown)}.")
+    missing = [name for name in label_names if name not in images.label_names]
+    if missing and problem_type_of(images) == REGRESSION:
+        raise ValueError(f"{images.name} lacks the numbers {', '.join(missing)}, which the model or the training has.")
     absent = np.where(has_label(images), 0, np.nan)
     by_name = dict(zip(images.label_names, images.labels.T, strict=True))
     columns = [by_name.get(name, absent) for name in label_names]
@@ -225,7 +229,7 @@ def read_label_table(
     Args:
         images ([`ImageSource`]): The images. Its `labels` and `label_names` are set.
         columns (`Sequence[str]`, *optional*): Columns with the labels. Several columns are one label each: 0 or 1, or
-            numbers. Default: `label` or `labels`, if there is a table and the folder itself gives no labels.
+            numbers. Default: `label` or `labels`; a table with one of them counts, and not the names of folders.
         problem_type (`str`, *optional*): Kind of the labels, see [`encode_labels`].
 
     Returns:
@@ -239,11 +243,11 @@ def read_label_table(
         if columns is not None and isinstance(images, FolderImages):
             raise ValueError(f"`label_column` needs a table {' or '.join(TABLES)} in {images.name}, there is none.")
         return False
-    if columns is None and images.labels is not None:
-        return False
     rows = read_table(table)
-    known = list(rows[0]) if rows else []
+    known = columns_of(rows)
     columns = columns or [name for name in _COLUMNS if name in known][:1]
+    if not columns and images.labels is not None:
+        return False
     if "file_name" not in known or not columns or not set(columns) <= set(known):
         raise ValueError(
             f"{table} must have the column file_name and {', '.join(columns or ['label'])}, it has {', '.join(known)}. "
@@ -251,6 +255,8 @@ def read_label_table(
         )
     values = values_of_files(table, rows, columns, [images.describe(index) for index in range(len(images))])
     values = [value[0] for value in values] if len(columns) == 1 else values
+    if images.labels is not None:
+        images.notes.append(f"Labels are those of the column {', '.join(columns)} of {table}, not the folders' names.")
     images.labels, images.label_names = encode_labels(values, problem_type, list(columns), table.suffix == ".csv")
     return True
 

@@ -117,6 +117,7 @@ class ParquetImages(ImageSource):
         filesystem=None,
         image_column: str | None = None,
         label_column: str | None = None,
+        problem_type: str | None = None,
     ):
         """
         Args:
@@ -125,6 +126,7 @@ class ParquetImages(ImageSource):
             filesystem (`fsspec.AbstractFileSystem`, *optional*): Where the files are, if not on this machine. Labels
                 are not read from there, which would take a request for each row group.
             image_column, label_column (`str`, *optional*): Columns to take, see [`choose_columns`].
+            problem_type (`str`, *optional*): Kind of the labels, see [`encode_labels`].
 
         Raises:
             ValueError: If no column holds images, several do and none is chosen, or a file is not parquet.
@@ -157,7 +159,7 @@ class ParquetImages(ImageSource):
         rows = np.bincount(self._groups[:, 0], weights=self.row_groups, minlength=len(files)).astype(np.int64)
         self._first_rows, self._short_names = np.cumsum(rows) - rows, _below_common_folder(files)
         if labels:
-            self.labels, self.label_names = encode_labels(labels, columns=[self._label], names=label_names)
+            self.labels, self.label_names = encode_labels(labels, problem_type, [self._label], names=label_names)
         self._bound_memory(largest)
         self.fingerprint = digest(json.dumps([os.path.basename(file) for file in files]), self._groups)
 
@@ -295,7 +297,7 @@ def choose_columns(
     if len(images) > 1:
         notes.append(f"Columns {', '.join(images)} of {name} hold images: {image_column} is taken.")
     if label_column is None:
-        classes = [column for column, feature in features.items() if getattr(feature, "names", None) is not None]
+        classes = [column for column, feature in features.items() if _class_names(feature) is not None]
         named = [column for column in _LABEL_COLUMNS if column in features and _holds_labels(features[column])]
         label_column = (named or classes or [None])[0]
         if len(classes) > 1:
@@ -323,7 +325,10 @@ def _holds_labels(feature) -> bool:
 
 def _class_names(feature) -> list[str] | None:
     """Returns the names of the classes in a column of class labels, or of lists of them."""
-    return getattr(getattr(feature, "feature", feature), "names", None)
+    import datasets
+
+    feature = getattr(feature, "feature", feature)
+    return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
 
 def _open_cell(cell, feature) -> OpenedImage:
@@ -342,12 +347,20 @@ def _open_cell(cell, feature) -> OpenedImage:
 class DatasetImages(ImageSource):
     """Images in a column of a data set of the `datasets` library, which maps Arrow files into memory."""
 
-    def __init__(self, dataset, name: str, image_column: str | None = None, label_column: str | None = None):
+    def __init__(
+        self,
+        dataset,
+        name: str,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        problem_type: str | None = None,
+    ):
         """
         Args:
             dataset (`datasets.Dataset`): The data set.
             name (`str`): Where it comes from.
             image_column, label_column (`str`, *optional*): Columns to take, see [`choose_columns`].
+            problem_type (`str`, *optional*): Kind of the labels, see [`encode_labels`].
 
         Raises:
             ValueError: If no column holds images, or several do and none is chosen.
@@ -363,7 +376,7 @@ class DatasetImages(ImageSource):
         self._images, self._dataset = images, dataset
         if label is not None:
             names = _class_names(dataset.features[label])
-            self.labels, self.label_names = encode_labels(list(dataset[label]), columns=[label], names=names)
+            self.labels, self.label_names = encode_labels(list(dataset[label]), problem_type, [label], names=names)
         self.fingerprint = digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels)
 
     def __len__(self) -> int:

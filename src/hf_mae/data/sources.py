@@ -64,6 +64,7 @@ def open_images(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    problem_type: str | None = None,
     dataset_config: str | None = None,
     labels: str = "auto",
     tile: int | None = None,
@@ -80,6 +81,7 @@ def open_images(
         streaming (`bool`, *optional*, defaults to `False`): Read the parquet files of a data set of the Hub over the
             network by row group, instead of downloading it first. Local data are never copied.
         image_column, label_column (`str`, *optional*): Columns of parquet files and data sets, see [`choose_columns`].
+        problem_type (`str`, *optional*): Kind of the labels in that column, see [`encode_labels`].
         dataset_config (`str`, *optional*): Configuration of a data set on the Hub that has several.
         labels (`"auto"` or `"none"`, *optional*): Whether images have labels, such as the folders that they lie in.
         tile (`int`, *optional*): Make square windows of this many pixels the images, for scenes too large to decode.
@@ -97,7 +99,7 @@ def open_images(
         raise ValueError(f"`labels` must be 'auto' or 'none', got {labels!r}.")
     if data is None:
         return FashionMNISTImages(split)
-    columns = {"image_column": image_column, "label_column": label_column}
+    columns = {"image_column": image_column, "label_column": label_column, "problem_type": problem_type}
     images = _open(os.fspath(data), split, streaming, dataset_config, labels, columns)
     if images is None:
         return None

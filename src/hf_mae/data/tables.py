@@ -6,7 +6,7 @@ import csv
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 TABLES = ("metadata.csv", "metadata.jsonl")
@@ -19,11 +19,48 @@ def find_table(folder: str | os.PathLike) -> Path | None:
 
 
 def read_table(table: Path) -> list[dict]:
-    """Returns the rows of a table."""
-    with open(table, encoding="utf-8-sig", newline="") as file:
-        if table.suffix == ".csv":
-            return list(csv.DictReader(file))
-        return [json.loads(line) for line in file if line.strip()]
+    """Returns the rows of a table. Blanks around the cells and names of a CSV file do not count.
+
+    Raises:
+        ValueError: If it can't be read.
+    """
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            return _read_csv(file) if table.suffix == ".csv" else _read_json_lines(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table} is not in UTF-8 ({error}). Save it in that encoding.") from error
+    except ValueError as error:
+        raise ValueError(f"{table}: {error}") from error
+
+
+def _read_csv(file: Iterable[str]) -> list[dict]:
+    reader, rows = csv.DictReader(file, skipinitialspace=True), []
+    for row in reader:
+        if None in row:
+            raise ValueError(
+                f"line {reader.line_num} has more cells than there are columns. Put quotation marks around cells with "
+                "commas."
+            )
+        rows.append({name.strip(): cell if cell is None else cell.strip() for name, cell in row.items()})
+    return rows
+
+
+def _read_json_lines(file: Iterable[str]) -> list[dict]:
+    rows = []
+    for number, line in enumerate(file, start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is no JSON ({error}).") from error
+        if row is not None and not isinstance(row, dict):
+            raise ValueError(f"line {number} is no JSON object, as every line must be.")
+        rows += [] if row is None else [row]
+    return rows
+
+
+def columns_of(rows: list[dict]) -> list[str]:
+    """Returns the columns that rows have, each of which may lack some."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files: Sequence[str]) -> list[list]:
@@ -36,12 +73,18 @@ def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files
         files (`Sequence[str]`): Paths of the files.
 
     Raises:
-        ValueError: If files are not in the table.
+        ValueError: If the table has no column `file_name`, files are not in it, or it states two things of one.
     """
+    if unnamed := sum(not row.get("file_name") for row in rows):
+        raise ValueError(f"{unnamed} of {len(rows)} rows of {table} have no file_name, the path of the image.")
+    by_name: dict[str, list] = {}
+    for row in rows:
+        name, values = _normal(str(row["file_name"])), [row.get(column) for column in columns]
+        if by_name.setdefault(name, values) != values:
+            raise ValueError(f"{table} has two rows for {name} that differ in {' or '.join(columns)}. Keep one.")
     relative_to_table = functools.cache(functools.partial(os.path.relpath, start=table.parent))  # once for each folder
-    by_name = {os.path.normpath(str(row["file_name"])): [row.get(name) for name in columns] for row in rows}
     splits = map(os.path.split, files)
-    names = [os.path.normpath(os.path.join(relative_to_table(folder or "."), name)) for folder, name in splits]
+    names = [_normal(os.path.join(relative_to_table(folder or "."), name)) for folder, name in splits]
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(
@@ -51,4 +94,9 @@ def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files
     return [by_name[name] for name in names]
 
 
-__all__ = ["TABLES", "find_table", "read_table", "values_of_files"]
+def _normal(path: str) -> str:
+    """Returns a path as it is compared: tables from Windows have backslashes."""
+    return os.path.normpath(path.replace("\\", "/"))
+
+
+__all__ = ["TABLES", "columns_of", "find_table", "read_table", "values_of_files"]
