@@ -125,6 +125,66 @@ def test_coco__splits_are_found_where_tools_write_them(tmp_path):
     assert len(checked(tmp_path / "one", annotations=str(file))) == 1
 
 
+def test_coco__equal_names_in_splits_go_by_the_split_of_the_file(tmp_path):
+    """Counters start again in each split: `000001.png` is in all of them."""
+    (tmp_path / "annotations").mkdir()
+    for split, box in (("train", [1, 1, 2, 2]), ("val", [5, 5, 2, 2])):
+        save_pictures(tmp_path / split, "1.png")
+        coco(tmp_path, [("1.png", 3, box)], f"annotations/instances_{split}.json")
+    for split in ("train", "val"):
+        assert checked(tmp_path, split).images.describe(0) == str(tmp_path / split / "1.png")
+        named = checked(tmp_path, split, annotations=str(tmp_path / "annotations" / f"instances_{split}.json"))
+        assert named.images.describe(0) == str(tmp_path / split / "1.png")
+    (tmp_path / "annotations" / "instances_val.json").rename(tmp_path / "boxes.json")
+    with pytest.raises(ValueError, match=r"are in .*train and in .*val. Call the file after its split"):
+        checked(tmp_path, annotations=str(tmp_path / "boxes.json"))
+
+
+def test_coco__of_three_splits_evaluates_on_the_validation(tmp_path):
+    for split in ("train", "valid", "test"):
+        save_pictures(tmp_path / split, f"{split}.png")
+        coco(tmp_path / split, [(f"{split}.png", 3, [1, 1, 2, 2])], "_annotations.coco.json")
+    assert checked(tmp_path, "val").images.key(0) == "valid.png"
+
+
+def test_coco__paths_of_other_systems_texts_for_sizes_and_images_listed_twice(tmp_path):
+    save_pictures(tmp_path / "images", "below/a.png", "b.png")
+    file = coco(tmp_path, [("a", 3, [1, 1, 2, 2]), ("b", 17, [3, 3, 4, 4]), ("c", 90, [5, 5, 6, 6])])
+    content = json.loads(file.read_text())
+    names = [r"below\a.png", str(tmp_path / "images" / "b.png"), str(tmp_path / "images" / "b.png")]
+    for row, name in zip(content["images"], names, strict=True):
+        row.update(file_name=name, width="40", height="30")
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"are not in .*, first"):  # a path below `data` and one below images/
+        checked(tmp_path)
+    content["images"][0]["file_name"] = r"images\below\a.png"
+    file.write_text(json.dumps(content))
+    boxed = checked(tmp_path)
+    assert {boxed.images.key(i): in_pixels(boxed, i) for i in range(2)} == {
+        "below/a.png": [[1, 1, 3, 3]],
+        "b.png": [[3, 3, 7, 7], [5, 5, 11, 11]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda content: content.update(images=[]), "lists no images"),
+        (lambda content: content["images"].append(content["images"][0]), "several images of the id 50"),
+        (lambda content: content["categories"][0].update(id="90"), "ids are texts"),
+        (lambda content: content["images"][0].update(file_name="/elsewhere/a.png"), "not in .*paths below `data`"),
+    ],
+)
+def test_coco__faults_are_named(tmp_path, change, problem):
+    save_pictures(tmp_path, "a.png")
+    file = coco(tmp_path, [("a.png", 3, [1, 1, 2, 2])])
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=problem):
+        checked(tmp_path)
+
+
 def test_yolo__folders_polygons_and_pictures_without_a_file(tmp_path):
     for split in ("train", "valid"):
         save_pictures(tmp_path / split / "images", "a.png", "b.png", "c.png")
@@ -155,6 +215,63 @@ def test_yolo__images_and_labels_divided_below(tmp_path):
     assert open_annotated(str(tmp_path), "val") is None
 
 
+def yolo(root, *names, label="0 0.5 0.5 1 1"):
+    """Writes pictures and labels of images/ and labels/."""
+    save_pictures(root / "images", *names)
+    for name in names:
+        file = (root / "labels" / name).with_suffix(".txt")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(label)
+
+
+def keys(boxed):
+    return [boxed.images.describe(index).rsplit("/images/", 1)[-1] for index in range(len(boxed))]
+
+
+def test_yolo__lists_of_folders_and_of_images(tmp_path):
+    """The layouts of VOC.yaml and coco.yaml of Ultralytics."""
+    yolo(tmp_path, "train2012/a.png", "train2007/b.png", "test2007/c.png")
+    names = "names: [cat]\n"
+    (tmp_path / "data.yaml").write_text(names + "train: [images/train2012, images/train2007]\nval: [images/test2007]\n")
+    assert keys(checked(tmp_path)) == ["train2007/b.png", "train2012/a.png"]
+    assert keys(checked(tmp_path, "val")) == ["test2007/c.png"]
+    assert in_pixels(checked(tmp_path)) == [[0, 0, 40, 30]]
+    (tmp_path / "train.txt").write_text("./images/train2012/a.png\n")
+    (tmp_path / "val.txt").write_text("images/train2007/b.png\nimages/test2007/c.png\n")
+    (tmp_path / "data.yaml").write_text(names + "train: train.txt\nval: val.txt\n")
+    assert keys(checked(tmp_path)) == ["train2012/a.png"]
+    assert keys(checked(tmp_path, "val")) == ["test2007/c.png", "train2007/b.png"]
+    assert in_pixels(checked(tmp_path, "val"), 1) == [[0, 0, 40, 30]]
+    (tmp_path / "data.yaml").unlink()
+    assert keys(checked(tmp_path)) == ["train2007/b.png", "train2012/a.png"]  # by the words of their names
+    assert keys(checked(tmp_path, "val")) == ["test2007/c.png"]
+
+
+def test_yolo__a_split_that_is_not_there_is_no_other_one(tmp_path):
+    yolo(tmp_path, "train/a.png", "val/b.png")
+    (tmp_path / "data.yaml").write_text("train: images/trian\nval: images/val\nnames: [cat]\n")
+    with pytest.raises(ValueError, match="names images/trian for train, which is not there"):
+        checked(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [cat]\n")
+    (tmp_path / "train.txt").write_text("images/train/none.png\n")
+    with pytest.raises(ValueError, match=r"lists images/train/none\.png, which is not there"):
+        checked(tmp_path)
+
+
+@pytest.mark.parametrize("names", ["[no, yes]", "{0: no, 1: yes}", "{no: 0, yes: 1}", "classes.names"])
+def test_yolo__names_in_all_forms(tmp_path, names):
+    yolo(tmp_path, "train/a.png", label="1 0.5 0.5 1 1")
+    (tmp_path / "data.yaml").write_text(f"train: images/train\nnames: {names}\n")
+    (tmp_path / "classes.names").write_text("no\nyes\n")
+    assert checked(tmp_path).names == ["no", "yes"]
+
+
+def test_yolo__points_of_a_pose_are_no_polygon(tmp_path):
+    yolo(tmp_path, "train/a.png", label="0 .5 .5 .2 .4 .45 .45 .55 .55")
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cat]\nkpt_shape: [2, 2]\n")
+    assert in_pixels(checked(tmp_path)) == [[16, 9, 24, 21]]
+
+
 VOC = """<annotation><filename>{}</filename><size><width>40</width><height>30</height></size>
 <object><name>dog</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax>
 </bndbox></object><object><name>cat</name><bndbox><xmin>11</xmin><ymin>21</ymin><xmax>20</xmax><ymax>22</ymax></bndbox>
@@ -178,6 +295,42 @@ def test_voc__counts_pixels_from_one_and_difficult_objects_do_not_count(tmp_path
     shutil.rmtree(tmp_path / "ImageSets")
     assert len(checked(tmp_path)) == 3
     assert open_annotated(str(tmp_path), "val") is None
+
+
+def test_voc__lists_of_training_and_validation_together(tmp_path):
+    """trainval.txt holds both; what is evaluated on is not trained on, whichever lists there are."""
+    save_pictures(tmp_path / "JPEGImages", "a.png", "b c.png", "d.png")
+    (tmp_path / "Annotations").mkdir()
+    for name in ("a", "b c", "d"):
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(VOC.format(f"{name}.png"))
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "test.txt").write_text("d.png\n")
+    assert keys_of(tmp_path) == {"train": ["a.png", "b c.png"], "val": ["d.png"]}
+    (lists / "trainval.txt").write_text("a\nb c\n")
+    (lists / "val.txt").write_text("b c\n")
+    assert keys_of(tmp_path) == {"train": ["a.png"], "val": ["b c.png"]}
+    (lists / "val.txt").write_text("x\n")
+    with pytest.raises(ValueError, match=r"val\.txt names none of the 3 files"):
+        checked(tmp_path)
+
+
+def keys_of(data):
+    splits = {split: checked(data, split) for split in ("train", "val")}
+    return {split: [boxed.images.key(i) for i in range(len(boxed))] for split, boxed in splits.items()}
+
+
+def test_voc__pictures_of_one_stem_go_by_their_folder(tmp_path):
+    save_pictures(tmp_path / "images", "1/a.png", "2/a.png")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "x.xml").write_text(VOC.format("1/a.png"))
+    assert checked(tmp_path).images.describe(0) == str(tmp_path / "images" / "1" / "a.png")
+    (tmp_path / "Annotations" / "y.xml").write_text(VOC.format("a.png"))
+    with pytest.raises(ValueError, match=r"y\.xml does not tell which image"):
+        checked(tmp_path)
+    (tmp_path / "Annotations" / "y.xml").write_text('<?xml version="1.0" encoding="gb2312"?>' + VOC.format("2/a.png"))
+    with pytest.raises(ValueError, match=r"y\.xml can't be read as XML"):
+        checked(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["dict of lists", "list of dicts"])
@@ -317,16 +470,17 @@ TURNS |= {7: "TRANSVERSE", 8: "ROTATE_270"}  # from the displayed picture to the
 
 @pytest.mark.parametrize("exif", [1, *TURNS])
 @pytest.mark.parametrize("of", ["displayed", "stored"])
-def test_orientation__boxes_of_either_picture_lie_where_the_object_is_seen(tmp_path, exif, of):
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_orientation__boxes_of_either_picture_lie_where_the_object_is_seen(tmp_path, exif, of, kind):
     """The same picture is stored in eight orientations; the model sees the same, and the box must be there."""
     seen = painted((40, 30), (4, 6, 14, 11))
     stored = seen.transpose(getattr(PIL.Image.Transpose, TURNS[exif])) if exif in TURNS else seen
     tag = PIL.Image.Exif()
     tag[0x0112] = exif
-    stored.save(tmp_path / "a.png", exif=tag)
+    stored.save(tmp_path / f"a.{kind}", exif=tag)
     labelled = seen if of == "displayed" else stored
     left, top, right, bottom = found(np.array(labelled) / 255) * np.tile(labelled.size, 2)
-    file = coco(tmp_path, [("a.png", 3, [left, top, right - left, bottom - top])])
+    file = coco(tmp_path, [(f"a.{kind}", 3, [left, top, right - left, bottom - top])])
     content = json.loads(file.read_text())
     content["images"][0].update(width=labelled.width, height=labelled.height)
     file.write_text(json.dumps(content))

@@ -178,7 +178,7 @@ def test_data__splits_names_and_masks_without_labels(tmp_path, capsys):
     assert "No folder val" in printed
     assert "2 of 20 images with a label are held out for evaluation, chosen by their names" in printed
     assert "1 masks of train have no pixel that counts: left out" in printed
-    (tmp_path / "names.txt").write_text("wall\nsquare\ndisc\n")
+    (tmp_path / "names.txt").write_text("\ufeffwall\nsquare\ndisc\n")
     assert opened(class_names=[str(tmp_path / "names.txt")])[2] == ["wall", "square", "disc"]
     (tmp_path / "train").mkdir()
     for name in ("images", "masks"):
@@ -362,6 +362,7 @@ BROKEN = {
         ("binary", [], ValueError, r"1 class\(es\).*two classes hold 0 and 1"),
         ("one image", [], ValueError, r"3 class\(es\), 1 images to train on and 0 to evaluate on.* two are needed"),
         ("", ["--class_names", "a", "b"], ValueError, r"has the class 2, .*2 `class_names`.*\[0, 2\)"),
+        ("", ["--class_names", "none.txt"], OSError, r"none\.txt"),
         ("", ["--class_names", "a", "b", "a"], ValueError, r"`class_names` has a more than once"),
         ("", ["--class_names", "wall", "square", "disc", "sky"], ValueError, r"No training mask .* sky"),
         ("two classes of three", [], ValueError, r"No training mask .* 1\. "),
@@ -400,12 +401,20 @@ def test_masks__of_16_bits_and_arrays_hold_the_same_classes(tmp_path):
 
 def test_folder__pairs_images_with_masks_of_any_kind(tmp_path):
     shapes(tmp_path, 3)
-    np.save(tmp_path / "masks" / "1.npy", np.array(PIL.Image.open(tmp_path / "masks" / "1.png")))
     before = masks.read_pair(masks.folder_pairs(str(tmp_path), "train")[1], MAEImageProcessor())[1]
+    np.save(tmp_path / "masks" / "1.npy", np.array(PIL.Image.open(tmp_path / "masks" / "1.png")))
     (tmp_path / "masks" / "1.png").unlink()
     pairs = masks.folder_pairs(str(tmp_path), "train")
     assert [pair.mask.name for pair in pairs] == ["0.png", "1.npy", "2.png"]
     assert np.array_equal(masks.read_pair(pairs[1], MAEImageProcessor())[1], before)
+    (tmp_path / "masks" / "1.npy").rename(tmp_path / "masks" / "1.NPY")
+    (tmp_path / "masks" / "1.xml").write_text("<annotation/>")  # what tools leave beside masks is none
+    assert np.array_equal(
+        masks.read_pair(masks.folder_pairs(str(tmp_path), "train")[1], MAEImageProcessor())[1], before
+    )
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "masks" / "1.png")
+    with pytest.raises(ValueError, match=r"1\.NPY and .*1\.png are masks of one image"):
+        masks.folder_pairs(str(tmp_path), "train")
 
 
 def test_images__of_any_kind_are_read_as_their_processor_says(tmp_path):

@@ -159,6 +159,12 @@ def test_tar__shards_are_read_in_place_with_labels(tmp_path):
     assert len(open_images(str(tmp_path / "train-000000.tar"))) == 3
 
 
+def test_tar__labels_may_be_names(tmp_path):
+    write_tar(tmp_path / "a.tar", {"x": picture(1), "y": picture(2)}, {"x": "dog", "y": "cat\n"})
+    images = open_images(str(tmp_path / "a.tar"))
+    assert (images.labels.tolist(), images.label_names) == ([1, 0], ["cat", "dog"])
+
+
 def test_tar__cut_or_compressed_is_told(tmp_path):
     write_tar(tmp_path / "a.tar", {"one": picture(1), "two": picture(2)})
     images = open_images(str(tmp_path / "a.tar"))

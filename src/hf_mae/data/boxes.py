@@ -222,11 +222,11 @@ def _places(images: ImageSource, image_processor: MAEImageProcessor) -> list[tup
 
 
 def _displayed_size(image, image_processor: MAEImageProcessor) -> tuple[int, int, int]:
+    exif = image.getexif().get(EXIF_ORIENTATION, 1) if isinstance(image, PIL.Image.Image) else 1
+    exif = exif if exif in ORIENTATIONS else 1
     if not isinstance(image, PIL.Image.Image) or image.format == "TIFF":  # Pillow turns a TIFF by itself
         height, width = read_stored(image, image_processor.num_channels, image_processor.reading).size
-        return width, height, 1
-    exif = image.getexif().get(EXIF_ORIENTATION, 1)
-    exif = exif if exif in ORIENTATIONS else 1
+        return width, height, exif
     width, height = image.size[::-1] if exif in ORIENTATIONS and ORIENTATIONS[exif][0] else image.size
     image.close()
     return width, height, exif

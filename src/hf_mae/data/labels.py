@@ -256,7 +256,8 @@ def read_label_table(
     values = values_of_files(table, rows, columns, [images.describe(index) for index in range(len(images))])
     values = [value[0] for value in values] if len(columns) == 1 else values
     if images.labels is not None:
-        images.notes.append(f"Labels are those of the column {', '.join(columns)} of {table}, not the folders' names.")
+        note = f"Labels are those of the column {', '.join(columns)} of {table}, not the folders' names."
+        images.notes = [*images.notes, note]
     images.labels, images.label_names = encode_labels(values, problem_type, list(columns), table.suffix == ".csv")
     return True
 

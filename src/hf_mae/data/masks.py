@@ -25,7 +25,7 @@ from ..modeling.reading_mae import (
 )
 from ..modeling.tiff_mae import declared_nodata
 from .augmentation import RandomOrientation
-from .folders import FolderImages
+from .folders import FolderImages, is_image
 from .parts import TiledImages, Window, open_scene
 from .sources import open_images
 
@@ -96,9 +96,11 @@ def folder_pairs(
         if not (folder / name).is_dir():
             raise OSError(f"{folder} has no folder {name!r}. Expected images/ and masks/, or train/images/ and so on.")
     images = FolderImages(folder / "images")
-    masks = {
-        path.relative_to(folder / "masks").with_suffix(""): path for path in sorted((folder / "masks").rglob("*.*"))
-    }
+    masks: dict[Path, Path] = {}
+    for path in sorted(path for path in (folder / "masks").rglob("*.*") if is_image(path.name)):
+        other = masks.setdefault(path.relative_to(folder / "masks").with_suffix(""), path)
+        if other != path:
+            raise ValueError(f"{other} and {path} are masks of one image. Take one of them out.")
     paths = [Path(images.describe(index)) for index in range(len(images))]
     stems = [path.relative_to(folder / "images").with_suffix("") for path in paths]
     missing = [(path, stem) for path, stem in zip(paths, stems, strict=True) if stem not in masks]
@@ -137,7 +139,7 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
     nodata = None
     if window is not None and isinstance(mask, Path):  # windows are those of files
         classes, nodata = _read_window(mask, window)
-    elif isinstance(mask, Path) and mask.suffix == ".npy":
+    elif isinstance(mask, Path) and mask.suffix.lower() == ".npy":
         classes = np.load(mask, allow_pickle=False)
     elif isinstance(mask, Path):
         with PIL.Image.open(mask) as picture:
@@ -167,7 +169,7 @@ def _read_window(mask: Path, window: Window) -> tuple[np.ndarray, float | None]:
         scene = open_scene(os.fspath(mask))
         size, read, nodata = scene.size, scene.read_numbers, scene.nodata
     else:
-        with nullcontext() if mask.suffix == ".npy" else PIL.Image.open(mask) as picture:
+        with nullcontext() if mask.suffix.lower() == ".npy" else PIL.Image.open(mask) as picture:
             array = np.load(mask, "r") if picture is None else _read_picture(picture, os.fspath(mask))
         size, read = array.shape, lambda rows, columns: np.array(array[rows, columns])
     if size != window.scene.size:

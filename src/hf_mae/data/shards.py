@@ -14,7 +14,7 @@ import numpy as np
 from ..modeling.reading_mae import OpenedImage, extension_of, open_image
 from .folders import Names, is_image
 from .image_source import ImageSource, digest
-from .label_values import encode_labels
+from .label_values import SINGLE, encode_labels
 
 _CACHED_ROW_GROUPS = 64  # maximum for one reader; those of which every image was read are dropped before
 _ROW_GROUP_BYTES = 2 * 10**9  # maximum that the row groups of one reader may take
@@ -25,7 +25,7 @@ _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "la
 class TarImages(ImageSource):
     """Images in uncompressed tar files (WebDataset), read in place at their offsets.
 
-    The label of `name.jpg` is the integer in `name.cls`, if all images have one.
+    The label of `name.jpg` is the class in `name.cls`, an integer or a name, if all images have one.
     """
 
     def __init__(self, files: Sequence[str], name: str):
@@ -48,7 +48,7 @@ class TarImages(ImageSource):
                         if not member.isfile():
                             continue
                         if extension == ".cls":
-                            classes[stem] = int(tar.extractfile(member).read())
+                            classes[stem] = tar.extractfile(member).read().decode()
                         elif is_image(os.path.basename(member.name)):
                             names.append(member.name)
                             places.append((number, member.offset_data, member.size))
@@ -66,7 +66,9 @@ class TarImages(ImageSource):
         if others:
             self.notes.append(f"{len(names):,} images in {name}; other members are left out: {seen}.")
         self._names, self._places = Names(names), np.array(places, dtype=np.int64)
-        self.labels = None if None in labels else np.array(labels, dtype=np.int64)
+        if None not in labels:
+            texts = [label.strip() for label in labels]
+            self.labels, self.label_names = encode_labels(texts, SINGLE, ["name.cls"], from_text=True)
         self.fingerprint = digest(self._names.digest(), self._places)
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
@@ -211,4 +212,19 @@ def _pair_of(text: str) -> tuple[str, object]:
     return name, value
 
 
-__all__ = ["config_changes", "load_recipe", "parse_arguments", "parse_duration", "recipe_of"]
+def read_class_names(names: list[str] | None) -> list[str] | None:
+    """Returns the names of classes, the lines of a file if the only name is that of a text file.
+
+    Raises:
+        ValueError: If a name is there twice.
+        OSError: If there is no such file.
+    """
+    if names is not None and len(names) == 1 and (Path(names[0]).is_file() or names[0].endswith(".txt")):
+        lines = Path(names[0]).read_text(encoding="utf-8-sig").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"`class_names` has {', '.join(twice)} more than once. Every class needs another name.")
+    return names
+
+
+__all__ = ["config_changes", "load_recipe", "parse_arguments", "parse_duration", "read_class_names", "recipe_of"]

@@ -3,7 +3,6 @@
 """Trains a detector, D-FINE or DEIMv2, on a pre-trained encoder and measures its average precision."""
 
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,7 @@ from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing import license_of
-from .arguments import parse_arguments
+from .arguments import parse_arguments, read_class_names
 from .finetuning import (
     FineTuned,
     FineTuningArguments,
@@ -179,13 +178,11 @@ class DetectionArguments(
             )
         if self.layer_decay is None:  # fresh blocks have to learn as much as the head
             self.layer_decay = 0.8 if self.model_name_or_path and not self.from_scratch else 1.0
+        if self.decoder_layers < 2:
+            raise ValueError(f"`decoder_layers` must be at least 2, got {self.decoder_layers}: one corrects another.")
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(f"`min_scale` {self.min_scale} must be positive and at most `max_scale` {self.max_scale}.")
-        if self.class_names is not None and len(self.class_names) == 1 and Path(self.class_names[0]).is_file():
-            lines = Path(self.class_names[0]).read_text(encoding="utf-8").splitlines()
-            self.class_names = [line.strip() for line in lines if line.strip()]
-        if twice := [name for name, times in Counter(self.class_names).items() if times > 1]:
-            raise ValueError(f"`class_names` has {', '.join(twice)} more than once. Every class needs another name.")
+        self.class_names = read_class_names(self.class_names)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -530,10 +527,10 @@ def detect(args: DetectionArguments) -> FineTuned:
         "evaluation images and boxes": val.fingerprint,
         "initial weights": weights_fingerprint(args.model_name_or_path),
     }
-    checkpoint = check_experiment(args, "detect", fingerprints)
+    model = build_detector(args, config, train.names, choose_num_queries(args, config, train, val))
+    checkpoint = check_experiment(args, "detect", fingerprints)  # a folder is taken only by what can be built
     if not args.num_train_epochs:
         args.num_train_epochs = max(_EPOCHS, _FEWEST_STEPS * args.effective_batch_size / len(train))
-    model = build_detector(args, config, train.names, choose_num_queries(args, config, train, val))
     size = image_processor.size.height, image_processor.size.width
     orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.check_rotation(size))
     scale = (args.min_scale, args.max_scale)

@@ -2,7 +2,6 @@
 # Copyright 2026 The hf_mae authors
 """Trains UperNet on a pre-trained encoder for semantic segmentation and measures the mean IoU."""
 
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_shee
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
-from .arguments import parse_arguments
+from .arguments import parse_arguments, read_class_names
 from .finetuning import (
     FineTuned,
     FineTuningArguments,
@@ -157,11 +156,7 @@ class SegmentationArguments(
                 "`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae. Without any "
                 "pre-training set `preset` to tiny, small, base, large or huge."
             )
-        if self.class_names is not None and len(self.class_names) == 1 and Path(self.class_names[0]).is_file():
-            lines = Path(self.class_names[0]).read_text(encoding="utf-8").splitlines()
-            self.class_names = [line.strip() for line in lines if line.strip()]
-        if twice := [name for name, times in Counter(self.class_names).items() if times > 1]:
-            raise ValueError(f"`class_names` has {', '.join(twice)} more than once. Every class needs another name.")
+        self.class_names = read_class_names(self.class_names)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
