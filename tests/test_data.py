@@ -403,6 +403,13 @@ def test_statistics__of_a_constant_channel_are_refused(tmp_path):
     PIL.Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "flat.png")
     with pytest.raises(ValueError, match="Channel 0 of .* has the same value everywhere"):
         channel_statistics(FolderImages(tmp_path), 3)
+    for number in range(4):  # a value of which rounding leaves something when it is squared
+        noise = np.random.default_rng(number).integers(0, 256, (9, 9, 4), dtype=np.uint8)
+        noise[..., 3] = 77
+        PIL.Image.fromarray(noise).save(tmp_path / f"{number}.png")
+    (tmp_path / "flat.png").unlink()
+    with pytest.raises(ValueError, match="Channel 3 of .* has the same value everywhere"):
+        channel_statistics(FolderImages(tmp_path), 4)
 
 
 def test_spread_indices__take_whole_blocks_where_there_are_some():

@@ -5,7 +5,10 @@
 import io
 import json
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -14,10 +17,12 @@ import pytest
 import torch
 from conftest import SMALL, STEPS, SignalAt, metrics, picture, same_tensors, samples
 from PIL import Image
+from safetensors import SafetensorError
 
 import hf_mae
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
-from hf_mae.data.sources import ImageSource
+from hf_mae.data.sources import ImageSource, open_images
+from hf_mae.training import run_evaluation
 from hf_mae.training.choices import DEFAULTS
 from hf_mae.training.initial_model import build_model
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
@@ -114,6 +119,122 @@ def test_run__stopped_by_a_signal_continues_to_the_same_weights(finished, tmp_pa
     for name in ("loss", "eval_loss", "eval_loss_interpolation", "effective_rank", "twin_retrieval", "mean_cosine"):
         assert metrics(tmp_path, name) == metrics(finished[0], name)
     assert samples(tmp_path) == samples(finished[0])
+
+
+@pytest.mark.slow
+def test_run__stopped_where_it_evaluates_does_so_when_it_goes_on(finished, tmp_path):
+    for step in (6, 12):
+        with pytest.raises(RunStopped, match=f"saved at step {step}"):
+            small(None, tmp_path, trackers=[SignalAt(step - 1, signal.SIGTERM)])
+        assert step not in metrics(tmp_path, "eval_loss")
+    result = small(None, tmp_path)
+    assert metrics(tmp_path, "eval_loss") == metrics(finished[0], "eval_loss")
+    assert result.metrics["eval_loss"] == metrics(finished[0], "eval_loss")[12]
+
+
+@pytest.mark.slow
+def test_run__continues_with_the_same_configuration_object(tiny_config, tmp_path, capsys):
+    """Which saving has written to, as it does to that of any model."""
+    config = tiny_config()
+    options = {"model": config, "max_steps": 4, "effective_batch_size": 8}
+    with pytest.raises(RunStopped):
+        pretrain(Squares(), tmp_path, trackers=[SignalAt(2, signal.SIGTERM)], logging_steps=1, **options)
+    pretrain(Squares(), tmp_path, **options)
+    pretrain(Squares(), tmp_path, **options)
+    assert "Nothing to do." in capsys.readouterr().out
+    with pytest.raises(ValueError, match="differs in"):
+        pretrain(Squares(), tmp_path, **{**options, "model": tiny_config(hidden_size=64)})
+
+
+@pytest.mark.slow
+def test_run__inside_of_its_images_continues(tmp_path):
+    """The pictures that it draws are none of its images."""
+    for number in range(12):
+        picture(number).save(tmp_path / f"{number}.png")
+    options = {"config_overrides": SMALL, "preset": "tiny", "image_size": 28, "patch_size": 4, "max_steps": 12}
+    options.update(eval_images=2, eval_steps=3, effective_batch_size=4, logging_steps=1)
+    with pytest.raises(RunStopped):
+        pretrain(str(tmp_path), tmp_path / "runs" / "a", trackers=[SignalAt(7, signal.SIGTERM)], **options)
+    assert pretrain(str(tmp_path), tmp_path / "runs" / "a", **options).metrics["step"] == 12
+    assert len(open_images(str(tmp_path))) == 12
+
+
+@pytest.mark.slow
+def test_overwritten_run__stays_until_all_else_is_right(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "mine.txt").write_text("notes")
+    with pytest.raises(ValueError, match="band"):
+        small(None, tmp_path / "run", overwrite_output_dir=True, num_channels=4)
+    assert small(None, tmp_path / "run").metrics["step"] == 12  # finished as before
+    with pytest.raises(RunStopped, match="same call or command, without `overwrite_output_dir`, continues"):
+        small(None, tmp_path / "run", overwrite_output_dir=True, seed=1, trackers=[SignalAt(4, signal.SIGTERM)])
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not left & {"model.safetensors", "config.json", "run.json", "reconstructions.png", "checkpoint-12"}
+    assert left >= {"mine.txt", "checkpoint-5"}
+    assert list(metrics(tmp_path / "run", "loss")) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_run__is_alone_in_its_folder(tmp_path):
+    """While one process trains another is refused, before it has changed anything; afterwards it is let in."""
+    script = "import sys, time; from hf_mae.training.checkpointing import lock_run; held = lock_run(sys.argv[1])"
+    command = [sys.executable, "-c", f"{script}; print('locked', flush=True); time.sleep(600)", str(tmp_path)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match="Another run writes into"):
+            small(None, tmp_path, max_steps=2)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    finally:
+        other.kill()
+        other.wait()
+    small(None, tmp_path, max_steps=2)
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.slow
+def test_full_disk__ends_no_run_between_checkpoints(finished, tmp_path, monkeypatch):
+    """Sheets and their colours can wait. If the last files find no room, the message says that nothing is lost."""
+
+    def no_room(*args, **kwargs):
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr(run_evaluation, "save_file", no_room)
+    save, broken = MAEForPreTraining.save_pretrained, [True]
+
+    def save_if_there_is_room(model, folder, *args, **kwargs):
+        if broken[0] and Path(folder) == tmp_path:
+            no_room()
+        save(model, folder, *args, **kwargs)
+
+    monkeypatch.setattr(MAEForPreTraining, "save_pretrained", save_if_there_is_room)
+    with pytest.raises(RunStopped, match=r"could not be written .* No space left.*The last checkpoint is complete"):
+        small(None, tmp_path)
+    (tmp_path / "sheets" / "patches.safetensors").write_bytes(b"")
+    broken[0] = False
+    small(None, tmp_path)
+    assert same_tensors("model.safetensors", tmp_path, finished[0])
+
+
+@pytest.mark.slow
+def test_dry_run__leaves_a_given_model_as_it_is(tiny_model, tmp_path):
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pretrain(Squares(), tmp_path, model=model, dry_run=True, effective_batch_size=8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("max_steps", 0), ("num_train_epochs", 0), ("learning_rate", 0.0), ("base_learning_rate", -1e-3)],
+        *[("warmup_ratio", 1.5), ("warmup_ratio", -0.1), ("weight_decay", -0.05), ("max_grad_norm", -1.0)],
+        *[("crop_scale_min", 1.5), ("crop_scale_min", 0.0), ("seed", -1)],
+    ],
+)
+def test_settings__without_a_meaning_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` must .*, got {value}"):
+        PretrainingSettings(**{name: value})
 
 
 @pytest.mark.slow

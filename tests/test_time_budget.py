@@ -16,7 +16,7 @@ from hf_mae.training import pretraining_run
 from hf_mae.training.arguments import load_recipe
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
 from hf_mae.training.schedule import Plan
-from hf_mae.training.step_guard import RunStopped
+from hf_mae.training.step_guard import RunStopped, StepGuard
 from hf_mae.training.time_budget import TimeBudget, measure_pace
 
 OPEN = Plan(
@@ -259,3 +259,27 @@ def test_dry_run__of_a_budget_says_what_fits(tmp_path, capsys):
     )
     steps, warmup, cooldown = (int(number.replace(",", "")) for number in found.groups())
     assert (warmup, cooldown) == (round(0.1 * steps), round(0.2 * steps))
+
+
+@pytest.mark.slow
+def test_rollback__takes_its_time_from_the_budget(tmp_path, monkeypatch, capsys):
+    """To the last evaluation, where a run with a budget saves; the steps that are taken again leave fewer others."""
+    taken, take_step, read = [0], PretrainingRun.take_step, StepGuard.read
+
+    def count(run):
+        taken[0] += 1
+        take_step(run)
+
+    def read_as_bad_once(guard):
+        values, longest = read(guard)
+        return values, 99 if taken[0] == 39 else longest
+
+    monkeypatch.setattr(PretrainingRun, "take_step", count)
+    monkeypatch.setattr(PretrainingRun, "seconds", property(lambda run: float(taken[0])))
+    monkeypatch.setattr(StepGuard, "read", read_as_bad_once)
+    result = pretrain(None, tmp_path, time_budget=60, **RUN)
+    assert "rollback to checkpoint-20" in capsys.readouterr().out
+    assert 55 <= taken[0] <= 60
+    assert result.metrics["step"] == taken[0] - 19
+    (start, _), (end, _) = plan_of(tmp_path)["cooldown"]
+    assert start == pytest.approx(0.8 * end, abs=1)

@@ -405,7 +405,7 @@ def channel_statistics(
     if moments.isnan().any():
         raise ValueError(f"A channel of {images.name} holds nothing but no-data in all images that were looked at.")
     mean, std = moments[0], (moments[1] - moments[0].square()).clamp(min=0).sqrt()
-    if (std == 0).any():
+    if (std < 1e-6).any():  # what is left of rounding, and 0 where it is written down
         raise ValueError(
             f"Channel {int(std.argmin())} of {images.name} has the same value everywhere and can't be normalised. "
             "Remove the channel, or give `image_mean` and `image_std`."

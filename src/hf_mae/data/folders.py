@@ -23,6 +23,7 @@ _LEFT_BEHIND = {
     *("desktop.ini", "icon\r"),
 }
 # Folders of masks are left out where a folder of pictures lies next to them.
+_RUN_FILES = frozenset({"metrics.jsonl", "experiment.json"})  # of pre-training and of fine-tuning
 _PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "leftimg8bit"}
 _MASKS = {
     *("masks", "mask", "annotations", "annotation", "labels", "label", "gt", "ground_truth", "groundtruth", "gtfine"),
@@ -133,8 +134,8 @@ class FolderImages(ImageSource):
         self.labels = np.repeat([numbers[part[0]] if part else -1 for part, _ in parts], [count for _, count in parts])
         shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         self.notes.append(
-            f"{len(classes)} folders of {self.name} are taken for classes ({shown}). Set `labels` to none if they are "
-            "not."
+            f"{len(classes)} folders of {self.name} are taken for classes ({shown}). If they are none: "
+            "`labels` none in pre-training; elsewhere a column `label` of a table counts before them."
         )
         if stray:
             first = self.describe(int(np.flatnonzero(self.labels < 0)[0]))
@@ -144,9 +145,9 @@ class FolderImages(ImageSource):
 def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
     """Yields (path below the folder, sorted names of its files), a folder before those in it.
 
-    Links are followed, and each folder is entered once. What programs leave behind and masks next to pictures are not
-    entered. A folder that can't be read is an error. Unlike `os.walk` it makes no path of a file that is not asked for:
-    a million files are listed in seconds.
+    Links are followed, and each folder is entered once. What programs leave behind, masks next to pictures and folders
+    of runs, whose sheets are no images to learn from, are not entered. A folder that can't be read is an error. Unlike
+    `os.walk` it makes no path of a file that is not asked for: a million files are listed in seconds.
 
     Args:
         folder (`str`): Where to begin.
@@ -163,6 +164,10 @@ def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, lis
         with os.scandir(os.path.join(folder, directory)) as entries:
             for entry in entries:
                 (below if entry.is_dir() else files).append(entry.name)
+        if directory and not _RUN_FILES.isdisjoint(files):
+            if notes is not None:
+                notes.append(f"{os.path.join(folder, directory)} is the folder of a run: left out.")
+            continue
         yield directory, sorted(files)
         left_out = [name for name in below if _is_left_behind(name)]
         if any(name.lower() in _PICTURES for name in below):

@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Saves, verifies and loads a run: atomic checkpoints, complete or ignored."""
 
+import errno
 import fnmatch
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -343,25 +345,44 @@ def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) 
     }
     if differences:
         if theirs["schedule"] == "wsd" and differences.keys() <= {"max_steps", "num_train_epochs"}:
-            way_out += " The same settings with `extend_to` make the run longer."
+            has_budget = theirs.get("max_steps") is None
+            longer = "a longer `time_budget`, and without `max_steps`," if has_budget else "`extend_to`"
+            way_out += f" The same settings with {longer} make the run longer."
         lines = [f"{output_dir} holds another run. It differs in", *map(": ".join, differences.items())]
         raise ValueError("\n  ".join(lines) + f"\n{way_out}")
     return checkpoint
 
 
+def lock_run(output_dir: str | os.PathLike) -> IO:
+    """Returns a file whose lock this process holds until it is closed, so that no other run writes into the folder.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    file = open(Path(output_dir) / ".lock", "w")  # noqa: SIM115, since it stays open
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not `flock`, which loader workers would inherit
+    except ImportError:  # Windows
+        pass
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise ValueError(
+                f"Another run writes into {output_dir}. Wait for its end, or choose another `output_dir`."
+            ) from error
+    return file
+
+
 def delete_run(output_dir: str | os.PathLike):
-    """Deletes the checkpoints, logs, sheets and record of the run in a folder. Other files stay."""
+    """Deletes the checkpoints, model, logs, sheets and record of the run in a folder. Other files stay."""
     output_dir = Path(output_dir)
     for checkpoint in (*list_checkpoints(output_dir), *output_dir.glob(".checkpoint-*")):
         shutil.rmtree(checkpoint)
-    for pattern in (
-        "config.json",
-        "metrics.jsonl",
-        "run.json",
-        "unreadable.txt",
-        "samples-*.jsonl",
-        "sheets/step-*.png",
-    ):
+    logs = ("metrics.jsonl", "run.json", "recipe.yaml", "unreadable.txt", "samples-*.jsonl")
+    pictures = ("loss.png", "progress.png", "reconstructions.png", "sheets/*-*.png", "sheets/patches.safetensors")
+    for pattern in ("config.json", "model*.safetensors*", *logs, *pictures):
         for path in output_dir.glob(pattern):
             path.unlink()
 
@@ -378,6 +399,7 @@ __all__ = [
     "load_optimizer",
     "load_training_state",
     "load_weights",
+    "lock_run",
     "remove_checkpoint",
     "save_checkpoint",
     "write_manifest",

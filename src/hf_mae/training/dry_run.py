@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Tries a pre-training run for some steps: how fast it is, how much memory it takes, how long it would last."""
 
+import copy
 import sys
 import tempfile
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 import torch
 
 from .distributed import call_in_main_process
-from .pretraining_run import PretrainingResult, PretrainingRun
+from .pretraining_run import PretrainingRun
 from .run_batches import PREFETCH
+from .run_log import PretrainingResult
 from .run_summary import in_words
 from .step_guard import RunStopped
 
@@ -23,6 +25,7 @@ class DryRun(PretrainingRun):
     def run(self) -> PretrainingResult:
         """Returns `images_per_second`, `data_wait` and `hours` as the metrics."""
         self.settings.push_to_hub = False
+        self.given_model = copy.deepcopy(self.given_model)  # whose weights the steps change
         with tempfile.TemporaryDirectory(prefix="hf_mae-dry-run-") as folder:
             self.output_dir = Path(folder)
             return super().run()

@@ -16,8 +16,9 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from .arguments import load_recipe, parse_arguments
 from .dry_run import DryRun
-from .pretraining_run import PretrainingResult, PretrainingRun
+from .pretraining_run import PretrainingRun
 from .pretraining_settings import ModelSettings, PretrainingSettings, names_of
+from .run_log import PretrainingResult
 
 SAMPLE_RECIPE = "fashion_mnist_sample"
 

@@ -9,11 +9,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -22,10 +22,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType, parse_flag_from_env
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
-from ..data.sampling import check_readers
 from ..data.sources import ImageSource
 from ..evaluation.monitoring import Evaluation
 from ..modeling.configuration_mae import MAEConfig
@@ -43,6 +42,7 @@ from .checkpointing import (
     load_optimizer,
     load_training_state,
     load_weights,
+    lock_run,
     save_checkpoint,
 )
 from .choices import recorded_choices, settle_settings
@@ -51,16 +51,23 @@ from .distributed import (
     gather_from_processes,
     gather_model,
     has_bf16,
-    local_num_workers,
     shard_model,
 )
 from .initial_model import build_model, reading_processor, stored_processor
 from .optimization import build_optimizer
 from .pretraining_settings import MACHINE_SETTINGS, PretrainingSettings
-from .run_batches import PREFETCH, RunBatches
+from .run_batches import PREFETCH, RunBatches, choose_num_workers
 from .run_evaluation import RunEvaluation, num_twins
 from .run_images import look_at_images, open_run_images
-from .run_log import MetricsLog, SampleLog, Throughput, UnreadableImages, run_record
+from .run_log import (
+    MetricsLog,
+    PretrainingResult,
+    SampleLog,
+    Throughput,
+    UnreadableImages,
+    progress_bars_off,
+    run_record,
+)
 from .run_position import defining_recipe, find_position, is_written
 from .run_summary import describe_cooldown, num_parameters, summary_of_run
 from .schedule import Plan, plan_steps
@@ -69,22 +76,6 @@ from .step_guard import RunStopped, StepGuard, StopSignals, end_workers
 from .time_budget import TimeBudget, measure_pace
 
 _NO_END = 10**9  # steps: batches of a run whose end is open
-
-
-@dataclass
-class PretrainingResult:
-    """What a finished run leaves.
-
-    Args:
-        output_dir (`Path`): Folder with model, image processor, card, record, log and pictures.
-        metrics (`dict[str, float]`): Newest value of everything that was logged. Empty except in the main process.
-        model ([`MAEForPreTraining`] or `None`): The trained model in evaluation mode. `None` after a dry run, and, if
-            the model was sharded, except in the main process.
-    """
-
-    output_dir: Path
-    metrics: dict[str, float]
-    model: MAEForPreTraining | None
 
 
 class PretrainingRun:
@@ -118,11 +109,12 @@ class PretrainingRun:
         self.problem: str | None = None
         self.bar: tqdm | None = None
         self.step = self.skipped = 0
+        self.lock: IO | None = None
 
     def run(self) -> PretrainingResult:
         """Does everything, and cleans up in every case: signal handlers, loader workers, processes, trackers."""
         children = multiprocessing.active_children()
-        with _progress_bars_off(), StopSignals() as self.stop_signals:
+        with progress_bars_off(), StopSignals() as self.stop_signals:
             try:
                 self.start()
                 if self.plan():
@@ -142,6 +134,7 @@ class PretrainingRun:
                 ) from error
             finally:
                 end_workers(children)
+                self.unlock()
                 if self.bar is not None:
                     self.bar.close()
 
@@ -179,8 +172,6 @@ class PretrainingRun:
         choices = self._settle_settings(reading)
         self.schedule = plan_steps(settings, len(self.images.train))
         self.recipe = defining_recipe(settings, self.schedule, self.images, self.given_model, self.given_processor)
-        if self.is_main and settings.overwrite_output_dir:
-            delete_run(self.output_dir)
         self._find_position()
         self.record = {**run_record(self.recipe, self.images.train), "choices": choices}
         return self.is_last and is_written(self.output_dir, self.schedule)
@@ -201,7 +192,8 @@ class PretrainingRun:
         """Settles what the settings leave open. A run that goes on takes what was chosen when it started."""
         settings, images = self.settings, self.images.train
         goes_on = settings.resume == "auto" and not settings.overwrite_output_dir
-        processes, workers = self.accelerator.num_processes, self._choose_num_workers()
+        processes = self.accelerator.num_processes
+        workers = choose_num_workers(settings, self.images.train, self.device, processes)
         return settle_settings(
             settings,
             images,
@@ -243,7 +235,7 @@ class PretrainingRun:
         settings = self.settings
         pushes = self.is_main and settings.push_to_hub
         self.hub = HubPush(self.output_dir, settings.hub_model_id, settings.hub_private_repo) if pushes else None
-        self.workers = self._choose_num_workers()
+        self.workers = choose_num_workers(settings, self.images.train, self.device, self.accelerator.num_processes)
         torch.manual_seed(settings.seed)
         if self.checkpoint:
             self.plain_model = self._model_class().from_pretrained(self.checkpoint, dtype=torch.float32)
@@ -261,17 +253,6 @@ class PretrainingRun:
 
     def _model_class(self) -> type[MAEForPreTraining]:
         return type(self.given_model) if isinstance(self.given_model, MAEForPreTraining) else MAEForPreTraining
-
-    def _choose_num_workers(self) -> int:
-        settings, processes = self.settings, self.accelerator.num_processes
-        workers = settings.dataloader_num_workers
-        if workers is None:  # on a CPU the model has better use for the cores
-            workers = 0 if self.device.type == "cpu" else local_num_workers()
-            if settings.streaming and self.images.train.row_groups is not None:
-                workers = min(workers, len(self.images.train.row_groups) // processes)
-        if settings.streaming:
-            check_readers(self.images.train, processes, workers)
-        return workers
 
     def _look_at_images(self):
         """Checks some images before the first step, and computes what the settings want to be computed of them."""
@@ -389,17 +370,26 @@ class PretrainingRun:
                 checkpoint=self.checkpoint,
             )
         )
-        if self.is_main:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / "sheets").mkdir(exist_ok=True)
-            if self.goes_back:
-                cut_back(self.output_dir, self.step)
-            self.metrics = MetricsLog(self.output_dir, self.step)
-        self.accelerator.wait_for_everyone()
+        call_in_main_process(self._open_output_dir)
         settings, index = self.settings, self.accelerator.process_index
         self.unreadable = UnreadableImages(self.output_dir, len(self.images.train), settings.max_unreadable)
         self.sample_log = SampleLog(self.output_dir, index) if settings.log_samples else None
         self.accelerator.init_trackers("hf_mae", {name: str(value) for name, value in self.recipe.items()})
+
+    def _open_output_dir(self):
+        """Makes the folder ready for this run alone. Nothing is deleted before all else has been found right."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_run(self.output_dir)
+        if self.settings.overwrite_output_dir:
+            delete_run(self.output_dir)
+        (self.output_dir / "sheets").mkdir(exist_ok=True)
+        self.metrics = MetricsLog(self.output_dir, self.step)
+
+    def unlock(self):
+        """Lets other runs write into the folder."""
+        if self.lock is not None:
+            Path(self.lock.name).unlink(missing_ok=True)
+            self.lock.close()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Train
@@ -410,6 +400,8 @@ class PretrainingRun:
         with self.throughput.excluded():
             if comparison := self.evaluation.compare():
                 self.print(comparison)
+            if self._owes_evaluation():
+                self.evaluate()
         while not self.is_last:
             self.take_step()
             self.keep_time()
@@ -417,6 +409,14 @@ class PretrainingRun:
                 with self.throughput.excluded():
                     self.evaluate_and_save()
         self.bar.close()
+
+    def _owes_evaluation(self) -> bool:
+        """Whether the step where the run goes on is one to evaluate at, but a signal came first."""
+        return (
+            self.step > 0
+            and self._is_to_evaluate
+            and call_in_main_process(lambda: all("eval_loss" not in line for line in self.metrics.at(self.step)))
+        )
 
     def start_clock(self):
         """Starts to measure the pace, and shows the progress bar."""
@@ -544,7 +544,7 @@ class PretrainingRun:
         load_optimizer(checkpoint, self.plain_model, self.optimizer)
         self.step = load_training_state(checkpoint)["step"]
         self.print(f"Loss or gradient was not finite in {bad_steps} steps in a row: rollback to {checkpoint.name}.")
-        self.bar.n = self.step
+        self.bar.n, self.next_review = self.step, self.step + 1
         if self.is_main:
             self.metrics = MetricsLog(self.output_dir, self.step)
         self._start_loader()
@@ -555,19 +555,27 @@ class PretrainingRun:
     def evaluate_and_save(self):
         """Evaluates and saves if it is time to, and ends the run if it is to stop."""
         stop_signal, settings = self.guard.stop_signal, self.settings
-        if (self.step % self.schedule.eval_steps == 0 or self.is_last) and not stop_signal:
+        if self._is_to_evaluate and not stop_signal:
             with self._measuring("evaluation"):
                 self.evaluate()
-        saved, due = True, self.step % settings.save_steps == 0
+        # Within a time budget as often as it evaluates, too: a thousand steps may be half of the time.
+        saved, due = True, self.step % settings.save_steps == 0 or (self.budget is not None and self._is_to_evaluate)
         # Not within a row of bad steps: a rollback should lead to before it.
-        due = due and self.guard.bad_steps_in_a_row == 0
+        due = (due or self.goes_back) and self.guard.bad_steps_in_a_row == 0
         if due or self.is_last or stop_signal or self.problem or self.step == self.schedule.cooldown_start:
             with self._measuring("save"):
                 saved = self.save()
+            if self.goes_back and saved:  # the old end stays until there is something of the new one
+                call_in_main_process(lambda: cut_back(self.output_dir, self.step))
+                self.goes_back = False
         for line in self.hub.messages() if self.hub else ():
             self.print(line)
         if stop_signal or self.problem or (not saved and (self.is_last or settings.on_save_error == "stop")):
             self.stop(stop_signal, saved)
+
+    @property
+    def _is_to_evaluate(self) -> bool:
+        return self.step % self.schedule.eval_steps == 0 or self.is_last
 
     def _measuring(self, cost: str) -> AbstractContextManager:
         return nullcontext() if self.budget is None else self.budget.measuring(cost)
@@ -646,8 +654,8 @@ class PretrainingRun:
         if self.problem:
             raise RunStopped(self.problem)
         raise RunStopped(
-            f"Stopped by {signal.Signals(stop_signal).name} and saved at step {self.step}. The same call or command "
-            "continues from there.",
+            f"Stopped by {signal.Signals(stop_signal).name} and saved at step {self.step}. The same call or command"
+            f"{', without `overwrite_output_dir`,' * self.settings.overwrite_output_dir} continues from there.",
             128 + stop_signal,
         )
 
@@ -659,11 +667,17 @@ class PretrainingRun:
         sheet, model = self.evaluation.draw_reconstructions(), gather_model(self.plain_model)
         metrics = {}
         if self.is_main:
-            model.eval().save_pretrained(self.output_dir)
-            self.image_processor.save_pretrained(self.output_dir)
-            if sheet is not None:
-                sheet.save(self.output_dir / "reconstructions.png")
-            self.describe(self.output_dir)
+            try:
+                model.eval().save_pretrained(self.output_dir)
+                self.image_processor.save_pretrained(self.output_dir)
+                if sheet is not None:
+                    sheet.save(self.output_dir / "reconstructions.png")
+                self.describe(self.output_dir)
+            except (OSError, SafetensorError) as error:
+                raise RunStopped(
+                    f"The final files could not be written to {self.output_dir}: {error}. The last checkpoint is "
+                    "complete: make room, and the same call or command writes them."
+                ) from error
             metrics = self.metrics.last()
             pictures = " and reconstructions.png" if sheet is not None else ""
             self.print(f"Done: model, card, log{pictures} are in {self.output_dir}.")
@@ -682,14 +696,4 @@ class PretrainingRun:
         AcceleratorState._reset_state(reset_partial_state=True)  # it describes processes that have ended
 
 
-@contextmanager
-def _progress_bars_off():
-    """Turns off transformers' bars of loading and saving weights. The run has one of its own."""
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    yield
-    if was_on:
-        logging.enable_progress_bar()
-
-
-__all__ = ["PretrainingResult", "PretrainingRun"]
+__all__ = ["PretrainingRun"]

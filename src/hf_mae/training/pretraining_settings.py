@@ -259,7 +259,21 @@ class PretrainingSettings(
                 f"`report_to` {self.report_to}: Accelerate knows no such tracker, or it is not installed "
                 f"(pip install {self.report_to})."
             )
+        self._check_rates()
         self._check_length()
+
+    def _check_rates(self):
+        """Checks that rates and shares have a meaning."""
+        above = ("num_train_epochs", "learning_rate", "base_learning_rate", "crop_scale_min")
+        at_least = ("warmup_ratio", "weight_decay", "max_grad_norm", "seed")
+        stated = {name: getattr(self, name) for name in (*above, *at_least) if getattr(self, name) is not None}
+        for name, value in stated.items():
+            if not (value > 0 if name in above else value >= 0):
+                raise ValueError(f"`{name}` must {'be above 0' if name in above else 'not be negative'}, got {value}.")
+            if name in ("warmup_ratio", "crop_scale_min") and value > 1:
+                raise ValueError(f"`{name}` must be at most 1, got {value}.")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"`max_steps` must be at least 1, or -1 for none, got {self.max_steps}.")
 
     def _check_length(self):
         if self.time_budget is not None:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from ..data.datasets import PretrainingDataset, collate
-from ..data.sampling import SampleOrder, StepBatchSampler
+from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
 from ..data.sources import ImageSource
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
+from .distributed import local_num_workers
 from .pretraining_settings import PretrainingSettings
 from .step_guard import start_worker
 
@@ -92,4 +94,28 @@ class RunBatches:
         return next(self._batches)
 
 
-__all__ = ["PREFETCH", "RunBatches"]
+def choose_num_workers(
+    settings: PretrainingSettings, images: ImageSource, device: torch.device, num_processes: int
+) -> int:
+    """Returns how many loader workers each process has: what the settings say, else one for each core next to a GPU.
+
+    Args:
+        settings ([`PretrainingSettings`]): `dataloader_num_workers` and `streaming`.
+        images ([`ImageSource`]): The images to train on. Streamed ones need a row group for each worker.
+        device (`torch.device`): Where the model is.
+        num_processes (`int`): Number of processes.
+
+    Raises:
+        ValueError: If streamed images have fewer row groups than workers.
+    """
+    workers = settings.dataloader_num_workers
+    if workers is None:  # on a CPU the model has better use for the cores
+        workers = 0 if device.type == "cpu" else local_num_workers()
+        if settings.streaming and images.row_groups is not None:
+            workers = min(workers, len(images.row_groups) // num_processes)
+    if settings.streaming:
+        check_readers(images, num_processes, workers)
+    return workers
+
+
+__all__ = ["PREFETCH", "RunBatches", "choose_num_workers"]

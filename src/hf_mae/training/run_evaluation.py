@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.datasets import collate_evaluation
@@ -177,9 +178,10 @@ class RunEvaluation:
             return None
         path = self.output_dir / "sheets" / "patches.safetensors"  # so that a run that goes on keeps its colours
         if self._projections is None and path.exists():
-            self._projections = load_file(path)["projections"]
+            with suppress(OSError, SafetensorError):  # a full disk or the end of the power may have cut it
+                self._projections = load_file(path)["projections"]
         colors, self._projections = patch_colors(patches, self._projections)
-        with suppress(OSError):
+        with suppress(OSError, SafetensorError):
             save_file({"projections": self._projections.contiguous()}, path)
         return pca_sheet(self._processor.post_process_reconstruction(self.images[:_COLORED]), colors)
 

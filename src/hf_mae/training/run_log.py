@@ -10,7 +10,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,9 +23,38 @@ from ..data.decoding import decoder_name
 from ..data.sources import ImageSource
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.masking_mae import choose_mask
+from ..modeling.modeling_mae import MAEForPreTraining
 from ..publishing import json_lines, license_of, redact
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass
+class PretrainingResult:
+    """What a finished run leaves.
+
+    Args:
+        output_dir (`Path`): Folder with model, image processor, card, record, log and pictures.
+        metrics (`dict[str, float]`): Newest value of everything that was logged. Empty except in the main process.
+        model ([`MAEForPreTraining`] or `None`): The trained model in evaluation mode. `None` after a dry run, and, if
+            the model was sharded, except in the main process.
+    """
+
+    output_dir: Path
+    metrics: dict[str, float]
+    model: MAEForPreTraining | None
+
+
+@contextmanager
+def progress_bars_off() -> Iterator[None]:
+    """Turns off transformers' bars of loading and saving weights. A run has one of its own."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 class Throughput:
@@ -158,6 +189,10 @@ class MetricsLog:
         self.lines.append(line)
         _append(self.path, [json.dumps(line)])
 
+    def at(self, step: int) -> list[dict]:
+        """Returns what was logged at a step."""
+        return [line for line in self.lines if line["step"] == step]
+
     def last(self) -> dict[str, float]:
         """Returns the newest value of everything that was logged."""
         return {name: value for line in self.lines for name, value in line.items()}
@@ -247,4 +282,12 @@ class UnreadableImages:
         )
 
 
-__all__ = ["Throughput", "MetricsLog", "SampleLog", "UnreadableImages", "run_record"]
+__all__ = [
+    "MetricsLog",
+    "PretrainingResult",
+    "SampleLog",
+    "Throughput",
+    "UnreadableImages",
+    "progress_bars_off",
+    "run_record",
+]

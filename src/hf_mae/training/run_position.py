@@ -17,6 +17,9 @@ from .pretraining_settings import DEFINING_SETTINGS, PretrainingSettings, names_
 from .run_images import RunImages
 from .schedule import Plan, resume_plan
 
+# Fields of a configuration that saving a model adds, to the object of the user, too.
+_WRITTEN = ("architectures", "auto_map", "dtype", "transformers_version")
+
 
 def defining_recipe(
     settings: PretrainingSettings,
@@ -47,10 +50,10 @@ def defining_recipe(
         fingerprint=images.train.fingerprint,
         sample_by_loss=None if images.weights is None else digest(images.weights),
     )
-    if isinstance(model, MAEConfig):
-        recipe["config"] = model.to_diff_dict()
-    elif model is not None:
-        recipe["config"] = model.config.to_diff_dict()
+    if model is not None:
+        config = model if isinstance(model, MAEConfig) else model.config
+        recipe["config"] = {name: value for name, value in config.to_diff_dict().items() if name not in _WRITTEN}
+    if isinstance(model, MAEForPreTraining):
         recipe["model_class"] = type(model).__qualname__
         recipe["initial_weights"] = hash_of_weights(model)
     if image_processor is not None:
@@ -77,7 +80,10 @@ def find_position(
     Raises:
         ValueError: If the folder holds another run, or one that cannot go on in this way.
     """
-    checkpoint = call_in_main_process(lambda: check_output_dir(output_dir, recipe, resume=settings.resume == "auto"))
+    checkpoint = None
+    if not settings.overwrite_output_dir:
+        resume = settings.resume == "auto"
+        checkpoint = call_in_main_process(lambda: check_output_dir(output_dir, recipe, resume))
     state: dict = load_training_state(checkpoint) if checkpoint else {"step": 0, "seconds": 0.0}
     plan, step = resume_plan(plan, state, settings)
     if step is not None:

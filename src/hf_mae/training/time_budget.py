@@ -173,6 +173,7 @@ class TimeBudget:
                 math.ceil((step + steps) / every) - math.ceil(step / every)
                 for every in (plan.eval_steps, self.save_steps)
             )
+            saves += evaluations  # a run with a budget saves where it evaluates, too
             return steps * pace + evaluations * self.costs["evaluation"] + saves * self.costs["save"]
 
         return max(bisect_right(range(max(int(left / pace), 0) + 1), left, key=needed) - 1, 0)
