@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import SMALL, STEPS, SignalAt, metrics, picture, same_tensors, samples
 from PIL import Image
 from safetensors import SafetensorError
@@ -83,6 +84,9 @@ def test_run__says_what_it_chose_and_leaves_a_model(finished):
     sheets = {f"{kind}-{step:07}.png" for kind in kinds for step in (6, 12)} | {"patches.safetensors"}
     assert {path.name for path in (output_dir / "sheets").iterdir()} == sheets
     assert Image.open(output_dir / "reconstructions.png").size[0] > 1000
+    # A recipe is for any machine: precision, workers and the batch of one device are this machine's.
+    machine = {"bf16", "dataloader_num_workers", "per_device_train_batch_size", "output_dir"}
+    assert not machine & set(yaml.safe_load((output_dir / "recipe.yaml").read_text()))
     record = json.loads((output_dir / "run.json").read_text())
     assert record["recipe"]["effective_batch_size"] == 24
     assert f"| training loss | {losses[12]:.4g} |" in (output_dir / "README.md").read_text()

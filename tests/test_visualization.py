@@ -255,6 +255,23 @@ def test_command__names_a_picture_that_is_missing(checkpoint, photos):
         reconstruct_command([checkpoint(), *photos, "nowhere.png"], prog="hf-mae")
 
 
+def test_command__names_a_picture_that_is_broken(checkpoint, photos, tmp_path):
+    whole = tmp_path / "whole.png"
+    PIL.Image.effect_noise((64, 64), 50).save(whole)
+    (tmp_path / "broken.png").write_bytes(whole.read_bytes()[:1000])
+    with pytest.raises(OSError, match=r"broken\.png can't be read"):
+        reconstruct_command([checkpoint(), *photos, str(tmp_path / "broken.png")], prog="hf-mae")
+
+
+def test_command__takes_some_pictures_of_a_folder(checkpoint, tmp_path, capsys):
+    (tmp_path / "many").mkdir()
+    for number in range(5):
+        PIL.Image.new("RGB", (64, 64), (50 * number, 0, 0)).save(tmp_path / "many" / f"{number}.png")
+    arguments = [checkpoint(), str(tmp_path / "many"), "--num_images", "2", "--output", str(tmp_path / "sheet.png")]
+    reconstruct_command(arguments, prog="hf-mae")
+    assert "of 2 pictures" in capsys.readouterr().out
+
+
 def test_reconstruct__hides_what_seed_and_ratio_say(checkpoint, photos, tmp_path):
     folder, sheets = checkpoint(), {}
     for name, flags in {"0": [], "0 again": [], "1": ["--seed", "1"], "half": ["--mask_ratio", "0.5"]}.items():

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..cli import CommandParser
 from ..data.sampling import spread_indices
-from ..data.sources import open_images
+from ..data.sources import FolderImages, open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..modeling.patches_mae import at_least_float32, patch_grid
@@ -284,8 +284,8 @@ def _parser(prog: str, description: str, output: str) -> CommandParser:
     """Returns the arguments that both commands share."""
     parser = CommandParser(prog=prog, description=description)
     parser.add_argument("model_name_or_path", help="Checkpoint: a folder, or a name on the Hub.")
-    parser.add_argument("images", nargs="*", help="Pictures. Default: some of the embedded images.")
-    parser.add_argument("--num_images", type=int, default=6, help="Number of embedded images.")
+    parser.add_argument("images", nargs="*", help="Pictures, or folders of them. Default: the embedded images.")
+    parser.add_argument("--num_images", type=int, default=6, help="How many are taken of a folder, evenly spread.")
     parser.add_argument("--image_size", type=int, help="Pixels, a multiple of the patch. Default: the checkpoint's.")
     parser.add_argument("--columns", type=int, default=2, help="Images in a row of the sheet.")
     parser.add_argument("--output", type=Path, default=output, help="Picture to write; an older one is replaced.")
@@ -300,15 +300,35 @@ def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeat
     processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
     if args.image_size is not None:
         processor = processor.with_image_size(args.image_size)
-    return processor, processor(_pictures(args.images, args.num_images), return_tensors="pt", return_valid=True)
+    pictures = _pictures(args.images, args.num_images)
+    try:
+        return processor, processor(pictures, return_tensors="pt", return_valid=True)
+    except OSError as error:  # decoders do not say of which file
+        raise OSError(f"{_first_broken(processor, pictures)} can't be read: {error}. Leave it out.") from error
+
+
+def _first_broken(processor: MAEImageProcessor, pictures: list) -> str:
+    for picture in pictures:
+        try:
+            processor(picture)
+        except OSError:
+            return str(picture)
+    return "One of the pictures"
 
 
 def _pictures(paths: list[str], num_images: int) -> list:
-    """Returns what the image processor opens: the paths, or without any, some of the embedded images."""
-    if missing := [path for path in paths if not Path(path).is_file()]:
-        raise OSError(f"There is no picture {missing[0]}.")
+    """Returns what the image processor opens: paths, of folders some, or without any some of the embedded images."""
+    pictures: list = []
+    for path in paths:
+        if Path(path).is_dir():
+            images = FolderImages(path)
+            pictures += [images.describe(index) for index in spread_indices(images, num_images)]
+        elif Path(path).is_file():
+            pictures.append(path)
+        else:
+            raise OSError(f"There is no picture {path}.")
     if paths:
-        return paths
+        return pictures
     embedded = open_images(split="test")
     return [embedded[index] for index in spread_indices(embedded, num_images)]
 

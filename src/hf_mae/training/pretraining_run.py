@@ -147,6 +147,7 @@ class PretrainingRun:
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
         # The main process may be busy for long: listing a million files, hashing a large checkpoint.
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(minutes=30))
+        self.found = set() if settings.bf16 is not None else {"bf16"}  # what the machine decides, and no recipe
         if settings.bf16 is None:
             settings.bf16 = has_bf16(state.device)
         self.accelerator = Accelerator(
@@ -412,11 +413,8 @@ class PretrainingRun:
 
     def _owes_evaluation(self) -> bool:
         """Whether the step where the run goes on is one to evaluate at, but a signal came first."""
-        return (
-            self.step > 0
-            and self._is_to_evaluate
-            and call_in_main_process(lambda: all("eval_loss" not in line for line in self.metrics.at(self.step)))
-        )
+        due = self.step > 0 and self._is_to_evaluate
+        return due and call_in_main_process(lambda: not self.metrics.has(self.step, "eval_loss"))
 
     def start_clock(self):
         """Starts to measure the pace, and shows the progress bar."""
@@ -637,7 +635,7 @@ class PretrainingRun:
         """Writes record, recipe and model card of the run so far into a folder."""
         results = {"held_out": self.evaluation.held_out, "metrics": self.metrics.last(), "hours": self.seconds / 3600}
         save_record(folder, {**self._decisions(), **results})
-        recipe = yaml.safe_dump(recipe_of(self.settings, MACHINE_SETTINGS), sort_keys=False)
+        recipe = yaml.safe_dump(recipe_of(self.settings, MACHINE_SETTINGS | self.found), sort_keys=False)
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
         write_model_card(folder, self.settings.hub_model_id)
 

@@ -223,6 +223,7 @@ DEFINING_SETTINGS = (HeldOutSettings, FileSettings, CropSettings, ModelSettings,
 MACHINE_SETTINGS = {
     *("data", "model_name_or_path", "sample_by_loss"),
     *("output_dir", "resume", "overwrite_output_dir", "dry_run", "log_samples"),
+    *("dataloader_num_workers", "per_device_train_batch_size"),
 }
 
 

@@ -189,9 +189,9 @@ class MetricsLog:
         self.lines.append(line)
         _append(self.path, [json.dumps(line)])
 
-    def at(self, step: int) -> list[dict]:
-        """Returns what was logged at a step."""
-        return [line for line in self.lines if line["step"] == step]
+    def has(self, step: int, name: str) -> bool:
+        """Returns whether a value was logged at a step."""
+        return any(line["step"] == step and name in line for line in self.lines)
 
     def last(self) -> dict[str, float]:
         """Returns the newest value of everything that was logged."""
