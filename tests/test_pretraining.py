@@ -497,3 +497,6 @@ def test_evaluation__of_other_classes_takes_them_for_no_label():
     forget_other_classes(images, ["cat", "dog"])
     assert images.labels.tolist() == [-1, 0, 1, -1]
     assert images.label_names == ["cat", "dog"]
+    images = Labelled(np.array([1, 2, 7]), None)  # texts, which in this split are all integers
+    forget_other_classes(images, ["1", "2", "other"])
+    assert images.labels.tolist() == [0, 1, -1]

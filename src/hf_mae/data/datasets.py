@@ -316,22 +316,33 @@ def check_labels(images: ImageSource, num_labels: int):
         )
 
 
-def align_labels(images: ImageSource, label_names: list[str]):
-    """Renumbers the labels of a source so that equal names have equal numbers, since a split may lack a class.
+def name_integers(images: ImageSource, label_names: list[str]):
+    """Takes integers without names for names if one of the names wanted is an integer.
+
+    Texts in one split may all be integers in another, which is then read as such.
 
     Args:
-        images ([`ImageSource`]): The source, whose `labels` and `label_names` are replaced. Integers without names are
-            names if one of `label_names` is an integer, since texts in one split may all be integers in another; else
-            they are the places of the classes and stay as they are.
-        label_names (`list[str]`): The class names in the order wanted.
-
-    Raises:
-        ValueError: If the source has images of a class that is not in `label_names`.
+        images ([`ImageSource`]): The source, whose `labels` and `label_names` are replaced.
+        label_names (`list[str]`): The class names wanted.
     """
     if images.label_names is None and any(re.fullmatch(r"-?\d+", name) for name in label_names):
         found, numbers = np.unique(images.labels, return_inverse=True)
         images.labels = np.where(images.labels < 0, -1, numbers)
         images.label_names = [str(label) for label in found]
+
+
+def align_labels(images: ImageSource, label_names: list[str]):
+    """Renumbers the labels of a source so that equal names have equal numbers, since a split may lack a class.
+
+    Args:
+        images ([`ImageSource`]): The source, whose `labels` and `label_names` are replaced. Integers without names may
+            be names, see [`name_integers`]; else they are the places of the classes and stay as they are.
+        label_names (`list[str]`): The class names in the order wanted.
+
+    Raises:
+        ValueError: If the source has images of a class that is not in `label_names`.
+    """
+    name_integers(images, label_names)
     if images.label_names is None or images.label_names == label_names:
         return
     present = {images.label_names[label] for label in np.unique(images.labels) if label >= 0}
@@ -444,4 +455,5 @@ __all__ = [
     "collate",
     "collate_evaluation",
     "collate_labelled",
+    "name_integers",
 ]

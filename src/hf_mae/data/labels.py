@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers.utils import logging
 
-from .datasets import align_labels, check_labels, class_names
+from .datasets import align_labels, check_labels, class_names, name_integers
 from .folders import FolderImages
 from .held_out import hold_out, select
 from .image_source import ImageSource
@@ -182,7 +182,10 @@ def forget_other_classes(images: ImageSource, label_names: list[str] | None):
         images ([`ImageSource`]): Its `labels` and `label_names` are changed, if it has names.
         label_names (`list[str]`, *optional*): Names in the wanted order.
     """
-    if images.labels is None or images.label_names is None or label_names is None:
+    if images.labels is None or label_names is None:
+        return
+    name_integers(images, label_names)
+    if images.label_names is None:
         return
     unknown = [number for number, name in enumerate(images.label_names) if name not in label_names]
     images.labels = np.where(np.isin(images.labels, unknown), -1, images.labels)

@@ -390,12 +390,12 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
         images = open_labelled(args.data, args.label_column, args.problem_type, **options)
     train_images, test_images = images
     fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
-    checkpoint = check_experiment(args, "finetune", fingerprints)
     model = build_classifier(args, train_images)
     config = model.config
     number_labels(_class_names(config), train_images, test_images)
     image_processor = image_processor.with_image_size(config.image_size)
     check_sources(image_processor, train_images, test_images)
+    checkpoint = check_experiment(args, "finetune", fingerprints)  # deletes, if it is to, when all else is right
     trainer = _build_trainer(args, model, image_processor, train_images, test_images)
     if trainer.is_world_process_zero():
         _print_plan(args, model, len(trainer.train_dataset), train_images)
