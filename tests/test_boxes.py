@@ -249,8 +249,8 @@ def test_yolo__lists_of_folders_and_of_images(tmp_path):
 
 def test_yolo__a_split_that_is_not_there_is_no_other_one(tmp_path):
     yolo(tmp_path, "train/a.png", "val/b.png")
-    (tmp_path / "data.yaml").write_text("train: images/trian\nval: images/val\nnames: [cat]\n")
-    with pytest.raises(ValueError, match="names images/trian for train, which is not there"):
+    (tmp_path / "data.yaml").write_text("train: images/none\nval: images/val\nnames: [cat]\n")
+    with pytest.raises(ValueError, match="names images/none for train, which is not there"):
         checked(tmp_path)
     (tmp_path / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [cat]\n")
     (tmp_path / "train.txt").write_text("images/train/none.png\n")

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -397,6 +399,28 @@ def test_masks__of_16_bits_and_arrays_hold_the_same_classes(tmp_path):
         masks.read_mask(tmp_path / "many.npy")
     with pytest.raises(ValueError, match="floats.npy has .*float64"):
         masks.read_mask(tmp_path / "floats.npy")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_masks__of_few_bits_hold_numbers_and_not_greys(tmp_path, bits):
+    """A PNG of grey by hand: Pillow writes none of 2 or 4 bits, and stretches what it reads to 8."""
+    classes = np.arange(8, dtype=np.uint8).reshape(2, 4) % 2**bits
+    packed = np.packbits(np.unpackbits(classes[..., None], axis=2)[..., -bits:].reshape(2, -1), axis=1)
+    header = struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    ]
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert masks.read_mask(tmp_path / "mask.png").tolist() == classes.tolist()
+
+
+def test_masks__are_turned_as_their_own_orientation_says(tmp_path):
+    classes, tag = np.array([[0, 1], [2, 3]], dtype=np.uint8), PIL.Image.Exif()
+    tag[0x0112] = 6
+    PIL.Image.fromarray(classes).save(tmp_path / "mask.png", exif=tag)
+    assert masks.read_mask(tmp_path / "mask.png").tolist() == [[2, 0], [3, 1]]
 
 
 def test_folder__pairs_images_with_masks_of_any_kind(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -30,6 +31,8 @@ from .parts import TiledImages, Window, open_scene
 from .sources import open_images
 
 IGNORED = 255  # loss_ignore_index of UperNetConfig
+# Pillow stretches grey of 2 and 4 bits to 8: by what, by its name of how the file stores them.
+_STRETCHED = {"L;2": 85, "L;4": 17}
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 
 
@@ -183,7 +186,8 @@ def _read_picture(picture: PIL.Image.Image, name: str) -> np.ndarray:
             f"The mask {name} has format {picture.format} and mode {picture.mode}. Expected a PNG of one channel that "
             "holds the numbers of the classes, not their colours."
         )
-    return np.array(picture)
+    stretched = _STRETCHED.get(picture.tile[0][3] if picture.tile else None, 1)
+    return np.array(PIL.ImageOps.exif_transpose(picture)) // stretched
 
 
 def read_pair(
