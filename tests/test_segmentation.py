@@ -404,7 +404,7 @@ def test_masks__of_16_bits_and_arrays_hold_the_same_classes(tmp_path):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_masks__of_few_bits_hold_numbers_and_not_greys(tmp_path, bits):
     """A PNG of grey by hand: Pillow writes none of 2 or 4 bits, and stretches what it reads to 8."""
-    classes = np.arange(8, dtype=np.uint8).reshape(2, 4) % 2**bits
+    classes = (np.arange(8) % 2**bits).astype(np.uint8).reshape(2, 4)
     packed = np.packbits(np.unpackbits(classes[..., None], axis=2)[..., -bits:].reshape(2, -1), axis=1)
     header = struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
