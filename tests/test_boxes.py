@@ -504,6 +504,20 @@ def test_orientation__without_a_stated_size_is_that_of_the_displayed_picture(tmp
     assert in_pixels(checked(tmp_path)) == [pytest.approx([4, 6, 14, 11], abs=1e-2)]
 
 
+def test_unreadable__pictures_are_replaced_with_their_boxes(tmp_path, log):
+    """A file that is cut off is found only when it is decoded, perhaps in the middle of a run."""
+    noise = PIL.Image.effect_noise((40, 30), 80)
+    for name in ("a", "b", "c"):
+        noise.save(tmp_path / f"{name}.jpg")
+    coco(tmp_path, [(f"{name}.jpg", 3, [number, 0, 10, 10]) for number, name in enumerate("abc")])
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:500])
+    dataset = DetectionDataset(checked(tmp_path), MAEImageProcessor(size={"height": 30, "width": 40}, **GREY))
+    labels = dataset[1]["labels"]
+    assert labels["image_id"] == 2
+    assert labels["boxes"][0].tolist() == pytest.approx([7 / 40, 5 / 30, 10 / 40, 10 / 30])
+    assert "b.jpg, which can't be read" in log()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Views
 

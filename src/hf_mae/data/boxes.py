@@ -17,6 +17,8 @@ from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.reading_mae import UnsuitableImageError, fill_missing, read_stored, to_byte_range
 from .augmentation import RandomOrientation
 from .box_files import AnnotatedImages, Label, StatedBoxes
+from .datasets import warn_of_unreadable
+from .decoding import OpenedImage, read_image
 from .folders import FolderImages
 from .held_out import select
 from .image_source import ImageSource, digest
@@ -379,7 +381,8 @@ class DetectionDataset(Dataset):
     """Gives `pixel_values` (channels, height, width), float32, and `labels`, as detectors of transformers take them.
 
     Labels are `class_labels` (boxes,), int64, `boxes` (boxes, 4), float32, as centre x, centre y, width and height in
-    shares of the picture, and `image_id`, the index.
+    shares of the picture, and `image_id`, the index. An unreadable picture is replaced by a readable one with its boxes
+    and index, and named in the log.
 
     For training pictures are resized by a random factor, cropped or padded at a random place and turned, and boxes move
     alike; the randomness is torch's, as Trainer seeds it. For evaluation they are resized as a whole.
@@ -408,9 +411,11 @@ class DetectionDataset(Dataset):
         return len(self.boxed)
 
     def __getitem__(self, index: int) -> dict:
+        pixels, index, unreadable = read_image(self.images, index, self._to_pixels)
+        warn_of_unreadable(unreadable)
         boxes = self.boxed.boxes[index]
         counted = ~boxes.crowd
-        view, corners, kept = self._view(self._read(index), boxes.corners[counted].astype(np.float64))
+        view, corners, kept = self._view(pixels, boxes.corners[counted].astype(np.float64))
         dims, quarters = self.orientation.draw(self.size[0] == self.size[1])
         view = view.flip(dims).rot90(quarters, (-2, -1))
         corners = torch.from_numpy(turn_boxes(corners, dims, quarters)[kept]).float()
@@ -422,16 +427,11 @@ class DetectionDataset(Dataset):
         }
         return {"pixel_values": view.contiguous(), "labels": labels}
 
-    def _read(self, index: int) -> torch.Tensor:
+    def _to_pixels(self, image: OpenedImage) -> torch.Tensor:
         """Returns an image (channels, height, width) in [0, 255]."""
-        images, reading = self.images, self.image_processor.reading
-        try:
-            stored = read_stored(images[index], self.image_processor.num_channels, reading)
-            return fill_missing(to_byte_range(stored, reading), reading)[0]
-        except UnsuitableImageError as error:
-            raise error.of_file(images.describe(index)) from error
-        except Exception as error:  # decoders raise errors of any type for broken files
-            raise OSError(f"{images.describe(index)} can't be read: {error}. Mend it or take it out.") from error
+        reading = self.image_processor.reading
+        stored = read_stored(image, self.image_processor.num_channels, reading)
+        return fill_missing(to_byte_range(stored, reading), reading)[0]
 
     def _view(self, pixels: torch.Tensor, corners: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Returns what `size` shows of a picture at a random factor, 0 (the mean) outside of it, and its boxes."""

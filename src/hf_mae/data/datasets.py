@@ -101,7 +101,7 @@ class PretrainingDataset(Dataset):
         for (epoch, index), group in itertools.groupby(triples, key=lambda sample: tuple(sample[:2])):
             results.extend(self._views(epoch, index, [view for _, _, view in group]))
         if plain:  # Trainer keeps only what the model takes as an argument, so nobody else would report them
-            _warn_of_unreadable({name: reason for sample in results for name, reason in sample["unreadable"].items()})
+            warn_of_unreadable({name: reason for sample in results for name, reason in sample["unreadable"].items()})
         return results
 
     def _views(self, epoch: int, index: int, views: list[int]) -> list[dict]:
@@ -205,7 +205,7 @@ class EvaluationDataset(Dataset):
             return features.pixel_values[0], features.valid[0]
 
         (pixel_values, valid), index, unreadable = read_image(self.images, int(self.indices[position]), load)
-        _warn_of_unreadable(unreadable)
+        warn_of_unreadable(unreadable)
         label = torch.tensor(-1) if self.images.labels is None else torch.as_tensor(self.images.labels[index])
         sample = {"pixel_values": pixel_values, "label": label, "position": position}
         return sample if valid.all() else {**sample, "valid": valid}
@@ -264,7 +264,7 @@ class ClassificationDataset(Dataset):
             return crop_and_resize(image, [box], self.image_size, self.num_channels, self.reading)[0]
 
         crop, index, unreadable = read_image(self.images, index, load)
-        _warn_of_unreadable(unreadable)
+        warn_of_unreadable(unreadable)
         if self.horizontal_flip and rng.random() < 0.5:
             crop = crop.flip(-1)
         crop, _ = fill_missing(crop, self.reading)
@@ -273,7 +273,8 @@ class ClassificationDataset(Dataset):
         return {"pixel_values": crop, "label": torch.as_tensor(self.images.labels[index])}
 
 
-def _warn_of_unreadable(unreadable: dict[str, str]):
+def warn_of_unreadable(unreadable: dict[str, str]):
+    """Names pictures that can't be read in the log, each once, by their names and the reasons."""
     for name, reason in unreadable.items():
         logger.warning_once(f"Skipped {name}, which can't be read: {reason}")
 
@@ -456,4 +457,5 @@ __all__ = [
     "collate_evaluation",
     "collate_labelled",
     "name_integers",
+    "warn_of_unreadable",
 ]

@@ -186,7 +186,8 @@ def _read_picture(picture: PIL.Image.Image, name: str) -> np.ndarray:
             f"The mask {name} has format {picture.format} and mode {picture.mode}. Expected a PNG of one channel that "
             "holds the numbers of the classes, not their colours."
         )
-    stretched = _STRETCHED.get(picture.tile[0][3] if picture.tile else None, 1)
+    tiles = getattr(picture, "tile", None)  # which only files have
+    stretched = _STRETCHED.get(tiles[0][3], 1) if tiles else 1
     return np.array(PIL.ImageOps.exif_transpose(picture)) // stretched
 
 
