@@ -329,6 +329,16 @@ def evaluation_table(head: str, labels: dict[str, str]) -> str:
     return table([head, "seeds", "linear probe", "k-NN", "loss"], rows)
 
 
+def schedules_table() -> str:
+    """Returns what half of the photographs with labels make of encoders by both schedules, on the other half."""
+    rows = []
+    for name, label in (("wsd_80", "constant with a cool-down (`wsd`)"), ("muon_80", "cosine")):
+        runs = [read(run)["metrics"] for run in sorted(RECORDS.glob(f"clothing_choices/finetuned_{name}-seed*"))]
+        accuracy = mean_and_deviation([metrics["eval_accuracy"] for metrics in runs])
+        rows.append([label, str(len(runs)), accuracy])
+    return table(["rate in pre-training", "seeds", "fine-tuned"], rows)
+
+
 def pair_table() -> str:
     """Returns the linear probe and k-NN of the test images of CIFAR-10, by AdamW and by Muon in half of the epochs."""
     rows = []
@@ -478,6 +488,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),
     "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
     "clothing choices": lambda: evaluation_table("variant", CLOTHING_CHOICES),
+    "clothing schedules": schedules_table,
     "detection": detection_table,
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
     "fashion_mnist choices": lambda: evaluation_table("variant", FASHION_MNIST_CHOICES),

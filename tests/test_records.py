@@ -123,7 +123,7 @@ TWICE = 2 * (len(RECIPES) + 2)  # each is pre-trained and probed, the default wi
         ("label_free.sh", TWICE),
         ("small_data.sh", 10),
         ("clothing_ablations.sh", 18),
-        ("clothing_choices.sh", 22),
+        ("clothing_choices.sh", 24),
     ],
 )
 def test_scripts__give_commands_that_work(script, runs, tmp_path):
@@ -142,7 +142,9 @@ def test_scripts__give_commands_that_work(script, runs, tmp_path):
         made.append(settings.output_dir)
     assert len(made) == len(set(made)) == runs
     finetuned = [arguments for name, *arguments in commands if name == "finetune"]
-    assert sum("--from_scratch" in arguments for arguments in finetuned) * 2 == len(finetuned)
+    # Each is compared with training from scratch, but for two schedules of pre-training with each other.
+    compared = 0 if script == "clothing_choices.sh" else len(finetuned)
+    assert sum("--from_scratch" in arguments for arguments in finetuned) * 2 == compared
 
 
 @pytest.fixture
