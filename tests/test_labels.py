@@ -169,6 +169,14 @@ def test_table__faults_are_named(problem, tmp_path):
         open_labelled(str(tmp_path))
 
 
+def test_labels__that_are_missing_are_asked_for(tmp_path):
+    """Whether or not the kind is known: probes want classes."""
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    for problem_type in (None, "single_label_classification"):
+        with pytest.raises(ValueError, match="has no labels"):
+            open_labelled(str(tmp_path), problem_type=problem_type)
+
+
 def test_table__that_can_not_be_read_is_named(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "0.png")
     (tmp_path / "metadata.csv").write_bytes("file_name,label\n0.png,gr\u00fcn\n".encode("latin-1"))

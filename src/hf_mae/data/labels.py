@@ -89,7 +89,8 @@ def open_labelled(
         ValueError: If there are no images to train on that have a label, or they can't be divided by `group_by`.
     """
     train_images = open_with_labels(data, "train", label_column, problem_type, **options)
-    problem_type = problem_type or problem_type_of(train_images)  # of all splits: 3.5 and 4 years here, 4 and 5 there
+    found = problem_type_of(train_images)  # raises if there are no labels
+    problem_type = problem_type or found  # of all splits: ages of 3.5 and 4 years in one, of 4 and 5 in another
     test_images = open_with_labels(data, "test", label_column, problem_type, **options)
     known = has_label(train_images)
     if not known.any():
