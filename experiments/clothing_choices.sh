@@ -21,17 +21,17 @@ finetuned() { # name seed
 }
 export -f one finetuned
 for seed in "${@:-0}"; do
-    echo "wsd $seed"
-    echo "muon $seed --schedule cosine"
-    echo "muon_half $seed --schedule cosine --base_learning_rate 4e-3"
-    echo "muon_double $seed --schedule cosine --base_learning_rate 16e-3"
+    echo "muon $seed"
+    echo "muon_half $seed --base_learning_rate 4e-3"
+    echo "muon_double $seed --base_learning_rate 16e-3"
+    echo "wsd $seed --schedule wsd"
     echo "batch_64 $seed --effective_batch_size 64"
     echo "batch_256 $seed --effective_batch_size 256"
     echo "views_2 $seed --views_per_image 2"
     echo "prediction_50 $seed --config_overrides $model,prediction_ratio=0.5"
-    echo "wsd_80 $seed --num_train_epochs 80"
-    echo "muon_80 $seed --num_train_epochs 80 --schedule cosine"
-    echo "adamw_80 $seed --num_train_epochs 80 --schedule cosine --optimizer adamw --base_learning_rate 4e-3"
+    echo "muon_80 $seed --num_train_epochs 80"
+    echo "wsd_80 $seed --num_train_epochs 80 --schedule wsd"
+    echo "adamw_80 $seed --num_train_epochs 80 --optimizer adamw --base_learning_rate 4e-3"
 done | xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' one
 for seed in "${@:-0}"; do
     printf '%s\n' "wsd_80 $seed" "muon_80 $seed"

@@ -339,6 +339,14 @@ def schedules_table() -> str:
     return table(["rate in pre-training", "seeds", "fine-tuned"], rows)
 
 
+def finetuned_by_wsd() -> str:
+    """Returns what labels make of the photographs' encoder that was pre-trained by `wsd`, on the test pictures."""
+    found: dict[int, list[float]] = {}
+    for run in sorted((RECORDS / "clothing_wsd").glob("pretrained-*-seed*")):
+        found.setdefault(int(run.name.split("-")[1]), []).append(read(run)["metrics"]["eval_accuracy"])
+    return " and ".join(f"{mean_and_deviation(found[labels])} with {labels:,} labels" for labels in sorted(found))
+
+
 def pair_table() -> str:
     """Returns the linear probe and k-NN of the test images of CIFAR-10, by AdamW and by Muon in half of the epochs."""
     rows = []
@@ -372,19 +380,19 @@ def detection_table() -> str:
 
 # Runs of experiments/clothing_choices.sh, and two of 80 epochs.
 CLOTHING_CHOICES = {
-    "clothing_choices/wsd-seed*": "the recipe clothing (Muon, 8e-3, batches of 128, `wsd`), but 20 epochs",
-    "clothing_choices/muon-seed*": "cosine",
-    "clothing_choices/muon_half-seed*": "cosine, Muon at 4e-3",
-    "clothing_choices/muon_double-seed*": "cosine, Muon at 16e-3",
+    "clothing_choices/muon-seed*": "the recipe clothing (Muon, 8e-3, batches of 128, cosine) in 20 epochs",
+    "clothing_choices/muon_half-seed*": "Muon, 4e-3",
+    "clothing_choices/muon_double-seed*": "Muon, 16e-3",
+    "clothing_choices/wsd-seed*": "a constant rate with a cool-down (`wsd`)",
+    "clothing_choices/ema_wsd_ema_0.99-seed*": "`wsd`, average of about the last 100 steps (EMA, 0.99)",
+    "clothing_choices/ema_wsd_ema_0.998-seed*": "`wsd`, average of about the last 500 steps (EMA, 0.998)",
     "clothing_choices/batch_64-seed*": "batches of 64",
     "clothing_choices/batch_256-seed*": "batches of 256",
     "clothing_choices/views_2-seed*": "two views of each decode",
     "clothing_choices/prediction_50-seed*": "half of the hidden patches predicted",
-    "clothing_choices/ema_wsd_ema_0.99-seed*": "average of about the last 100 steps (EMA, 0.99)",
-    "clothing_choices/ema_wsd_ema_0.998-seed*": "average of about the last 500 steps (EMA, 0.998)",
-    "clothing_choices/wsd_80-seed*": "the recipe clothing, 80 epochs",
-    "clothing_choices/muon_80-seed*": "cosine, 80 epochs",
-    "clothing_choices/adamw_80-seed*": "cosine, AdamW at 4e-3, 80 epochs",
+    "clothing_choices/muon_80-seed*": "the recipe clothing, 80 epochs",
+    "clothing_choices/wsd_80-seed*": "`wsd`, 80 epochs",
+    "clothing_choices/adamw_80-seed*": "AdamW, 4e-3, 80 epochs",
 }
 
 
@@ -489,6 +497,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
     "clothing choices": lambda: evaluation_table("variant", CLOTHING_CHOICES),
     "clothing schedules": schedules_table,
+    "clothing wsd": finetuned_by_wsd,
     "detection": detection_table,
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
     "fashion_mnist choices": lambda: evaluation_table("variant", FASHION_MNIST_CHOICES),
