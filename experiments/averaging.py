@@ -49,7 +49,8 @@ def main(data: str, run: Path, settings: dict):
         model.load_state_dict(weights)
         model.save_pretrained(folder)
         MAEImageProcessor.from_pretrained(run).save_pretrained(folder)
-        (folder / "run.json").write_text(json.dumps({**record, "decay": decay, "metrics": {}}, indent=2) + "\n")
+        about = {**record, "decay": decay, "metrics": {"step": record["metrics"]["step"]}}  # not those of the last weights
+        (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_plots__show_the_figures_of_the_records(report, name):
 def test_records__say_how_to_repeat_the_run(run):
     record = json.loads((run / "run.json").read_text())
     assert len(record["commit"]) == 40  # of a tree without changes
-    assert record["command"].startswith(("python examples/", "hf-mae "))
+    assert record["command"].startswith(("python examples/", "python experiments/", "hf-mae "))
     assert record["metrics"]
     assert {"python", "torch", "transformers"} <= set(record["versions"])
     assert not any(f'"/{folder}/' in json.dumps(record) for folder in ("tmp", "home", "work", "root"))
