@@ -49,7 +49,8 @@ def main(data: str, run: Path, settings: dict):
         model.load_state_dict(weights)
         model.save_pretrained(folder)
         MAEImageProcessor.from_pretrained(run).save_pretrained(folder)
-        about = {**record, "decay": decay, "metrics": {"step": record["metrics"]["step"]}}  # not those of the last weights
+        metrics = {"step": record["metrics"]["step"]}  # the others are those of the last weights
+        about = {**record, "decay": decay, "metrics": metrics}
         (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
