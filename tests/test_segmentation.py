@@ -31,6 +31,11 @@ from hf_mae.training.step_guard import RunStopped
 ROOT = Path(__file__).parent.parent
 SMALL = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]
 
+# transformers 5.17 has the older name only, and newer versions warn of it.
+CHECKPOINTING = (
+    f"--{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
+)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
@@ -221,8 +226,7 @@ def test_run__learns_and_reports_what_the_saved_model_does(checkpoint, tmp_path,
     arguments += ["--max_steps", 50, "--learning_rate", "1e-2", "--per_device_train_batch_size", 4, "--min_scale", 1]
     arguments += ["--max_scale", 1.2, "--gradient_accumulation_steps", 2, "--logging_steps", 1, "--drop_path_rate", 0]
     arguments += ["--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 50]
-    kind = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"  # transformers 5.17
-    run(*arguments, "--output_dir", tmp_path / "out", "--per_device_eval_batch_size", 3, f"--{kind}_checkpointing")
+    run(*arguments, "--output_dir", tmp_path / "out", "--per_device_eval_batch_size", 3, CHECKPOINTING)
     printed = capsys.readouterr().out
     assert "3: wall, square, disc" in printed
     assert "Batch    8 over 1 process(es)" in printed
