@@ -4,8 +4,8 @@
 
     python experiments/averaging.py DATA RUN [name=value of a setting ...]
 
-The averages are folders beside RUN with the decay in their names, RUN's record without its figures among their files.
-Measure all of them with `hf-mae evaluate`.
+The average is a folder beside RUN with the decay in its name, RUN's record without its figures among its files. Measure
+both with `hf-mae evaluate`.
 """
 
 import json
@@ -18,40 +18,31 @@ import yaml
 from hf_mae import MAEImageProcessor, pretrain
 from hf_mae.training.pretraining_run import PretrainingRun
 
-DECAYS = (0.98,)  # of a step: averages of about the last fifty, of five hundred in all
+DECAY = 0.98  # of a step: an average of about the last fifty, of five hundred in all
 
 
 def main(data: str, run: Path, settings: dict):
-    averages: dict[float, dict[str, torch.Tensor]] = {}
+    average: dict[str, torch.Tensor] = {}
     take_step = PretrainingRun.take_step
 
     def take_step_and_average(pretraining: PretrainingRun):
         take_step(pretraining)
+        # The first steps count for less than the decay says, else the fresh weights would stay for long. A decay of
+        # 0.98 is reached after 440 steps, one of 0.99 after 890.
+        share = 1 - min(DECAY, (1 + pretraining.step) / (10 + pretraining.step))
         with torch.no_grad():
-            take_into_averages(pretraining)
-
-    def take_into_averages(pretraining: PretrainingRun):
-        weights = pretraining.model.state_dict()
-        for decay in DECAYS:
-            if decay not in averages:
-                averages[decay] = {name: weight.clone() for name, weight in weights.items()}
-            # The first steps count for less than the decay says, else the fresh weights would stay for long. A decay of
-            # 0.98 is reached after 440 steps, one of 0.99 after 890.
-            share = 1 - min(decay, (1 + pretraining.step) / (10 + pretraining.step))
-            for name, averaged in averages[decay].items():
-                averaged.lerp_(weights[name], share)
+            for name, weight in pretraining.model.state_dict().items():
+                average[name] = average[name].lerp(weight, share) if name in average else weight.clone()
 
     PretrainingRun.take_step = take_step_and_average
     model = pretrain(data, run, **settings).model
     record = json.loads((run / "run.json").read_text())
-    for decay, weights in averages.items():
-        folder = run.with_name(run.name.replace("-seed", f"_ema_{decay}-seed"))
-        model.load_state_dict(weights)
-        model.save_pretrained(folder)
-        MAEImageProcessor.from_pretrained(run).save_pretrained(folder)
-        metrics = {"step": record["metrics"]["step"]}  # the others are those of the last weights
-        about = {**record, "decay": decay, "metrics": metrics}
-        (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+    folder = run.with_name(run.name.replace("-seed", f"_ema_{DECAY}-seed"))
+    model.load_state_dict(average)
+    model.save_pretrained(folder)
+    MAEImageProcessor.from_pretrained(run).save_pretrained(folder)
+    metrics = {"step": record["metrics"]["step"]}  # the others are those of the last weights
+    (folder / "run.json").write_text(json.dumps({**record, "decay": DECAY, "metrics": metrics}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -160,10 +160,9 @@ def finetuning_table(runs: Path) -> str:
     return text
 
 
-def all_labels(start: str) -> str:
-    """Returns the fine-tuned accuracy with all labels of CIFAR-10; `start` is "pretrained" or "scratch"."""
-    runs = (RECORDS / "cifar10").glob(f"{start}-50000-seed*")
-    return mean_and_deviation([read(run)["metrics"]["eval_accuracy"] for run in runs])
+def finetuned(pattern: str) -> str:
+    """Returns the accuracy of fine-tuned runs, by the pattern of their folders."""
+    return mean_and_deviation([read(run)["metrics"]["eval_accuracy"] for run in sorted(RECORDS.glob(pattern))])
 
 
 def ablation(name: str, runs: Path = RECORDS / "ablations") -> dict[str, list[float]]:
@@ -333,18 +332,9 @@ def schedules_table() -> str:
     """Returns what half of the photographs with labels make of encoders by both schedules, on the other half."""
     rows = []
     for name, label in (("wsd_80", "constant with a cool-down (`wsd`)"), ("muon_80", "cosine")):
-        runs = [read(run)["metrics"] for run in sorted(RECORDS.glob(f"clothing_choices/finetuned_{name}-seed*"))]
-        accuracy = mean_and_deviation([metrics["eval_accuracy"] for metrics in runs])
-        rows.append([label, str(len(runs)), accuracy])
+        pattern = f"clothing_choices/finetuned_{name}-seed*"
+        rows.append([label, str(len(list(RECORDS.glob(pattern)))), finetuned(pattern)])
     return table(["rate in pre-training", "seeds", "fine-tuned"], rows)
-
-
-def finetuned_by_wsd() -> str:
-    """Returns what labels make of the photographs' encoder that was pre-trained by `wsd`, on the test pictures."""
-    found: dict[int, list[float]] = {}
-    for run in sorted((RECORDS / "clothing_wsd").glob("pretrained-*-seed*")):
-        found.setdefault(int(run.name.split("-")[1]), []).append(read(run)["metrics"]["eval_accuracy"])
-    return " and ".join(f"{mean_and_deviation(found[labels])} with {labels:,} labels" for labels in sorted(found))
 
 
 def pair_table() -> str:
@@ -487,16 +477,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10": lambda: finetuning_table(RECORDS / "cifar10"),
     "cifar10 linear": lambda: mean_and_deviation([read(RECORDS / "cifar10" / "probe")["metrics"]["linear_accuracy"]]),
     "cifar10 muon": pair_table,
-    "cifar10 gpu": lambda: mean_and_deviation(
-        [read(RECORDS / "cifar10_gpu" / "finetuned")["metrics"]["eval_accuracy"]]
-    ),
-    "cifar10 all labels": lambda: all_labels("pretrained"),
-    "cifar10 from scratch": lambda: all_labels("scratch"),
+    "cifar10 gpu": lambda: finetuned("cifar10_gpu/finetuned"),
+    "cifar10 all labels": lambda: finetuned("cifar10/pretrained-50000-seed*"),
+    "cifar10 from scratch": lambda: finetuned("cifar10/scratch-50000-seed*"),
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),
     "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
     "clothing choices": lambda: evaluation_table("variant", CLOTHING_CHOICES),
     "clothing schedules": schedules_table,
-    "clothing wsd": finetuned_by_wsd,
+    "clothing wsd, few labels": lambda: finetuned("clothing_wsd/pretrained-307-seed*"),
+    "clothing wsd, all labels": lambda: finetuned("clothing_wsd/pretrained-3068-seed*"),
     "detection": detection_table,
     "fashion_mnist": lambda: finetuning_table(RECORDS / "fashion_mnist"),
     "fashion_mnist choices": lambda: evaluation_table("variant", FASHION_MNIST_CHOICES),

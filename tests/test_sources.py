@@ -165,6 +165,11 @@ def test_tar__labels_may_be_names(tmp_path):
     assert (images.labels.tolist(), images.label_names) == ([1, 0], ["cat", "dog"])
 
 
+def test_tar__labels_are_of_the_kind_that_is_asked_for(tmp_path):
+    write_tar(tmp_path / "a.tar", {"x": picture(1), "y": picture(2)}, {"x": -5, "y": 2.5})
+    assert open_images(str(tmp_path / "a.tar"), problem_type="regression").labels.tolist() == [[-5], [2.5]]
+
+
 def test_tar__cut_or_compressed_is_told(tmp_path):
     write_tar(tmp_path / "a.tar", {"one": picture(1), "two": picture(2)})
     images = open_images(str(tmp_path / "a.tar"))

@@ -22,8 +22,8 @@ _LEFT_BEHIND = {
     *("lost+found", "network trash folder", "system volume information", "temporary items", "thumbs.db", "ehthumbs.db"),
     *("desktop.ini", "icon\r"),
 }
-# Folders of masks are left out where a folder of pictures lies next to them.
 _RUN_FILES = frozenset({"metrics.jsonl", "experiment.json"})  # of pre-training and of fine-tuning
+# Folders of masks are left out where a folder of pictures lies next to them.
 _PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "leftimg8bit"}
 _MASKS = {
     *("masks", "mask", "annotations", "annotation", "labels", "label", "gt", "ground_truth", "groundtruth", "gtfine"),

@@ -92,8 +92,7 @@ def _encode_numbers(values: list, column: str, names: list[str] | None) -> tuple
     if len(lengths) > 1 or any(not isinstance(value, list | tuple | None) for value in values):
         raise ValueError(f"The lists in {column} must all have one length to be numbers, got {sorted(lengths)}.")
     [length] = lengths
-    rows = [[None] * length if value is None else value for value in values]
-    return _encode_columns(rows, [f"{column}_{place}" for place in range(length)])
+    return _encode_columns(values, [f"{column}_{place}" for place in range(length)])
 
 
 def _encode_table(
@@ -114,12 +113,14 @@ def _encode_table(
     return labels, names
 
 
-def _encode_columns(values: Sequence[Sequence], columns: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _encode_columns(values: Sequence[Sequence | None], columns: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Returns a number for each column of each image, NaN where there is none, in a cell or in the row."""
     try:
-        rows = [[np.nan if value in (None, "") else float(value) for value in row] for row in values]
+        rows = [[None] * len(columns) if row is None else row for row in values]
+        numbers = [[np.nan if value in (None, "") else float(value) for value in row] for row in rows]
     except (TypeError, ValueError) as error:
         raise ValueError(f"The columns {', '.join(columns)} must hold numbers: {error}.") from error
-    labels = np.array(rows, dtype=np.float32)
+    labels = np.array(numbers, dtype=np.float32)
     if np.isinf(labels).any():
         raise ValueError(f"The columns {', '.join(columns)} must hold finite numbers, got one that is infinite.")
     return labels, list(columns)
@@ -160,8 +161,7 @@ def _encode_places(lists: list, column: str, names: list[str] | None) -> tuple[n
             f"{', '.join(map(str, sorted(lengths)))}{f' for {len(names)} classes' if names else ''}."
         )
     [length] = lengths
-    rows = [[None] * length if each is None else each for each in lists]
-    return _encode_columns(rows, names or list(map(str, range(length))))
+    return _encode_columns(lists, names or list(map(str, range(length))))
 
 
 __all__ = ["MULTI", "PROBLEM_TYPES", "REGRESSION", "SINGLE", "encode_labels"]

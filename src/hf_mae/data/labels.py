@@ -152,7 +152,7 @@ def open_with_labels(
     is_class = not has_table and images.labels is not None and images.labels.dtype == np.int64
     if is_class and problem_type == REGRESSION and images.label_names is not None:
         images.labels = images.label_names = None  # folders of patients or days: their names are no numbers
-    elif is_class and problem_type not in (None, SINGLE):  # of folders and tar files, which know nothing else
+    elif is_class and problem_type not in (None, SINGLE):  # of folders, which know nothing else
         values = [None if label < 0 else int(label) for label in images.labels]
         images.labels, images.label_names = encode_labels(values, problem_type, names=images.label_names)
     for note in images.notes:

@@ -28,11 +28,12 @@ class TarImages(ImageSource):
     The label of `name.jpg` is the class in `name.cls`, an integer or a name, if all images have one.
     """
 
-    def __init__(self, files: Sequence[str], name: str):
+    def __init__(self, files: Sequence[str], name: str, problem_type: str | None = None):
         """
         Args:
             files (`list[str]`): The shards, in order.
             name (`str`): Where they come from.
+            problem_type (`str`, *optional*): Kind of the labels, see [`encode_labels`]. Default: one class.
 
         Raises:
             ValueError: If there is no image in them, or a file is not an uncompressed tar.
@@ -68,7 +69,7 @@ class TarImages(ImageSource):
         self._names, self._places = Names(names), np.array(places, dtype=np.int64)
         if None not in labels:
             texts = [label.strip() for label in labels]
-            self.labels, self.label_names = encode_labels(texts, SINGLE, ["name.cls"], from_text=True)
+            self.labels, self.label_names = encode_labels(texts, problem_type or SINGLE, ["name.cls"], from_text=True)
         self.fingerprint = digest(self._names.digest(), self._places)
 
     def __len__(self) -> int:
@@ -147,7 +148,7 @@ class ParquetImages(ImageSource):
             if self._column is None:
                 features = _features(parquet.schema_arrow)
                 self._column, self._label = choose_columns(features, name, image_column, label_column, self.notes)
-                self._type, label_names = features[self._column], _class_names(features.get(self._label))
+                self._type, label_names = features[self._column], names_of_classes(features.get(self._label))
             largest = max(largest, *(_group_bytes(parquet, g, self._column) for g in range(parquet.num_row_groups)), 0)
             groups.extend((number, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups))
             if filesystem is None and self._label:
@@ -299,7 +300,7 @@ def choose_columns(
     if len(images) > 1:
         notes.append(f"Columns {', '.join(images)} of {name} hold images: {image_column} is taken.")
     if label_column is None:
-        classes = [column for column, feature in features.items() if _class_names(feature) is not None]
+        classes = [column for column, feature in features.items() if names_of_classes(feature) is not None]
         named = [column for column in _LABEL_COLUMNS if column in features and _holds_labels(features[column])]
         label_column = (named or classes or [None])[0]
         if len(classes) > 1:
@@ -325,7 +326,7 @@ def _holds_labels(feature) -> bool:
     return kind.startswith(("int", "uint", "string", "large_string", "bool"))
 
 
-def _class_names(feature) -> list[str] | None:
+def names_of_classes(feature) -> list[str] | None:
     """Returns the names of the classes in a column of class labels, or of lists of them."""
     import datasets
 
@@ -377,7 +378,7 @@ class DatasetImages(ImageSource):
             images = images.cast_column(self.column, datasets.Image(decode=False))
         self._images, self._dataset = images, dataset
         if label is not None:
-            names = _class_names(dataset.features[label])
+            names = names_of_classes(dataset.features[label])
             self.labels, self.label_names = encode_labels(list(dataset[label]), problem_type, [label], names=names)
         self.fingerprint = digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels)
 
@@ -407,4 +408,4 @@ def _no_column(name: str, columns: dict) -> str:
     )
 
 
-__all__ = ["DatasetImages", "ParquetImages", "TarImages", "choose_columns"]
+__all__ = ["DatasetImages", "ParquetImages", "TarImages", "choose_columns", "names_of_classes"]

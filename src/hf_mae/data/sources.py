@@ -81,7 +81,7 @@ def open_images(
         streaming (`bool`, *optional*, defaults to `False`): Read the parquet files of a data set of the Hub over the
             network by row group, instead of downloading it first. Local data are never copied.
         image_column, label_column (`str`, *optional*): Columns of parquet files and data sets, see [`choose_columns`].
-        problem_type (`str`, *optional*): Kind of the labels in that column, see [`encode_labels`].
+        problem_type (`str`, *optional*): Kind of the labels in that column, or in tar files, see [`encode_labels`].
         dataset_config (`str`, *optional*): Configuration of a data set on the Hub that has several.
         labels (`"auto"` or `"none"`, *optional*): Whether images have labels, such as the folders that they lie in.
         tile (`int`, *optional*): Make square windows of this many pixels the images, for scenes too large to decode.
@@ -180,7 +180,7 @@ def _from_shards(files: list[str], name: str, columns: dict) -> ImageSource:
             f"{name} holds shards of several kinds: {', '.join(sorted(kinds))}. Give the path of those of one kind."
         )
     if kinds == {".tar"}:
-        return TarImages(files, name)
+        return TarImages(files, name, columns["problem_type"])
     if kinds == {".parquet"}:
         return ParquetImages(files, name, **columns)
     import datasets

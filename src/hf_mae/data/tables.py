@@ -79,12 +79,12 @@ def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files
         raise ValueError(f"{unnamed} of {len(rows)} rows of {table} have no file_name, the path of the image.")
     by_name: dict[str, list] = {}
     for row in rows:
-        name, values = _normal(str(row["file_name"])), [row.get(column) for column in columns]
+        name, values = normal_path(str(row["file_name"])), [row.get(column) for column in columns]
         if by_name.setdefault(name, values) != values:
             raise ValueError(f"{table} has two rows for {name} that differ in {' or '.join(columns)}. Keep one.")
     relative_to_table = functools.cache(functools.partial(os.path.relpath, start=table.parent))  # once for each folder
     splits = map(os.path.split, files)
-    names = [_normal(os.path.join(relative_to_table(folder or "."), name)) for folder, name in splits]
+    names = [normal_path(os.path.join(relative_to_table(folder or "."), name)) for folder, name in splits]
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(
@@ -94,9 +94,9 @@ def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files
     return [by_name[name] for name in names]
 
 
-def _normal(path: str) -> str:
+def normal_path(path: str) -> str:
     """Returns a path as it is compared: tables from Windows have backslashes."""
     return os.path.normpath(path.replace("\\", "/"))
 
 
-__all__ = ["TABLES", "columns_of", "find_table", "read_table", "values_of_files"]
+__all__ = ["TABLES", "columns_of", "find_table", "normal_path", "read_table", "values_of_files"]

@@ -134,7 +134,7 @@ class PretrainingRun:
                 ) from error
             finally:
                 end_workers(children)
-                self.unlock()
+                self._unlock()
                 if self.bar is not None:
                     self.bar.close()
 
@@ -147,7 +147,7 @@ class PretrainingRun:
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
         # The main process may be busy for long: listing a million files, hashing a large checkpoint.
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(minutes=30))
-        self.found = set() if settings.bf16 is not None else {"bf16"}  # what the machine decides, and no recipe
+        self.of_machine = set() if settings.bf16 is not None else {"bf16"}  # what the machine decides, and no recipe
         if settings.bf16 is None:
             settings.bf16 = has_bf16(state.device)
         self.accelerator = Accelerator(
@@ -170,6 +170,7 @@ class PretrainingRun:
         self.images = open_run_images(settings, self.given_images, reading)
         for note in self.images.notes:
             self.print(note)
+        self.workers = choose_num_workers(settings, self.images.train, self.device, self.accelerator.num_processes)
         choices = self._settle_settings(reading)
         self.schedule = plan_steps(settings, len(self.images.train))
         self.recipe = defining_recipe(settings, self.schedule, self.images, self.given_model, self.given_processor)
@@ -193,8 +194,7 @@ class PretrainingRun:
         """Settles what the settings leave open. A run that goes on takes what was chosen when it started."""
         settings, images = self.settings, self.images.train
         goes_on = settings.resume == "auto" and not settings.overwrite_output_dir
-        processes = self.accelerator.num_processes
-        workers = choose_num_workers(settings, self.images.train, self.device, processes)
+        processes, workers = self.accelerator.num_processes, self.workers
         return settle_settings(
             settings,
             images,
@@ -236,7 +236,6 @@ class PretrainingRun:
         settings = self.settings
         pushes = self.is_main and settings.push_to_hub
         self.hub = HubPush(self.output_dir, settings.hub_model_id, settings.hub_private_repo) if pushes else None
-        self.workers = choose_num_workers(settings, self.images.train, self.device, self.accelerator.num_processes)
         torch.manual_seed(settings.seed)
         if self.checkpoint:
             self.plain_model = self._model_class().from_pretrained(self.checkpoint, dtype=torch.float32)
@@ -386,7 +385,7 @@ class PretrainingRun:
         (self.output_dir / "sheets").mkdir(exist_ok=True)
         self.metrics = MetricsLog(self.output_dir, self.step)
 
-    def unlock(self):
+    def _unlock(self):
         """Lets other runs write into the folder."""
         if self.lock is not None:
             Path(self.lock.name).unlink(missing_ok=True)
@@ -635,7 +634,7 @@ class PretrainingRun:
         """Writes record, recipe and model card of the run so far into a folder."""
         results = {"held_out": self.evaluation.held_out, "metrics": self.metrics.last(), "hours": self.seconds / 3600}
         save_record(folder, {**self._decisions(), **results})
-        recipe = yaml.safe_dump(recipe_of(self.settings, MACHINE_SETTINGS | self.found), sort_keys=False)
+        recipe = yaml.safe_dump(recipe_of(self.settings, MACHINE_SETTINGS | self.of_machine), sort_keys=False)
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
         write_model_card(folder, self.settings.hub_model_id)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..masks import SPLITS
+from ..tables import normal_path
 from .stated import (
     AnnotatedImages,
     StatedBoxes,
@@ -88,7 +89,7 @@ def read_coco(file: Path, root: Path) -> AnnotatedImages:
 
 def _path_below(root: Path, name: str, file: Path) -> str:
     """Returns the path of an image as it is compared: with `/`, and below the folder of the data if it is absolute."""
-    path = os.path.normpath(name.replace("\\", "/"))
+    path = normal_path(name)
     if not os.path.isabs(path):
         return path
     if not Path(path).is_relative_to(root.absolute()):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..folders import FolderImages
 from ..masks import SPLITS
-from ..shards import DatasetImages, ParquetImages
+from ..shards import DatasetImages, ParquetImages, names_of_classes
 from ..sources import open_images
 from ..tables import columns_of, find_table, read_table, values_of_files
 from .stated import AnnotatedImages, Label, StatedBoxes, floats, from_corner_and_size
@@ -51,7 +51,7 @@ def _names_in_column(feature) -> dict[Label, str] | None:
     if not isinstance(feature, dict):
         return None
     inner = next((feature[key] for key in _CATEGORIES if key in feature), None)
-    names = getattr(getattr(inner, "feature", inner), "names", None)
+    names = names_of_classes(inner)
     return None if names is None else dict(enumerate(names))
 
 

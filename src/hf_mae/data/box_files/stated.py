@@ -129,9 +129,9 @@ def images_below(folder: Path) -> list[str]:
 
 
 def lines_of(file: Path) -> list[str]:
-    """Returns the lines of a file that are not empty."""
+    """Returns the lines of a file that are not empty, without blanks at their ends."""
     try:
-        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not in UTF-8 ({error}). Save it in that encoding.") from error
 

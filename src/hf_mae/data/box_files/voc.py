@@ -41,7 +41,7 @@ def _voc_listed(top: Path, files: Sequence[Path], names: Iterable[str]) -> set[P
         return None
     by_stem = {file.stem: file for file in files}
     found = set()
-    for line in map(str.strip, lines_of(listed)):  # mostly a stem; some have an ending, blanks, or another column
+    for line in lines_of(listed):  # mostly a stem; some have an ending, blanks, or another column
         forms = (line, Path(line).stem, line.split()[0], Path(line.split()[0]).stem)
         found |= {by_stem[form] for form in forms if form in by_stem}
     if not found:

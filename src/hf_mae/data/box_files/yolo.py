@@ -54,8 +54,7 @@ def _yolo_names(root: Path, settings: dict) -> dict[Label, str] | None:
     if isinstance(stated, str):
         if not (root / stated).is_file():
             raise ValueError(f"data.yaml in {root} says that the names of classes are in {stated}, which is not there.")
-        stated = (root / stated).read_text(encoding="utf-8-sig").split("\n")
-        stated = [line.strip() for line in stated if line.strip()]
+        stated = lines_of(root / stated)
     numbered = dict(stated) if isinstance(stated, dict) else {str(number): name for number, name in enumerate(stated)}
     if not all(map(str.isdecimal, numbered)):
         numbered = {str(number): name for name, number in numbered.items()}
@@ -116,16 +115,10 @@ def _yolo_images(place: Path) -> list[Path]:
     """Returns the images of a folder, or those that a file lists, by paths from there or from the root."""
     if place.is_dir():
         return [place / name for name in images_below(place)]
-    images = []
-    for line in place.read_text(encoding="utf-8-sig").splitlines():
-        if line.strip():
-            image = place.parent / line.strip()
-            if not image.is_file():
-                raise ValueError(
-                    f"{place} lists {line.strip()}, which is not there. Lists have paths from their folder."
-                )
-            images.append(image)
-    return images
+    lines = lines_of(place)
+    if missing := [line for line in lines if not (place.parent / line).is_file()]:
+        raise ValueError(f"{place} lists {missing[0]}, which is not there. Lists have paths from their folder.")
+    return [place.parent / line for line in lines]
 
 
 def read_yolo(places: Sequence[Path], names: dict[Label, str] | None, pose: bool = False) -> AnnotatedImages:
