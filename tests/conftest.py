@@ -11,6 +11,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # and idle threads sleep
 
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +86,18 @@ def same_tensors(file, ours, theirs):
     """Returns whether the files of two folders hold the same tensors, bit for bit."""
     ours, theirs = load_file(ours / file), load_file(theirs / file)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@contextmanager
+def locked_by_another_process(folder):
+    """Holds the lock that a run holds in its folder; the file stays, as after a run that was killed."""
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX)"
+    code += "; print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, folder / ".lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        yield
+        other.stdin.close()
 
 
 class SignalAt(GeneralTracker):

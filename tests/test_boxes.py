@@ -104,6 +104,19 @@ def test_coco__ids_with_gaps_crowds_and_empty_boxes(tmp_path):
     ].shape == (0, 4)
 
 
+def test_coco__category_listed_twice_counts_once_unless_both_have_boxes(tmp_path):
+    """Roboflow lists the data set, too, which may be called like its only class."""
+    save_pictures(tmp_path / "images", "a.png")
+    categories = [{"id": 0, "name": "car"}, {"id": 1, "name": "dog"}, {"id": 2, "name": "car"}]
+    coco(tmp_path, [("a.png", 2, [1, 2, 10, 20]), ("a.png", 1, [1, 2, 5, 5])], categories=categories)
+    boxed = checked(tmp_path)
+    assert boxed.names == ["car", "dog"]
+    assert boxed.boxes[0].classes.tolist() == [0, 1]
+    coco(tmp_path, [("a.png", 2, [1, 2, 10, 20]), ("a.png", 0, [1, 2, 5, 5])], categories=categories)
+    with pytest.raises(ValueError, match="boxes of 2 classes that are called car: 0, 2. Give each another name"):
+        checked(tmp_path)
+
+
 def test_coco__splits_are_found_where_tools_write_them(tmp_path):
     for split, name in (
         ("train", "annotations/instances_train2017.json"),

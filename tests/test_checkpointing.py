@@ -21,7 +21,9 @@ from hf_mae.training.checkpointing import (
     load_optimizer,
     load_training_state,
     load_weights,
+    lock_run,
     save_checkpoint,
+    unlock_run,
 )
 from hf_mae.training.optimization import (
     parameter_groups,
@@ -236,3 +238,24 @@ def test_output_dir__of_another_run_is_refused(tiny_model, tmp_path):
         check_output_dir(tmp_path, RECIPE, resume=True)
     with pytest.raises(ValueError, match="is a file"):
         check_output_dir(tmp_path / "mine.txt", RECIPE, resume=True)
+
+
+def test_lock__of_a_file_that_a_run_deletes_at_its_end_keeps_others_out(tmp_path, monkeypatch):
+    """A run that starts while another ends may open the old file, whose lock would be no more than that."""
+    import fcntl
+
+    lock_run(tmp_path)
+    lock = fcntl.lockf
+    ended = iter([True])
+
+    def lock_after_the_end(file, how):
+        if next(ended, False):
+            (tmp_path / ".lock").unlink()
+        lock(file, how)
+
+    unlock_run(tmp_path)
+    monkeypatch.setattr(fcntl, "lockf", lock_after_the_end)
+    lock_run(tmp_path)
+    assert (tmp_path / ".lock").exists()
+    unlock_run(tmp_path)
+    assert not (tmp_path / ".lock").exists()

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN
+from conftest import PLAIN, locked_by_another_process
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
@@ -42,6 +42,23 @@ def test_folder_of_another_run__is_refused_with_the_differences(call, short, pre
     (folder / "train" / "red" / "0.png").rename(folder / "train" / "blue" / "100.png")
     with pytest.raises(ValueError, match="\n  images: .* there, .* now\n  labels: "):
         call(finetune_command, *short)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [finetune_command, probe_command])
+def test_run__is_alone_in_its_folder_until_its_end(call, short, tmp_path, command):
+    """Another process is refused before anything is changed; a run that is refused or has ended keeps nobody out."""
+    (tmp_path / "out").mkdir()
+    arguments = short if command == finetune_command else [*short[:6], "--fast"]
+    with locked_by_another_process(tmp_path / "out"):
+        with pytest.raises(ValueError, match="Another run writes into"):
+            call(command, *arguments, "--overwrite_output_dir")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    call(command, *arguments)
+    assert not (tmp_path / "out" / ".lock").exists()
+    with pytest.raises(ValueError, match="holds another run"):
+        call(command, *arguments, "--seed", 7)
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 @pytest.mark.slow

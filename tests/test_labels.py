@@ -15,7 +15,7 @@ from PIL import Image
 
 from hf_mae import MAEForImageClassification
 from hf_mae.data.label_values import encode_labels
-from hf_mae.data.labels import align_all_labels, has_label, number_labels, open_labelled
+from hf_mae.data.labels import align_all_labels, has_label, names_of_labels, number_labels, open_labelled
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.classification_metrics import average_precision, multi_label_figures, regression_figures
 from hf_mae.training.classification import balanced_weights, finetune_command, weighted_loss
@@ -302,6 +302,35 @@ def test_values__become_labels_of_the_kind_that_they_look_like():
 def test_texts__are_numbers_where_all_are_written_so(texts, labels, names):
     found, found_names = encode_labels(texts, from_text=True)
     assert (found.tolist(), found_names) == (labels, names)
+
+
+def test_classes__called_by_numbers_that_do_not_count_from_zero(folder):
+    """Stages 1 to 3 or years have no class 0, and none for each number below; equal names are equal classes."""
+    write_table(folder, lambda colour, number: {"label": {"blue": 2019, "green": 2021, "red": 2024}[colour]})
+    train, test = open_labelled(folder)
+    assert names_of_labels(train) == ["2019", "2021", "2024"]
+    number_labels(names_of_labels(train), train, test)
+    for images in (train, test):
+        assert {name: int(label[:4]) for name, label in labels_of(images).items()} == {
+            name: {"b": 2019, "g": 2021, "r": 2024}[name[0]] for name in labels_of(images)
+        }
+    shutil.rmtree(folder / "val")
+    train, test = open_labelled(folder, held_out=0.3)
+    assert train.label_names == test.label_names == ["2019", "2021", "2024"]
+    assert set(train.labels) == {0, 1, 2}
+
+
+def test_classes__places_from_zero_on_may_be_missing(folder):
+    write_table(folder, lambda colour, number: {"label": {"blue": 0, "green": 1, "red": 3}[colour]})
+    assert names_of_labels(open_labelled(folder)[0]) == ["0", "1", "2", "3"]
+
+
+def test_whole_numbers_with_gaps__are_numbers_and_the_log_says_how_they_are_classes(folder, log):
+    write_table(folder, lambda colour, number: {"label": "" if number == 0 else {"blue": "1.0"}.get(colour, "2.0")})
+    train, _ = open_labelled(folder)
+    assert train.labels.dtype == np.float32
+    assert "If they are classes, set `problem_type` to single_label_classification" in log()
+    assert open_labelled(folder, problem_type="single_label_classification")[0].labels.dtype == np.int64
 
 
 def test_classes__may_be_whole_floats():

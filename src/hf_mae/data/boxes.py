@@ -98,7 +98,8 @@ def number_classes(
 ) -> tuple[list[str], dict[Label, int]]:
     """Returns the names of the classes and the number of each class, by what the files call it, alike in all splits.
 
-    Classes that files list come in the order of the list, COCO's by their ids; others in the order of their names.
+    Classes that files list come in the order of the list, COCO's by their ids; others in the order of their names. A
+    class that is listed twice counts once: some programs list the data set itself, under the name of its only class.
 
     Args:
         splits (`Sequence[AnnotatedImages]`): All splits.
@@ -109,7 +110,7 @@ def number_classes(
         `(names, numbers)`: `list[str]` and `dict`.
 
     Raises:
-        ValueError: If the splits list different classes, or names do not fit.
+        ValueError: If the splits list different classes, names do not fit, or classes of one name have boxes.
     """
     stated = [split.names for split in splits if split.names is not None]
     if any(names != stated[0] for names in stated):
@@ -117,15 +118,11 @@ def number_classes(
             f"The splits list different classes: {list(stated[0].items())} and {list(stated[1].items())}. They must "
             "have the same numbers and names."
         )
-    labels: Sequence[Label]
     shown = sorted({label for split in splits for each in split.stated for label in each.labels}, key=_by_type)
     if stated:
-        names, labels = list(stated[0].values()), list(stated[0])
-        if class_names is not None and class_names != names:
-            raise ValueError(
-                f"`class_names` are {class_names}, but the files name them {names}. Leave `class_names` out."
-            )
-    elif class_names is not None:
+        return _number_listed(stated[0], shown, class_names)
+    labels: Sequence[Label]
+    if class_names is not None:
         names = class_names
         labels = names if any(isinstance(label, str) for label in shown) else list(range(len(names)))
     else:
@@ -134,6 +131,23 @@ def number_classes(
     if len(set(names)) < len(names):
         raise ValueError(f"Some of the classes have the same name: {names}. Every class needs another one.")
     return names, {label: number for number, label in enumerate(labels)}
+
+
+def _number_listed(
+    listed: dict[Label, str], shown: list[Label], class_names: list[str] | None
+) -> tuple[list[str], dict[Label, int]]:
+    """Returns names and numbers of classes that files list, of which `shown` have boxes."""
+    names = list(dict.fromkeys(listed.values()))
+    for name in names:
+        alike = [str(label) for label in shown if listed.get(label) == name]
+        if len(alike) > 1:
+            raise ValueError(
+                f"There are boxes of {len(alike)} classes that are called {name}: {', '.join(alike)}. Give each "
+                "another name, or their boxes one number."
+            )
+    if class_names is not None and class_names != names:
+        raise ValueError(f"`class_names` are {class_names}, but the files name them {names}. Leave `class_names` out.")
+    return names, {label: names.index(name) for label, name in listed.items()}
 
 
 def _by_type(label: Label) -> tuple:

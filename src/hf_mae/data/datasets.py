@@ -282,6 +282,9 @@ def warn_of_unreadable(unreadable: dict[str, str]):
 def class_names(images: ImageSource) -> list[str]:
     """Returns the names of a source's classes, or their numbers as strings if the classes have no names.
 
+    Numbers are places from 0 on, of which a source may lack some. If it lacks 0 (stages 1 to 4, years), they are names,
+    and there is a class for each that it has.
+
     Args:
         images ([`ImageSource`]): The source.
 
@@ -293,7 +296,10 @@ def class_names(images: ImageSource) -> list[str]:
             f"{images.name} has no labels. Put the images of a folder into sub-folders named by class. Tar shards need "
             ".cls files, parquet files and data sets a column of class labels."
         )
-    return images.label_names or [str(label) for label in range(int(images.labels.max()) + 1)]
+    if images.label_names:
+        return images.label_names
+    found = np.unique(images.labels[images.labels >= 0]).tolist()
+    return [str(label) for label in (range(found[-1] + 1) if 0 in found else found)]
 
 
 def check_labels(images: ImageSource, num_labels: int):

@@ -90,6 +90,8 @@ def open_labelled(
     """
     train_images = open_with_labels(data, "train", label_column, problem_type, **options)
     found = problem_type_of(train_images)  # raises if there are no labels
+    if problem_type is None and found == REGRESSION:
+        _warn_of_whole_numbers(train_images)
     problem_type = problem_type or found  # of all splits: ages of 3.5 and 4 years in one, of 4 and 5 in another
     test_images = open_with_labels(data, "test", label_column, problem_type, **options)
     known = has_label(train_images)
@@ -99,7 +101,8 @@ def open_labelled(
     if test_images is not None and has_label(test_images).any():
         _warn_of_unlabelled(test_images)
         return select(train_images, known), select(test_images, has_label(test_images))
-    train_images.label_names = names_of_labels(train_images)  # also of those that only one part shows
+    align_all_labels(train_images, names_of_labels(train_images))  # also names of those that only one part shows
+    train_images.label_names = names_of_labels(train_images)
     train_images, test_images, note = hold_out(train_images, held_out, group_by, counted=known)
     if note:
         logger.warning(note)
@@ -111,6 +114,17 @@ def open_labelled(
 def _warn_of_unlabelled(images: ImageSource):
     if missing := int((~has_label(images)).sum()):
         logger.warning(f"{missing} of {len(images)} images of {images.name} have no label and are left out.")
+
+
+def _warn_of_whole_numbers(images: ImageSource):
+    """Says that labels are taken for numbers where they may be classes: pandas writes 1.0 if others are missing."""
+    known = images.labels[has_label(images)]
+    if len(known) < len(images) and (known == known.round()).all():
+        logger.warning(
+            f"The labels of {images.name} are whole numbers written as fractions, of which {len(images) - len(known)} "
+            "are missing. They are taken for numbers to predict (regression). If they are classes, set `problem_type` "
+            "to single_label_classification."
+        )
 
 
 def _warn_of_missing_classes(train_images: ImageSource, test_images: ImageSource):

@@ -238,6 +238,7 @@ def knn_accuracy(
     queries = features if leave_one_out else torch.nn.functional.normalize(query_features, dim=1)
     query_labels = labels if leave_one_out else query_labels
     num_neighbors = min(num_neighbors, len(features) - leave_one_out)
+    classes, places = labels.unique(return_inverse=True)  # years or numbers of species may be large
     correct = 0
     for start in range(0, len(queries), 1024):  # so that the table of similarities stays small
         with torch.autocast(
@@ -248,9 +249,9 @@ def knn_accuracy(
             rows = torch.arange(len(similarity))
             similarity[rows, start + rows] = -torch.inf
         nearest, indices = similarity.topk(num_neighbors, dim=1)
-        votes = torch.zeros(len(similarity), int(labels.max()) + 1, device=similarity.device)
-        votes.scatter_add_(1, labels[indices], (nearest / temperature).exp())
-        correct += (votes.argmax(dim=1) == query_labels[start : start + 1024]).sum().item()
+        votes = torch.zeros(len(similarity), len(classes), device=similarity.device)
+        votes.scatter_add_(1, places[indices], (nearest / temperature).exp())
+        correct += (classes[votes.argmax(dim=1)] == query_labels[start : start + 1024]).sum().item()
     return correct / len(queries)
 
 

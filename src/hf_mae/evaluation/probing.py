@@ -27,6 +27,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
 from ..publishing import HubPush
 from ..training.arguments import parse_arguments
+from ..training.checkpointing import unlock_run
 from ..training.finetuning import (
     FineTuned,
     FineTuningArguments,
@@ -554,6 +555,7 @@ def probe(args: ProbingArguments) -> FineTuned:
         probe_fast = probe_tokens if args.pooling == "attentive" else probe_features
         model, metrics = probe_fast(model, train, test, args)
         _save(args, hub, model, image_processor, {**record, "metrics": metrics})
+        unlock_run(args.output_dir)
     if args.process_index == 0:
         print(f"The classifier is in {args.output_dir}.")
     return FineTuned(model, metrics, Path(args.output_dir))

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,7 @@ logger = logging.get_logger(__name__)
 _FIRST_OPTIMIZER = "adamw"  # of checkpoints that name none
 _STATE, _MANIFEST = "training_state.json", "manifest.json"
 _PARTS = (_STATE, "config.json", "model*.safetensors", "optimizer*.safetensors")
+_locks: dict[Path, IO] = {}  # of the folders in which this process runs
 
 
 def save_checkpoint(
@@ -353,26 +355,41 @@ def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) 
     return checkpoint
 
 
-def lock_run(output_dir: str | os.PathLike) -> IO:
-    """Returns a file whose lock this process holds until it is closed, so that no other run writes into the folder.
+def lock_run(output_dir: str | os.PathLike):
+    """Keeps other processes from running in a folder, until [`unlock_run`] or the end of this process.
 
     Raises:
-        ValueError: If another process holds it.
+        ValueError: If another process runs there.
     """
-    file = open(Path(output_dir) / ".lock", "w")  # noqa: SIM115, since it stays open
-    try:
-        import fcntl
+    path = Path(output_dir).resolve() / ".lock"
+    while path not in _locks:
+        file = open(path, "w")  # noqa: SIM115, since it stays open
+        try:
+            import fcntl
 
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not `flock`, which loader workers would inherit
-    except ImportError:  # Windows
-        pass
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise ValueError(
-                f"Another run writes into {output_dir}. Wait for its end, or choose another `output_dir`."
-            ) from error
-    return file
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not `flock`, which loader workers would inherit
+        except ImportError:  # Windows
+            pass
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                raise ValueError(
+                    f"Another run writes into {output_dir}. Wait for its end, or choose another `output_dir`."
+                ) from error
+        with suppress(FileNotFoundError):  # a run that ended just now deleted it: its lock would keep nobody out
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                _locks[path] = file
+                return
+        file.close()
+
+
+def unlock_run(output_dir: str | os.PathLike):
+    """Lets others run in a folder, if this process has locked it."""
+    path = Path(output_dir).resolve() / ".lock"
+    if file := _locks.pop(path, None):
+        with suppress(OSError):  # Windows keeps open files
+            path.unlink()
+        file.close()
 
 
 def delete_run(output_dir: str | os.PathLike):
@@ -402,5 +419,6 @@ __all__ = [
     "lock_run",
     "remove_checkpoint",
     "save_checkpoint",
+    "unlock_run",
     "write_manifest",
 ]

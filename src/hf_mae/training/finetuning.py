@@ -12,7 +12,7 @@ import multiprocessing
 import os
 from argparse import SUPPRESS
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,16 @@ from ..data.sampling import RowGroupSampler
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing import HubPush, link_files, save_record, write_model_card
 from .arguments import recipe_of
-from .checkpointing import delete_run, find_defect, hash_files, list_checkpoints, remove_checkpoint, write_manifest
+from .checkpointing import (
+    delete_run,
+    find_defect,
+    hash_files,
+    list_checkpoints,
+    lock_run,
+    remove_checkpoint,
+    unlock_run,
+    write_manifest,
+)
 from .distributed import call_in_main_process, has_bf16, local_num_workers
 from .optimization import layer_decay_parameter_groups
 from .pretraining_settings import ColumnSettings, HeldOutSettings, StoredValueSettings, names_of
@@ -229,6 +238,8 @@ class FineTuned:
 def check_experiment(args: FineTuningArguments, task: str, fingerprints: dict) -> Path | None:
     """Decides whether a run starts in its output folder, goes on there, or is refused, and writes `experiment.json`.
 
+    From then on until the end of [`FineTuningTrainer.run`] no other process can start a run in the folder.
+
     Args:
         args ([`FineTuningArguments`]): The settings, as they were given.
         task (`str`): Which command it is.
@@ -238,12 +249,16 @@ def check_experiment(args: FineTuningArguments, task: str, fingerprints: dict) -
         `Path`: The newest complete checkpoint to go on from, or `None` to start.
 
     Raises:
-        ValueError: If the folder holds another experiment, or a model of unknown origin.
+        ValueError: If the folder holds another experiment or a model of unknown origin, or another process runs there.
     """
-    with args.main_process_first(local=False):
-        output_dir = Path(args.output_dir)
+    output_dir = Path(args.output_dir)
+    with args.main_process_first(local=False), ExitStack() as if_refused:
         if output_dir.exists() and not output_dir.is_dir():
             raise ValueError(f"{output_dir} is a file. Choose another `output_dir`.")
+        if args.process_index == 0:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock_run(output_dir)
+            if_refused.callback(unlock_run, output_dir)
         if args.process_index == 0 and args.overwrite_output_dir:
             _delete_experiment(output_dir)
         settings = {
@@ -255,10 +270,10 @@ def check_experiment(args: FineTuningArguments, task: str, fingerprints: dict) -
         experiment = json.loads(json.dumps({"task": task, **settings, **batch, **fingerprints}))
         _compare(output_dir, experiment)
         if args.process_index == 0 and not (output_dir / EXPERIMENT).exists():
-            output_dir.mkdir(parents=True, exist_ok=True)
             partial_file = output_dir / f".{EXPERIMENT}.partial"
             partial_file.write_text(json.dumps(experiment, indent=2) + "\n", encoding="utf-8")
             partial_file.replace(output_dir / EXPERIMENT)
+        if_refused.pop_all()
         return latest_complete_checkpoint(output_dir)
 
 
@@ -552,14 +567,15 @@ class FineTuningTrainer(Trainer):
             self.finish_model()
             self.save_model(_internal_call=True)  # it is pushed later, together with its card
             metrics = self.evaluate() if self.eval_dataset is not None else {}
+            if self.is_world_process_zero():
+                self.log_metrics("eval", metrics)
+                metrics = self.describe_results(metrics)
+                self.save_metrics("eval", metrics)
+            self.publish({**record, "metrics": metrics})
+            return metrics
         finally:
             end_workers(there_before)  # else Python, at its end, would wait for workers that ignore its SIGTERM
-        if self.is_world_process_zero():
-            self.log_metrics("eval", metrics)
-            metrics = self.describe_results(metrics)
-            self.save_metrics("eval", metrics)
-        self.publish({**record, "metrics": metrics})
-        return metrics
+            unlock_run(self.args.output_dir)
 
     def _train_until_stopped(self, checkpoint: Path | None) -> float:
         """Trains to the end and returns the seconds it took. Raises [`RunStopped`] if a signal came."""

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -44,6 +43,7 @@ from .checkpointing import (
     load_weights,
     lock_run,
     save_checkpoint,
+    unlock_run,
 )
 from .choices import recorded_choices, settle_settings
 from .distributed import (
@@ -65,6 +65,7 @@ from .run_log import (
     SampleLog,
     Throughput,
     UnreadableImages,
+    last_metrics,
     progress_bars_off,
     run_record,
 )
@@ -109,7 +110,6 @@ class PretrainingRun:
         self.problem: str | None = None
         self.bar: tqdm | None = None
         self.step = self.skipped = 0
-        self.lock: IO | None = None
 
     def run(self) -> PretrainingResult:
         """Does everything, and cleans up in every case: signal handlers, loader workers, processes, trackers."""
@@ -134,7 +134,7 @@ class PretrainingRun:
                 ) from error
             finally:
                 end_workers(children)
-                self._unlock()
+                unlock_run(self.output_dir)
                 if self.bar is not None:
                     self.bar.close()
 
@@ -224,7 +224,7 @@ class PretrainingRun:
         """Returns what a run that is finished already has left."""
         self.print(f"The run in {self.output_dir} is finished: {self.schedule.max_steps} steps. Nothing to do.")
         model = self._model_class().from_pretrained(self.output_dir, dtype=torch.float32)
-        metrics = MetricsLog(self.output_dir, self.step).last() if self.is_main else {}
+        metrics = last_metrics(self.output_dir) if self.is_main else {}
         self.end_processes()
         return PretrainingResult(self.output_dir, metrics, model.eval())
 
@@ -379,17 +379,11 @@ class PretrainingRun:
     def _open_output_dir(self):
         """Makes the folder ready for this run alone. Nothing is deleted before all else has been found right."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_run(self.output_dir)
+        lock_run(self.output_dir)
         if self.settings.overwrite_output_dir:
             delete_run(self.output_dir)
         (self.output_dir / "sheets").mkdir(exist_ok=True)
         self.metrics = MetricsLog(self.output_dir, self.step)
-
-    def _unlock(self):
-        """Lets other runs write into the folder."""
-        if self.lock is not None:
-            Path(self.lock.name).unlink(missing_ok=True)
-            self.lock.close()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Train

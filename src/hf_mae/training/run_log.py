@@ -166,6 +166,15 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def last_metrics(output_dir: str | os.PathLike) -> dict[str, float]:
+    """Returns the newest value of everything that a run has logged, and changes nothing in its folder."""
+    return _newest(json_lines(Path(output_dir) / "metrics.jsonl"))
+
+
+def _newest(lines: list[dict]) -> dict[str, float]:
+    return {name: value for line in lines for name, value in line.items()}
+
+
 class MetricsLog:
     """Writes the metrics of a run, one JSON object in each line of `metrics.jsonl` in its folder."""
 
@@ -195,7 +204,7 @@ class MetricsLog:
 
     def last(self) -> dict[str, float]:
         """Returns the newest value of everything that was logged."""
-        return {name: value for line in self.lines for name, value in line.items()}
+        return _newest(self.lines)
 
 
 def _append(path: Path, lines: list[str]):
@@ -288,6 +297,7 @@ __all__ = [
     "SampleLog",
     "Throughput",
     "UnreadableImages",
+    "last_metrics",
     "progress_bars_off",
     "run_record",
 ]
