@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""What do overlapping windows gain in segmentation? Trains on small pictures and predicts large ones, at some strides.
+
+    python experiments/windows.py CHECKPOINT RUN     # about ten minutes of a CPU core
+
+Training pictures show 3 x 3 embedded garments, those to predict hundreds, so that borders of windows cut garments.
+Beside our weights, which fall to the border of a window, each stride is measured with the plain mean of all windows.
+RUN's `run.json` gets the figures: the share of right pixels among all and among those of garments, and mean IoU.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers import UperNetForSemanticSegmentation
+
+from hf_mae import MAEImageProcessor
+from hf_mae.data import windows
+from hf_mae.data.folders import FolderImages
+from hf_mae.data.masks import sample_pairs
+from hf_mae.training.segmentation import SegmentationArguments, segment
+from hf_mae.training.segmentation_maps import write_class_maps
+
+STRIDES = (1.0, 0.8, 2 / 3, 0.5)
+WINDOW = 84  # pixels: 3 x 3 garments
+LARGE, SHIFT = 12, 14  # garments along a side of a large picture, of which half a garment is cut off
+
+
+def plain_weights(starts, window: int, side: int) -> torch.Tensor:
+    """Every window counts the same at a pixel: what `window_weights` is compared with."""
+    total = torch.zeros(side)
+    for start in starts:
+        total[start : start + window] += 1
+    return torch.stack([1 / total[start : start + window] for start in starts])
+
+
+def write_pictures(folder: Path):
+    for split, garments, shift in (("train", 3, 0), ("val", LARGE, SHIFT)):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True, exist_ok=True)
+        for number, pair in enumerate(sample_pairs(split, garments)):
+            for kind, picture in (("images", pair.images[pair.index]), ("masks", pair.mask)):
+                picture = picture.crop((shift, shift, *picture.size))
+                picture.save(folder / split / kind / f"{number:03}.png")
+
+
+def figures(maps: Path, masks: Path, num_labels: int) -> dict[str, float]:
+    """Returns what the maps are worth, over all pixels of all pictures."""
+    matrix = np.zeros((num_labels, num_labels), dtype=np.int64)  # truth, prediction
+    for path in sorted(masks.glob("*.png")):
+        truth, found = (np.asarray(PIL.Image.open(folder / path.name)).astype(np.int64) for folder in (masks, maps))
+        matrix += np.bincount((truth * num_labels + found).ravel(), minlength=num_labels**2).reshape(matrix.shape)
+    right = matrix.diagonal()
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - right
+    return {
+        "pixel_accuracy": right.sum() / matrix.sum(),
+        "garment_accuracy": right[1:].sum() / matrix[1:].sum(),
+        "mean_iou": float((right / union)[matrix.sum(axis=1) > 0].mean()),
+    }
+
+
+def main(checkpoint: str, run: Path):
+    data = run.with_name(run.name + "-data")
+    write_pictures(data)
+    options = {"num_train_epochs": 20, "learning_rate": 1e-3, "image_size": [WINDOW], "disable_tqdm": True}
+    arguments = {"model_name_or_path": checkpoint, "data": str(data), "output_dir": str(run)}
+    segment(SegmentationArguments(**arguments, **options, eval_strategy="no", save_strategy="no"))
+    model = UperNetForSemanticSegmentation.from_pretrained(run)
+    image_processor = MAEImageProcessor.from_pretrained(run)
+    images = FolderImages(data / "val" / "images", labels="none")
+    found = []
+    for weights, function in (("falling", windows.window_weights), ("equal", plain_weights)):
+        windows.window_weights = function
+        for stride in STRIDES:
+            maps = run / "maps" / f"{weights}-{stride:.2f}"
+            write_class_maps(model, images, image_processor, maps, (WINDOW, WINDOW), stride)
+            row = figures(maps, data / "val" / "masks", model.config.num_labels)
+            found.append({"weights": weights, "stride": round(stride, 3), **row})
+            print(found[-1], flush=True)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "windows": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
