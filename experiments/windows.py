@@ -4,7 +4,7 @@
 
     python experiments/windows.py CHECKPOINT RUN     # about ten minutes of a CPU core
 
-Training pictures show 3 x 3 embedded garments, those to predict hundreds, so that borders of windows cut garments.
+Training pictures show 2 x 2 embedded garments, those to predict hundreds, so that borders of windows cut garments.
 Beside our weights, which fall to the border of a window, each stride is measured with the plain mean of all windows.
 RUN's `run.json` gets the figures: the share of right pixels among all and among those of garments, and mean IoU.
 """
@@ -26,7 +26,7 @@ from hf_mae.training.segmentation import SegmentationArguments, segment
 from hf_mae.training.segmentation_maps import write_class_maps
 
 STRIDES = (1.0, 0.8, 2 / 3, 0.5)
-WINDOW = 84  # pixels: 3 x 3 garments
+WINDOW = 56  # pixels: 2 x 2 garments
 LARGE, SHIFT = 12, 14  # garments along a side of a large picture, of which half a garment is cut off
 
 
@@ -39,7 +39,7 @@ def plain_weights(starts, window: int, side: int) -> torch.Tensor:
 
 
 def write_pictures(folder: Path):
-    for split, garments, shift in (("train", 3, 0), ("val", LARGE, SHIFT)):
+    for split, garments, shift in (("train", 2, 0), ("val", LARGE, SHIFT)):
         for kind in ("images", "masks"):
             (folder / split / kind).mkdir(parents=True, exist_ok=True)
         for number, pair in enumerate(sample_pairs(split, garments)):
@@ -66,7 +66,13 @@ def figures(maps: Path, masks: Path, num_labels: int) -> dict[str, float]:
 def main(checkpoint: str, run: Path):
     data = run.with_name(run.name + "-data")
     write_pictures(data)
-    options = {"num_train_epochs": 20, "learning_rate": 1e-3, "image_size": [WINDOW], "disable_tqdm": True}
+    options = {
+        "num_train_epochs": 6,
+        "learning_rate": 1e-3,
+        "image_size": [WINDOW],
+        "head_size": 32,
+        "disable_tqdm": True,
+    }
     arguments = {"model_name_or_path": checkpoint, "data": str(data), "output_dir": str(run)}
     segment(SegmentationArguments(**arguments, **options, eval_strategy="no", save_strategy="no"))
     model = UperNetForSemanticSegmentation.from_pretrained(run)

@@ -138,6 +138,17 @@ def test_wrong_stages__are_refused(tiny_config, fields, message):
         tiny_config(**fields)
 
 
+@pytest.mark.parametrize(("given", "meant"), [([-1], [2]), ([0, -1], [0, 2]), ([-2, -1], [1, 2])])
+def test_stages__counted_from_the_end_are_the_same(tiny_model, tmp_path, given, meant):
+    tiny_model().save_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 32, 32)
+    model, expected = (MAEBackbone.from_pretrained(tmp_path, out_indices=indices) for indices in (given, meant))
+    assert all(map(torch.equal, model(pixels).feature_maps, expected(pixels).feature_maps))
+    assert [parameter.requires_grad for parameter in model.parameters()] == [
+        parameter.requires_grad for parameter in expected.parameters()
+    ]
+
+
 @pytest.mark.parametrize("size", [(30, 32), (4, 4)])
 def test_images_that_cannot_be_cut__are_refused_with_the_way_out(backbone, size):
     with pytest.raises(ValueError, match="resize, crop or pad them to multiples of the patch"):

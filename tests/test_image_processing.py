@@ -254,6 +254,25 @@ def test_processors_of_stock_models__keep_their_size_and_channels(tmp_path, size
     assert processor(PIL.Image.new("L", (70, 40)), return_tensors="pt").pixel_values.shape == (1, 1, 28, 28)
 
 
+def test_other_sizes__show_the_same_part_of_a_picture():
+    """Whole pictures stay whole, and crops keep their share and are not rounded twice."""
+    whole = MAEImageProcessor(size={"height": 32, "width": 64}).with_image_size((64, 128))
+    assert (whole.size.height, whole.size.width, whole.size.shortest_edge) == (64, 128, None)
+    stock = MAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).with_image_size(48)
+    assert (stock.size.shortest_edge, stock.crop_height_width) == (48, (48, 48))
+    assert MAEImageProcessor.for_image_size(28).with_image_size(224).to_dict() == MAEImageProcessor().to_dict()
+    kept = MAEImageProcessor(do_resize=False, do_center_crop=False).with_image_size(96)
+    assert (kept.do_resize, kept.do_center_crop) == (False, False)
+    picture = photograph(64, 32)
+    small, large = (
+        MAEImageProcessor(size={"height": side, "width": side})(picture, return_tensors="pt").pixel_values
+        for side in (32, 64)
+    )
+    resized = MAEImageProcessor(size={"height": 32, "width": 32}).with_image_size(64)
+    assert torch.equal(resized(picture, return_tensors="pt").pixel_values, large)
+    assert small.shape[-2:] == (32, 32)
+
+
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest-exact"])
 @pytest.mark.parametrize("size", [(150, 90), (600, 500), (299, 401)])
 def test_resizing_bytes_as_floats__gives_the_values_of_the_cpu(mode, size):

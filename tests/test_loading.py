@@ -12,11 +12,26 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, pipeline
 
-from hf_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.modeling.patches_mae import patchify, unpatchify
 
 PIXELS = torch.linspace(-2, 2, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)
 NOISE = torch.linspace(0, 9, 2 * 16).sin().view(2, 16)
+
+
+def test_mask_cells__that_fit_the_size_that_is_wanted(tiny_model, tmp_path):
+    """Neither the size alone nor the cells alone fit the model: 4 x 4 patches are no cells of 3 x 3."""
+    tiny_model(mask_block_size=2).save_pretrained(tmp_path)
+    for config in (None, MAEConfig.from_pretrained(tmp_path, image_size=24, mask_block_size=3)):
+        fields = {"config": config} if config else {"image_size": 24, "mask_block_size": 3}
+        model = MAEForPreTraining.from_pretrained(tmp_path, **fields)
+        assert (model.config.image_size, model.config.mask_block_size) == (24, 3)
+        assert model(torch.rand(1, 3, 24, 24), mask_ratio=0.0).loss.isfinite()
+    assert MAEForPreTraining.from_pretrained(tmp_path).config.mask_block_size == 2
+    with pytest.raises(ValueError, match="`mask_block_size` 2 does not divide 3 x 3 patches"):
+        MAEForPreTraining.from_pretrained(tmp_path, image_size=24)
+    blocks = MAEForPreTraining.from_pretrained(tmp_path, mask_block_size=1, mask_sampling="block").config
+    assert (blocks.mask_block_size, blocks.mask_sampling) == (1, "block")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

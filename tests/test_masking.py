@@ -169,6 +169,10 @@ def test_ratio_zero__finite_loss_over_all_patches(model):
         ({"bool_masked_pos": torch.ones(6, N).bool()}, "hides all 32 patches"),
         ({"bool_masked_pos": torch.arange(6)[:, None] > torch.arange(N)}, r"bool_masked_pos.*\[0, 1, 2, 3, 4, 5\]"),
         ({"ids_keep": torch.arange(33).expand(6, 33)}, r"ids_keep.*got \(6, 33\)"),
+        ({"ids_keep": torch.tensor([[3, 3]] * 6)}, r"ids_keep.*different patches in \[0, 32\)"),
+        ({"ids_keep": torch.tensor([[3, 32]] * 6)}, r"ids_keep.*different patches in \[0, 32\)"),
+        ({"noise": torch.rand(6, N).numpy()}, r"noise.*tensor, got ndarray: torch.as_tensor\(noise\)"),
+        ({"ids_keep": [[0, 1]] * 6}, "ids_keep.*tensor, got list"),
         (
             {"bool_masked_pos": torch.zeros(6, N).bool(), "mask_ratio": 0.5},
             "one of `mask_ratio`, `bool_masked_pos` and `ids_keep`",

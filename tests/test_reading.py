@@ -197,6 +197,33 @@ def test_tiff__no_data_that_the_file_declares_is_filled_and_marked(tmp_path):
     assert torch.equal(where, missing[0])
 
 
+def test_tiff__no_data_of_a_palette_is_an_index(tmp_path):
+    """Pillow and tifffile give colours, in which the index is not to be looked for."""
+    index = np.arange(4, dtype=np.uint8).repeat(4).reshape(4, 4)
+    palette = np.zeros((3, 256), dtype=np.uint16)
+    palette[:, :4] = np.array([[10, 20, 30], [255, 0, 0], [0, 255, 0], [255, 255, 255]]).T * 256
+    options = {"photometric": "palette", "colormap": palette, "extratags": [(42113, "s", 2, "0", True)]}
+    tifffile.imwrite(tmp_path / "pillow.tif", index, **options)
+    tifffile.imwrite(tmp_path / "pages.tif", np.stack([index, index]), **options)  # Pillow does not read these
+    for name in ("pillow.tif", "pages.tif"):
+        pixels = scaled(tmp_path / name, 3, pages="first")
+        assert pixels.isnan().all(dim=0).tolist() == (index == 0).tolist()
+        assert pixels[:, 1, 0].tolist() == [255, 0, 0]
+        assert scaled(tmp_path / name, 3, pages="first", nodata=3).isnan().all(dim=0).tolist() == (index == 3).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_tiff__no_data_of_min_is_white_is_a_stored_value(tmp_path, dtype):
+    """Pillow inverts the values of 8 bits as it reads them."""
+    array = np.array([[255, 255], [0, 100]], dtype=dtype)
+    options = {"photometric": "miniswhite", "extratags": [(42113, "s", 4, "255", True)]}
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    pixels = scaled(tmp_path / "a.tif", 3)
+    assert pixels.isnan().any(dim=0).tolist() == [[True, True], [False, False]]
+    white = np.iinfo(dtype).max
+    torch.testing.assert_close(pixels[0, 1], torch.tensor([255.0, 255 - 100 * 255 / white]))
+
+
 def test_tiff__mask_pages_of_gdal_mark_no_data(tmp_path):
     array, mask = values("uint8", 3).transpose(1, 2, 0), np.full((9, 13), 255, np.uint8)
     mask[:4] = 0
@@ -518,7 +545,8 @@ def test_fits__is_scaled_by_its_header(tmp_path, dtype, zero):
     array = values(dtype)[0]
     file = (array.astype(np.int64) - zero).astype(">i2") if zero else array.astype(np.dtype(dtype).newbyteorder(">"))
     kind = {"uint8": 8, "int16": 16, "uint16": 16, "float32": -32}[dtype]
-    cards = {"SIMPLE": "T", "BITPIX": kind, "NAXIS": 2, "NAXIS1": 13, "NAXIS2": 9, "BZERO": zero, "BSCALE": 1}
+    cards = {"SIMPLE": "T", "BITPIX": kind, "NAXIS": 2, "NAXIS1": 13, "NAXIS2": 9, "BZERO": zero}
+    cards["BSCALE"] = "1.0D0" if dtype == "float32" else 1  # an exponent of Fortran's
     header = "".join(f"{name:8}= {value:>20}".ljust(80) for name, value in cards.items()) + "END".ljust(80)
     (tmp_path / "a.fits").write_bytes(header.ljust(2880).encode() + file.tobytes().ljust(2880, b"\0"))
     read = stored(tmp_path / "a.fits", 1).pixels[0]
@@ -599,7 +627,29 @@ def test_processor__by_path_by_object_and_by_array_agrees(tmp_path, kind, channe
 def test_processor__each_page_of_a_file_is_an_image_if_it_says_so(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", values("uint8", 3, (20, 20)), photometric="minisblack")
     processor = MAEImageProcessor.for_image_size(16, num_channels=1, pages="images")
-    assert processor(str(tmp_path / "a.tif"), return_tensors="pt").pixel_values.shape == (3, 1, 16, 16)
+    by_path = processor(str(tmp_path / "a.tif"), return_tensors="pt").pixel_values
+    assert by_path.shape == (3, 1, 16, 16)
+    assert torch.equal(processor(PIL.Image.open(tmp_path / "a.tif"), return_tensors="pt").pixel_values, by_path)
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_processor__pages_that_pillow_has_opened_keep_what_their_tags_say(tmp_path, is_loaded):
+    array = values("uint16", 3, (20, 20))
+    options = {"photometric": "miniswhite", "extratags": [(42113, "s", 0, str(array[0, 2, 3]), True)]}
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    processor = MAEImageProcessor.for_image_size(16, pages="channels", return_valid=True)
+    picture = PIL.Image.open(tmp_path / "a.tif")
+    if is_loaded:
+        picture.load()
+    by_path, by_object = (processor(image, return_tensors="pt") for image in (str(tmp_path / "a.tif"), picture))
+    assert not by_path.valid.all()
+    assert torch.equal(by_object.valid, by_path.valid)
+    assert torch.equal(by_object.pixel_values, by_path.pixel_values)
+
+
+def test_processor__a_path_that_is_missing_is_said_to_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'images/0' is no file"):  # but it is valid base64
+        MAEImageProcessor()("images/0")
 
 
 def test_processor__settings_are_saved_and_kept_for_other_sizes(tmp_path):
@@ -642,6 +692,8 @@ def test_processor__pictures_of_deep_values_are_stretched():
     (shown,) = processor.post_process_reconstruction(processor(image, return_tensors="pt").pixel_values)
     assert np.corrcoef(np.asarray(shown).ravel(), image.ravel())[0, 1] > 0.99
     assert np.asarray(shown).std() > 50
+    processor = MAEImageProcessor(num_channels=4, sample_type="uint16")
+    assert processor.post_process_reconstruction(torch.zeros(1, 4, 8, 8))[0].mode == "RGB"  # the fourth is no opacity
 
 
 def test_processor__shows_the_display_bands():

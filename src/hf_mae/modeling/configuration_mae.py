@@ -243,6 +243,8 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"`out_indices` must be in [0, {len(stages) - 1}], for the stages {stages}; got {out_indices}."
             )
+        if out_indices is not None:  # the last one may be asked for as -1, and is found nowhere under that number
+            out_indices = [index % len(stages) for index in out_indices]
         self._default_stages = out_features is None and out_indices is None
         if self._default_stages and self.feature_pyramid_size is not None:
             out_features = stages
@@ -255,7 +257,7 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
 
     def to_dict(self) -> dict:
         fields = super().to_dict()
-        if fields.pop("_default_stages"):
+        if fields.pop("_default_stages", False):  # a foreign configuration may set the stages by itself
             del fields["out_features"], fields["out_indices"]
         return fields
 

@@ -58,6 +58,8 @@ class StoredImage:
         limit (`float`, *optional*): Value that means white, such as 4095 for 12 bits. Default: the type's largest.
         nodata (`float`, *optional*): Value that the file declares for pixels without data.
         missing (`np.ndarray` of shape `(height, width)`, *optional*): True where the file's mask says no data.
+        indices (`np.ndarray` of shape `(height, width)`, *optional*): The stored values, where `pixels` are the colours
+            that a palette has for them. `nodata` is one of these.
         inverted (`bool`): Whether the smallest value is white.
         alpha (`bool`): Whether the last channel is the opacity.
         premultiplied (`bool`): Whether the colours are multiplied by the opacity.
@@ -68,6 +70,7 @@ class StoredImage:
     limit: float | None = None
     nodata: float | None = None
     missing: np.ndarray | None = None
+    indices: np.ndarray | None = None
     inverted: bool = False
     alpha: bool = False
     premultiplied: bool = False
@@ -85,9 +88,9 @@ class StoredImage:
 
     def crop(self, rows: slice, columns: slice) -> "StoredImage":
         """Returns a part of the image; nothing is copied."""
-        missing = None if self.missing is None else self.missing[rows, columns]
+        missing, indices = (None if each is None else each[rows, columns] for each in (self.missing, self.indices))
         origin = (self.origin[0] + (rows.start or 0), self.origin[1] + (columns.start or 0))
-        return replace(self, pixels=self.pixels[:, rows, columns], missing=missing, origin=origin)
+        return replace(self, pixels=self.pixels[:, rows, columns], missing=missing, indices=indices, origin=origin)
 
 
 class ImageFile:
@@ -159,8 +162,8 @@ def oriented(image: StoredImage, orientation: int | None) -> StoredImage:
         array = array.swapaxes(-1, -2) if swap else array
         return np.flip(array, axes) if axes else array
 
-    missing = None if image.missing is None else turn(image.missing)
-    return replace(image, pixels=turn(image.pixels), missing=missing)
+    missing, indices = (None if each is None else turn(each) for each in (image.missing, image.indices))
+    return replace(image, pixels=turn(image.pixels), missing=missing, indices=indices)
 
 
 def native(array: np.ndarray) -> np.ndarray:
@@ -420,16 +423,21 @@ class FitsFile(ImageFile):
         count = math.prod(self.size)
         offset = self._start + page * count * np.dtype(kind).itemsize
         array = np.frombuffer(self._content(), kind, count, offset).reshape(self.size)[::-1]  # the first row is below
-        scale, zero = (float(self._header.get(name, default)) for name, default in (("BSCALE", 1), ("BZERO", 0)))
+        scale, zero = (self._number(name, default) for name, default in (("BSCALE", 1.0), ("BZERO", 0.0)))
         if scale == 1 and zero == 2.0 ** (8 * array.dtype.itemsize - 1) and array.dtype.kind == "i":
             # Unsigned integers are stored with an offset, which flips their highest bit.
             unsigned = np.dtype(f"u{array.dtype.itemsize}")
             array = array.astype(array.dtype.newbyteorder("=")).view(unsigned) ^ unsigned.type(zero)
         elif (scale, zero) != (1, 0):
             array = array * scale + zero
-        blank = self._header.get("BLANK")
-        nodata = float(blank) * scale + zero if blank is not None else None
+        blank = self._number("BLANK")
+        nodata = None if blank is None else blank * scale + zero
         return StoredImage(native(array)[None], nodata=nodata)
+
+    def _number(self, name: str, default: float | None = None) -> float | None:
+        """Returns a number of the header, whose exponent may be that of Fortran's doubles, `1.0D0`."""
+        text = self._header.get(name)
+        return default if text is None else float(text.replace("D", "E"))
 
     def _content(self) -> bytes:
         if isinstance(self.file, bytes):

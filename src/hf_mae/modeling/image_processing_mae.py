@@ -24,6 +24,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .reading_mae import (
     ImageFile,
+    OpenedImage,
     ReadingSettings,
     StoredImage,
     UnsuitableImageError,
@@ -108,6 +109,7 @@ _SHALLOW = (
 _READING = ("value_range", "bands", "nodata", "pages", "background", "input_data_format")
 _KEPT_FOR_OTHER_SIZES = (
     *("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize", "input_data_format"),
+    *("do_resize", "do_center_crop"),
 )
 
 
@@ -204,13 +206,21 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         return cls(size=size, crop_size={"height": height, "width": width}, **kwargs)
 
     def with_image_size(self, image_size: int | tuple[int, int]) -> "MAEImageProcessor":
-        """Returns the processor for another size, with the channels, statistics and reading of this one.
+        """Returns the processor for another size, which takes the same part of an image and the same steps.
 
         Args:
             image_size (`int` or `(height, width)`): Pixels of the crop.
         """
         kept = (*_KEPT_FOR_OTHER_SIZES, *MAEImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__)
-        return self.for_image_size(image_size, **{name: getattr(self, name) for name in kept})
+        other = self.for_image_size(image_size, **{name: getattr(self, name) for name in kept})
+        old, new = self.crop_height_width, other.crop_height_width
+        if self.size.height and self.size.width:  # the whole image, or a part of it without its aspect
+            sides = self.size.height, self.size.width
+            height, width = (round(side * b / a) for side, a, b in zip(sides, old, new, strict=True))
+            other.size = SizeDict(height=height, width=width)
+        elif self.size != self.for_image_size(old).size:  # of another model, whose ratio of resize to crop is another
+            other.size = SizeDict(shortest_edge=round(self.size.shortest_edge * min(new) / min(old)))
+        return other
 
     @property
     def reading(self) -> ReadingSettings:
@@ -265,20 +275,15 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         """
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, PIL.Image.Image | np.ndarray | torch.Tensor | ImageFile | StoredImage):
-            return images
-        if not isinstance(images, str | os.PathLike):
+        if isinstance(images, str | os.PathLike):
+            images = _open(os.fspath(images))
+        elif not isinstance(images, PIL.Image.Image | np.ndarray | torch.Tensor | ImageFile | StoredImage):
             raise TypeError(
                 f"Expected paths, PIL images, arrays, tensors or lists of them, got {type(images).__name__}."
             )
-        name = os.fspath(images)
-        try:
-            image = open_image(name) if os.path.exists(name) else open_image(_download(name), "")
-        except UnsuitableImageError as error:
-            raise error.of_file(name) from error
-        if self.pages == "images" and num_pages(image) > 1:
-            return [page_of(image, page) for page in range(num_pages(image))]
-        return image
+        if self.pages == "images" and isinstance(images, PIL.Image.Image | ImageFile) and num_pages(images) > 1:
+            return [page_of(images, page) for page in range(num_pages(images))]
+        return images
 
     def process_image(
         self,
@@ -396,7 +401,8 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             images = (images - low) / (high - low) * (self.rescale_factor * 255 if self.do_rescale else 1)
         scale = 1 / self.rescale_factor if self.do_rescale else 255
         images = (images * scale).round().clamp(0, 255).byte()
-        channels = {1: 1, 2: 1, 3: 3, 4: 4}.get(images.shape[1], 3)
+        # Four channels of 8 bits are colours with an opacity, four of more bits are bands.
+        channels = {1: 1, 2: 1, 4: 3 if self.is_deep else 4}.get(images.shape[1], 3)
         bands = [band - 1 for band in self.display_bands or range(1, channels + 1)]
         images = images[:, bands].permute(0, 2, 3, 1).numpy()
         return [PIL.Image.fromarray(image[..., 0] if len(bands) == 1 else image) for image in images]
@@ -471,18 +477,26 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         ]
 
 
-def _download(source: str) -> bytes:
-    """Returns the content of a URL or of a base64 string.
+def _open(source: str) -> OpenedImage:
+    """Opens a file, a URL or a base64 string.
 
     Raises:
-        FileNotFoundError: If it is neither.
+        FileNotFoundError: If it is none of them.
+        UnsuitableImageError: If the library that reads it is not installed.
     """
-    if source.startswith(("http://", "https://")):
-        with urllib.request.urlopen(source) as response:
-            return response.read()
     try:
-        return base64.b64decode(source.split(",")[1] if source.startswith("data:image/") else source, validate=True)
-    except ValueError as error:
+        if os.path.exists(source):
+            return open_image(source)
+        if source.startswith(("http://", "https://")):
+            with urllib.request.urlopen(source) as response:
+                return open_image(response.read(), "")
+        encoded = source.split(",")[1] if source.startswith("data:image/") else source
+        return open_image(base64.b64decode(encoded, validate=True), "")
+    except UnsuitableImageError as error:
+        raise error.of_file(source) from error
+    except (ValueError, PIL.UnidentifiedImageError) as error:  # many names of files are valid base64
+        if os.path.exists(source) or "://" in source:
+            raise
         raise FileNotFoundError(f"{source[:200]!r} is no file, URL or base64 string.") from error
 
 

@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 Resize = Callable[[torch.Tensor], torch.Tensor]
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-_SIZES = ("image_size", "patch_size", "num_channels")
+_SIZES = ("image_size", "patch_size", "num_channels", "mask_block_size")
 # Names in checkpoints of models that torch.compile or a parallel wrapper has wrapped, as a whole or in part.
 _WRAPPER = r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 _WRAPPERS = {f"^{_WRAPPER}": "", rf"\.{_WRAPPER}": "."}
@@ -126,14 +126,20 @@ class LoadingMixin:
 
     @classmethod
     def _separate_sizes(cls, stored: dict, config, kwargs: dict) -> tuple:
-        """Returns the configuration with the sizes of the checkpoint, these sizes, and the requested ones."""
+        """Returns the configuration with the sizes of the checkpoint, these sizes, and the requested ones.
+
+        Cells of masks are set at the end, since those that are wanted fit the size that is wanted.
+        """
         saved = {name: stored.get(name, getattr(cls.config_class, name)) for name in _SIZES}
         if not isinstance(config, PreTrainedConfig):
-            return config, saved, {name: kwargs.pop(name, saved[name]) for name in _SIZES}
+            wanted = {name: kwargs.pop(name, saved[name]) for name in _SIZES}
+            kwargs["mask_block_size"] = 1
+            return config, saved, wanted
         wanted = {name: getattr(config, name) for name in _SIZES}
         config = copy.deepcopy(config)
         for name in _SIZES:
             setattr(config, name, saved[name])
+        config.mask_block_size = 1
         return config, saved, wanted
 
     @classmethod
@@ -176,6 +182,9 @@ class LoadingMixin:
                 f"channel_init={channel_init!r}. Give the image processor a mean and a deviation for each of them."
             )
             model.resize_channels(wanted["num_channels"], channel_init)
+        model.config.mask_block_size = wanted["mask_block_size"]
+        model._drop_cells_that_do_not_fit(model.config)
+        model.config.check()
         if adapter is not None:
             missing = model.load_adapter(os.fspath(adapter), adapter_kwargs=adapter_kwargs).missing_keys
             if missing:  # up to transformers 5.17 trained heads of an adapter (`modules_to_save`)

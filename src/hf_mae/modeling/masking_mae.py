@@ -112,6 +112,8 @@ def _check_mask_arguments(pixel_values: torch.Tensor, grid_size: tuple[int, int]
     for name, given in arguments.items():
         if given is None:
             continue
+        if not isinstance(given, torch.Tensor):
+            raise ValueError(f"`{name}` must be a tensor, got {type(given).__name__}: torch.as_tensor({name}) is one.")
         if given.device != pixel_values.device:
             raise ValueError(
                 f"`{name}` is on {given.device} and the images are on {pixel_values.device}; move it with "
@@ -142,8 +144,25 @@ def _order_of_mask(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
     return mask.byte().argsort(dim=1, stable=True), num_kept
 
 
+def _check_ids(ids_keep: torch.Tensor, num_patches: int):
+    if torch.compiler.is_compiling():  # compiled code can't look at the values
+        return
+    ordered = ids_keep.sort(dim=1).values
+    fits = ((ordered >= 0) & (ordered < num_patches)).all() & (ordered.diff(dim=1) > 0).all()
+    message = f"`ids_keep` must hold different patches in [0, {num_patches}) for each image."
+    if ids_keep.device.type != "cpu":
+        torch._assert_async(fits, message)  # looking at the value here would wait for the device
+    elif not fits:
+        raise ValueError(message)
+
+
 def _order_of_ids(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """Returns patch indices (B, N): the visible ones as given, then the others in raster order."""
+    """Returns patch indices (B, N): the visible ones as given, then the others in raster order.
+
+    Raises:
+        ValueError: If an index is no patch, or is given twice: then another patch would be neither visible nor hidden.
+    """
+    _check_ids(ids_keep, num_patches)
     hidden = torch.ones(ids_keep.shape[0], num_patches, dtype=torch.uint8, device=ids_keep.device)
     hidden = hidden.scatter(1, ids_keep, 0).argsort(dim=1, stable=True)[:, ids_keep.shape[1] :]
     return torch.cat([ids_keep, hidden], dim=1)

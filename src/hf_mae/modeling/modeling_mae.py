@@ -394,7 +394,8 @@ class MAEForPreTraining(PixelTarget, ReconstructionMixin, ResizableModule, MAEPr
         target = self.target_values(pixel_values, ids)
         if valid is None:
             return self.target_loss(predictions, target)
-        return self.target_loss(predictions, target, valid_patches(valid, self.mae.embeddings.patch_size, ids))
+        valid = valid_patches(valid, pixel_values, self.mae.embeddings.patch_size, ids)
+        return self.target_loss(predictions, target, valid)
 
     def _choose_predicted(self, ids_hidden: torch.Tensor, prediction_ratio: float | None) -> torch.Tensor | None:
         """Returns patch indices of the hidden patches to predict (B, M), or `None` if nothing is hidden."""

@@ -56,8 +56,8 @@ class ReadingSettings:
             One pair, or one for each channel. Default: the range of the type, for unsigned integers, and [0, 1] for
             floats. Other types have no default.
         bands (`tuple[int]`, *optional*): Bands that become the channels, in this order, counted from 1. Default: all.
-        nodata (`float`, *optional*): Stored value of pixels without data. NaN and infinities then count as no data,
-            too. Default: what the file itself declares.
+        nodata (`float`, *optional*): Stored value of pixels without data, of a TIFF with a palette the index. NaN and
+            infinities then count as no data, too. Default: what the file itself declares.
         pages (`str`, *optional*): What to do with several pages, frames or slices in one file: `"first"` takes the
             first, `"channels"` makes channels of them, `"images"` makes an image of each. Default: refuse such files.
         channels_first (`bool`, *optional*): Which axis of an array holds the channels. Default: the axis whose length
@@ -172,7 +172,9 @@ def page_of(image: OpenedImage, page: int) -> OpenedImage:
         return ImagePage(image, page)
     if num_pages(image) == 1:
         return image
-    image.seek(pages_of_tiff(image)[page] if image.format == "TIFF" else page)
+    if image.format == "TIFF":  # a copy of Pillow's would lose what the tags say of the values
+        return ImagePage(exact_tiff(image), page)
+    image.seek(page)
     return image.copy()
 
 
@@ -354,7 +356,7 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
         UnsuitableImageError: If there are NaN or infinities, and neither settings nor file declare no-data.
     """
     nodata = image.nodata if settings.nodata is None else float(settings.nodata)
-    missing = None
+    numbers, missing = pixels if image.indices is None else as_tensor(image.indices)[None], None
     if pixels.is_floating_point():
         missing = ~pixels.isfinite()
         if nodata is None and missing.any():
@@ -367,7 +369,7 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
         if nodata is not None and math.isfinite(nodata):
             missing = missing | (pixels == torch.tensor(nodata, dtype=pixels.dtype))
     elif nodata is not None and math.isfinite(nodata):
-        missing = pixels.to(torch.float64 if pixels.dtype.itemsize > 2 else torch.float32) == nodata
+        missing = numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
     if image.missing is not None:
         mask = torch.from_numpy(np.ascontiguousarray(image.missing))[None]
         missing = mask if missing is None else missing | mask
@@ -413,10 +415,13 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
     if image.mode.startswith(("I", "F")):
         return _read_deep_grey(image)
     array = np.asarray(_with_mode(image, num_channels, settings))
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return StoredImage(
-        native(array), nodata=declared_nodata(image), alpha=settings.bands is None and array.shape[0] in (2, 4)
-    )
+    array = native(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    alpha, tiff = settings.bands is None and array.shape[0] in (2, 4), image.format == "TIFF"
+    inverted = tiff and image.mode == "L" and tiff_tag(image, 262) == (0,) and tiff_tag(image, 258) == (8,)
+    if inverted:  # Pillow has inverted the values already, and no-data is one of those that are stored
+        array = 255 - array
+    indices = np.asarray(image) if tiff and image.mode == "P" else None
+    return StoredImage(array, nodata=declared_nodata(image), indices=indices, inverted=inverted, alpha=alpha)
 
 
 def _read_deep_grey(image: PIL.Image.Image) -> StoredImage:

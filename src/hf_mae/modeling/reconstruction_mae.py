@@ -126,7 +126,7 @@ class ReconstructionMixin:
             )
             losses = torch.vmap(self.target_loss)(predictions, target).unflatten(0, ids.shape)
             if valid is not None:
-                losses = losses.where(valid_patches(valid, patch_size, ids), torch.nan)
+                losses = losses.where(valid_patches(valid, pixel_values, patch_size, ids), torch.nan)
             yield ids, output.logits, losses
 
 

@@ -137,14 +137,22 @@ def patch_statistics(
     return tuple(each.flatten(1).gather(1, ids)[..., None] for each in (mean, std))
 
 
-def valid_patches(valid: torch.BoolTensor, patch_size: tuple[int, int], ids: torch.Tensor) -> torch.BoolTensor:
+def valid_patches(
+    valid: torch.BoolTensor, pixel_values: torch.Tensor, patch_size: tuple[int, int], ids: torch.Tensor
+) -> torch.BoolTensor:
     """Returns which patches have no pixel without data, bool of shape `(batch, M)`.
 
     Args:
         valid (`torch.BoolTensor` of shape `(batch, height, width)`): False where pixels are no-data.
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The images.
         patch_size (`(height, width)`): Pixels of a patch.
         ids (`torch.LongTensor` of shape `(batch, M)`): Patch indices.
+
+    Raises:
+        ValueError: If `valid` has another shape: the indices would be those of other patches.
     """
+    if valid.shape != (expected := (len(pixel_values), *pixel_values.shape[2:])):
+        raise ValueError(f"`valid` must have the shape (batch, height, width) = {expected}, got {tuple(valid.shape)}.")
     return patchify(valid[:, None].float(), patch_size, ids).amin(dim=-1) > 0
 
 

@@ -67,6 +67,8 @@ def exact_tiff(image: PIL.Image.Image) -> PIL.Image.Image | ImageFile:
     Raises:
         UnsuitableImageError: If Pillow has already decoded it to something else than is stored.
     """
+    if getattr(image, "is_animated", False) and _has_further_pages(image):
+        return _with_tifffile(reopened(image).getvalue())
     turned = (tiff_tag(image, EXIF_ORIENTATION) or (1,))[0] > 4 and bool(image.tile)
     if _pillow_is_exact(image) and not turned:
         return image
@@ -228,9 +230,10 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
         raise UnsuitableImageError(f"Its pages have the axes {page.axes}; only images of rows and columns are read.")
     array = array[None] if page.axes == "YX" else array.transpose(2, 0, 1) if page.axes == "YXS" else array
     array = native(array)
-    bits, limit = page.bitspersample, None
+    bits, limit, indices = page.bitspersample, None, None
     if page.photometric == _PALETTE:
-        array = np.asarray(page.colormap)[:, array[0]]
+        indices = array[0]
+        array = (np.asarray(page.colormap) >> 8).astype(np.uint8)[:, indices]  # as Pillow reads them
     elif array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize and array.dtype != np.bool_ and page.dtype != bool:
         limit = 2**bits - 1
     if page.photometric not in _PLAIN_PHOTOMETRICS and (page.photometric, page.compression) != (_YCBCR, _JPEG):
@@ -247,6 +250,7 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
         limit,
         nodata=_parse_nodata(page.tags[_NODATA].value) if _NODATA in page.tags else None,
         missing=_tiff_mask(page, tiff, rows, columns),
+        indices=indices,
         inverted=page.photometric == 0,
         alpha=bool(extra) and extra[-1] in (1, 2),
         premultiplied=extra[-1:] == [1],
