@@ -23,7 +23,7 @@ COMMANDS = {
     "reconstruct": ("hf_mae.evaluation.visualization:reconstruct_command", "Draw what a model reconstructs."),
     "attention": ("hf_mae.evaluation.visualization:attention_command", "Draw where the class token looks."),
     "demo": ("hf_mae.demo:demo_command", "Try a model on a page in the browser; write that page as a Space."),
-    "convert": ("hf_mae.conversion:convert_command", "Convert weights from and to other implementations."),
+    "convert": ("hf_mae.conversion.command:convert_command", "Convert weights from and to other implementations."),
     "push": ("hf_mae.publishing:push_command", "Write the model card and push a model to the Hub."),
 }
 

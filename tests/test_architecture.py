@@ -52,7 +52,7 @@ def test_imports_of__are_found():
     assert {"modeling.masking_mae", "modeling.targets_mae"} <= imports_of("modeling.modeling_mae")
     assert "data.sources" in imports_of("training.pretraining_run")
     # What `pretrain` needs is loaded later.
-    assert imports_of("__init__") == {"conversion", "modeling.auto_mae", "modeling.modeling_mae_downstream"}
+    assert imports_of("__init__") == {"conversion.weights", "modeling.auto_mae", "modeling.modeling_mae_downstream"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("modeling.")])

@@ -31,6 +31,7 @@ from transformers import (
 
 import hf_mae
 from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
+from hf_mae.modeling.patches_mae import sincos_position_table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Official files
@@ -92,9 +93,25 @@ def test_heads__that_cannot_be_told_are_asked_for(official_weights):
 
 
 def test_image_size__tells_the_grid_or_resamples_the_table(official_weights):
-    model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(16, 64))
+    """As many patches may be another grid: 8 x 8 are as many as 4 x 16, and their fixed tables differ."""
+    square = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS)
+    square.resize_position_embeddings((16, 64))
+    resampled = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(16, 64))
+    assert resampled.config.grid_size == (4, 16)
+    assert same_weights(resampled, square)
+    tables = {
+        name: sincos_position_table(official_weights[name].shape[2], (4, 16)).float()
+        for name in ("pos_embed", "decoder_pos_embed")
+    }
+    model = hf_mae.import_checkpoint({**official_weights, **tables}, **OFFICIAL_HEADS, image_size=(16, 64))
     assert model.config.grid_size == (4, 16)
-    assert torch.equal(model.mae.embeddings.position_embeddings, official_weights["pos_embed"])
+    assert torch.equal(model.mae.embeddings.position_embeddings, tables["pos_embed"])
+    cut = {name: official_weights[name][:, :-4] for name in tables}  # 60 patches
+    with pytest.raises(ValueError, match=r"60 patches are no square: pass image_size=\(height, width\)"):
+        hf_mae.import_checkpoint({**official_weights, **cut}, **OFFICIAL_HEADS)
+    assert hf_mae.import_checkpoint(
+        {**official_weights, **cut}, **OFFICIAL_HEADS, image_size=(24, 40)
+    ).config.grid_size == (6, 10)
     model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, image_size=(64, 48), num_channels=1)
     assert model.config.grid_size == (16, 12)
     assert model.mae.embeddings.position_embeddings.shape == (1, 193, 64)

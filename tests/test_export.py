@@ -7,12 +7,15 @@ import pathlib
 import re
 import shlex
 
+import PIL.Image
 import pytest
 import torch
 from conftest import OFFICIAL_HEADS, TINY, picture
 from foreign_models import EXACT, PIXELS, computed, perturbed, same_weights
+from safetensors.torch import save_file
 from transformers import (
     ViTForImageClassification,
+    ViTImageProcessor,
     ViTMAEForPreTraining,
     ViTMAEModel,
     ViTModel,
@@ -20,7 +23,7 @@ from transformers import (
 
 import hf_mae
 from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
-from hf_mae.conversion import convert_checkpoint, convert_command
+from hf_mae.conversion.command import convert_checkpoint, convert_command
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Out
@@ -292,6 +295,15 @@ def test_convert__of_a_run_keeps_its_record_and_halves_its_size(run_folder, tmp_
     assert torch.equal(model.decoder.head.weight, expected)
 
 
+def test_convert__of_a_run_states_the_licence_that_is_given(run_folder, tmp_path):
+    convert(run_folder, tmp_path / "out", "--license", "mit")
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == {
+        "metrics": {"knn_accuracy": 0.5},
+        "license": "mit",
+    }
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_convert__to_a_stock_folder_and_its_table(run_folder, tmp_path, capsys):
     convert(run_folder, tmp_path / "vit", "--to", "vit")
     printed = capsys.readouterr().out
@@ -299,6 +311,78 @@ def test_convert__to_a_stock_folder_and_its_table(run_folder, tmp_path, capsys):
     assert re.search(r"decoder\.head +- +2 tensors", printed)
     processor = json.loads((tmp_path / "vit" / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == [0.1, 0.2, 0.3]
+
+
+def test_convert__carries_the_steps_of_a_foreign_image_processor(tiny_model, tmp_path):
+    hf_mae.export_checkpoint(tiny_model().mae, tmp_path / "vit", "vit")
+    stated = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 32, "width": 32}}
+    steps = {
+        "resample": 2,
+        "do_normalize": False,
+        "image_mean": 0.5,
+        "image_std": [0.5, 0.5, 0.5],
+        "rescale_factor": 1 / 127.5,
+    }
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps({**stated, **steps}))
+    convert(tmp_path / "vit", tmp_path / "ours")
+    ours = MAEImageProcessor.from_pretrained(tmp_path / "ours")
+    assert (ours.do_normalize, ours.rescale_factor) == (False, 1 / 127.5)
+    assert list(ours.image_mean) == [0.5, 0.5, 0.5]
+    theirs = ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False, rescale_factor=1 / 127.5)
+    image = picture(size=(64, 32))
+    expected = theirs(image, return_tensors="pt").pixel_values
+    torch.testing.assert_close(ours(image, return_tensors="pt").pixel_values, expected, rtol=0, atol=0.02)
+
+
+def test_convert__to_other_channels_reads_files_as_before(tiny_model, tmp_path, log):
+    tiny_model().save_pretrained(tmp_path / "in")
+    reading = {"value_range": [0, 10000], "nodata": 0, "sample_type": "uint16", "bands": [3, 2, 1]}
+    MAEImageProcessor.for_image_size(32, **reading).save_pretrained(tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "out", "--config_overrides", "num_channels=4")
+    processor = MAEImageProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.num_channels, processor.value_range, processor.nodata) == (4, [0, 10000], 0)
+    assert (processor.sample_type, processor.bands) == ("uint16", None)
+    assert "for 3 channels and the model has 4 now: image_mean, image_std, bands are the defaults" in log()
+
+
+def test_export__image_processors_that_theirs_cannot_be(tiny_model, tmp_path, log):
+    """One of 10,000 grey levels is not written; one of rectangles covers them without a black border."""
+    scenes = MAEImageProcessor.for_image_size(32, value_range=[0, 10000], sample_type="uint16")
+    hf_mae.export_checkpoint(tiny_model().mae, tmp_path / "deep", "vit", scenes)
+    assert not (tmp_path / "deep" / "preprocessor_config.json").exists()
+    assert "No image processor is written" in log()
+    wide = MAEImageProcessor.for_image_size((32, 64))
+    hf_mae.export_checkpoint(tiny_model(image_size=(32, 64)).mae, tmp_path / "wide", "vit", wide)
+    white = PIL.Image.new("RGB", (50, 50), "white")
+    stock = ViTImageProcessor.from_pretrained(tmp_path / "wide")(white, return_tensors="pt").pixel_values
+    torch.testing.assert_close(stock, wide(white, return_tensors="pt").pixel_values)
+
+
+def test_export__encoder_without_its_final_norm_is_refused(tiny_config, tmp_path):
+    classifier = MAEForImageClassification(tiny_config(pooling="mean", num_labels=3))
+    with pytest.raises(ValueError, match="no final norm.* Export the classifier, to 'timm' or 'official'"):
+        hf_mae.export_checkpoint(classifier.mae, tmp_path / "out", "vit")
+
+
+def test_convert__never_writes_over_its_source(official_weights, tmp_path):
+    save_file(official_weights, tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(OSError, match="exists already"):
+        convert_checkpoint(tmp_path / "model.safetensors", tmp_path, **OFFICIAL_HEADS)
+    with pytest.raises(OSError, match="exists already"):
+        hf_mae.export_checkpoint(hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS), tmp_path, "vit")
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_convert__of_an_unknown_class_says_that_the_encoder_is_left(tiny_config, tmp_path, log):
+    class Subclass(MAEForPreTraining):
+        pass
+
+    Subclass(tiny_config()).save_pretrained(tmp_path / "in")
+    assert type(hf_mae.import_checkpoint(tmp_path / "in")) is MAEModel
+    assert "saved by Subclass, which hf_mae does not know: only its encoder is taken" in log()
+    assert type(hf_mae.import_checkpoint(tmp_path / "in", Subclass)) is Subclass
 
 
 def test_convert__from_python(run_folder, tmp_path):

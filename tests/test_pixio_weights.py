@@ -23,7 +23,8 @@ from hf_mae import (
     MAEImageProcessor,
     MAEModel,
 )
-from hf_mae.conversion import convert_checkpoint, convert_command, detect_layout, names_in
+from hf_mae.conversion import detect_layout, names_in
+from hf_mae.conversion.command import convert_checkpoint, convert_command
 from hf_mae.evaluation.encoders import load_encoder
 from hf_mae.publishing import license_of, write_model_card
 

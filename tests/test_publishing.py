@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
-from hf_mae.conversion import convert_command
+from hf_mae.conversion.command import convert_command
 from hf_mae.publishing import (
     HubPush,
     link_files,
@@ -192,6 +192,15 @@ def test_card__of_converted_weights_marks_the_licence(tiny_model, tmp_path):
     assert "come from those that Meta published and are under CC-BY-NC 4.0: no commercial use" in card.text
     assert "converted from `mae_pretrain_vit_tiny.pth` (official)" in card.text
     assert str(tmp_path) not in card.text
+
+
+def test_card__of_stock_folders_keeps_the_licence(hub, saved, tmp_path):
+    save_record(saved, {**read_record(saved), "license": "cc-by-nc-4.0"})
+    convert(saved, tmp_path / "vit", "--to", "vit", "--push_to_hub", "me/vit")
+    card = ModelCard(hub.repositories["me/vit"]["README.md"].decode())
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "Weights that hf_mae has converted from `mae-tiny` (in the layout mae)" in card.text
+    assert "no commercial use" in card.text
 
 
 METAS = [
@@ -472,6 +481,23 @@ def test_push__says_what_is_missing(saved, tmp_path):
         push(tmp_path)
     with pytest.raises(OSError, match="`evaluation`: .*no run.json"):
         push(saved, "--evaluation", tmp_path)
+    save_record(tmp_path, {"metrics": {"eval_mean_iou": 0.5, "eval_pixel_accuracy": 0.9}})
+    with pytest.raises(ValueError, match="`evaluation`: .*only eval_mean_iou, eval_pixel_accuracy. .* `notes`"):
+        push(saved, "--evaluation", tmp_path)
+    (saved / "run.json").write_text('{"hours": }')
+    with pytest.raises(ValueError, match="run.json is no JSON"):
+        push(saved)
+
+
+def test_push__a_card_that_was_edited_on_the_hub_stays(hub, saved):
+    push_folder(saved, "me/edited")
+    edited = b"# Mine\n\nWhat I have seen.\n"
+    hub._set("me/edited", {**hub.repositories["me/edited"], "README.md": edited})
+    change_weights(saved, 1.0)
+    push_folder(saved, "me/edited")
+    assert hub.repositories["me/edited"]["README.md"] == edited
+    weights = (saved / "model.safetensors").read_bytes()
+    assert hub.repositories["me/edited"]["model.safetensors"] == weights
 
 
 def test_docs__commands_of_a_push_run(hub, saved, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import transformers
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
-from .conversion import export_checkpoint, import_checkpoint
+from .conversion.weights import export_checkpoint, import_checkpoint
 from .modeling.auto_mae import (
     MODEL_CLASSES,
     MAEBackbone,

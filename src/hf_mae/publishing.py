@@ -9,6 +9,7 @@ import queue
 import re
 import shlex
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -141,6 +142,7 @@ def add_to_record(folder: str | os.PathLike, facts: dict, evaluations: Sequence[
 
     Raises:
         OSError: If the folder holds no model, or an evaluation has no record.
+        ValueError: If an evaluation has no accuracy.
     """
     _check_is_model(Path(folder))
     record = read_record(folder)
@@ -149,7 +151,14 @@ def add_to_record(folder: str | os.PathLike, facts: dict, evaluations: Sequence[
         if not (Path(evaluation) / "run.json").exists():
             raise OSError(f"`evaluation`: {evaluation} is not the folder of a finished run, it has no run.json.")
         found = read_record(evaluation).get("metrics") or {}
-        metrics |= {name.replace("eval_", "finetuned_"): value for name, value in found.items() if "accuracy" in name}
+        named = {name.replace("eval_", "finetuned_"): value for name, value in found.items()}
+        accuracies = {name: value for name, value in named.items() if name in _ACCURACIES}
+        if not accuracies:
+            raise ValueError(
+                f"`evaluation`: {evaluation} has no accuracy that the card could show, only "
+                f"{', '.join(found) or 'nothing'}. State such figures with `notes`."
+            )
+        metrics |= accuracies
     if evaluations:
         facts = {**facts, "metrics": metrics}
     if facts:
@@ -168,7 +177,10 @@ def json_lines(path: str | os.PathLike) -> list[dict]:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}). Mend it, or take it away.") from error
 
 
 def is_model_of_ours(folder: str | os.PathLike) -> bool:
@@ -197,11 +209,13 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     card = folder / "README.md"
     if card.exists() and _MARK not in card.read_text(encoding="utf-8"):
         return
-    if not is_model_of_ours(folder):
-        return  # a model with our encoder as its backbone
     record = read_record(folder)
-    model = _empty_model(folder)
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
+    if not is_model_of_ours(folder):
+        if "converted_from" in record:  # else it is a model with our encoder as its backbone
+            card.write_text(_card_of_converted(record, title), encoding="utf-8")
+        return
+    model = _empty_model(folder)
     text = ModelCard.from_template(
         _metadata(record, title, isinstance(model, MAEForImageClassification)),
         template_path=os.fspath(_TEMPLATE),
@@ -221,6 +235,14 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     text = re.sub(r"\n{3,}", "\n\n", str(text).strip())  # where parts of the template were left out
     card.unlink(missing_ok=True)  # it may be a link to the card of a run
     card.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _card_of_converted(record: dict, title: str) -> str:
+    """Returns the card of weights in the layout of another library: where they come from, and their licence."""
+    metadata = ModelCardData(license=record.get("license"), tags=["masked-autoencoder", "mae", "vit"])
+    source = f"`{record['converted_from']}` (in the layout {record.get('layout')})"
+    text = f"# {title}\n\nWeights that hf_mae has converted from {source}.\n\n{_licence(record)}"
+    return f"---\n{metadata}\n---\n\n{text}\n\n{_MARK} -->\n"
 
 
 def _empty_model(folder: Path) -> MAEPreTrainedModel:
@@ -375,7 +397,8 @@ def _licence(record: dict) -> str:
 def push_folder(
     folder: str | os.PathLike, repo_id: str, private: bool | None = None, message: str = "Upload model"
 ) -> str:
-    """Pushes a saved model in one commit and returns its address. Files that are there already are not sent again.
+    """Pushes a saved model in one commit and returns its address. Files that are there already are not sent again, and
+    a card that was edited in the repository stays.
 
     Pushed are weights, configuration, image processor, code, card, recipe, log, record and pictures; not checkpoints,
     optimizer states, or files in folders below.
@@ -395,13 +418,25 @@ def push_folder(
         api = HfApi()
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         write_model_card(folder, repo_id)  # now that the owner is known
-        operations = [CommitOperationAdd(name, path) for name, path in published_files(folder).items()]
+        files = published_files(folder)
+        if _has_edited_card(api, repo_id):
+            files.pop("README.md", None)
+        operations = [CommitOperationAdd(name, path) for name, path in files.items()]
         api.create_commit(repo_id, operations, commit_message=message)
     except Exception as error:  # errors of HTTP, of the connection, of names, of files have no common class
         reason = redact(str(error)).strip().splitlines() or [type(error).__name__]
         # Not chained: the request in the chain contains the token.
         raise OSError(f"{folder} could not be pushed to {repo_id}: {reason[0]}") from None
     return f"{api.endpoint}/{repo_id}"
+
+
+def _has_edited_card(api: HfApi, repo_id: str) -> bool:
+    """Returns whether a repository has a card that somebody else has written or edited, on the Hub or elsewhere."""
+    if not api.file_exists(repo_id, "README.md"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        card = Path(api.hf_hub_download(repo_id, "README.md", local_dir=folder))
+        return _MARK not in card.read_text(encoding="utf-8")
 
 
 def published_files(folder: str | os.PathLike) -> dict[str, Path]:

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..conversion import find_image_processor, import_checkpoint
+from ..conversion.image_processors import find_image_processor
+from ..conversion.weights import import_checkpoint
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEPreTrainedModel

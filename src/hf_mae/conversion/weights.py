@@ -1,21 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Converts weights from and to other implementations. Their names are in conversion_names.py."""
+"""Converts weights from and to other implementations. Their names are in names.py."""
 
 import math
 import os
 import re
-import shutil
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers.utils import cached_file, logging
+from torch import nn
+from transformers.utils import logging
 
-from .cli import CommandParser
-from .conversion_files import FIELDS, NOT_FIELDS, as_value_error, folder_of, read_checkpoint, read_json, write_folder
-from .conversion_names import (
+from ..modeling.auto_mae import class_of_architecture
+from ..modeling.configuration_mae import _PRESETS, MAEConfig, _pair
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.loading_mae import HUB_KWARGS
+from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from ..modeling.modeling_mae_downstream import MAEForImageClassification, fold_batch_norm
+from ..modeling.patches_mae import sincos_position_table
+from .files import (
+    FIELDS,
+    NOT_FIELDS,
+    WEIGHT_FILES,
+    as_value_error,
+    folder_of,
+    read_checkpoint,
+    write_folder,
+)
+from .image_processors import write_stock_processor
+from .names import (
     LAYOUTS,
     PIXIO_LAYOUTS,
     find_probe,
@@ -24,14 +38,6 @@ from .conversion_names import (
     recognise,
     rename,
 )
-from .modeling.auto_mae import class_of_architecture
-from .modeling.configuration_mae import _PRESETS, MAEConfig, _pair
-from .modeling.image_processing_mae import MAEImageProcessor
-from .modeling.loading_mae import HUB_KWARGS
-from .modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
-from .modeling.modeling_mae_downstream import MAEForImageClassification, fold_batch_norm
-from .publishing import license_of, push_folder, save_record, write_model_card
-from .training.arguments import config_changes
 
 logger = logging.get_logger(__name__)
 
@@ -128,7 +134,13 @@ def import_checkpoint(
     hub_kwargs = {name: config.pop(name) for name in HUB_KWARGS if name in config}
     state_dict, stated = read_checkpoint(checkpoint, **hub_kwargs)
     if stated.get("model_type") == MAEConfig.model_type:
-        model_class = model_class or class_of_architecture((stated.get("architectures") or [None])[0])
+        architecture = (stated.get("architectures") or [MAEModel.__name__])[0]
+        if model_class is None and class_of_architecture(architecture).__name__ != architecture:
+            logger.warning(
+                f"{checkpoint} was saved by {architecture}, which hf_mae does not know: only its encoder is taken. "
+                "Pass that class as `model_class` to take all of it."
+            )
+        model_class = model_class or class_of_architecture(architecture)
         return model_class.from_pretrained(checkpoint, dtype=torch.float32, **config, **hub_kwargs).eval()
     wanted = {name: config.pop(name) for name in ("image_size", "patch_size", "num_channels") if name in config}
     content_class, fields, tensors = _convert(state_dict, stated, config, wanted.get("image_size"))
@@ -296,10 +308,8 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
     fields["num_class_tokens"] = tensors["mae.embeddings.cls_token"].shape[1]
     num_patches = tensors["mae.embeddings.position_embeddings"].shape[1] - fields["num_class_tokens"]
     size = (math.isqrt(num_patches) * patch_height, math.isqrt(num_patches) * patch_width)
-    if image_size is not None:
-        height, width_ = _pair(image_size)
-        if height // patch_height * (width_ // patch_width) == num_patches:
-            size = (height, width_)
+    if image_size is not None and _is_grid_of(tensors["mae.embeddings.position_embeddings"], fields, image_size):
+        size = _pair(image_size)
     fields["image_size"] = size[0] if size[0] == size[1] else size
     presets = [MAEConfig.from_preset(name) for name in _PRESETS]
     heads = {(preset.hidden_size, preset.num_hidden_layers): preset.num_attention_heads for preset in presets}
@@ -316,6 +326,27 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
         if decoder_width in heads:
             fields["decoder_num_attention_heads"] = heads[decoder_width]
     return fields
+
+
+def _is_grid_of(table: torch.Tensor, fields: dict, image_size: int | tuple[int, int]) -> bool:
+    """Returns whether a position table is that of an image size that is wanted, and needs no resampling for it.
+
+    As many patches may be of another grid: 14 x 14 are as many as 7 x 28. A square one is taken for a square unless the
+    table is the fixed one of the other grid.
+    """
+    class_tokens = fields["num_class_tokens"]
+    sides = zip(_pair(image_size), _pair(fields["patch_size"]), strict=True)
+    rows, columns = (size // patch for size, patch in sides)
+    if rows * columns != table.shape[1] - class_tokens:
+        return False
+    if rows == columns or math.isqrt(rows * columns) ** 2 != rows * columns:
+        return True
+    fixed = sincos_position_table(table.shape[2], (rows, columns), class_tokens)
+    is_fixed = torch.allclose(table[:, class_tokens:].double(), fixed[:, class_tokens:].double(), atol=1e-2)
+    if not is_fixed:
+        side = math.isqrt(rows * columns)
+        logger.warning(f"The {side**2} positions are taken as {side} x {side}, and resampled to {rows} x {columns}.")
+    return is_fixed
 
 
 def _stated_fields(stated: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
@@ -367,7 +398,10 @@ def _check_complete(model_class: type[MAEPreTrainedModel], fields: dict, tensors
         if name in expected and tensor.shape != expected[name].shape
     ]
     if problems:
-        raise ValueError("The checkpoint does not fit (names as in hf_mae):\n  " + "\n  ".join(problems))
+        patches = tensors["mae.embeddings.position_embeddings"].shape[1] - fields["num_class_tokens"]
+        is_square = math.isqrt(patches) ** 2 == patches
+        hint = "" if is_square else f"\n{patches} patches are no square: pass image_size=(height, width)."
+        raise ValueError("The checkpoint does not fit (names as in hf_mae):\n  " + "\n  ".join(problems) + hint)
     return [name for name in tensors if name not in expected]
 
 
@@ -414,6 +448,8 @@ def export_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     if LAYOUTS[layout].is_folder:
         write_folder(model, path, layout, theirs, image_processor)
+        if image_processor is not None and layout != "timm":  # there the configuration says it
+            write_stock_processor(path, layout, image_processor)
     else:
         arguments = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
         container = {"official": "model", "mmpretrain": "state_dict"}.get(layout)
@@ -432,10 +468,14 @@ def _check_export(model: MAEPreTrainedModel, path: Path, layout: str):
     if target.is_folder == (path.suffix == ".pth"):
         kind = "folder" if target.is_folder else ".pth file"
         raise ValueError(f"For {target.title} the path must be a {kind}: {path}")
-    if (path / "config.json" if target.is_folder else path).exists():
-        raise OSError(f"{path} exists already. Choose another path, or remove it.")
+    check_is_free(path)
     if not isinstance(model, MAEModel | MAEForPreTraining | MAEForImageClassification):
         raise ValueError(f"{type(model).__name__} can't be exported, only encoders, pre-training models, classifiers.")
+    if isinstance(model, MAEModel) and isinstance(model.layernorm, nn.Identity):
+        raise ValueError(
+            "This encoder has no final norm, since its classifier normalises the mean of the patches: others would "
+            "make a new one. Export the classifier, to 'timm' or 'official', or load the folder with AutoModel."
+        )
     if problem := _find_obstacle(layout, model):
         raise ValueError(f"{target.title[0].upper()}{target.title[1:]} {problem}")
     if eps != target.layer_norm_eps and layout not in _OF_TRANSFORMERS:
@@ -448,6 +488,12 @@ def _check_export(model: MAEPreTrainedModel, path: Path, layout: str):
             "The pooler_output of transformers' Pixio is the mean of the class tokens, that of this model the mean of "
             "the patches (pooling='mean')."
         )
+
+
+def check_is_free(path: Path):
+    """Refuses to write over a file, or over what may be the weights that are being converted."""
+    if path.is_file() or any((path / name).exists() for name in ("config.json", *WEIGHT_FILES)):
+        raise OSError(f"{path} exists already. Choose another path, or remove it.")
 
 
 def _find_obstacle(layout: str, model: MAEPreTrainedModel) -> str | None:
@@ -510,188 +556,4 @@ def _their_tensors(model: MAEPreTrainedModel, layout: str) -> tuple[dict[str, to
     return theirs, left_out
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# From files to files
-
-
-def convert_checkpoint(
-    source: str | os.PathLike,
-    target: str | os.PathLike,
-    to: str = "mae",
-    dtype: str | None = None,
-    license: str | None = None,  # noqa: A002
-    **config,
-) -> tuple[MAEPreTrainedModel, str]:
-    """Converts a checkpoint of any known layout to another one, with image processor, record and model card.
-
-    Args:
-        source (`str` or `os.PathLike`): File, folder, or name on the Hub.
-        target (`str` or `os.PathLike`): Folder to make, or a `.pth` file for layouts that are files.
-        to (`str`, *optional*, defaults to `"mae"`): Layout of the target: `"mae"` for hf_mae, or that of
-            [`export_checkpoint`].
-        dtype (`str`, *optional*): Type of the tensors in the file, such as `"float16"`. Defaults to float32.
-        license (`str`, *optional*): Licence of the weights for the model card. That of Meta's weights is known.
-        **config: Fields of [`MAEConfig`], as in [`import_checkpoint`].
-
-    Returns:
-        `(model, layout)`: The model, and the layout of the source.
-
-    Raises:
-        OSError: If the source cannot be read, or there is something at `target` already.
-        ValueError: If the weights cannot be converted.
-    """
-    target = Path(target)
-    if to == "mae" and target.suffix == ".pth":
-        raise ValueError(
-            f"The layout 'mae' is a folder, and {target} is the name of a file. 'official' is a .pth file."
-        )
-    if to == "mae" and ((target / "config.json").exists() or target.is_file()):
-        raise OSError(f"{target} exists already. Choose another path, or remove it.")
-    layout = detect_layout(source)
-    model = import_checkpoint(source, **config)
-    image_processor = find_image_processor(source, layout, model.config)
-    weights = model.state_dict()
-    if dtype is not None:
-        weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
-    if to == "mae":  # the configuration still says float32, so that the smaller weights load as float32
-        model.save_pretrained(target, state_dict=weights)
-        image_processor.save_pretrained(target)
-    else:
-        model.load_state_dict(weights, assign=True)
-        export_checkpoint(model, target, to, image_processor)
-    if target.is_dir():
-        _write_provenance(Path(source), target, layout, to, license or license_of(source))
-    return model, layout
-
-
-def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConfig) -> MAEImageProcessor:
-    """Returns the image processor of a checkpoint of hf_mae, or one with the statistics that are next to the weights.
-
-    Where none are, those of ImageNet are taken, and the log says so. The central part of an image is cropped, as the
-    official MAE code does; for Pixio it is resized to a square as a whole, unless a crop is stated.
-
-    Args:
-        source (`str` or `os.PathLike`): File, folder or name on the Hub of the weights.
-        layout (`str`): See [`detect_layout`].
-        config ([`MAEConfig`]): Says the sizes.
-    """
-    statistics, crops = {}, layout not in PIXIO_LAYOUTS
-    folder = os.fspath(Path(source).parent if Path(source).is_file() else source)
-    for name in ("preprocessor_config.json", "config.json"):
-        path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
-        content = {} if path is None else read_json(path)
-        if layout == "mae" and "image_processor_type" in content:
-            processor = MAEImageProcessor.from_pretrained(folder)
-            if processor.num_channels == config.num_channels:
-                same_size = processor.crop_height_width == _pair(config.image_size)
-                return processor if same_size else processor.with_image_size(config.image_size)
-        crops = crops or bool(content.get("do_center_crop"))
-        weights = content.get("pretrained_cfg") or {}  # of timm
-        for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
-            value = content.get(ours) or weights.get(theirs)
-            if value and len(value) == config.num_channels:
-                statistics.setdefault(ours, value)
-    if not statistics:
-        logger.warning(
-            "There are no mean and deviation next to the weights: those of ImageNet are taken (0.5 unless there are 3 "
-            "channels). Change them in preprocessor_config.json if the model was trained with others."
-        )
-    statistics["num_channels"] = config.num_channels
-    if not crops:  # Pixio's whole images are resized to a square
-        height, width = _pair(config.image_size)
-        return MAEImageProcessor(size={"height": height, "width": width}, **statistics)
-    return MAEImageProcessor.for_image_size(config.image_size, **statistics)
-
-
-def _write_provenance(source: Path, target: Path, layout: str, to: str, license_: str | None):
-    """Copies the record of the run that made the source, or records where the weights come from; writes the card."""
-    if to == layout == "mae" and (source / "run.json").exists():
-        for name in ("run.json", "metrics.jsonl", "recipe.yaml", "reconstructions.png"):
-            if (source / name).exists():
-                shutil.copy(source / name, target)
-    else:
-        name = source.name if source.exists() else os.fspath(source)
-        save_record(target, {"converted_from": name, "layout": layout, "license": license_})
-    write_model_card(target)
-
-
-def convert_command(argv: list[str], prog: str) -> None:
-    """Runs `hf-mae convert`: converts a checkpoint, and prints what each tensor is called on both sides."""
-    args = _convert_parser(prog).parse(argv)
-    if args.push_to_hub and args.target.suffix == ".pth":
-        raise ValueError(
-            "`push_to_hub` pushes folders, and the target is a file: choose mae, vit, vit_mae, timm, pixio."
-        )
-    changes = config_changes(args.config_overrides)
-    logging.disable_progress_bar()
-    with torch.no_grad():
-        model, source = convert_checkpoint(args.source, args.target, args.to, args.dtype, args.license, **changes)
-    print(f"{args.source} ({source}) to {args.target} ({args.to}): {type(model).__name__}, {model.num_parameters():,}")
-    print(_name_table(model, source, args.to))
-    if args.push_to_hub:
-        try:
-            print(f"Pushed to {push_folder(args.target, args.push_to_hub)}")
-        except OSError as error:
-            raise OSError(f"{error} Push it later: hf-mae push {args.target} {args.push_to_hub}") from None
-
-
-def _convert_parser(prog: str) -> CommandParser:
-    parser = CommandParser(
-        prog=prog,
-        description="Converts weights between hf_mae, the official MAE code, timm, transformers (ViTMAE, ViT, Pixio),\n"
-        "mmpretrain, lightly and the official Pixio code. The layout of the source is recognised.",
-    )
-    parser.add_argument("source", help="File, folder, or name on the Hub.")
-    parser.add_argument(
-        "target", type=Path, help="Folder to make, or a .pth file for official, mmpretrain, lightly, pixio_official."
-    )
-    parser.add_argument("--to", default="mae", choices=("mae", *LAYOUTS), help="Layout of the target.")
-    parser.add_argument(
-        "--config_overrides",
-        help="What the tensors do not show, as fields of MAEConfig: 'norm_pix_loss=true,num_attention_heads=6'.",
-    )
-    parser.add_argument(
-        "--dtype", choices=("float16", "bfloat16", "float32"), help="Type in the file. Default: float32."
-    )
-    parser.add_argument("--license", help="Licence of the weights, for the card. That of Meta's weights is known.")
-    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Name on the Hub to push the folder to.")
-    return parser
-
-
-def _name_table(model: MAEPreTrainedModel, source: str, target: str) -> str:
-    """Returns a table of what tensors are called in the source, in hf_mae and in the target; blocks share a row."""
-    prefix = "mae." if isinstance(model, MAEModel) else ""
-    names = [prefix + name for name in model.state_dict()]
-    layouts = list(dict.fromkeys((source, "mae", target)))
-    tables = {layout: names_in(layout, names) for layout in layouts if layout != "mae"}
-    counts = Counter()
-    for name in names:
-        row = [_short(tables[layout][name] if layout in tables else [name]) for layout in layouts]
-        counts[tuple(row)] += 1
-    rows = [tuple(layouts), *counts]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines[1:] = [
-        f"{line} {counts[row]:3} tensor{'s' if counts[row] > 1 else ''}"
-        for line, row in zip(lines[1:], rows[1:], strict=True)
-    ]
-    return "\n".join(f"  {line.rstrip()}" for line in lines)
-
-
-def _short(names: list[str]) -> str:
-    """Returns the names of one of our tensors in short: `N` for the block, `{q,k,v}` for three of them."""
-    if len(names) == 3:  # queries, keys and values
-        before, after = re.fullmatch(r"(.*?)q(?:uery)?(.*)", names[0]).groups()
-        names = [f"{before}{{q,k,v}}{after}"]
-    return re.sub(r"\.\d+\.", ".N.", re.sub(r"\.(weight|bias)$", "", "".join(names) or "-"), count=1)
-
-
-__all__ = [
-    "convert_checkpoint",
-    "convert_command",
-    "detect_layout",
-    "export_checkpoint",
-    "find_image_processor",
-    "import_checkpoint",
-    "names_in",
-]
+__all__ = ["check_is_free", "detect_layout", "export_checkpoint", "import_checkpoint"]

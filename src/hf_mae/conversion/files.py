@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
-from .modeling.configuration_mae import MAEConfig, _pair, fields_of_pixio
-from .modeling.image_processing_mae import MAEImageProcessor
-from .modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
-from .modeling.modeling_mae_downstream import MAEForImageClassification
+from ..modeling.configuration_mae import MAEConfig, _pair, fields_of_pixio
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
+from ..modeling.modeling_mae_downstream import MAEForImageClassification
+from ..publishing import write_json
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -183,19 +184,19 @@ def write_folder(
     tensors: dict[str, torch.Tensor],
     image_processor: MAEImageProcessor | None,
 ):
-    """Writes a folder of weights, configuration and image processor that another library loads.
+    """Writes a folder of weights and configuration that another library loads.
 
     Args:
         model ([`MAEPreTrainedModel`]): The model.
         path (`Path`): Folder to make.
         layout (`str`): `"vit"`, `"vit_mae"`, `"pixio"` or `"timm"`.
         tensors (`dict[str, torch.Tensor]`): The weights under the names of the layout.
-        image_processor ([`MAEImageProcessor`], *optional*): Written as that of the other library.
+        image_processor ([`MAEImageProcessor`], *optional*): What timm states about images in the configuration.
     """
     path.mkdir(exist_ok=True)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     if layout == "timm":
-        _write_json(path / "config.json", _timm_config(model, image_processor))
+        write_json(path / "config.json", _timm_config(model, image_processor))
         return
     kinds = {MAEForPreTraining: "ForPreTraining", MAEForImageClassification: "ForImageClassification"}
     has_decoder = layout == "vit_mae" or not isinstance(model, MAEForPreTraining)
@@ -205,11 +206,7 @@ def write_folder(
     if layout == "pixio":
         mlp_ratio = model.config.intermediate_size // model.config.hidden_size
         fields.update(n_cls_tokens=model.config.num_class_tokens, mlp_ratio=mlp_ratio)
-    _write_json(path / "config.json", fields)
-    if image_processor is not None:
-        # The class that AutoImageProcessor has for Pixio is BiT's.
-        kind = "BitImageProcessor" if layout == "pixio" else "ViTImageProcessor"
-        _write_json(path / "preprocessor_config.json", _stock_image_processor(image_processor, kind))
+    write_json(path / "config.json", fields)
 
 
 def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor | None) -> dict:
@@ -252,18 +249,6 @@ def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor |
         "pretrained_cfg": weights,
         **labels,
     }
-
-
-def _stock_image_processor(image_processor: MAEImageProcessor, kind: str) -> dict:
-    """Returns a `preprocessor_config.json` for an image processor of transformers, which takes the same steps."""
-    steps = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
-    names = (*steps, "do_normalize", "image_mean", "image_std")
-    ours = image_processor.to_dict()
-    return {**{name: ours[name] for name in names}, "image_processor_type": kind}
-
-
-def _write_json(path: Path, content: dict):
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 __all__ = [

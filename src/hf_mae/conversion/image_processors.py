@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Image processors of other implementations: ours from what lies next to their weights, and theirs from ours."""
+
+import os
+from pathlib import Path
+
+from transformers.utils import cached_file, logging
+
+from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..publishing import write_json
+from .files import read_json
+from .names import PIXIO_LAYOUTS
+
+logger = logging.get_logger(__name__)
+
+_STEPS = ("do_rescale", "rescale_factor", "do_normalize")
+_FILTERS = (0, 2, 3)  # of PIL that our image processor has: nearest, bilinear, bicubic
+# How files are read: what image processors of transformers, which are given 8-bit RGB, have no settings for.
+_READING = ("value_range", "bands", "nodata", "pages")
+
+
+def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConfig) -> MAEImageProcessor:
+    """Returns the image processor of a checkpoint of hf_mae, or one with the numbers that are next to the weights.
+
+    Where there is no mean, that of ImageNet is taken, and the log says so. The central part of an image is cropped, as
+    the official MAE code does. Unless a crop is stated, it is resized as a whole for Pixio, and for a ViT of
+    transformers whose image processor does that.
+
+    Args:
+        source (`str` or `os.PathLike`): File, folder or name on the Hub of the weights.
+        layout (`str`): See [`hf_mae.conversion.detect_layout`].
+        config ([`MAEConfig`]): Says the sizes.
+    """
+    folder = os.fspath(Path(source).parent if Path(source).is_file() else source)
+    stated, of_model = (_read(folder, name) for name in ("preprocessor_config.json", "config.json"))
+    if layout == "mae" and "image_processor_type" in stated:
+        return _of_hf_mae(folder, config)
+    options = {name: stated[name] for name in _STEPS if stated.get(name) is not None}
+    statistics = _statistics(stated, of_model, config.num_channels)
+    if not statistics:
+        logger.warning(
+            "There are no mean and deviation next to the weights: those of ImageNet are taken (0.5 unless there are 3 "
+            "channels). Change them in preprocessor_config.json if the model was trained with others."
+        )
+    options.update(num_channels=config.num_channels, **statistics)
+    stretches = layout == "vit" and stated.get("do_resize", False) and "shortest_edge" not in _as_dict(stated["size"])
+    if (stretches or layout in PIXIO_LAYOUTS) and not stated.get("do_center_crop"):
+        if stretches and stated.get("resample") in _FILTERS:  # MAE's and Pixio's is bicubic, whatever a file says
+            options["resample"] = stated["resample"]
+        height, width = _pair(config.image_size)
+        return MAEImageProcessor(size={"height": height, "width": width}, **options)
+    return MAEImageProcessor.for_image_size(config.image_size, **options)
+
+
+def _read(folder: str, name: str) -> dict:
+    path = cached_file(folder, name, _raise_exceptions_for_missing_entries=False)
+    return {} if path is None else read_json(path)
+
+
+def _as_dict(size) -> dict:
+    """Returns a stated size; one number is that of both sides."""
+    return size if isinstance(size, dict) else {}
+
+
+def _statistics(stated: dict, of_model: dict, num_channels: int) -> dict:
+    """Returns the mean and deviation that are stated for these channels."""
+    statistics = {}
+    for content in (stated, of_model):
+        weights = content.get("pretrained_cfg") or {}  # of timm
+        for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
+            value = content.get(ours) or weights.get(theirs)
+            value = [value] * num_channels if isinstance(value, int | float) else value
+            if value and len(value) == num_channels:
+                statistics.setdefault(ours, value)
+    return statistics
+
+
+def _of_hf_mae(folder: str, config: MAEConfig) -> MAEImageProcessor:
+    """Returns the image processor of a folder of hf_mae, for the size and the channels of a configuration."""
+    processor, channels = MAEImageProcessor.from_pretrained(folder), config.num_channels
+    if processor.num_channels != channels:
+        pairs = processor.reading.value_ranges or ((0, 1),)
+        changes = {"num_channels": channels, "image_mean": None, "image_std": None}
+        if len(processor.bands or range(channels)) != channels:
+            changes["bands"] = None
+        if max(processor.display_bands or (1,)) > channels:
+            changes["display_bands"] = None
+        if len(pairs) not in (1, channels):
+            changes["value_range"] = None
+        logger.warning(
+            f"The image processor is for {processor.num_channels} channels and the model has {channels} now: "
+            f"{', '.join(list(changes)[1:])} are the defaults. Change them in preprocessor_config.json."
+        )
+        processor = MAEImageProcessor.from_pretrained(folder, **changes)
+    same_size = processor.crop_height_width == _pair(config.image_size)
+    return processor if same_size else processor.with_image_size(config.image_size)
+
+
+def write_stock_processor(folder: Path, layout: str, image_processor: MAEImageProcessor):
+    """Writes a `preprocessor_config.json` for an image processor of transformers, which takes the same steps.
+
+    None is written if theirs cannot read what ours does, and the log says so.
+
+    Args:
+        folder (`Path`): Folder of the model.
+        layout (`str`): `"vit"`, `"vit_mae"` or `"pixio"`.
+        image_processor ([`MAEImageProcessor`]): Ours.
+    """
+    # The class that AutoImageProcessor has for Pixio is BiT's.
+    kind, ours = "BitImageProcessor" if layout == "pixio" else "ViTImageProcessor", image_processor.to_dict()
+    if image_processor.is_deep or any(ours.get(name) is not None for name in _READING):
+        logger.warning(
+            f"No image processor is written: {kind} takes 8-bit colours, and the model was trained on values that are "
+            "read in another way (value_range, bands, nodata, pages, more than 8 bits). Use that of hf_mae."
+        )
+        return
+    steps = ("do_resize", "size", "resample", "do_center_crop", "crop_size", *_STEPS)
+    theirs = {name: ours[name] for name in (*steps, "image_mean", "image_std")}
+    height, width = image_processor.crop_height_width
+    edge = image_processor.size.shortest_edge
+    if edge and height != width:  # theirs would not cover the crop, and pad
+        size = {"height": round(height * edge / min(height, width)), "width": round(width * edge / min(height, width))}
+        logger.warning(f"{kind} resizes images to {size['height']} x {size['width']}, where hf_mae keeps their aspect.")
+        theirs["size"] = size
+    write_json(folder / "preprocessor_config.json", {**theirs, "image_processor_type": kind})
+
+
+__all__ = ["find_image_processor", "write_stock_processor"]
