@@ -159,7 +159,7 @@ def test_extraction__writes_parquet_piece_by_piece(run, checkpoint, tmp_path, mo
     assert list(read(output)[0]) == ["names", "index", "label", "class_token", "mean"]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "class"])
+@pytest.mark.parametrize("pooling", ["mean", "class", "attentive"])
 def test_extraction__of_a_classifier_gives_what_it_sees(run, checkpoint, photos, tmp_path, pooling):
     folder, output = checkpoint(MAEForImageClassification, pooling=pooling), tmp_path / "features.safetensors"
     model = MAEForImageClassification.from_pretrained(folder).eval()

@@ -212,7 +212,8 @@ def compute_features(
     Args:
         model ([`MAEModel`] or [`MAEForImageClassification`]): The model, in evaluation mode.
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised images.
-        kinds (`list[str]`): Some of `class_token`, `mean`, `patches`, `pooler`.
+        kinds (`list[str]`): Some of `class_token`, `mean`, `patches`, `pooler`, of a classifier the input of its
+            linear layer.
         layers (`list[int]`, *optional*): Blocks from 0 (the input of the first) to the depth, or negative ones from the
             end. Default: the last.
     """
@@ -220,7 +221,8 @@ def compute_features(
     grid_size = patch_grid(pixel_values, model.base_model.embeddings.patch_size)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
         outputs = model.base_model(pixel_values, output_hidden_states=True)
-        features = {"pooler": getattr(model, "fc_norm", torch.nn.Identity())(outputs.pooler_output)}
+        classifies = isinstance(model, MAEForImageClassification)
+        features = {"pooler": model.pool_outputs(outputs) if classifies else outputs.pooler_output}
     states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
     num_class_tokens = model.config.num_class_tokens
     for layer, ending in _layer_endings(layers, len(states) - 1).items():

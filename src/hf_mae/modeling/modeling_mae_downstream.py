@@ -107,9 +107,10 @@ class MAEForImageClassification(MAEPreTrainedModel):
 
     def pool(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
         """Returns the input of the classifier, `(batch, hidden_size)`. Arguments as in [`MAEModel.forward`]."""
-        return self._pool(self.mae(pixel_values, return_dict=True, **kwargs))
+        return self.pool_outputs(self.mae(pixel_values, return_dict=True, **kwargs))
 
-    def _pool(self, outputs: MAEModelOutput) -> torch.Tensor:
+    def pool_outputs(self, outputs: MAEModelOutput) -> torch.Tensor:
+        """Returns the input of the classifier, `(batch, hidden_size)`, for outputs of its encoder `mae`."""
         if self.attentive_pooling is None:
             return self.fc_norm(outputs.pooler_output)
         start = self.config.num_class_tokens
@@ -144,7 +145,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
             ValueError: If the labels do not fit.
         """
         outputs = self.mae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs)
-        logits = self.classifier(self._pool(outputs))
+        logits = self.classifier(self.pool_outputs(outputs))
         return ImageClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
