@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Features into a file and through pipelines."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shlex
 from pathlib import Path
 
 import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +19,7 @@ from safetensors import safe_open
 from transformers import AutoModel, pipeline
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.data.labels import open_with_labels
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation import features
 from hf_mae.evaluation.visualization import attention_command
@@ -220,6 +223,91 @@ def test_extraction__mistakes_are_named(run, checkpoint, photos, tmp_path, argum
     with pytest.raises(ValueError, match=message):
         run("--model_name_or_path", checkpoint(), "--data", photos, "--output", output, *arguments)
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Two folders of two pictures, which are patients, and a table with the classes."""
+    names = ["ann/0.png", "ann/1.png", "bob/0.png", "bob/1.png"]
+    for number, name in enumerate(names):
+        (tmp_path / "labelled" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(tmp_path / "labelled" / name)
+    lines = ["file_name,label", *map(",".join, zip(names, ("ill", "well", "well", "ill"), strict=True))]
+    (tmp_path / "labelled" / "metadata.csv").write_text("\n".join(lines))
+    return tmp_path / "labelled"
+
+
+def test_extraction__labels_are_those_of_the_table_as_in_evaluation(run, checkpoint, labelled, tmp_path):
+    output = tmp_path / "features.parquet"
+    printed = run("--model_name_or_path", checkpoint(), "--data", labelled, "--output", output)
+    columns, label_names = read(output)
+    images = open_with_labels(str(labelled), "train")
+    assert (columns["label"].tolist(), label_names) == (images.labels.tolist(), images.label_names)
+    assert [label_names[label] for label in columns["label"]] == ["ill", "well", "well", "ill"]
+    assert "Labels are those of the column label" in printed
+
+
+def test_extraction__several_labels_of_an_image(run, checkpoint, labelled, tmp_path):
+    rows = [{"file_name": f"{name}/{n}.png", "label": ["a", "b"][: n + 1]} for name in ("ann", "bob") for n in (0, 1)]
+    (labelled / "metadata.csv").unlink()
+    (labelled / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for number, flags in enumerate(([], ["--features", "patches", "--in_windows"])):
+        output = tmp_path / f"{number}.parquet"
+        run("--model_name_or_path", checkpoint(), "--data", labelled, "--output", output, *flags)
+        table = pq.read_table(output)
+        assert table["label"].to_pylist() == [[1, 0], [1, 1], [1, 0], [1, 1]]
+        assert json.loads(table.schema.field("label").metadata[b"shape"]) == [2]
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("file_name,label\nann/0.png,ill", "3 of 4 images are not in"),
+        ("file_name,label\nann/0.png,ill\nann/0.png,well", "two rows for ann/0.png"),
+        ("file,label\nann/0.png,ill", "must have the column file_name"),
+    ],
+)
+def test_extraction__needs_no_labels(run, checkpoint, labelled, tmp_path, table, why):
+    (labelled / "metadata.csv").write_text(table)
+    printed = run("--model_name_or_path", checkpoint(), "--data", labelled, "--output", tmp_path / "features.parquet")
+    columns, label_names = read(tmp_path / "features.parquet")
+    assert "label" not in columns
+    assert label_names is None
+    assert re.search(f"The images have no labels: .*{why}", printed)
+
+
+def test_extraction__unsuitable_images_are_found_before_the_work(run, checkpoint, labelled, tmp_path, monkeypatch):
+    picture(5).save(labelled / "bob" / "9.tif", save_all=True, append_images=[picture(6)])
+    monkeypatch.setattr(features, "compute_features", lambda *given: pytest.fail("the work has started"))
+    arguments = ["--output", tmp_path / "features.parquet", "--batch_size", 1]
+    with pytest.raises(ValueError, match=r"9\.tif: The image has 2 pages"):
+        run("--model_name_or_path", checkpoint(), "--data", labelled, *arguments)
+    processor = MAEImageProcessor.for_image_size(32, sample_type="uint16")
+    processor.save_pretrained(checkpoint())
+    with pytest.raises(ValueError, match="The embedded images are grey, of 8 bits.*Name pictures of your own"):
+        run("--model_name_or_path", tmp_path / "model", *arguments)
+
+
+def test_extraction__does_not_replace_the_images(run, checkpoint, tmp_path):
+    pq.write_table(pa.table({"image": [b"a picture"]}), tmp_path / "shard.parquet")
+    files = ["--data", tmp_path / "shard.parquet", "--output", tmp_path / "shard.parquet"]
+    with pytest.raises(ValueError, match=r"`data` .*shard\.parquet would be replaced"):
+        run("--model_name_or_path", checkpoint(), *files, "--overwrite")
+
+
+def test_extraction__folders_of_any_bytes_are_printed(checkpoint, tmp_path, monkeypatch):
+    for name in (b"caf\xe9", b"th\xe9"):
+        place = os.path.join(os.fsencode(tmp_path), b"data", name)
+        os.makedirs(place)
+        picture(1).save(tmp_path / "plain.png")
+        os.rename(tmp_path / "plain.png", os.path.join(place, b"0.png"))
+    strict = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
+    monkeypatch.setattr("sys.stdout", strict)
+    arguments = ["--data", tmp_path / "data", "--output", tmp_path / "features.parquet"]
+    features.features_command(
+        list(map(str, ["--model_name_or_path", checkpoint(), *arguments])), prog="hf-mae features"
+    )
+    assert "2 folders of" in strict.buffer.getvalue().decode()
 
 
 def test_extraction__names_the_features_there_are(run, checkpoint):

@@ -28,6 +28,7 @@ from .evaluation.features import (
     collate_readable,
     compute_features,
     open_source,
+    printable,
 )
 from .evaluation.visualization import enlarged, heat_map, load_trained, loss_maps
 from .modeling.image_processing_mae import MAEImageProcessor
@@ -341,7 +342,7 @@ def load_explorer(args: DemoArguments) -> Explorer:
     if args.data is None and not _shows(images, image_processor):  # the embedded grey pictures, and bands or 16 bits
         return Explorer(model, image_processor)
     if args.data is not None:
-        print(f"Features of {min(args.num_images, len(images)):,} images from {images.name}", flush=True)
+        print(f"Features of {min(args.num_images, len(images)):,} images from {printable(images.name)}", flush=True)
     readable = ReadableImages(images, image_processor)
     return Explorer(model, image_processor, readable, args.data is not None, args.num_images)
 

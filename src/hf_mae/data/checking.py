@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import PIL.Image
 import torch
 
+from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import (
     DEFAULT_SETTINGS,
     OpenedImage,
     ReadingSettings,
+    UnsuitableImageError,
     as_tensor,
     find_missing,
     num_pages,
@@ -21,6 +23,7 @@ from ..modeling.reading_mae import (
 from .decoding import read_image
 from .image_source import ImageSource
 from .sampling import spread_indices
+from .sources import FashionMNISTImages
 
 _MOST_PIXELS = 5 * 10**8  # that are decoded for the check: seconds to a minute
 _SHALLOW_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "LAB")
@@ -85,6 +88,26 @@ def check_images(
     return CheckedImages(next(iter(types)) if len(types) == 1 else None, unreadable, notes)
 
 
+def check_embedded(images: ImageSource, image_processor: MAEImageProcessor):
+    """Refuses the embedded images for a model that takes others, whose reasons suit files and not these images.
+
+    Args:
+        images ([`ImageSource`]): Images, which may be others.
+        image_processor ([`MAEImageProcessor`]): That of the model.
+
+    Raises:
+        ValueError: If they are the embedded images and do not suit it.
+    """
+    if not isinstance(images, FashionMNISTImages):
+        return
+    try:
+        image_processor(images[0])
+    except UnsuitableImageError as error:
+        raise ValueError(
+            "The embedded images are grey, of 8 bits, and the model takes others. Name pictures of your own."
+        ) from error
+
+
 def _needs_only_header(image: OpenedImage, num_channels: int, reading: ReadingSettings) -> bool:
     """Returns whether an image of 8 bits is sure to become 1 or 3 channels, without decoding it."""
     return (
@@ -143,4 +166,4 @@ def _place(channel: torch.Tensor, percentile: float) -> int:
     return min(round(percentile / 100 * (count - 1)), count - 1)
 
 
-__all__ = ["CheckedImages", "check_images", "value_range_of"]
+__all__ = ["CheckedImages", "check_embedded", "check_images", "value_range_of"]

@@ -269,7 +269,7 @@ def read_label_table(
     if "file_name" not in known or not columns or not set(columns) <= set(known):
         raise ValueError(
             f"{table} must have the column file_name and {', '.join(columns or ['label'])}, it has {', '.join(known)}. "
-            "Name the column of labels with `label_column`."
+            "Call the column of labels label, or name it with `label_column`."
         )
     values = values_of_files(table, rows, columns, [images.describe(index) for index in range(len(images))])
     values = [value[0] for value in values] if len(columns) == 1 else values

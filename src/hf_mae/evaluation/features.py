@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,8 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
+from ..data.checking import check_embedded, check_images
 from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
+from ..data.labels import read_label_table
 from ..data.parts import PartsOfImages
 from ..data.sampling import default_num_workers
 from ..data.sources import open_images
@@ -80,6 +82,18 @@ class SourceArguments:
         default=None, help="What the pages of a file are. Default: what the image processor of the model says."
     )
 
+    def check_not_data(self, file: Path):
+        """Refuses a file to write that is `data`, which would be lost.
+
+        Args:
+            file (`Path`): The file.
+
+        Raises:
+            ValueError: If it is.
+        """
+        if self.data is not None and file.exists() and file.resolve() == Path(self.data).resolve():
+            raise ValueError(f"`data` {self.data} would be replaced by what is written. Name another `output`.")
+
 
 @dataclass
 class ExtractionArguments(SourceArguments):
@@ -118,6 +132,7 @@ class ExtractionArguments(SourceArguments):
             raise ValueError(f"`output` {self.output}: the name must end in .parquet or .safetensors.")
         if output.exists() and not self.overwrite:
             raise ValueError(f"`output` {self.output} is there already. Name another file, or set `overwrite`.")
+        self.check_not_data(output)
         if output.suffix == ".parquet" and self.dtype == "bfloat16":
             raise ValueError(
                 "Parquet has no bfloat16: set `dtype` to float16 or float32, or write a .safetensors file."
@@ -355,7 +370,7 @@ class FeatureFile:
     def _varying(self, name: str) -> tuple[pa.Array, list]:
         """Returns a column of numbers, or of maps that differ in size, and what its metadata say of the shape."""
         parts = self._parts(name)
-        if parts[0].ndim == 1:
+        if parts[0].ndim < 4:  # no maps: indices, labels, of which an image may have several
             return _fixed(torch.cat(parts))
         rows = [values.flatten().numpy() for part in parts for values in part]
         return pa.array(rows), [parts[0].shape[1], "patch_rows", "patch_columns"]
@@ -408,6 +423,9 @@ def is_classifier(config: MAEConfig) -> bool:
 def open_source(args: SourceArguments, image_processor: MAEImageProcessor) -> ImageSource:
     """Opens the images and prints what was chosen or left out. Sets `pages` of the image processor, where it is given.
 
+    Labels are those that `hf-mae evaluate` and `hf-mae finetune` take, see [`read_label_table`]. They are not needed:
+    where a table does not suit the images there are none, and what is printed says why.
+
     Args:
         args ([`SourceArguments`]): Which images.
         image_processor ([`MAEImageProcessor`]): Says how files are read.
@@ -421,9 +439,29 @@ def open_source(args: SourceArguments, image_processor: MAEImageProcessor) -> Im
     images = open_images(args.data, args.split, reading=image_processor.reading, **options)
     if images is None:
         raise ValueError(f"{args.data} has no images for `split` {args.split}.")
+    try:
+        read_label_table(images)
+    except ValueError as error:
+        images.labels = images.label_names = None
+        images.notes = [*images.notes, f"The images have no labels: {error}"]
     for note in images.notes:
-        print(note)
+        print(printable(note))
     return images
+
+
+def check_source(images: ImageSource, image_processor: MAEImageProcessor):
+    """Refuses images that do not suit the model before the work starts, see [`check_images`].
+
+    Args:
+        images ([`ImageSource`]): The images. Those that can't be read are no mistake here.
+        image_processor ([`MAEImageProcessor`]): Says how many channels the model has and how files are read.
+
+    Raises:
+        ValueError: If one does not suit the model; it is named.
+    """
+    check_embedded(images, image_processor)
+    with suppress(OSError):  # many in a row can't be read: each is named later
+        check_images(images, image_processor.num_channels, image_processor.reading)
 
 
 def describe_rows(images: ImageSource, indices: list[int]) -> tuple[dict[str, torch.Tensor], list[str] | None]:
@@ -458,11 +496,12 @@ def extract_features(args: ExtractionArguments) -> Path:
         ValueError: If there are no images, none can be read, or the settings do not fit the model.
     """
     model, image_processor = load_feature_model(args.model_name_or_path, args.image_size)
-    images = open_source(args, image_processor)
-    model.to(args.device)
     _layer_endings(args.layers, model.config.num_hidden_layers)  # a wrong number is an error before the work
+    images = open_source(args, image_processor)
+    check_source(images, image_processor)
+    model.to(args.device)
     loader = _loader(args, model, image_processor, images)
-    print(f"{len(images):,} images from {images.name}, on {args.device}", flush=True)
+    print(f"{len(images):,} images from {printable(images.name)}, on {args.device}", flush=True)
     metadata = {"model": args.model_name_or_path, "label_names": images.label_names}
     written, skipped = 0, []
     with feature_file(args.output, metadata, args.in_windows) as file, tqdm(total=len(images), unit="image") as bar:
@@ -516,6 +555,7 @@ __all__ = [
     "ExtractionArguments",
     "FeatureFile",
     "ReadableImages",
+    "check_source",
     "choose_device",
     "SourceArguments",
     "collate_readable",
