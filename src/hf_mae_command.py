@@ -4,6 +4,7 @@
 
 import difflib
 import importlib
+import io
 import os
 import sys
 import time
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None):
     global started
     started = time.perf_counter()
     wait_passively()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may have bytes that it can't encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in argv
     argv = [argument for argument in argv if argument != "--traceback"]

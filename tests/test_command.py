@@ -3,6 +3,8 @@
 """The command `hf-mae`: help, recipes, mistakes. What the commands do is tested with the functions that do it."""
 
 import importlib
+import io
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -49,6 +51,19 @@ def test_commands__are_functions_that_exist():
     for target, _ in hf_mae_command.COMMANDS.values():
         module, function = target.split(":")
         assert callable(getattr(importlib.import_module(module), function))
+
+
+def say(argv, prog):
+    """A command that prints the name of a file that is not in UTF-8."""
+    print(os.fsdecode(b"caf\xe9.png"))
+
+
+def test_names__that_the_terminal_cannot_show_do_not_end_a_command(monkeypatch):
+    strict = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
+    monkeypatch.setattr("sys.stdout", strict)
+    monkeypatch.setitem(hf_mae_command.COMMANDS, "say", (f"{__name__}:say", "Prints a name."))
+    hf_mae_command.main(["say"])
+    assert strict.buffer.getvalue() == b"caf\\udce9.png\n"
 
 
 MISTAKES = {
