@@ -18,7 +18,7 @@ from hf_mae.data.held_out import hold_out
 from hf_mae.data.sampling import SampleOrder, StepBatchSampler, systematic_counts
 from hf_mae.data.scores import read_losses, weights_by_loss
 from hf_mae.data.sources import open_images
-from hf_mae.evaluation.scoring import patch_losses, score_command
+from hf_mae.evaluation.scoring import Scorer, patch_losses, score_command
 from hf_mae.modeling.masking_mae import complementary_masks
 from hf_mae.training.step_guard import RunStopped
 
@@ -191,6 +191,45 @@ def test_score__mistakes_are_named(score, pretrained, photos, tmp_path):
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="None of the images of .* has a loss"):
         score(tmp_path / "broken")
+
+
+def test_score__never_writes_over_the_images_nor_among_them(pretrained, photos, tmp_path):
+    """A sheet among the images would change their fingerprint, so that no run could take the scores."""
+
+    def score(data, output, *arguments):
+        options = ["--model", pretrained, "--data", data, "--output", output, "--device", "cpu", *arguments]
+        score_command(list(map(str, options)), prog="hf-mae score")
+
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    with pytest.raises(ValueError, match=r"The sheet .*0\.png is there already.*`overwrite`"):
+        score(photos / "0.png", photos / "0.parquet")
+    with pytest.raises(ValueError, match=r"`data` .*0\.png would be replaced"):
+        score(photos / "0.png", photos / "0.parquet", "--overwrite")
+    with pytest.raises(ValueError, match=r"scores\.png would become one of the images of `data`.*`sheet_images` to 0"):
+        score(photos, photos / "new" / "scores.parquet")
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
+    score(photos, photos / "scores.parquet", "--sheet_images", 0)
+    assert len(weights_by_loss(photos / "scores.parquet", open_images(str(photos)))) == 6
+    shard = tmp_path / "shard.parquet"
+    pq.write_table(pa.table({"image": [(photos / "0.png").read_bytes()]}), shard)
+    before = shard.read_bytes()
+    with pytest.raises(ValueError, match=r"`data` .*shard\.parquet would be replaced"):
+        score(shard, shard, "--overwrite")
+    assert shard.read_bytes() == before
+
+
+def test_score__unsuitable_images_are_found_before_the_work(score, photos, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Scorer, "__call__", lambda *given: pytest.fail("the work has started"))
+    picture(6).save(photos / "9.tif", save_all=True, append_images=[picture(7)])
+    with pytest.raises(ValueError, match=r"9\.tif: The image has 2 pages"):
+        score(photos, "--batch_size", 1)
+    assert not list(tmp_path.glob("scores*"))
+    tiny_model(num_channels=4).save_pretrained(tmp_path / "bands")
+    MAEImageProcessor.for_image_size(32, num_channels=4).save_pretrained(tmp_path / "bands")
+    with pytest.raises(ValueError, match="The embedded images are grey, of 8 bits.*Name pictures of your own"):
+        score_command(
+            ["--model", str(tmp_path / "bands"), "--output", str(tmp_path / "x.parquet")], prog="hf-mae score"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

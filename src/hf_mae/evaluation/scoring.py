@@ -30,6 +30,7 @@ from .feature_sheets import fitted
 from .features import (
     ReadableImages,
     SourceArguments,
+    check_source,
     choose_device,
     describe_rows,
     feature_file,
@@ -82,10 +83,31 @@ class ScoringArguments(SourceArguments):
             raise ValueError(f"`output` {self.output}: the name must end in .parquet.")
         if Path(self.output).exists() and not self.overwrite:
             raise ValueError(f"`output` {self.output} is there already. Name another file, or set `overwrite`.")
+        self.check_not_data(Path(self.output))
+        if self.sheet is not None:
+            self._check_sheet(self.sheet)
         for name, least in (("num_masks", 1), ("batch_size", 1), ("sheet_images", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
+
+    @property
+    def sheet(self) -> Path | None:
+        """The picture next to the file, `None` if there is to be none."""
+        return Path(self.output).with_suffix(".png") if self.sheet_images > 0 else None
+
+    def _check_sheet(self, sheet: Path):
+        """Refuses a sheet that replaces another picture, or would be one of the images the next time they are read."""
+        if sheet.exists() and not self.overwrite:
+            raise ValueError(
+                f"The sheet {sheet} is there already. Name another `output`, set `overwrite`, or `sheet_images` to 0."
+            )
+        self.check_not_data(sheet)
+        if self.data is not None and Path(self.data).resolve() in sheet.resolve().parents:
+            raise ValueError(
+                f"The sheet {sheet} would become one of the images of `data` {self.data}. Name an `output` outside of "
+                "that folder, or set `sheet_images` to 0."
+            )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -228,20 +250,19 @@ def score_images(args: ScoringArguments) -> Path:
     if args.image_size is not None:
         image_processor = image_processor.with_image_size(args.image_size)
     images = open_source(args, image_processor)
+    check_source(images, image_processor)
     if args.mask_ratio is None:
         args.mask_ratio = model.config.mask_ratio
     metadata = {"source": images.name, "fingerprint": images.fingerprint, "num_images": len(images)}
     metadata.update(model=args.model, weights=hash_of_weights(model), image_size=image_processor.crop_height_width)
     metadata.update({name: getattr(args, name) for name in ("num_masks", "mask_ratio", "seed")})
     scorer, dataset = Scorer(model, args), ImagesToScore(images, image_processor)
-    print(f"{len(images):,} images from {images.name}, on {args.device}", flush=True)
+    print(f"{len(images):,} images from {printable(images.name)}, on {args.device}", flush=True)
     losses = _write_scores(scorer, dataset, metadata)
     _print_extremes(images, losses, args.output)
-    if args.sheet_images:
-        sheet = score_sheet(scorer, dataset, losses)
-        path = Path(args.output).with_suffix(".png")
-        sheet.save(path)
-        print(f"The images with the highest and the lowest loss: {path}")
+    if args.sheet is not None:
+        score_sheet(scorer, dataset, losses).save(args.sheet)
+        print(f"The images with the highest and the lowest loss: {args.sheet}")
     return Path(args.output)
 
 
