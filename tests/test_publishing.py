@@ -3,6 +3,7 @@
 """Model cards and pushes. Pushes go to a stand-in for the Hub, see hub_stand_in.py, and models are loaded from it."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -108,6 +109,16 @@ def test_card__metadata_are_those_of_the_hub(saved):
     assert (card.data.model_name, result.dataset_type) == ("my-mae", "organisation/images")
     assert (result.metric_name, result.metric_value) == ("k-NN accuracy of the features (k = 20)", 0.625)
     assert "images. Licence: MIT" in card.text
+
+
+def test_record__is_json_where_a_figure_is_no_number(tmp_path):
+    """Python reads NaN, other programs do not."""
+    save_record(tmp_path, {"metrics": {"eval_loss": math.nan, "worst": [math.inf, 1.5]}, "steps": 3})
+    text = (tmp_path / "run.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "metrics": {"eval_loss": None, "worst": [None, 1.5]},
+        "steps": 3,
+    }
 
 
 def test_card__says_what_a_loss_and_a_rank_are_worth(saved):

@@ -122,8 +122,17 @@ def save_record(folder: str | os.PathLike, record: dict):
 
 
 def write_json(path: Path, content: dict):
-    """Writes a JSON object for people to read. Values of other types become texts."""
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    """Writes a JSON object for people to read. Values of other types become texts, numbers that are not finite null."""
+    path.write_text(json.dumps(_finite(content), indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _finite(content):
+    """Returns a value with `None` for numbers that are not finite, which JSON has no words for."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_record(folder: str | os.PathLike) -> dict:
