@@ -123,6 +123,8 @@ def test_collapse__needs_few_directions():
     assert "(effective rank 3.9, mean cosine 0.996)" in collapse({"effective_rank": 3.9, "mean_cosine": 0.9955})
     assert collapse({"effective_rank": math.nan, "mean_cosine": math.nan}) is None  # is reported as a bad step
     assert collapse({}) is None
+    assert collapse({"effective_rank": 1.0, "mean_cosine": 1.0}, num_images=3) is None  # of which no rank is above 2
+    assert "has collapsed" in collapse({"effective_rank": 1.0, "mean_cosine": 1.0}, num_images=20)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -285,4 +287,5 @@ def test_alarm__of_a_collapse_says_what_to_do():
     (alarm,) = alarms(10, {"eval_loss": 0.5, **features})
     assert "Step 10: the features of all images are nearly alike" in alarm
     assert "`max_grad_norm` 1. docs/is_it_learning.md" in alarm
+    assert Alarms(0)(10, {"eval_loss": 0.5, **features}, num_images=3) == []
     assert alarms(20, {"eval_loss": 0.5, **features}) == []

@@ -11,6 +11,9 @@ import math
 import torch
 from torch.nn.functional import normalize
 
+# Images that say anything of few directions, of which there are always fewer than images: twice the ten of `collapse`.
+_FEWEST_IMAGES = 20
+
 
 def effective_rank(features: torch.Tensor) -> float:
     """Returns how many directions features use about equally: the exponential of the entropy of singular values.
@@ -106,7 +109,7 @@ def label_free_figures(first: torch.Tensor, second: torch.Tensor) -> dict[str, f
     }
 
 
-def collapse(figures: dict[str, float]) -> str | None:
+def collapse(figures: dict[str, float], num_images: int | None = None) -> str | None:
     """Returns what is wrong if features have collapsed, else `None`.
 
     They have if there is one direction (a rank below 2), or if all features are nearly the same (a cosine above 0.99)
@@ -117,7 +120,11 @@ def collapse(figures: dict[str, float]) -> str | None:
 
     Args:
         figures (`dict[str, float]`): Of [`label_free_figures`]. Without them nothing is wrong.
+        num_images (`int`, *optional*): How many images they are of. Fewer than 20 have few directions in any case, and
+            nothing is said of them. Default: enough.
     """
+    if num_images is not None and num_images < _FEWEST_IMAGES:
+        return None
     rank, cosine = figures.get("effective_rank", math.inf), figures.get("mean_cosine", 0.0)
     if not (rank < 2 or (cosine > 0.99 and rank < 10)):
         return None

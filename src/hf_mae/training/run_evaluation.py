@@ -119,7 +119,7 @@ class RunEvaluation:
         """Returns a line of the figures, and lines of what is newly wrong."""
         twins = len(self.evaluation.twins) // 2 if self.evaluation.twins is not None else 0
         line = describe(results, self.model.config.hidden_size, twins)
-        return [f"step {step}: {line}", *self.alarms(step, results)]
+        return [f"step {step}: {line}", *self.alarms(step, results, twins)]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Pictures
@@ -211,16 +211,17 @@ class Alarms:
         self.warmup_steps = warmup_steps
         self._known: dict[str, bool] = {}
 
-    def __call__(self, step: int, results: dict[str, float]) -> list[str]:
+    def __call__(self, step: int, results: dict[str, float], num_images: int | None = None) -> list[str]:
         """Returns what is new at this step.
 
         Args:
             step (`int`): Steps taken.
             results (`dict[str, float]`): As [`RunEvaluation.measure`] returns them.
+            num_images (`int`, *optional*): How many images have features, see [`collapse`].
         """
         if step < self.warmup_steps:
             return []
-        alarms = {"constant": _not_below_constant(results), "collapse": collapse(results)}
+        alarms = {"constant": _not_below_constant(results), "collapse": collapse(results, num_images)}
         new = [f"Step {step}: {text} {_HELP}" for name, text in alarms.items() if text and not self._known.get(name)]
         self._known = {name: text is not None for name, text in alarms.items()}
         return new
