@@ -3,12 +3,14 @@
 """Frozen encoders of all kinds behind one interface; the table of hf-mae evaluate, whose figures tell models apart."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from conftest import picture
 from transformers import (
     BitImageProcessor,
     Dinov2Config,
@@ -30,7 +32,7 @@ from hf_mae import (
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.comparison import Row, as_markdown, mark_best_blocks, table_of
 from hf_mae.evaluation.encoders import load_encoder
-from hf_mae.evaluation.evaluating import EvaluationArguments, evaluate, evaluate_command
+from hf_mae.evaluation.evaluating import EvaluationArguments, Judge, evaluate, evaluate_command
 
 RELEASED = Path(__file__).parents[1] / "model_cards" / "mae-fashion-mnist"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -196,8 +198,8 @@ def test_labels__two_kinds_of_models_and_two_blocks_in_one_table(run, pretrained
     page = (tmp_path / "out" / "evaluation.md").read_text()
     assert "| model | block | k-NN | linear | attentive | rank | twins | cosine |" in page
     assert "dino" in printed
-    for picture in (tmp_path / "out").glob("*.png"):
-        assert f"({picture.name})" in page
+    for sheet in (tmp_path / "out").glob("*.png"):
+        assert f"({sheet.name})" in page
     assert len(list((tmp_path / "out").glob("*.png"))) == 8  # neighbours and patches of two blocks of two models
     card = (pretrained / "README.md").read_text()
     assert "12 images of 3 classes" in card
@@ -251,11 +253,96 @@ def test_masks__dense_probes(run, pretrained, tmp_path):
     assert "4 images with masks of 2 classes" in content["data"]
 
 
+@pytest.fixture
+def flat(tmp_path):
+    """A folder of five pictures without labels."""
+    (tmp_path / "flat").mkdir()
+    for number in range(5):
+        picture(number).save(tmp_path / "flat" / f"{number}.png")
+    return tmp_path / "flat"
+
+
+def test_sheets__of_models_with_like_names_are_all_there_and_have_short_names(run, pretrained, flat, tmp_path):
+    """Sheets of a/b and a-b would have one name, and a long path would be none."""
+    models = [tmp_path / "a" / "b", tmp_path / "a-b", tmp_path / ("d" * 90) / ("e" * 90)]
+    for model in models:
+        shutil.copytree(pretrained, model)
+    run("--model", *models, "--data", flat)
+    page = (tmp_path / "out" / "evaluation.md").read_text()
+    sheets = [path.name for path in (tmp_path / "out").glob("*.png")]
+    assert len(sheets) == 6
+    assert all(page.count(f"({name})") == 1 for name in sheets)
+    assert max(map(len, sheets)) <= 100
+
+
+def test_sheets__show_each_of_few_images_once(run, pretrained, flat, monkeypatch):
+    shown = []
+
+    def sheet(pictures, *others):
+        shown.extend(each.tobytes() for each in pictures)
+        return pictures[0]
+
+    def rows(features, pictures, queries):
+        assert queries == list(range(5))
+        return pictures(0)
+
+    monkeypatch.setattr("hf_mae.evaluation.evaluating.pca_sheet", sheet)
+    monkeypatch.setattr("hf_mae.evaluation.evaluating.neighbor_sheet", rows)
+    run("--model", pretrained, "--data", flat)
+    assert len(shown) == len(set(shown)) == 5
+
+
+def test_model_that_fails_late__costs_no_other_its_figures(run, pretrained, flat, tmp_path, monkeypatch):
+    shutil.copytree(pretrained, tmp_path / "second")
+    draw = Judge._draw
+
+    def fails(judge, encoder, *others):
+        if encoder.name.endswith("second"):
+            raise OSError("The disk is full.")
+        draw(judge, encoder, *others)
+
+    monkeypatch.setattr(Judge, "_draw", fails)
+    with pytest.raises(OSError, match="disk is full"):
+        run("--model", pretrained, tmp_path / "second", "--data", flat)
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [row["model"] for row in content["rows"]] == [str(pretrained)]
+    assert "effective_rank" in content["rows"][0]["figures"]
+    assert str(pretrained) in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_weights_that_are_no_numbers__get_no_figures(run, pretrained, flat, tmp_path, monkeypatch):
+    model = MAEForPreTraining.from_pretrained(pretrained)
+    torch.nn.init.constant_(model.mae.layers[1].mlp.fc1.weight, torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    shutil.copy(pretrained / "preprocessor_config.json", tmp_path / "broken")
+    with pytest.raises(ValueError, match=r"broken: the features of block 2 are not finite"):
+        run("--model", tmp_path / "broken", "--data", flat, "--layers", 1, 2)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(Judge, "check", lambda judge, encoder: None)  # as if the image that was tried had numbers
+    with pytest.raises(ValueError, match=r"broken: the features of block 2 are not finite"):
+        run("--model", tmp_path / "broken", "--data", flat, "--layers", 1, 2)
+
+
+def test_few_images__are_refused_or_said_nothing_of(run, pretrained, flat, log):
+    """The rank of three images is 2 at most, whatever the encoder."""
+    for number in (3, 4):
+        (flat / f"{number}.png").unlink()
+    _, content = run("--model", pretrained, "--data", flat)
+    assert content["rows"][0]["figures"]["effective_rank"] <= 2
+    assert "collapsed" not in log()
+    for number in (1, 2):
+        (flat / f"{number}.png").unlink()
+    with pytest.raises(ValueError, match="flat has only one image to evaluate on.*`held_out`"):
+        run("--model", pretrained, "--data", flat)
+
+
 def test_mistakes__are_found_before_any_work(run, pretrained, folder, tmp_path, tiny_model):
     with pytest.raises(ValueError, match="`model` is missing"):
         EvaluationArguments()
     with pytest.raises(ValueError, match="more than once"):
         EvaluationArguments(model=["a", "a"])
+    with pytest.raises(ValueError, match="`model` has a more than once"):
+        EvaluationArguments(model=["a", "./a/"])
     with pytest.raises(ValueError, match="`few_labels` needs labels"):
         EvaluationArguments(model=["a"], task="images", few_labels=[5])
     with pytest.raises(OSError, match="nowhere"):

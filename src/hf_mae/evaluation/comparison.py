@@ -124,7 +124,8 @@ class Comparison:
         parts = ["# Evaluation", f"On {self.data}.", as_markdown(table_of(self.rows))]
         parts.append("\n".join(f"- {text}" for text in self.protocol))
         parts += [f"{title}:\n\n![{title}]({path.name})" for title, path in self.pictures.items()]
-        (output_dir / "evaluation.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        page = "\n\n".join(parts) + "\n"  # in which names of files may not be in UTF-8
+        (output_dir / "evaluation.md").write_text(page, encoding="utf-8", errors="backslashreplace")
         rows = [vars(row) for row in self.rows]
         content = {**self.record, "data": self.data, "protocol": self.protocol, "rows": rows}
         write_json(output_dir / "evaluation.json", content)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from ..data.checking import check_images
+from ..data.checking import check_embedded, check_images
 from ..data.datasets import EvaluationDataset, PretrainingDataset
 from ..data.held_out import SelectedImages
 from ..data.image_source import ImageSource, digest
@@ -142,8 +142,9 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments)
     def __post_init__(self):
         if not self.model:
             raise ValueError("`model` is missing: one or more folders, files or names on the Hub of models.")
-        if twice := sorted({name for name in self.model if self.model.count(name) > 1}):
-            raise ValueError(f"`model` has {', '.join(twice)} more than once.")
+        names = [os.path.normpath(name) for name in self.model]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"`model` has {', '.join(twice)} more than once. Name each model once.")
         if self.batch_size < 1 or min(self.few_labels or [1]) < 1 or (self.max_train_images or 20) < 20:
             raise ValueError("`batch_size` and `few_labels` must be at least 1, `max_train_images` at least 20.")
         if self.max_patches < 100:
@@ -255,24 +256,36 @@ class Judge:
         Args:
             args ([`EvaluationArguments`]): The settings.
             images ([`EvaluatedImages`]): The images.
+
+        Raises:
+            ValueError: If there is only one image to evaluate on.
         """
+        if len(images.test) < 2:
+            raise ValueError(
+                f"{images.test.name} has only one image to evaluate on, and figures compare at least two: take more "
+                "images, or where some are held out a larger share as `held_out`."
+            )
         self.args, self.images, self.pictures = args, images, {}
+        self._numbers: dict[str, int] = {}  # of the models, by which names of files differ
 
     def check(self, encoder: FrozenEncoder):
         """Refuses a model that does not suit the images, before any work is done.
 
         Raises:
-            ValueError: If it cannot take them, or has no such blocks. The message names the model.
+            ValueError: If it cannot take them, has no such blocks, or gives no numbers. The message names the model.
         """
         processor = encoder.image_processor
-        encoder.block_numbers(self.args.layers)
+        numbers = encoder.block_numbers(self.args.layers)
         try:
+            check_embedded(self.images.test, processor)
             for images in filter(None, (self.images.train, self.images.test)):
                 check_images(images, processor.num_channels, processor.reading, max_images=100)
             pixel_values = EvaluationDataset(self.images.test, processor)[0]["pixel_values"]
-            encoder(pixel_values[None])
+            tokens = encoder(pixel_values[None], numbers)
         except (ValueError, OSError) as error:
             raise ValueError(f"{encoder.name} does not suit {self.images.test.name}: {error}") from error
+        for block, encoded in zip(numbers, tokens, strict=True):
+            _check_finite(encoder, block, encoded.patches)
 
     def __call__(self, encoder: FrozenEncoder) -> list[Row]:
         """Returns what was measured of each block, and draws the sheets."""
@@ -299,6 +312,8 @@ class Judge:
 
         title = None if self.args.disable_tqdm else f"{encoder.name}, {what}"
         stored = store_features(encode, dataset, self.args.batch_size, self.args.dataloader_num_workers, title)
+        for row in rows:
+            _check_finite(encoder, row.block, stored[f"mean {row.block}"].values)
         kinds = sorted({name.split()[0] for name in stored})
         return {block: {kind: stored[f"{kind} {block}"] for kind in kinds} for block in blocks}
 
@@ -387,7 +402,7 @@ class Judge:
             chosen[rng.permutation(np.flatnonzero(labels == label))[:count]] = True
         args = ClassificationArguments(
             model_name_or_path=encoder.name,
-            output_dir=os.fspath(Path(self.args.output_dir) / "finetuned" / f"{_file_name(encoder.name)}-{count}"),
+            output_dir=os.fspath(Path(self.args.output_dir) / "finetuned" / f"{self._file_name(encoder)}-{count}"),
             overwrite_output_dir=True,
             image_size=self.args.image_size,
             use_cpu=self.args.device == "cpu",
@@ -449,7 +464,7 @@ class Judge:
             features = stored[row.block]["mean"].values
             figures = label_free_figures(features[0::2], features[1::2])
             row.figures |= figures
-            if message := collapse(figures):
+            if message := collapse(figures, len(features) // 2):
                 logger.warning(f"{row.model}, block {row.block}: {message}")
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -459,13 +474,13 @@ class Judge:
         """Draws the nearest images and the patches of each block. `features` are means of patches by block."""
         processor = encoder.image_processor
         shown = EvaluationDataset(self.images.test, processor, MAX_TWINS)
-        queries = [number * len(shown) // _SHEET_QUERIES for number in range(min(_SHEET_QUERIES, len(shown)))]
+        queries = _spread(_SHEET_QUERIES, len(shown))
 
         def picture(position: int) -> PIL.Image.Image:
             return processor.post_process_reconstruction(shown[position]["pixel_values"][None])[0]
 
         some = EvaluationDataset(self.images.test, processor, _PCA_IMAGES)
-        drawn = [number * len(some) // _PCA_DRAWN for number in range(min(_PCA_DRAWN, len(some)))]
+        drawn = _spread(_PCA_DRAWN, len(some))
         order = drawn + [position for position in range(len(some)) if position not in drawn]
         pixel_values = torch.stack([some[position]["pixel_values"] for position in order])
         pictures = processor.post_process_reconstruction(pixel_values[: len(drawn)])
@@ -473,20 +488,35 @@ class Judge:
         for place, row in enumerate(rows):
             grid_size = tokens[0][place].grid_size
             patches = torch.cat([part[place].patches.cpu() for part in tokens]).unflatten(1, grid_size)
-            title = f"{row.model}, block {row.block}"
-            self._save(neighbor_sheet(features[row.block], picture, queries), f"Nearest images, {title}", "neighbors")
-            self._save(pca_sheet(pictures, patch_colors(patches)[0]), f"Patches, {title}", "patches")
+            sheets = {
+                "neighbors": ("Nearest images", neighbor_sheet(features[row.block], picture, queries)),
+                "patches": ("Patches", pca_sheet(pictures, patch_colors(patches)[0])),
+            }
+            for kind, (title, sheet) in sheets.items():
+                path = Path(self.args.output_dir) / f"{kind}-{self._file_name(encoder)}-block-{row.block}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sheet.save(path)
+                self.pictures[f"{title}, {row.model}, block {row.block}"] = path
 
-    def _save(self, sheet: PIL.Image.Image, title: str, kind: str):
-        path = Path(self.args.output_dir) / f"{kind}-{_file_name(title.split(', ', 1)[1])}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-        self.pictures[title] = path
+    def _file_name(self, encoder: FrozenEncoder) -> str:
+        """Returns the number of a model and the end of its name, as part of the name of a file."""
+        number = self._numbers.setdefault(encoder.name, len(self._numbers) + 1)
+        end = re.sub(r"[^\w.]+", "-", encoder.name)[-60:]
+        return f"{number}-{end.strip('-.')}"
 
 
-def _file_name(text: str) -> str:
-    """Returns a text, such as the path of a model, as part of the name of a file."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")
+def _spread(most: int, count: int) -> list[int]:
+    """Returns at most so many evenly spaced positions of `count`, none of them twice."""
+    most = min(most, count)
+    return [number * count // most for number in range(most)]
+
+
+def _check_finite(encoder: FrozenEncoder, block: int, features: torch.Tensor):
+    if not features.isfinite().all():
+        raise ValueError(
+            f"{encoder.name}: the features of block {block} are not finite, so that no figure means anything. Its "
+            "weights may be those of a run that diverged: take an earlier checkpoint, or leave the model out."
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -494,7 +524,7 @@ def _file_name(text: str) -> str:
 
 
 def evaluate(args: EvaluationArguments) -> Comparison:
-    """Measures models on the same images and writes the table and the sheets into `output_dir`.
+    """Measures models on the same images and writes the table and the sheets into `output_dir`, after each model anew.
 
     Args:
         args ([`EvaluationArguments`]): The settings.
@@ -512,19 +542,19 @@ def evaluate(args: EvaluationArguments) -> Comparison:
     for encoder in encoders:
         judge.check(encoder)
     print(f"{len(encoders)} model(s) on {images}, on {args.device}", flush=True)
-    rows = []
-    for encoder in encoders:
-        rows += judge(encoder)
-        print(f"{encoder.name}: {rows[-1].seconds:.0f} s", flush=True)
-    mark_best_blocks(rows)
     fingerprints = {"images": images.test.fingerprint}
     if images.train is not None:
         fingerprints["training_images"] = images.train.fingerprint
     if images.task == "labels":
         fingerprints["labels"] = digest(images.train.labels, images.test.labels)
     record = {**run_record(recipe_of(args), images.train or images.test), "fingerprints": fingerprints}
-    comparison = Comparison(str(images), rows, describe_protocol(args, images, rows), judge.pictures, record)
-    comparison.write(Path(args.output_dir))
+    rows: list[Row] = []
+    for encoder in encoders:
+        rows += judge(encoder)
+        mark_best_blocks(rows)
+        comparison = Comparison(str(images), rows, describe_protocol(args, images, rows), judge.pictures, record)
+        comparison.write(Path(args.output_dir))  # at once, so that nothing is lost if a later model fails
+        print(f"{encoder.name}: {rows[-1].seconds:.0f} s", flush=True)
     print(as_text(table_of(rows)), *comparison.protocol, sep="\n")
     if args.add_to_card:
         folders = comparison.add_to_cards()
