@@ -3,6 +3,7 @@
 """The page on which a model is tried: what its clicks do, the page itself in a browser, and the Space of it."""
 
 import importlib.util
+import re
 import runpy
 import shutil
 import sys
@@ -198,6 +199,17 @@ def test_space__holds_all_that_the_hub_asks_for(folder, tmp_path, capsys):
     for options, message in ((["--space", str(space)], "is not empty"), (["--data", str(folder)], "on this machine")):
         with pytest.raises(ValueError, match=message):
             demo_command(["--model", "org/name", "--space", str(tmp_path / "b"), *options], prog="hf-mae demo")
+
+
+def test_space__has_the_settings_of_the_page(tmp_path):
+    settings = {"data": "org/data", "split": "test", "image_column": "photo", "dataset_config": "big", "tile": 64}
+    settings |= {"pages": "first", "image_size": 48, "num_images": 50}
+    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    here = ["--space", str(tmp_path / "space"), "--port", "7000", "--share", "--device", "cpu"]
+    demo_command(["--model", "org/name", *flags, *here], prog="hf-mae demo")
+    written = {"DemoArguments": DemoArguments}
+    call = re.search(r"build_demo\((.*)\)\n", (tmp_path / "space" / "app.py").read_text())[1]
+    assert eval(call, written) == DemoArguments(model="org/name", **settings)
 
 
 @pytest.mark.slow

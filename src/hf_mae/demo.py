@@ -34,7 +34,7 @@ from .evaluation.visualization import enlarged, heat_map, load_trained, loss_map
 from .modeling.image_processing_mae import MAEImageProcessor
 from .modeling.masking_mae import choose_mask, number_of_masks
 from .modeling.modeling_mae import MAEForPreTraining
-from .training.arguments import parse_arguments
+from .training.arguments import parse_arguments, recipe_of
 
 _SIDE, _THUMBNAIL = 336, 96  # pixels of the shorter side that smaller pictures are enlarged to
 _CHOICES, _NEIGHBORS = 10, 8  # pictures to choose from, and that are near to one
@@ -486,7 +486,7 @@ _APP = '''"""Shows {model} on a page to click. Written by `hf-mae demo --space`.
 
 {imports}from hf_mae.demo import DemoArguments, build_demo
 
-demo = build_demo(DemoArguments(model={argument}{data}))
+demo = build_demo(DemoArguments(model={argument}{settings}))
 
 if __name__ == "__main__":
     demo.launch(show_error=True)
@@ -507,6 +507,7 @@ A page to try {model}, a masked autoencoder: hide and show patches of a picture 
 them, what a patch attends to, and how badly each patch is predicted from others. Made with
 [hf_mae](https://pypi.org/project/hf-mae); the license above is that of this page.
 """
+_NOT_OF_A_SPACE = {"model", "space", "port", "share", "device"}  # settings of this machine, and the model itself
 # Spaces without a GPU need no CUDA libraries. Gradio itself is installed by `sdk_version`.
 _REQUIREMENTS = """--extra-index-url https://download.pytorch.org/whl/cpu
 torch
@@ -518,7 +519,8 @@ def write_space(args: DemoArguments) -> Path:
     """Writes a Space with the page and returns its folder. The model stays on the Hub; a folder of one is copied in.
 
     Args:
-        args ([`DemoArguments`]): The settings: `space`, `model`, and `data`, which must be a name on the Hub.
+        args ([`DemoArguments`]): The settings: `space`, `model`, `data`, which must be a name on the Hub, and what the
+            page is to do with them.
 
     Raises:
         ValueError: If the folder is not empty, or the images are on this machine.
@@ -540,9 +542,9 @@ def write_space(args: DemoArguments) -> Path:
         argument, models = 'str(Path(__file__).parent / "model")', ""
         imports = "from pathlib import Path\n\n"
         _copy_model(Path(args.model), folder / "model")
-    data = "" if args.data is None else f", data={args.data!r}"
+    settings = "".join(f", {name}={value!r}" for name, value in recipe_of(args, _NOT_OF_A_SPACE).items())
     texts = {
-        "app.py": _APP.format(model=title, argument=argument, data=data, imports=imports),
+        "app.py": _APP.format(model=title, argument=argument, settings=settings, imports=imports),
         "README.md": _CARD.format(title=title.split("/")[-1], model=title, gradio=GRADIO, models=models),
         "requirements.txt": _REQUIREMENTS.format(version=__version__),
     }
