@@ -2,6 +2,8 @@
 # Copyright 2026 The hf_mae authors
 """Attention maps, sheets of reconstructions, the picture of a run, and the two commands that draw sheets."""
 
+import tarfile
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -261,6 +263,45 @@ def test_command__names_a_picture_that_is_broken(checkpoint, photos, tmp_path):
     (tmp_path / "broken.png").write_bytes(whole.read_bytes()[:1000])
     with pytest.raises(OSError, match=r"broken\.png can't be read"):
         reconstruct_command([checkpoint(), *photos, str(tmp_path / "broken.png")], prog="hf-mae")
+
+
+def cut(path, length):
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def test_command__names_a_broken_picture_of_any_format(checkpoint, photos, tmp_path):
+    """Their decoders raise errors of many types."""
+    np.save(tmp_path / "cut.npy", np.zeros((32, 32, 3), np.uint8))
+    cut(tmp_path / "cut.npy", 1000)
+    PIL.Image.fromarray(np.zeros((40, 40), np.uint16)).save(tmp_path / "cut.tif")
+    cut(tmp_path / "cut.tif", 200)
+    for name in ("cut.npy", "cut.tif"):
+        with pytest.raises(OSError, match=rf"{name} can't be read: .*Leave it out"):
+            reconstruct_command([checkpoint(), *photos, str(tmp_path / name)], prog="hf-mae")
+    np.save(tmp_path / "bands.npy", np.zeros((5, 32, 32), np.uint8))
+    with pytest.raises(ValueError, match=r"bands\.npy: The image.*5.*3 channels"):
+        reconstruct_command([checkpoint(), *photos, str(tmp_path / "bands.npy")], prog="hf-mae")
+
+
+def test_command__says_that_shards_are_not_drawn(checkpoint, photos, tmp_path):
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        tar.add(photos[0])
+    for path in (tmp_path / "shards", tmp_path / "shards" / "0.tar"):
+        with pytest.raises(ValueError, match=f"{path}: pictures in shards .* are not drawn. Unpack some"):
+            reconstruct_command([checkpoint(), str(path)], prog="hf-mae")
+
+
+@pytest.mark.parametrize("command", COMMANDS.values())
+def test_command__without_pictures_says_what_the_embedded_ones_are(checkpoint, command, tmp_path):
+    """Advice on how to read a file would not help."""
+    deep = MAEImageProcessor.for_image_size(32, num_channels=1, sample_type="uint16")
+    for channels, processor in ((4, None), (1, deep)):
+        folder = checkpoint(num_channels=channels)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        with pytest.raises(ValueError, match="The embedded images are grey, of 8 bits.*Name pictures of your own"):
+            command([folder], prog="hf-mae")
 
 
 def test_command__takes_some_pictures_of_a_folder(checkpoint, tmp_path, capsys):

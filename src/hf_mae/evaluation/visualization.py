@@ -15,11 +15,14 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.utils import logging
 
 from ..cli import CommandParser
+from ..data.checking import check_embedded
+from ..data.folders import SHARD_EXTENSIONS, FolderImages, walk
 from ..data.sampling import spread_indices
-from ..data.sources import FolderImages, open_images
+from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..modeling.patches_mae import at_least_float32, patch_grid
+from ..modeling.reading_mae import UnsuitableImageError, extension_of
 from .baselines import interpolate_hidden
 
 _MARGIN, _HEADING = 4, 16  # pixels
@@ -300,37 +303,57 @@ def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeat
     processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
     if args.image_size is not None:
         processor = processor.with_image_size(args.image_size)
-    pictures = _pictures(args.images, args.num_images)
+    pictures = _pictures(args.images, args.num_images, processor)
     try:
         return processor, processor(pictures, return_tensors="pt", return_valid=True)
-    except OSError as error:  # decoders do not say of which file
-        raise OSError(f"{_first_broken(processor, pictures)} can't be read: {error}. Leave it out.") from error
+    except Exception:  # of any type, and decoders do not say of which file
+        for picture in pictures:
+            _check_picture(processor, picture)
+        raise
 
 
-def _first_broken(processor: MAEImageProcessor, pictures: list) -> str:
-    for picture in pictures:
-        try:
-            processor(picture)
-        except OSError:
-            return str(picture)
-    return "One of the pictures"
+def _check_picture(processor: MAEImageProcessor, picture: str):
+    """Reads a picture, and names it in the error if that fails."""
+    try:
+        processor(picture)
+    except UnsuitableImageError as error:
+        raise error.of_file(picture) from error
+    except Exception as error:
+        raise OSError(f"{picture} can't be read: {error}. Leave it out.") from error
 
 
-def _pictures(paths: list[str], num_images: int) -> list:
+def _pictures(paths: list[str], num_images: int, processor: MAEImageProcessor) -> list:
     """Returns what the image processor opens: paths, of folders some, or without any some of the embedded images."""
     pictures: list = []
     for path in paths:
         if Path(path).is_dir():
-            images = FolderImages(path)
+            images = _images_below(path)
             pictures += [images.describe(index) for index in spread_indices(images, num_images)]
         elif Path(path).is_file():
+            _refuse_shards(path, [path])
             pictures.append(path)
         else:
             raise OSError(f"There is no picture {path}.")
     if paths:
         return pictures
     embedded = open_images(split="test")
+    check_embedded(embedded, processor)
     return [embedded[index] for index in spread_indices(embedded, num_images)]
+
+
+def _images_below(folder: str) -> FolderImages:
+    try:
+        return FolderImages(folder)
+    except ValueError:
+        _refuse_shards(folder, [name for _, names in walk(folder) for name in names])
+        raise
+
+
+def _refuse_shards(path: str, files: list[str]):
+    if any(extension_of(file) in SHARD_EXTENSIONS for file in files):
+        raise ValueError(
+            f"{path}: pictures in shards ({', '.join(SHARD_EXTENSIONS)}) are not drawn. Unpack some and name these."
+        )
 
 
 def load_trained(model_class: type[MAEPreTrainedModel], checkpoint: str, **sizes) -> MAEPreTrainedModel:
