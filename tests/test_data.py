@@ -10,6 +10,8 @@ import zlib
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import picture
@@ -24,6 +26,7 @@ from hf_mae.data.decoding import (
     oriented_size,
     random_crop_box,
     read_image,
+    try_to_read,
 )
 from hf_mae.data.sampling import RowGroupSampler, SampleOrder, StepBatchSampler, check_readers, spread_indices
 from hf_mae.data.sources import FolderImages, ImageSource, open_images
@@ -352,6 +355,14 @@ def test_broken_pictures__everywhere_are_an_error_with_the_reason(tmp_path):
         (tmp_path / f"{number:02}.png").write_bytes(b"")
     with pytest.raises(OSError, match="None of 10 images tried could be read. .*03.png: Unidentified"):
         read_image(FolderImages(tmp_path), 0, lambda image: image)
+
+
+def test_broken_pictures__in_shards_have_one_reason_however_often_they_are_read(tmp_path):
+    """The log names each once, by its reason, in which an address in memory would differ each time."""
+    pq.write_table(pa.table({"image": [b"no picture"]}), tmp_path / "shard.parquet")
+    images = open_images(str(tmp_path / "shard.parquet"))
+    reasons = [try_to_read(images, 0, lambda image: image)[1] for _ in range(3)]
+    assert set(reasons) == {"UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"}
 
 
 def test_unsuitable_pictures__end_a_run_by_name_and_are_not_replaced(tmp_path):

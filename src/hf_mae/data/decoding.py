@@ -4,6 +4,7 @@
 
 import errno
 import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -106,7 +107,9 @@ def try_to_read(
         _raise_if_of_the_machine(error)
         if isinstance(image, PIL.Image.Image):
             image.close()
-        return None, f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        # Without addresses, which differ at each attempt: the log says the same once.
+        reason = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")
+        return None, reason.split("\n")[0][:300]
 
 
 def _raise_if_of_the_machine(error: BaseException | None):
