@@ -19,6 +19,8 @@ from transformers import (
     Dinov2WithRegistersModel,
     ResNetConfig,
     ResNetModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
 )
 
 from hf_mae import (
@@ -122,7 +124,7 @@ def test_classifier_by_the_mean__tokens_without_a_norm_that_was_never_trained(ti
     torch.testing.assert_close(encoder(pixel_values)[0].patches, states[-1][:, 1:])
 
 
-def test_models_without_tokens_of_patches__are_refused_by_name(tmp_path):
+def test_models_without_tokens_of_patches__are_refused_by_name(tmp_path, tiny_config):
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
     ResNetModel(ResNetConfig(**sizes)).save_pretrained(tmp_path / "resnet")
     BitImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / "resnet")
@@ -135,6 +137,11 @@ def test_models_without_tokens_of_patches__are_refused_by_name(tmp_path):
         load_encoder(tmp_path / "dino")
     with pytest.raises(ValueError, match="multiple of the patch"):
         load_encoder(tmp_path / "dino", image_size=32)
+    sizes = {"hidden_size": 16, "num_labels": 3, "use_auxiliary_head": False}
+    config = UperNetConfig(backbone_config=tiny_config(out_indices=[1, 2]), **sizes)
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path / "segmenter")
+    with pytest.raises(ValueError, match=r"segmenter is a model for segmentation.*its run started from\.$"):
+        load_encoder(tmp_path / "segmenter")
     with pytest.raises(OSError, match="nowhere"):
         load_encoder(tmp_path / "nowhere")
     dino(tmp_path / "other")

@@ -172,6 +172,11 @@ def load_encoder(name_or_path: str | os.PathLike, image_size: int | None = None)
     with explaining_missing(name):
         config = {} if Path(name).is_file() else PreTrainedConfig.get_config_dict(name)[0]
     model_type = config.get("model_type")
+    if (config.get("backbone_config") or {}).get("model_type") == MAEConfig.model_type:
+        raise ValueError(
+            f"{name} is a model for segmentation or detection ({model_type}) and no encoder. Give the folder or name "
+            "that its run started from."
+        )
     try:
         if model_type == MAEConfig.model_type:
             model, image_processor = load_feature_model(name, image_size)
