@@ -299,6 +299,16 @@ def test_sheets__show_each_of_few_images_once(run, pretrained, flat, monkeypatch
     assert len(shown) == len(set(shown)) == 5
 
 
+def test_images_alone__need_no_table_of_labels(run, pretrained, flat):
+    """A table may say other things of the images, or of some of them."""
+    (flat / "metadata.csv").write_text("file_name,patient\n0.png,ann\n")
+    with pytest.raises(ValueError, match="must have the column file_name and label"):
+        run("--model", pretrained, "--data", flat)
+    _, content = run("--model", pretrained, "--data", flat, "--task", "images")
+    assert content["data"].startswith("5 images")
+    assert content["rows"][0]["figures"].keys() == {"effective_rank", "twin_retrieval", "mean_cosine"}
+
+
 def test_model_that_fails_late__costs_no_other_its_figures(run, pretrained, flat, tmp_path, monkeypatch):
     shutil.copytree(pretrained, tmp_path / "second")
     draw = Judge._draw

@@ -24,6 +24,7 @@ from ..data.label_values import SINGLE
 from ..data.labels import has_classes, names_of_labels, number_labels, open_labelled, open_with_labels
 from ..data.masks import SPLITS, Pair
 from ..data.sampling import spread_indices
+from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import parse_arguments, recipe_of
@@ -224,8 +225,14 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
         name = args.data or "the embedded sample"
         sources = ImagesOfPairs(train_pairs, f"{name} (train)"), ImagesOfPairs(test_pairs, name)
         return EvaluatedImages("masks", *sources, len(names), train_pairs, test_pairs)
+    if args.task == "images":  # a table need not name all of them
+        splits = (open_images(args.data, split, labels="none", **options) for split in ("test", "train"))
+        images = next(images for images in splits if images is not None)
+        for note in images.notes:
+            logger.warning_once(note)
+        return EvaluatedImages("images", None, images)
     images = open_with_labels(args.data, "train", args.label_column, **options)
-    if args.task == "images" or (args.task is None and not has_classes(images)):
+    if args.task is None and not has_classes(images):
         return EvaluatedImages(
             "images", None, open_with_labels(args.data, "test", args.label_column, **options) or images
         )
