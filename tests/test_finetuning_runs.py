@@ -34,6 +34,10 @@ def test_folder_of_another_run__is_refused_with_the_differences(call, short, pre
     with pytest.raises(ValueError, match="(?s)learning_rate: 0.001 there, 0.01 now.*`overwrite_output_dir`"):
         call(finetune_command, *short, "--learning_rate", "1e-2")
     call(finetune_command, *short, "--logging_steps", 1, "--save_total_limit", 1)  # still the same run
+    nan = [*short, "--max_steps", 1, "--nodata", "nan", "--overwrite_output_dir"]
+    call(finetune_command, *nan)
+    call(finetune_command, *nan[:-1])  # NaN is not equal to itself
+    call(finetune_command, *short, "--overwrite_output_dir")
     weights = load_file(pretrained / "model.safetensors")
     save_file({name: 2 * value for name, value in weights.items()}, pretrained / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="initial weights: "):

@@ -413,6 +413,17 @@ def test_run__on_shards_with_broken_pictures_statistics_and_views(tmp_path, caps
 
 
 @pytest.mark.slow
+def test_run__whose_no_data_is_nan_is_the_same_run(tmp_path, capsys):
+    """NaN is not equal to itself, and has no name in JSON."""
+    small(None, tmp_path, max_steps=2, nodata=float("nan"))
+    small(None, tmp_path, max_steps=2, nodata=float("nan"))
+    assert "is finished: 2 steps. Nothing to do." in capsys.readouterr().out
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["nodata"] == "nan"
+    with pytest.raises(ValueError, match="nodata: nan there, None now"):
+        small(None, tmp_path, max_steps=2)
+
+
+@pytest.mark.slow
 def test_run__of_changed_data_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     for number in range(40):

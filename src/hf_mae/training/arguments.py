@@ -171,8 +171,13 @@ def recipe_of(args, without: Collection[str] = ()) -> dict:
         default = each.default if each.default_factory is MISSING else each.default_factory()
         plain = isinstance(value, str | int | float | list)
         if plain and value != default and each.name not in without and not each.name.startswith(("hub_", "push_")):
-            recipe[each.name] = value
+            recipe[each.name] = comparable(value)
     return recipe
+
+
+def comparable(value):
+    """Returns a value that is equal to itself: NaN, which stands for pixels without data, as a text."""
+    return "nan" if isinstance(value, float) and math.isnan(value) else value
 
 
 def config_changes(changes: str | Mapping | None) -> dict:
@@ -227,4 +232,12 @@ def read_class_names(names: list[str] | None) -> list[str] | None:
     return names
 
 
-__all__ = ["config_changes", "load_recipe", "parse_arguments", "parse_duration", "read_class_names", "recipe_of"]
+__all__ = [
+    "comparable",
+    "config_changes",
+    "load_recipe",
+    "parse_arguments",
+    "parse_duration",
+    "read_class_names",
+    "recipe_of",
+]

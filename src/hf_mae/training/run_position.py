@@ -10,6 +10,7 @@ from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..publishing import read_record
+from .arguments import comparable
 from .checkpointing import check_output_dir, checkpoint_before_cooldown, load_training_state
 from .distributed import call_in_main_process
 from .initial_model import hash_of_weights
@@ -38,7 +39,7 @@ def defining_recipe(
         image_processor ([`MAEImageProcessor`], *optional*): What replaces the settings of mean and deviation.
     """
     defining = set().union(*map(names_of, DEFINING_SETTINGS))
-    recipe = {name: value for name, value in asdict(settings).items() if name in defining}
+    recipe = {name: comparable(value) for name, value in asdict(settings).items() if name in defining}
     recipe["schedule"] = "wsd" if settings.has_cooldown else "cosine"
     if not settings.has_cooldown:
         del recipe["cooldown_ratio"]
