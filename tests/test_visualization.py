@@ -348,6 +348,7 @@ def test_reconstruct__without_a_decoder_is_refused_and_attention_is_not(checkpoi
     [
         (["--num_images", "0"], "`num_images` must be at least 1"),
         (["--columns", "0"], "`columns` must be at least 1"),
+        (["--output", "sheet.xyz"], "`output` sheet.xyz is no name of a picture"),
         (["--image_size", "30"], r"\(30, 30\)"),
         (["--number", "3"], "no argument --number"),
     ],

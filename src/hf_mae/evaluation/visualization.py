@@ -297,6 +297,8 @@ def _parser(prog: str, description: str, output: str) -> CommandParser:
 
 def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeature]:
     """Returns the image processor of the checkpoint, and `pixel_values` and `valid` of the pictures."""
+    if PIL.Image.registered_extensions().get(args.output.suffix.lower()) not in PIL.Image.SAVE:
+        raise ValueError(f"`output` {args.output} is no name of a picture, such as sheet.png or sheet.jpg.")
     for name in ("num_images", "columns"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
