@@ -353,6 +353,17 @@ def test_model__goes_on_from_rgb_weights_on_other_channels(tiny_model, tmp_path)
     assert model(pixel_values).logits.shape[-1] == 5 * model.config.patch_size**2
 
 
+def test_model__goes_on_with_the_steps_that_its_weights_know(tiny_model, tmp_path):
+    """Foreign weights may know values in [0, 2] that are not normalised, though a mean is stated."""
+    tiny_model().save_pretrained(tmp_path)
+    steps = {"do_normalize": False, "rescale_factor": 1 / 127.5}
+    MAEImageProcessor.for_image_size(32, image_mean=[0.5] * 3, **steps).save_pretrained(tmp_path)
+    _, processor = build_model(PretrainingSettings(model_name_or_path=str(tmp_path)))
+    assert (processor.do_normalize, processor.rescale_factor) == (False, 1 / 127.5)
+    _, processor = build_model(PretrainingSettings(model_name_or_path=str(tmp_path), compute_statistics=True))
+    assert (processor.do_normalize, processor.rescale_factor) == (True, 1 / 255)  # statistics are of values in [0, 1]
+
+
 def test_model__of_the_default_preset_predicts_normalised_patches():
     with torch.device("meta"):
         config = MAEConfig.from_preset(DEFAULTS["preset"])

@@ -13,6 +13,7 @@ from ..modeling.modeling_mae import MAEForPreTraining
 from .arguments import config_changes
 from .pretraining_settings import PretrainingSettings
 
+_STEPS = ("do_rescale", "rescale_factor", "do_normalize")
 _READING = ("value_range", "bands", "nodata", "pages", "background", "display_bands")
 
 
@@ -37,11 +38,12 @@ def build_model(
     elif model is None:
         model = MAEForPreTraining(config_of(settings))
     stored = stored_processor(settings, image_processor)
-    statistics = {"image_mean": settings.image_mean, "image_std": settings.image_std}
+    statistics, steps = {"image_mean": settings.image_mean, "image_std": settings.image_std}, {}
     if stored is not None and not settings.compute_statistics:  # they may be of another number of channels
         statistics = {name: value or getattr(stored, name) for name, value in statistics.items()}
+        steps = {name: getattr(stored, name) for name in _STEPS}  # the weights know images that were made by these
     config, reading = model.config, _reading(settings, stored)
-    options = {"num_channels": config.num_channels, **statistics, **reading}
+    options = {"num_channels": config.num_channels, **statistics, **steps, **reading}
     return model, MAEImageProcessor.for_image_size(config.image_size, **options)
 
 
