@@ -3,6 +3,7 @@
 """Images in the files of a folder: which files are images, which folders are classes."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from .image_source import ImageSource, digest
 from .tables import TABLES, columns_of, find_table, read_table, values_of_files
 
 SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar")
+TRAIN, TEST = ("train", "training"), ("validation", "valid", "val", "dev", "test", "testing")  # words of splits
+# What may follow the word in the name of a folder: train2017, test_images, Training Set. No class is a train station.
+_AFTER_SPLIT = r"[-_ ]?(\d*|set|data|images|imgs)"
 _EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
 _PACKED = (".gz", ".tgz", ".zip", ".zst")
 # Left behind by programs and file servers, together with everything whose name begins with a dot.
@@ -30,6 +34,7 @@ _MASKS = {
     *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "labelids", "seg"),
 }
 _MASK_SUFFIXES = ("_mask", "-mask", "_masks", "_gt", "_seg", "_segmentation", "_annotation")
+_FINGERPRINTED = 1000  # files whose size is a part of the fingerprint: an instant, also on a file server
 _MOST_STRAY_FILES = 0.1  # share of files outside the class folders, beyond which the folders are no classes
 
 
@@ -81,7 +86,7 @@ class FolderImages(ImageSource):
             )
         if others:
             self.notes.append(f"{len(paths):,} images in {self.name}; other files there are left out: {seen}.")
-        self.fingerprint = self._paths.digest()
+        self.fingerprint = digest(self._paths.digest(), self._sizes())
         directories = [directory for directory, _ in parents]
         self._common = os.path.join(os.path.commonpath(directories), "") if all(directories) else ""
         if labels != "none":
@@ -95,6 +100,28 @@ class FolderImages(ImageSource):
 
     def describe(self, index: int) -> str:
         return os.path.join(self.folder, self._paths[index])
+
+    def _sizes(self) -> np.ndarray:
+        """Returns the bytes of some files from all over the folder, which tell it from another with the same names."""
+        count = min(len(self), _FINGERPRINTED)
+        sizes = []
+        for index in np.arange(count) * len(self) // count:
+            try:
+                sizes.append(os.stat(self.describe(int(index))).st_size)
+            except OSError:  # a broken link
+                sizes.append(-1)
+        return np.array(sizes, dtype=np.int64)
+
+    def label_by(self, label_names: Sequence[str]):
+        """Takes the first folders below the root for classes where they are called so, whichever of them are there.
+
+        Args:
+            label_names (`Sequence[str]`): Names of the classes, as another split has them.
+        """
+        numbers = {name: number for number, name in enumerate(label_names)}
+        labels = [numbers.get(self._paths[index].split(os.sep)[0], -1) for index in range(len(self))]
+        if max(labels) >= 0:
+            self.labels, self.label_names = np.array(labels, dtype=np.int64), list(label_names)
 
     def key(self, index: int) -> str:
         """Returns the path below the first folder that does not hold all images, so that it is the same from above."""
@@ -126,6 +153,13 @@ class FolderImages(ImageSource):
         while len({tuple(part[:1]) for part, _ in parts}) == 1 and parts[0][0]:  # all lie in one folder: look below it
             parts = [(part[1:], count) for part, count in parts]
         classes = sorted({part[0] for part, _ in parts if part})
+        if all(split_of(name) for name in classes):
+            if classes:
+                self.notes.append(
+                    f"The folders {', '.join(classes)} of {self.name} are no classes but splits, all of which are "
+                    "taken. Give the path of the folder that holds them, or of one of them."
+                )
+            return
         stray, total = sum(count for part, count in parts if not part), len(self)
         if len(classes) < 2 or stray > _MOST_STRAY_FILES * total:
             return
@@ -140,6 +174,31 @@ class FolderImages(ImageSource):
         if stray:
             first = self.describe(int(np.flatnonzero(self.labels < 0)[0]))
             self.notes.append(f"{stray} image(s) lie next to the class folders and have no label, first {first}.")
+
+
+def split_of(folder: str) -> str | None:
+    """Returns which split a folder is by its name, without its path: `"train"`, a word of `TEST`, or `None`."""
+    found = re.fullmatch(f"({'|'.join((*TRAIN, *TEST))}){_AFTER_SPLIT}", folder.lower())
+    return None if found is None else "train" if found[1] in TRAIN else found[1]
+
+
+def find_splits(folder: Path) -> dict[str, Path]:
+    """Returns the folders of splits by what [`split_of`] says: in a folder, or in the only one that holds all images.
+
+    Without a folder to train on there are none, and a single one next to others may be the class of trains.
+    """
+    for _ in range(3):
+        with os.scandir(folder) as content:
+            entries = [entry for entry in content if not _is_left_behind(entry.name)]
+        below = [entry.name for entry in entries if _is_folder(entry)]
+        splits = {split: folder / name for name in sorted(below, reverse=True) if (split := split_of(name))}
+        if "train" in splits and (len(splits) > 1 or len(below) == 1 or not set(TRAIN).isdisjoint(below)):
+            return splits
+        pictures = [name for name in below if name.lower() in _PICTURES] or below
+        if len(pictures) != 1 or any(is_image(entry.name) for entry in entries):
+            return {}
+        folder /= pictures[0]
+    return {}
 
 
 def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
@@ -163,20 +222,27 @@ def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, lis
         files, below = [], []
         with os.scandir(os.path.join(folder, directory)) as entries:
             for entry in entries:
-                (below if entry.is_dir() else files).append(entry.name)
+                (below if _is_folder(entry) else files).append(entry.name)
         if directory and not _RUN_FILES.isdisjoint(files):
             if notes is not None:
                 notes.append(f"{os.path.join(folder, directory)} is the folder of a run: left out.")
             continue
         yield directory, sorted(files)
         left_out = [name for name in below if _is_left_behind(name)]
-        if any(name.lower() in _PICTURES for name in below):
+        if any(name.lower() in _PICTURES or split_of(name) for name in below):
             left_out += [name for name in below if name.lower() in _MASKS]
         if left_out and notes is not None:
             where = os.path.join(folder, directory)
             notes.append(f"Folders of {where} that are left out: {', '.join(sorted(left_out))}.")
         below = sorted(set(below).difference(left_out), reverse=True)
         pending.extend(os.path.join(directory, name) for name in below)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def is_image(name: str) -> bool:
@@ -197,13 +263,23 @@ def _images_of(directory: str, names: list[str]) -> tuple[list[str], int]:
         unnamed = [name for name in names if _has_no_extension(name) and not _is_left_behind(name)]
         if any(_is_dicom(os.path.join(directory, name)) for name in unnamed[:3]):  # scanners write no extension
             images = sorted([*images, *(name for name in unnamed if _is_dicom(os.path.join(directory, name)))])
+    kept = without_masks(images)
+    return kept, len(images) - len(kept)
+
+
+def without_masks(images: Sequence[str]) -> list[str]:
+    """Returns the names of images that are no masks of others: `a_mask.png` is left out if there is an `a.jpg`.
+
+    Args:
+        images (`Sequence[str]`): Names, with or without a folder.
+    """
     together = "\n".join(images).lower()
     if not any(suffix + "." in together for suffix in _MASK_SUFFIXES):
-        return images, 0
-    stems = {os.path.splitext(name)[0] for name in images}
+        return list(images)
+    stem_of = {name: name[: len(name) - len(extension_of(name))].lower() for name in images}
+    stems = set(stem_of.values())
     masks = {stem + suffix for suffix in _MASK_SUFFIXES for stem in stems if stem + suffix in stems}
-    kept = [name for name in images if os.path.splitext(name)[0] not in masks]
-    return kept, len(images) - len(kept)
+    return [name for name in images if stem_of[name] not in masks]
 
 
 def _has_no_extension(name: str) -> bool:
@@ -239,4 +315,15 @@ class Names(Sequence):
         return digest(self._bytes, self._ends)
 
 
-__all__ = ["SHARD_EXTENSIONS", "FolderImages", "Names", "is_image", "walk"]
+__all__ = [
+    "SHARD_EXTENSIONS",
+    "TEST",
+    "TRAIN",
+    "FolderImages",
+    "Names",
+    "find_splits",
+    "is_image",
+    "split_of",
+    "walk",
+    "without_masks",
+]

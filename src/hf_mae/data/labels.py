@@ -98,6 +98,7 @@ def open_labelled(
     if not known.any():
         raise ValueError(f"None of the {len(train_images)} images of {train_images.name} has a label.")
     _warn_of_unlabelled(train_images)
+    _label_by_folders(train_images, test_images)
     if test_images is not None and has_label(test_images).any():
         _warn_of_unlabelled(test_images)
         return select(train_images, known), select(test_images, has_label(test_images))
@@ -109,6 +110,18 @@ def open_labelled(
     if test_images is not None and problem_type_of(train_images) != REGRESSION:
         _warn_of_missing_classes(train_images, test_images)
     return train_images, test_images
+
+
+def _label_by_folders(train_images: ImageSource, test_images: ImageSource | None):
+    """Labels a split that has one class only, which alone does not look like one, and warns if there is none."""
+    if test_images is None or has_label(test_images).any():
+        return
+    if isinstance(test_images, FolderImages) and isinstance(train_images, FolderImages) and train_images.label_names:
+        test_images.label_by(train_images.label_names)
+    if not has_label(test_images).any():
+        logger.warning(
+            f"None of the {len(test_images)} images of {test_images.name} has a label: nothing is evaluated on them."
+        )
 
 
 def _warn_of_unlabelled(images: ImageSource):

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..modeling.reading_mae import OpenedImage, extension_of, open_image
-from .folders import Names, is_image
+from .folders import Names, is_image, without_masks
 from .image_source import ImageSource, digest
 from .label_values import SINGLE, encode_labels
 
 _CACHED_ROW_GROUPS = 64  # maximum for one reader; those of which every image was read are dropped before
 _ROW_GROUP_BYTES = 2 * 10**9  # maximum that the row groups of one reader may take
+_FINGERPRINTED = 200  # rows of a data set whose images are a part of the fingerprint
 _OPEN_FILES = 128  # of the 1,024 that a process may usually have
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "labels")
 
@@ -25,7 +26,7 @@ _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "la
 class TarImages(ImageSource):
     """Images in uncompressed tar files (WebDataset), read in place at their offsets.
 
-    The label of `name.jpg` is the class in `name.cls`, an integer or a name, if all images have one.
+    The label of `name.jpg` or `name.left.jpg` is the class in `name.cls`, an integer or a name.
     """
 
     def __init__(self, files: Sequence[str], name: str, problem_type: str | None = None):
@@ -41,7 +42,7 @@ class TarImages(ImageSource):
         self.name, self._files, self._descriptors, self.notes = name, list(files), OrderedDict(), []
         names, places, labels, others = [], [], [], Counter()
         for number, file in enumerate(files):
-            classes, first = {}, len(names)
+            classes, found = {}, {}
             try:
                 with tarfile.open(file, "r:") as tar:
                     for member in tar:
@@ -49,10 +50,9 @@ class TarImages(ImageSource):
                         if not member.isfile():
                             continue
                         if extension == ".cls":
-                            classes[stem] = tar.extractfile(member).read().decode()
+                            classes[stem] = tar.extractfile(member).read().decode().strip()
                         elif is_image(os.path.basename(member.name)):
-                            names.append(member.name)
-                            places.append((number, member.offset_data, member.size))
+                            found[member.name] = (number, member.offset_data, member.size)
                         else:
                             others[extension or "none"] += 1
             except (tarfile.TarError, ValueError) as error:
@@ -60,16 +60,23 @@ class TarImages(ImageSource):
                     f"{file} can't be read as an uncompressed tar ({error}). Decompress .tar.gz files with gunzip: "
                     "images are read in place."
                 ) from error
-            labels.extend(classes.get(os.path.splitext(name)[0]) for name in names[first:])
+            pictures = set(without_masks(list(map(_plain, found))))
+            kept = [name for name in found if _plain(name) in pictures]
+            others["masks by their names"] += len(found) - len(kept)
+            names.extend(kept)
+            places.extend(found[name] for name in kept)
+            labels.extend(classes.get(os.path.splitext(name)[0], classes.get(_key(name))) for name in kept)
+        others += Counter()  # without zeros
         seen = ", ".join(f"{count} x {extension}" for extension, count in sorted(others.items()))
         if not names:
             raise ValueError(f"Found no images in {name}: {len(files)} tar file(s) with {seen or 'nothing'}.")
         if others:
             self.notes.append(f"{len(names):,} images in {name}; other members are left out: {seen}.")
         self._names, self._places = Names(names), np.array(places, dtype=np.int64)
-        if None not in labels:
-            texts = [label.strip() for label in labels]
-            self.labels, self.label_names = encode_labels(texts, problem_type or SINGLE, ["name.cls"], from_text=True)
+        if missing := sum(label is None for label in labels):
+            self.notes += [f"{missing:,} of {len(names):,} images of {name} have no label."] * (missing < len(names))
+        if missing < len(names):
+            self.labels, self.label_names = encode_labels(labels, problem_type or SINGLE, ["name.cls"], from_text=True)
         self.fingerprint = digest(self._names.digest(), self._places)
 
     def __len__(self) -> int:
@@ -108,6 +115,18 @@ class TarImages(ImageSource):
         return {**self.__dict__, "_descriptors": OrderedDict()}
 
 
+def _key(name: str) -> str:
+    """Returns what the members of a sample share, as WebDataset has it: the path up to the first dot of the name."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.split(".")[0]
+
+
+def _plain(name: str) -> str:
+    """Returns the name of a member with its parts joined as those of files are: `0.seg.png` is the mask `0_seg.png`."""
+    stem = name[: len(name) - len(extension_of(name))]
+    return _key(stem) + stem[len(_key(stem)) :].replace(".", "_") + extension_of(name)
+
+
 class ParquetImages(ImageSource):
     """Images in a column of parquet files, here or on the Hub, read by row group and not copied."""
 
@@ -139,7 +158,7 @@ class ParquetImages(ImageSource):
         self.name, self._files, self._filesystem, self.notes = name, list(files), filesystem, []
         self._open: dict = {}
         self._cache: OrderedDict = OrderedDict()
-        groups, labels, largest, self._column = [], [], 0, None
+        groups, labels, sizes, self._column = [], [], [], None
         for number, file in enumerate(files):
             try:
                 parquet = self._parquet(number)
@@ -149,7 +168,8 @@ class ParquetImages(ImageSource):
                 features = _features(parquet.schema_arrow)
                 self._column, self._label = choose_columns(features, name, image_column, label_column, self.notes)
                 self._type, label_names = features[self._column], names_of_classes(features.get(self._label))
-            largest = max(largest, *(_group_bytes(parquet, g, self._column) for g in range(parquet.num_row_groups)), 0)
+            self._check_file(file, _features(parquet.schema_arrow), label_names)
+            sizes.extend(_group_bytes(parquet, g, self._column) for g in range(parquet.num_row_groups))
             groups.extend((number, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups))
             if filesystem is None and self._label:
                 labels.extend(parquet.read([self._label], use_threads=False)[self._label].to_pylist())
@@ -163,8 +183,23 @@ class ParquetImages(ImageSource):
         self._first_rows, self._short_names = np.cumsum(rows) - rows, _below_common_folder(files)
         if labels:
             self.labels, self.label_names = encode_labels(labels, problem_type, [self._label], names=label_names)
-        self._bound_memory(largest)
-        self.fingerprint = digest(json.dumps([os.path.basename(file) for file in files]), self._groups)
+        self._bound_memory(max(sizes))
+        names = json.dumps([self._column, *(os.path.basename(file) for file in files)])
+        self.fingerprint = digest(names, self._groups, np.array(sizes, dtype=np.int64))
+
+    def _check_file(self, file: str, features: dict, label_names: list[str] | None):
+        """Refuses a file that lacks a column of the first one, or numbers the classes in another way."""
+        for column in filter(None, (self._column, self._label)):
+            if column not in features:
+                raise ValueError(
+                    f"{file} has no column {column!r}, which {self._files[0]} has, only {', '.join(features)}. Give "
+                    "the path of files that have the same columns."
+                )
+        if names_of_classes(features.get(self._label)) != label_names:
+            raise ValueError(
+                f"The classes in the column {self._label} of {file} are others than those of {self._files[0]}, or in "
+                "another order. Write all files with one list of names."
+            )
 
     def _bound_memory(self, largest: int):
         """Lets a run mix only as many row groups as fit into memory, given the bytes of the largest one."""
@@ -269,6 +304,17 @@ def _group_bytes(parquet, group: int, column: str) -> int:
     return sum(part.total_uncompressed_size for part in columns if part.path_in_schema.split(".")[0] == column)
 
 
+def holds_images(file: str) -> bool:
+    """Returns whether a parquet file has a column of images. One that can't be read has none."""
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(file)
+    except (pyarrow.lib.ArrowInvalid, OSError):
+        return False
+    return any(_holds_images(feature) for feature in _features(schema).values())
+
+
 def choose_columns(
     features: dict, name: str, image_column: str | None, label_column: str | None, notes: list[str]
 ) -> tuple[str, str | None]:
@@ -290,6 +336,11 @@ def choose_columns(
         if chosen is not None and chosen not in features:
             raise ValueError(f"{name} has no column {chosen!r} (`{parameter}`), only {', '.join(features)}.")
     images = [column for column, feature in features.items() if _holds_images(feature)]
+    if image_column is not None and image_column not in images and not _holds_paths(features[image_column]):
+        raise ValueError(
+            f"`image_column` {image_column!r} of {name} holds {features[image_column]}, and not in each row "
+            "an image or its path."
+        )
     if image_column is None:
         if not images:
             raise ValueError(_no_column(name, features))
@@ -320,6 +371,10 @@ def _holds_images(feature) -> bool:
     return struct or pa.types.is_binary(feature) or pa.types.is_large_binary(feature)
 
 
+def _holds_paths(feature) -> bool:
+    return str(getattr(feature, "dtype", feature)) in ("string", "large_string")
+
+
 def _holds_labels(feature) -> bool:
     """Whether values are classes: class labels, integers or strings."""
     kind = str(getattr(feature, "dtype", feature))
@@ -344,7 +399,18 @@ def _open_cell(cell, feature) -> OpenedImage:
         extension = ""
     if cell is None:
         raise ValueError("its row holds no image")
+    if isinstance(cell, str):
+        return open_image(cell)
     return open_image(cell, extension) if isinstance(cell, bytes) else np.array(cell, dtype=feature.dtype)
+
+
+def _start_of(cell) -> str:
+    """Returns what tells the image in a cell from most others, without decoding it."""
+    if isinstance(cell, dict):
+        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if isinstance(cell, bytes):
+        return f"{len(cell)} {cell[:256].hex()}"
+    return str(cell)[:256]
 
 
 class DatasetImages(ImageSource):
@@ -370,6 +436,7 @@ class DatasetImages(ImageSource):
         """
         import datasets
 
+        dataset = dataset.with_format(None)  # a format, such as of tensors, is saved with a data set
         self.name, self.license, self.notes = name, dataset.info.license or None, []
         self.column, label = choose_columns(dataset.features, name, image_column, label_column, self.notes)
         images, self._type = dataset.select_columns([self.column]), dataset.features[self.column]
@@ -380,7 +447,9 @@ class DatasetImages(ImageSource):
         if label is not None:
             names = names_of_classes(dataset.features[label])
             self.labels, self.label_names = encode_labels(list(dataset[label]), problem_type, [label], names=names)
-        self.fingerprint = digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels)
+        shown = np.arange(min(len(images), _FINGERPRINTED)) * len(images) // _FINGERPRINTED
+        seen = digest(*(_start_of(images[int(index)][self.column]) for index in shown))
+        self.fingerprint = digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels, seen)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -408,4 +477,4 @@ def _no_column(name: str, columns: dict) -> str:
     )
 
 
-__all__ = ["DatasetImages", "ParquetImages", "TarImages", "choose_columns", "names_of_classes"]
+__all__ = ["DatasetImages", "ParquetImages", "TarImages", "choose_columns", "holds_images", "names_of_classes"]

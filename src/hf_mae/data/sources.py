@@ -16,12 +16,10 @@ import numpy as np
 import PIL.Image
 
 from ..modeling.reading_mae import DEFAULT_SETTINGS, ReadingSettings, extension_of
-from .folders import SHARD_EXTENSIONS, FolderImages, is_image, walk
+from .folders import SHARD_EXTENSIONS, TEST, TRAIN, FolderImages, find_splits, is_image, walk
 from .image_source import ImageSource, digest
 from .parts import PagedImages, TiledImages
-from .shards import DatasetImages, ParquetImages, TarImages
-
-_TRAIN, _TEST = ("train", "training"), ("validation", "valid", "val", "dev", "test", "testing")
+from .shards import DatasetImages, ParquetImages, TarImages, holds_images
 
 
 class FashionMNISTImages(ImageSource):
@@ -73,10 +71,10 @@ def open_images(
     """Opens a source of images.
 
     Args:
-        data (`str`, *optional*): A folder of images, flat or nested, whose sub-folders `train` and `val` are taken for
-            splits; an image file; a `.parquet` or uncompressed `.tar` file or a folder of such shards; a folder of
-            `.arrow` files or one written by `Dataset.save_to_disk`; or the name of a data set on the Hub. Default: the
-            embedded sample of Fashion-MNIST.
+        data (`str`, *optional*): A folder of images, flat or nested, whose sub-folders `train` and `val` (also
+            `Training`, `test2017`, `images/train` and the like) are taken for splits; an image file; a `.parquet` or
+            uncompressed `.tar` file or a folder of such shards; a folder of `.arrow` files or one written by
+            `Dataset.save_to_disk`; or the name of a data set on the Hub. Default: the embedded sample of Fashion-MNIST.
         split (`"train"` or `"test"`, *optional*): Images to train on, or to evaluate on.
         streaming (`bool`, *optional*, defaults to `False`): Read the parquet files of a data set of the Hub over the
             network by row group, instead of downloading it first. Local data are never copied.
@@ -125,18 +123,20 @@ def _open(
         if images is not None:
             images.dataset = data
         return images
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _from_datasets(data, split, lambda d: d.load_from_disk(data), columns)
     if not path.is_dir():
-        if path.suffix in SHARD_EXTENSIONS:
+        if extension_of(path.name) in SHARD_EXTENSIONS:
             return _from_shards([data], data, columns) if split == "train" else None
         if is_image(path.name):
             return FolderImages(path.parent, [("", [path.name])], labels) if split == "train" else None
         raise ValueError(f"{data!r} is neither a folder, nor an image, nor a shard ({_list(SHARD_EXTENSIONS)}).")
-    train, test = (next((path / n for n in names if (path / n).is_dir()), None) for names in (_TRAIN, _TEST))
-    if train is None:
+    splits = find_splits(path)
+    if not splits:
         return _from_folder(data, split, labels, columns)
-    chosen = train if split == "train" else test
+    chosen = next((splits[name] for name in (("train",) if split == "train" else TEST) if name in splits), None)
+    if chosen is not None and (chosen / "state.json").exists():
+        return _from_datasets(os.fspath(chosen), "train", lambda d: d.load_from_disk(os.fspath(chosen)), columns)
     return None if chosen is None else _from_folder(os.fspath(chosen), None, labels, columns)
 
 
@@ -151,11 +151,12 @@ def _from_folder(folder: str, split: str | None, labels: str, columns: dict) -> 
         os.path.join(folder, directory, name)
         for directory, names in listing
         for name in names
-        if extension_of(name) in SHARD_EXTENSIONS
-    ]
+        if extension_of(name) in SHARD_EXTENSIONS and not (name.startswith("cache-") and name.endswith(".arrow"))
+    ]  # without what `datasets` has kept of maps and filters
     if not shards or any(is_image(name) for _, names in listing for name in names):
         if split == "test":
             return None
+        _refuse_two_kinds(folder, shards)
         images = FolderImages(folder, listing, labels)
         images.notes = [*notes, *images.notes]
         return images
@@ -164,13 +165,26 @@ def _from_folder(folder: str, split: str | None, labels: str, columns: dict) -> 
     return _from_shards(shards, folder if split is None else f"{folder} ({split})", columns) if shards else None
 
 
+def _refuse_two_kinds(folder: str, shards: Sequence[str]):
+    """Refuses parquet files of images next to pictures, such as the banner of a cloned data set of the Hub.
+
+    A `metadata.parquet` is the table of the pictures, as `datasets`' imagefolder has it.
+    """
+    parquets = [shard for shard in shards if extension_of(shard) == ".parquet" and Path(shard).stem != "metadata"]
+    if both := [shard for shard in parquets if holds_images(shard)]:
+        raise ValueError(
+            f"{folder} has pictures in files, and others in {len(both)} parquet file(s), first {both[0]}. Give the "
+            "path of the files, or of the folder, that is meant."
+        )
+
+
 def _of_split(shards: Sequence[str], split: str, folder: str = "") -> list[str]:
     """Returns the shards of a split, by the words in their paths; for training all that name no other split."""
     words = {shard: re.split(r"[^a-z]+", os.path.relpath(shard, folder or ".").lower()) for shard in shards}
-    for names in (_TRAIN,) if split == "train" else tuple((name,) for name in _TEST):
+    for names in (TRAIN,) if split == "train" else tuple((name,) for name in TEST):
         if found := [shard for shard in shards if any(name in words[shard] for name in names)]:
             return found
-    return [shard for shard in shards if not any(name in words[shard] for name in _TEST)] if split == "train" else []
+    return [shard for shard in shards if not any(name in words[shard] for name in TEST)] if split == "train" else []
 
 
 def _from_shards(files: list[str], name: str, columns: dict) -> ImageSource:
@@ -204,7 +218,7 @@ def _from_hub(data: str, split: str, config: str | None, columns: dict) -> Parqu
     if not files:
         where = "" if config is None else f" in the configuration {config!r}"
         raise ValueError(f"{data!r} on the Hub has no parquet files to stream{where}. Leave `streaming` out.")
-    no_configs = {"data", *_TRAIN, *_TEST}
+    no_configs = {"data", *TRAIN, *TEST}
     configs = sorted({place[0] for place in places.values() if place and place[0] not in no_configs})
     if config is None and len(configs) > 1:
         raise ValueError(f"{data!r} has several configurations: {', '.join(configs)}. Choose with `dataset_config`.")
@@ -220,7 +234,7 @@ def _from_datasets(data: str, split: str, load: Callable, columns: dict) -> Data
     except Exception as error:  # of many types: no such name, no network, no permission, broken file
         raise OSError(_not_found(data, error)) from error
     if isinstance(dataset, dict):
-        found = next((name for name in (("train",) if split == "train" else _TEST) if name in dataset), None)
+        found = next((name for name in (("train",) if split == "train" else TEST) if name in dataset), None)
         if found is None and split == "train":
             raise ValueError(f"{data!r} has no split 'train', only {', '.join(dataset)}.")
         return None if found is None else DatasetImages(dataset[found], f"{data} ({found})", **columns)
