@@ -125,7 +125,7 @@ class TrivialPredictors:
         visible = model.target_values(pixel_values, ids_keep)
         if valid is None:
             return target, visible.mean(dim=1, keepdim=True), interpolated, None
-        counts, seen = (valid_patches(valid, patch_size, each) for each in (ids, ids_keep))
+        counts, seen = (valid_patches(valid, pixel_values, patch_size, each) for each in (ids, ids_keep))
         visible = visible.where(seen[..., None], 0).sum(dim=1, keepdim=True)
         return target, visible / seen.sum(dim=1).clamp(min=1)[:, None, None], interpolated, counts
 
