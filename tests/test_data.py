@@ -435,6 +435,32 @@ def test_spread_indices__take_whole_blocks_where_there_are_some():
     assert spread_indices(open_images(), 4).tolist() == [0, 750, 1500, 2250]
 
 
+@pytest.mark.parametrize("row_groups", [[3000], [1000, 1500, 500], [100] * 30])
+def test_spread_indices__of_images_sorted_by_class_are_of_all_classes(row_groups):
+    """Ten classes of 300 images each, however the file is divided."""
+    chosen = spread_indices(InRowGroups(row_groups), 1000)
+    counts = np.bincount(chosen // 300, minlength=10)
+    assert counts.sum() == len(set(chosen.tolist())) == 1000
+    assert (np.diff(chosen) > 0).all()
+    assert counts.min() >= 60
+
+
+def test_spread_indices__of_large_row_groups_are_of_some_and_of_no_more_than_a_reader_holds():
+    images = InRowGroups([5000] * 200)
+    for count, expected in ((7, 1), (64, 1), (300, 5), (2000, 16), (10000, 16)):
+        chosen = spread_indices(images, count)
+        groups = np.unique(chosen // 5000)
+        assert (len(chosen), len(groups)) == (count, expected)
+        assert groups.tolist() == (np.arange(expected) * 200 // expected).tolist()
+    images.row_groups_at_once = 3
+    assert len(np.unique(spread_indices(images, 1000) // 5000)) == 3
+    assert len(np.unique(spread_indices(images, 20000) // 5000)) == 4  # as many as hold so many images
+
+
+def test_spread_indices__are_each_once_where_the_row_groups_chosen_are_small():
+    assert spread_indices(InRowGroups([1, 9, 1, 9]), 8).tolist() == [0, 10]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Order
 

@@ -11,9 +11,14 @@ from torch.utils.data import Sampler
 
 from .image_source import ImageSource
 
+# Files may be sorted by class: a selection is from a row group for each 64 of its images, up to 16, or from more.
+_FEWEST_ROW_GROUPS, _IMAGES_OF_EACH = 16, 64
+
 
 def spread_indices(images: ImageSource, count: int | None = None) -> np.ndarray:
-    """Returns the indices of at most `count` evenly spaced images (of evenly spaced row groups, where there are any).
+    """Returns the indices of at most `count` evenly spaced images, in order.
+
+    Where there are row groups, they are evenly spaced within some evenly spaced row groups.
 
     Args:
         images ([`ImageSource`]): The source.
@@ -24,10 +29,14 @@ def spread_indices(images: ImageSource, count: int | None = None) -> np.ndarray:
     if images.row_groups is None:
         return np.arange(count) * len(images) // count
     # Single images from all over the source would make the reader load every row group.
-    num_row_groups = min(math.ceil(count / images.row_groups.mean()), len(images.row_groups))
+    needed = math.ceil(count / images.row_groups.mean())
+    wanted = min(math.ceil(count / _IMAGES_OF_EACH), _FEWEST_ROW_GROUPS, images.row_groups_at_once)
+    num_row_groups = min(max(needed, wanted), len(images.row_groups))
     chosen = np.arange(num_row_groups) * len(images.row_groups) // num_row_groups
     starts = np.cumsum(images.row_groups) - images.row_groups
-    return np.concatenate([starts[g] + np.arange(images.row_groups[g]) for g in chosen])[:count]
+    rows = np.concatenate([starts[g] + np.arange(images.row_groups[g]) for g in chosen])
+    count = min(count, len(rows))  # the groups chosen may be smaller than others
+    return rows[np.arange(count) * len(rows) // count]
 
 
 class SampleOrder:
