@@ -852,3 +852,37 @@ def test_value_range__from_percentiles_of_the_data(tmp_path):
     np.save(tmp_path / "a.npy", np.stack([ramp, 2 * ramp]))
     low_high = value_range_of(FolderImages(tmp_path), 2, (10, 90))
     assert low_high == pytest.approx(np.array([(-4000, 4000), (-8000, 8000)]), abs=20)
+
+
+def test_value_range__sees_all_columns_and_its_ends_all_pixels(tmp_path):
+    """A bright stripe of a hundredth of the pixels, and a defect that few pixels belong to."""
+    from hf_mae.data.checking import value_range_of
+    from hf_mae.data.sources import FolderImages
+
+    for number in range(3):
+        image = values("uint16", 1, (1024, 1024))[0] % 1000 + 1000
+        image[:, 700:710] = 5000
+        image[200, 300] = 60000
+        image[201, 300] = 3
+        np.save(tmp_path / f"{number}.npy", image)
+    images = FolderImages(tmp_path)
+    assert value_range_of(images, 1, (0, 100)) == ((3, 60000),)
+    ((low, high),) = value_range_of(images, 1, (1, 99.5))
+    assert 1000 < low < 1020
+    assert high == 5000
+    assert value_range_of(images, 1, (1, 99.5)) == ((low, high),)
+
+
+def test_value_range__leaves_no_data_out_and_names_images_of_nothing_else(tmp_path):
+    from hf_mae.data.checking import value_range_of
+    from hf_mae.data.sources import FolderImages
+
+    reading = ReadingSettings(nodata=0)
+    np.save(tmp_path / "empty.npy", np.zeros((70, 70), np.uint16))
+    with pytest.raises(ValueError, match="A channel of .* holds nothing but no-data in all images"):
+        value_range_of(FolderImages(tmp_path), 1, (1, 99), reading)
+    scene = np.zeros((300, 300), np.uint16)
+    scene[7, :100] = np.arange(100) + 1
+    np.save(tmp_path / "scene.npy", scene)
+    assert value_range_of(FolderImages(tmp_path), 1, (0, 100), reading) == ((1, 100),)
+    assert value_range_of(FolderImages(tmp_path), 1, (10, 90), reading) == ((11, 90),)

@@ -5,6 +5,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import PIL.Image
 import torch
 
@@ -26,6 +27,7 @@ from .sampling import spread_indices
 from .sources import FashionMNISTImages
 
 _MOST_PIXELS = 5 * 10**8  # that are decoded for the check: seconds to a minute
+_PIXELS_OF_EACH = 4096  # image, for the percentiles of their values
 _SHALLOW_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "LAB")
 
 
@@ -128,6 +130,9 @@ def value_range_of(
 ) -> tuple[tuple[float, float], ...]:
     """Returns a range (low, high) for each channel: percentiles of the stored values of a source.
 
+    Of each image 4,096 pixels are taken from all over it, always the same ones; for 0 and 100 the smallest and the
+    largest value of all its pixels.
+
     Args:
         images ([`ImageSource`]): The source.
         num_channels (`int`): Channels of the model.
@@ -136,34 +141,41 @@ def value_range_of(
         max_images (`int`, *optional*, defaults to 1000): Maximum number of images, see [`spread_indices`].
 
     Raises:
-        ValueError: If the percentiles are not in order, or a channel has the same value everywhere.
+        ValueError: If the percentiles are not in order, or a channel has the same value everywhere or nothing but
+            no-data.
     """
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise ValueError(f"Percentiles must be 0 <= low < high <= 100, got {percentiles}.")
+    rng = np.random.default_rng(0)
 
-    def sample(image: OpenedImage) -> torch.Tensor:
+    def sample(image: OpenedImage) -> tuple[np.ndarray, np.ndarray]:
         stored = read_stored(image, num_channels, reading)
-        values = as_tensor(stored.pixels)
-        missing = find_missing(stored, values, reading)
-        values = values.double() if missing is None else values.double().masked_fill(missing, torch.nan)
-        values = values.flatten(1)
-        return values[:, :: max(values.shape[1] // 4096, 1)]
+        pixels = as_tensor(stored.pixels)
+        missing = find_missing(stored, pixels, reading)
+        pixels = pixels.double() if missing is None else pixels.double().masked_fill(missing, torch.nan)
+        values = pixels.flatten(1).numpy()
+        places = np.flatnonzero(~np.isnan(values).all(axis=0))
+        if len(places) > _PIXELS_OF_EACH:  # at even distances they would lie in the same few columns of all rows
+            shares = (np.arange(_PIXELS_OF_EACH) + rng.random(_PIXELS_OF_EACH)) / _PIXELS_OF_EACH
+            places = places[(shares * len(places)).astype(np.int64)]
+        # Unlike min and max these pass over NaN, and keep it where there is nothing else.
+        return values[:, places], np.stack([np.fmin.reduce(values, axis=1), np.fmax.reduce(values, axis=1)], axis=1)
 
-    chosen = spread_indices(images, max_images)
-    values = torch.cat([read_image(images, int(index), sample)[0] for index in chosen], dim=1)
-    low, high = (
-        torch.stack([channel[~channel.isnan()].sort().values[_place(channel, share)] for channel in values])
-        for share in percentiles
-    )
+    samples = [read_image(images, int(index), sample)[0] for index in spread_indices(images, max_images)]
+    values, extremes = (np.concatenate(parts, axis=1) for parts in zip(*samples, strict=True))
+    known = [extremes if share in (0, 100) else values for share in percentiles]
+    if any(np.isnan(each).all(axis=1).any() for each in known):
+        raise ValueError(f"A channel of {images.name} holds nothing but no-data in all images that were looked at.")
+    low, high = (_percentile(each, share) for each, share in zip(known, percentiles, strict=True))
     if (low >= high).any():
-        raise ValueError(f"Channel {int((low >= high).int().argmax()) + 1} of {images.name} has hardly any range.")
+        raise ValueError(f"Channel {int((low >= high).argmax()) + 1} of {images.name} has hardly any range.")
     return tuple(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def _place(channel: torch.Tensor, percentile: float) -> int:
-    """Returns where a percentile lies in the sorted values of a channel."""
-    count = int((~channel.isnan()).sum())
-    return min(round(percentile / 100 * (count - 1)), count - 1)
+def _percentile(values: np.ndarray, percentile: float) -> np.ndarray:
+    """Returns for each channel (channels, values) the value at a percentile of those that are not NaN."""
+    known = (channel[~np.isnan(channel)] for channel in values)
+    return np.array([np.percentile(channel, percentile, method="nearest") for channel in known])
 
 
 __all__ = ["CheckedImages", "check_embedded", "check_images", "value_range_of"]
