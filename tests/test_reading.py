@@ -844,6 +844,49 @@ def test_check__decodes_no_plain_pictures_and_tells_mixed_types(tmp_path, monkey
     assert "3 x uint8, 1 x uint16" in found.notes[-1]
 
 
+def test_check__takes_pictures_that_it_does_not_decode_for_none_of_8_bits(tmp_path, monkeypatch):
+    from hf_mae.data import checking
+    from hf_mae.data.sources import FolderImages
+
+    monkeypatch.setattr(checking, "_MOST_PIXELS", 20 * 20)
+    for number in range(6):
+        PIL.Image.fromarray(values("uint16", 1, (20, 20))[0]).save(tmp_path / f"{number}.png")
+    found = checking.check_images(FolderImages(tmp_path), 1)
+    assert (found.sample_type, found.notes) == ("uint16", [])
+
+
+def test_check__decodes_pictures_from_all_over_the_source(tmp_path, monkeypatch):
+    from hf_mae.data import checking
+    from hf_mae.data.sources import FolderImages
+
+    monkeypatch.setattr(checking, "_MOST_PIXELS", 10 * 9 * 13)
+    for number in range(40):
+        np.save(tmp_path / f"{number:02}.npy", values("uint16" if number < 20 else "int16", 1)[0])
+    with pytest.raises(UnsuitableImageError, match="[23][0-9].npy: .*int16"):
+        checking.check_images(FolderImages(tmp_path), 1)
+
+
+def test_check__reads_each_row_group_once():
+    from hf_mae.data.checking import check_images
+    from hf_mae.data.image_source import ImageSource
+
+    class InRowGroups(ImageSource):
+        name, row_groups, opened = "row groups", np.array([5, 1, 7, 3] * 4), []
+
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, index):
+            self.opened.append(index)
+            return values("uint16", 1)[0]
+
+    assert check_images(InRowGroups(), 1).sample_type == "uint16"
+    groups = np.repeat(np.arange(16), InRowGroups.row_groups)[InRowGroups.opened]
+    assert sorted(InRowGroups.opened) == list(range(64))
+    assert (np.diff(groups) != 0).sum() == 15
+    assert groups.tolist() != sorted(groups)  # and not in the order of the source
+
+
 def test_value_range__from_percentiles_of_the_data(tmp_path):
     from hf_mae.data.checking import value_range_of
     from hf_mae.data.sources import FolderImages

@@ -54,7 +54,8 @@ def check_images(
 ) -> CheckedImages:
     """Reads images that are spread over a source and refuses those that do not suit the settings.
 
-    Of pictures of 8 bits only the headers are read, where nothing else can be wrong with them.
+    Of pictures of 8 bits only the headers are read, where nothing else can be wrong with them. The others are decoded
+    until these are 500 million pixels, in an order in which those are from all over the source, too.
 
     Args:
         images ([`ImageSource`]): The source.
@@ -72,13 +73,15 @@ def check_images(
     types, unreadable, pixels = Counter(), {}, 0
 
     def look(image: OpenedImage) -> tuple[str, int]:
-        if _needs_only_header(image, num_channels, reading) or pixels > _MOST_PIXELS:
-            return "uint8" if isinstance(image, PIL.Image.Image) else "", 0
+        if _needs_only_header(image, num_channels, reading):
+            return "uint8", 0
+        if pixels > _MOST_PIXELS:  # of what type it is, is not known
+            return "", 0
         stored = read_stored(image, num_channels, reading)
         to_byte_range(stored, reading)
         return stored.type_name, stored.size[0] * stored.size[1]
 
-    for index in spread_indices(images, max_images):
+    for index in _mixed(images, spread_indices(images, max_images)):
         (kind, count), _, failed = read_image(images, int(index), look)
         types.update([kind] if kind else [])
         unreadable.update(failed)
@@ -88,6 +91,16 @@ def check_images(
         found = ", ".join(f"{count} x {kind}" for kind, count in types.most_common())
         notes.append(f"Images of {images.name} differ in the type of their values: {found}.")
     return CheckedImages(next(iter(types)) if len(types) == 1 else None, unreadable, notes)
+
+
+def _mixed(images: ImageSource, indices: np.ndarray) -> np.ndarray:
+    """Returns indices in an order whose beginnings are spread like the whole; one row group comes after the other."""
+    rng = np.random.default_rng(0)
+    indices = rng.permutation(indices)
+    if images.row_groups is None:
+        return indices
+    groups = np.searchsorted(np.cumsum(images.row_groups), indices, side="right")
+    return indices[np.argsort(rng.permutation(len(images.row_groups))[groups], kind="stable")]
 
 
 def check_embedded(images: ImageSource, image_processor: MAEImageProcessor):
