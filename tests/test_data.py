@@ -375,6 +375,24 @@ def test_unsuitable_pictures__end_a_run_by_name_and_are_not_replaced(tmp_path):
             list(loader)
 
 
+def test_unsuitable_pictures__are_replaced_and_named_where_some_were_looked_at_before(tmp_path):
+    np.save(tmp_path / "bands.npy", np.zeros((5, 30, 40), np.uint8))
+    picture(1).save(tmp_path / "good.png")
+    images = FolderImages(tmp_path)
+    bad, good = PretrainingDataset(images, (16, 16), 4, crop_scale=(1, 1), replace_unsuitable=True).__getitems__(
+        [(0, 0, 0), (0, 1, 0)]
+    )
+    (reason,) = bad["unreadable"].values()
+    assert list(bad["unreadable"]) == [str(tmp_path / "bands.npy")]
+    assert "UnsuitableImageError: " in reason
+    assert "`num_channels`" in reason
+    assert not good["unreadable"]
+    evaluated = EvaluationDataset(images, MAEImageProcessor.for_image_size(16), replace_unsuitable=True)
+    assert torch.equal(evaluated[0]["pixel_values"], evaluated[1]["pixel_values"])
+    with pytest.raises(UnsuitableImageError, match="bands.npy"):
+        EvaluationDataset(images, MAEImageProcessor.for_image_size(16))[0]
+
+
 def test_too_many_open_files__are_no_broken_pictures(monkeypatch, tmp_path):
     picture(1).save(tmp_path / "good.png")
     images = FolderImages(tmp_path)

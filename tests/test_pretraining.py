@@ -12,6 +12,7 @@ import tarfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -424,6 +425,27 @@ def test_run__on_shards_with_broken_pictures_statistics_and_views(tmp_path, caps
 
 
 @pytest.mark.slow
+def test_run__replaces_an_unsuitable_picture_that_the_check_did_not_see(tmp_path):
+    """It is trained and evaluated on, and hours may be lost if it ended the run."""
+    (unseen, *_) = sorted(set(range(1010)).difference((np.arange(1000) * 1010 // 1000).tolist()))
+
+    class Many(Squares):
+        def __len__(self):
+            return 1010
+
+        def __getitem__(self, index):
+            return np.zeros(9, np.uint8) if index == unseen else picture(index, (9, 9))
+
+    settings = {"config_overrides": SMALL, "preset": "tiny", "image_size": 16, "patch_size": 8, "max_steps": 8}
+    settings.update(effective_batch_size=128, per_device_train_batch_size=128, eval_images=5 * 1010)
+    settings.update(logging_steps=1, held_out=0)
+    result = pretrain(Many(), tmp_path, **settings)
+    assert result.metrics["step"] == 8
+    (line,) = (tmp_path / "unreadable.txt").read_text().splitlines()
+    assert line.startswith(f"image {unseen} of squares\tUnsuitableImageError: The image's shape (9,)")
+
+
+@pytest.mark.slow
 def test_run__whose_no_data_is_nan_is_the_same_run(tmp_path, capsys):
     """NaN is not equal to itself, and has no name in JSON."""
     small(None, tmp_path, max_steps=2, nodata=float("nan"))
@@ -487,8 +509,6 @@ class Labelled(Squares):
 
 def test_evaluation__needs_labels_for_knn(tiny_model, tmp_path):
     """Validation images of fewer classes are numbered by name; -1 is no label; without labels there is no figure."""
-    import numpy as np
-
     from hf_mae.evaluation.monitoring import Evaluation
 
     model, processor = tiny_model(), MAEImageProcessor.for_image_size(32)
@@ -505,8 +525,6 @@ def test_evaluation__needs_labels_for_knn(tiny_model, tmp_path):
 
 
 def test_evaluation__of_other_classes_takes_them_for_no_label():
-    import numpy as np
-
     from hf_mae.data.labels import forget_other_classes
 
     images = Labelled(np.array([0, 1, 2, -1]), ["zebra", "cat", "dog"])

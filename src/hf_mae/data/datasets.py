@@ -41,6 +41,7 @@ class PretrainingDataset(Dataset):
         vertical_flip: bool = False,
         rotate90: bool = False,
         num_layers: int = 0,
+        replace_unsuitable: bool = False,
     ):
         """
         Args:
@@ -58,6 +59,8 @@ class PretrainingDataset(Dataset):
             rotate90 (`bool`, *optional*, defaults to `False`): Whether to turn crops by multiples of 90 degrees.
             num_layers (`int`, *optional*, defaults to 0): Blocks of an encoder with drop path, for which
                 `drop_path_noise` is drawn. 0: none is.
+            replace_unsuitable (`bool`, *optional*, defaults to `False`): Replace images that do not suit the settings
+                like unreadable ones, see [`try_to_read`].
 
         Raises:
             ValueError: If crops are to be turned by 90 degrees and are not square.
@@ -66,7 +69,7 @@ class PretrainingDataset(Dataset):
             raise ValueError(f"`rotate90` needs square crops, these are {image_size[0]} x {image_size[1]} pixels.")
         self.reading, self.vertical_flip, self.rotate90 = reading, vertical_flip, rotate90
         self.images, self.seed, self.num_patches, self.epoch = images, seed, num_patches, 0
-        self.num_layers = num_layers
+        self.num_layers, self.replace_unsuitable = num_layers, replace_unsuitable
         self.image_size, self.num_channels = image_size, num_channels
         self.crop_scale, self.horizontal_flip, self.color_jitter = crop_scale, horizontal_flip, color_jitter
 
@@ -114,7 +117,7 @@ class PretrainingDataset(Dataset):
             boxes = [random_crop_box(size, self.image_size, self.crop_scale, rng) for rng in rngs]
             return rngs, boxes, crop_and_resize(image, boxes, self.image_size, self.num_channels, self.reading)
 
-        (rngs, boxes, crops), _, unreadable = read_image(self.images, index, load)
+        (rngs, boxes, crops), _, unreadable = read_image(self.images, index, load, self.replace_unsuitable)
         samples = []
         for view, rng, box, crop in zip(views, rngs, boxes, crops, strict=True):
             flipped = self.horizontal_flip and rng.random() < 0.5
@@ -180,15 +183,23 @@ def _stack_valid(samples: list[dict]) -> dict[str, torch.Tensor]:
 class EvaluationDataset(Dataset):
     """Yields images as the image processor makes them at inference, with their labels."""
 
-    def __init__(self, images: ImageSource, image_processor: MAEImageProcessor, max_images: int | None = None):
+    def __init__(
+        self,
+        images: ImageSource,
+        image_processor: MAEImageProcessor,
+        max_images: int | None = None,
+        replace_unsuitable: bool = False,
+    ):
         """
         Args:
             images ([`ImageSource`]): The images.
             image_processor ([`MAEImageProcessor`]): Makes pixel values of the images.
             max_images (`int`, *optional*): Maximum number of images, see [`spread_indices`]. Default: all.
+            replace_unsuitable (`bool`, *optional*, defaults to `False`): Replace images that do not suit the settings
+                like unreadable ones, see [`try_to_read`].
         """
         self.indices = spread_indices(images, max_images)
-        self.images, self.image_processor = images, image_processor
+        self.images, self.image_processor, self.replace_unsuitable = images, image_processor, replace_unsuitable
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -204,7 +215,8 @@ class EvaluationDataset(Dataset):
             features = self.image_processor(image, return_tensors="pt", return_valid=True)
             return features.pixel_values[0], features.valid[0]
 
-        (pixel_values, valid), index, unreadable = read_image(self.images, int(self.indices[position]), load)
+        place = int(self.indices[position])
+        (pixel_values, valid), index, unreadable = read_image(self.images, place, load, self.replace_unsuitable)
         warn_of_unreadable(unreadable)
         label = torch.tensor(-1) if self.images.labels is None else torch.as_tensor(self.images.labels[index])
         sample = {"pixel_values": pixel_values, "label": label, "position": position}

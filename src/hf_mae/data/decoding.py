@@ -46,7 +46,7 @@ def decoder_name() -> str:
 
 
 def read_image(
-    images: ImageSource, index: int, load: Callable[[OpenedImage], Result]
+    images: ImageSource, index: int, load: Callable[[OpenedImage], Result], replace_unsuitable: bool = False
 ) -> tuple[Result, int, dict[str, str]]:
     """Reads an image. If it is unreadable, reads a replacement, which is always the same one.
 
@@ -54,21 +54,22 @@ def read_image(
         images ([`ImageSource`]): The images.
         index (`int`): Which image.
         load (`Callable`): Turns an opened image into the result.
+        replace_unsuitable (`bool`, *optional*, defaults to `False`): See [`try_to_read`].
 
     Returns:
         `(result, index, unreadable)`: The result of `load`, the index of the image that was read, and a dictionary
         from the names of unreadable images to the reasons.
 
     Raises:
-        UnsuitableImageError: If the image is intact but does not suit the settings. It is not replaced, since all
-            others may be of the same kind.
+        UnsuitableImageError: If the image is intact but does not suit the settings. By default it is not replaced,
+            since all others may be of the same kind.
         OSError: If none of ten images, from all over the source, can be read, or the process has too many open files.
     """
     unreadable, attempts = {}, min(_ATTEMPTS, len(images))
     stride = max(int(len(images) * 0.618), 1)  # far away: broken files are often neighbours
     for attempt in range(attempts):
         candidate = (index + attempt * stride) % len(images)
-        result, reason = try_to_read(images, candidate, load)
+        result, reason = try_to_read(images, candidate, load, replace_unsuitable)
         if reason is None:
             return result, candidate, unreadable
         unreadable[images.describe(candidate)] = reason
@@ -79,7 +80,7 @@ def read_image(
 
 
 def try_to_read(
-    images: ImageSource, index: int, load: Callable[[OpenedImage], Result]
+    images: ImageSource, index: int, load: Callable[[OpenedImage], Result], replace_unsuitable: bool = False
 ) -> tuple[Result, None] | tuple[None, str]:
     """Reads an image, and returns the result of `load` or why the image is unreadable.
 
@@ -87,12 +88,14 @@ def try_to_read(
         images ([`ImageSource`]): The images.
         index (`int`): Which image.
         load (`Callable`): Turns an opened image into the result.
+        replace_unsuitable (`bool`, *optional*, defaults to `False`): Take an unsuitable image for an unreadable one,
+            for runs that have looked at some images before: one of another kind should not end them.
 
     Returns:
         `(result, None)`, or `(None, reason)`.
 
     Raises:
-        UnsuitableImageError: If the image is intact but does not suit the settings.
+        UnsuitableImageError: If the image is intact but does not suit the settings, unless `replace_unsuitable`.
         OSError: If the process has too many open files.
     """
     image = None
@@ -101,9 +104,9 @@ def try_to_read(
             warnings.simplefilter("ignore")  # PIL warns of what it corrects, once an epoch
             image = images[index]
             return load(image), None
-    except UnsuitableImageError as error:
-        raise error.of_file(images.describe(index)) from error
     except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
+        if isinstance(error, UnsuitableImageError) and not replace_unsuitable:
+            raise error.of_file(images.describe(index)) from error
         _raise_if_of_the_machine(error)
         if isinstance(image, PIL.Image.Image):
             image.close()

@@ -64,6 +64,7 @@ class Evaluation:
     """Measures the model of a pre-training run, always on the same images with the same masks.
 
     Each process measures a share of the images. All processes call the methods together and get the whole results.
+    Images that do not suit the model are replaced: the run has looked at some, and another one should not end it.
     """
 
     def __init__(
@@ -99,8 +100,8 @@ class Evaluation:
         if self.has_labels and np.median(np.unique(train_images.labels, return_counts=True)[1]) < 5:
             self.has_labels = False  # folders of patients or dates, say: no classes that neighbours could share
         share = max(max_images // 5, 1)
-        self.images = EvaluationDataset(test_images or train_images, image_processor, share)
-        self.neighbors = EvaluationDataset(train_images, image_processor, max_images)
+        self.images = EvaluationDataset(test_images or train_images, image_processor, share, replace_unsuitable=True)
+        self.neighbors = EvaluationDataset(train_images, image_processor, max_images, replace_unsuitable=True)
         self.twins = TwinCrops(crops, image_processor, min(share, max_twins)) if crops is not None else None
         self.batch_size, self.process_index, self.num_processes = batch_size, process_index, num_processes
         self.seed, self.loader_options = seed, loader_options

@@ -37,7 +37,8 @@ ORIENTATIONS = {
 class UnsuitableImageError(ValueError):
     """Raised for a file that is intact but can't be used with these settings: its type, bands, pages or NaN.
 
-    Unlike an unreadable file it is never replaced by another one, since all others may be of the same kind.
+    Unlike an unreadable file it is not replaced by another one, since all others may be of the same kind. Only a
+    pre-training run does so, once it has looked at some images.
     """
 
     def __init__(self, message: str):

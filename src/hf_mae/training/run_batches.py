@@ -64,6 +64,7 @@ class RunBatches:
             vertical_flip=settings.vertical_flip,
             rotate90=settings.rotate90,
             num_layers=config.num_hidden_layers if config.drop_path_rate else 0,
+            replace_unsuitable=True,  # the run has looked at some images before its first step
         )
         self.loader_options: dict = {
             "num_workers": num_workers,

@@ -286,8 +286,9 @@ class UnreadableImages:
             return None
         return (
             f"{len(self.names):,} of {self.num_images:,} images can't be read, more than `max_unreadable` "
-            f"{self.max_share:g} allows. They are named in {self.path}. Repair or remove them, or raise "
-            "`max_unreadable`, and start the run again: it goes on from its last checkpoint."
+            f"{self.max_share:g} allows. They are named in {self.path}. Repair them where they are, or raise "
+            "`max_unreadable`, and start the run again: it goes on from its last checkpoint. Without them it would be "
+            "another run."
         )
 
 
