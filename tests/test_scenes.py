@@ -3,6 +3,7 @@
 """Scenes from end to end: features of windows and pages, no-data in the held-out loss, class maps of scenes."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,11 +17,11 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_mae import MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.data import masks
-from hf_mae.data.datasets import EvaluationDataset
+from hf_mae.data.datasets import EvaluationDataset, PretrainingDataset, collate
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.features import features_command
 from hf_mae.evaluation.monitoring import Evaluation
-from hf_mae.modeling.reading_mae import read_stored
+from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError, read_stored, to_byte_range
 from hf_mae.training.segmentation import segment_command
 
 tifffile = pytest.importorskip("tifffile")
@@ -50,6 +51,67 @@ def test_windows__are_the_same_in_threads_and_where_the_file_has_a_mask(tmp_path
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(is_right, 20 * list(range(len(images)))))
+
+
+def write_broken_scenes(folder):
+    """Files that are broken in all ways, and a good one, from which some are cut."""
+    array = np.random.default_rng(0).integers(1, 255, (64, 64)).astype(np.uint8)
+    write_scene(folder / "good.tif", array, tile=(16, 16), compression="deflate")
+    np.save(folder / "good.npy", array)
+    content = (folder / "good.tif").read_bytes()
+    with tifffile.TiffFile(folder / "good.tif") as tiff:
+        start = tiff.pages[0].dataoffsets[3]
+    (folder / "cut.npy").write_bytes((folder / "good.npy").read_bytes()[:999])
+    (folder / "empty.tif").write_bytes(b"")
+    (folder / "header.tif").write_bytes(content[:8] + bytes(len(content) - 8))
+    (folder / "link.tif").symlink_to(folder / "nowhere")
+    (folder / "tags.tif").write_bytes(content[:8] + b"\xff" * 500)
+    (folder / "tile.tif").write_bytes(content[:start] + bytes(50) + content[start + 50 :])
+    return array
+
+
+def test_windows__are_of_all_scenes_but_broken_ones_which_are_named(tmp_path):
+    write_broken_scenes(tmp_path)
+    for reading, broken in (
+        (ReadingSettings(), ("cut.npy", "empty.tif", "header.tif", "link.tif", "tags.tif")),
+        (ReadingSettings(nodata=0), ("cut.npy", "empty.tif", "header.tif", "link.tif", "tags.tif", "tile.tif")),
+    ):
+        images = open_images(str(tmp_path), tile=32, reading=reading)
+        assert [note.split(", which can't be read: ")[0] for note in images.notes[:-1]] == [
+            f"Skipped {tmp_path / name}" for name in broken
+        ]
+        assert f"{8 - len(broken)} scene(s) have {4 * (8 - len(broken))} windows" in images.notes[-1]
+        named = {os.path.basename(images.file_of(index)) for index in range(len(images))}
+        assert named == {"good.npy", "good.tif", "tile.tif"}.difference(broken)
+    dataset = PretrainingDataset(open_images(str(tmp_path), tile=32), (16, 16), 4, 1)  # one of tile.tif is broken
+    batch = collate([dataset[0, index, 0] for index in range(12)])
+    assert [name.rsplit("/")[-1] for name in batch["unreadable"]] == ["tile.tif, row 0, column 32"]
+    for name in ("good.npy", "good.tif", "tile.tif"):
+        (tmp_path / name).unlink()
+    with pytest.raises(OSError, match="None of the 5 scenes of .* The first is .*cut.npy: ValueError: .*Repair"):
+        open_images(str(tmp_path), tile=32)
+
+
+def test_windows__of_arrays_are_read_as_the_whole_is(tmp_path):
+    big = np.random.default_rng(0).integers(0, 65536, (40, 50)).astype(">u2")
+    for name, array in (("big", big), ("bool", big > 30000)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "s.npy", array)
+        whole = read_stored(open_images(str(tmp_path / name))[0], 1).pixels
+        windows = open_images(str(tmp_path / name), tile=32)
+        for (_, top, left), window in zip(windows.parts, windows, strict=True):
+            stored = read_stored(window, 1)
+            assert stored.pixels.dtype == whole.dtype
+            assert np.array_equal(stored.pixels, whole[:, top : top + 32, left : left + 32])
+            assert stored.origin == (top, left)
+            assert to_byte_range(stored).max() > 200
+
+
+@pytest.mark.parametrize("shape", [(9,), (2, 3, 40, 50), (0, 40)])
+def test_windows__of_arrays_that_are_no_scene_are_refused_by_name(tmp_path, shape):
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(UnsuitableImageError, match=r"a.npy: its shape \(.*own file"):
+        open_images(str(tmp_path), tile=32)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -234,6 +296,16 @@ def test_windows__of_a_mask_of_another_size_are_refused(tmp_path):
         masks.read_pair(pair, MAEImageProcessor(num_channels=1))
 
 
+def test_windows__of_a_labelled_scene_that_is_broken_are_an_error_by_name(tmp_path):
+    """As its image would be without windows: what is labelled is not left out."""
+    for name in ("a", "b"):
+        write_scene(tmp_path / "images" / f"{name}.tif", random_pixels(64, 64))
+        write_mask(tmp_path / "masks" / f"{name}.tif", random_pixels(64, 64))
+    (tmp_path / "images" / "b.tif").write_bytes(b"")
+    with pytest.raises(OSError, match="b.tif can't be read: OSError: .* Mend it, or take it and its mask out"):
+        masks.folder_pairs(str(tmp_path), "train", tile=32)
+
+
 SMALL = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]
 
 
@@ -353,6 +425,21 @@ def test_prediction__writes_png_for_pictures_and_names_broken_ones(segmenter, tm
         assert picture.mode == "L"
         assert (np.array(picture) != predict(array)).mean() < 0.001
     assert "c.png, which can't be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--tile", 32], []])
+def test_prediction__writes_maps_of_all_scenes_but_broken_ones(segmenter, tmp_path, capsys, options):
+    predict, folder = segmenter
+    scene = write_broken_scenes(tmp_path / "scenes")
+    output = tmp_path / "maps"
+    given = ["--data", tmp_path / "scenes", "--predict_only", "--output_dir", output]
+    segment("--model_name_or_path", folder, *given, *options)
+    assert sorted(path.name for path in output.iterdir()) == ["good.png", "good.tif"]
+    expected = predict(scene, 32, (0, 16, 32), (0, 16, 32)) if options else predict(scene)
+    assert (tifffile.imread(output / "good.tif") != expected).mean() < 0.001
+    printed = capsys.readouterr().out
+    for name in ("cut.npy", "empty.tif", "header.tif", "link.tif", "tags.tif", "tile.tif"):
+        assert f"Skipped {tmp_path / 'scenes' / name}, which can't be read: " in printed
 
 
 @pytest.mark.parametrize(

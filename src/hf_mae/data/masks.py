@@ -88,7 +88,7 @@ def folder_pairs(
         reading ([`ReadingSettings`], *optional*): How to read scenes.
 
     Raises:
-        OSError: If there are no such folders.
+        OSError: If there are no such folders, or a scene that windows are to be made of can't be read.
         ValueError: If there are no images, or one has no mask.
     """
     folder = next((Path(data) / name for name in SPLITS[split] if (Path(data) / name / "images").is_dir()), None)
@@ -116,6 +116,8 @@ def folder_pairs(
     if tile is None:
         return [Pair(images, index, masks[stem], str(paths[index])) for index, stem in enumerate(stems)]
     windows = TiledImages(images, tile, reading)
+    for name, reason in windows.unreadable.items():
+        raise OSError(f"{name} can't be read: {reason}. Mend it, or take it and its mask out.")
     return [
         Pair(windows, index, masks[stems[scene]], windows.describe(index))
         for index, scene in enumerate(windows.parts[:, 0])

@@ -2,13 +2,13 @@
 # Copyright 2026 The hf_mae authors
 """Images that are parts of files: windows of large scenes, pages of stacks."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from ..modeling.formats_mae import library
+from ..modeling.formats_mae import library, native
 from ..modeling.reading_mae import (
     DEFAULT_SETTINGS,
     ImageFile,
@@ -17,12 +17,13 @@ from ..modeling.reading_mae import (
     StoredImage,
     UnsuitableImageError,
     as_tensor,
+    extension_of,
     find_missing,
     num_pages,
     page_of,
 )
 from ..modeling.tiff_mae import TIFF_SIGNATURES, TiffFile
-from .decoding import read_image
+from .decoding import read_image, try_to_read
 from .folders import FolderImages
 from .image_source import ImageSource, digest
 
@@ -103,7 +104,25 @@ class Window(ImageFile):
     def read(self, page: int = 0) -> StoredImage:
         if isinstance(self.scene, TiffFile):
             return self.scene.read_window(self.rows, self.columns)
-        return replace(self.scene.crop(self.rows, self.columns), origin=(self.rows.start, self.columns.start))
+        part = self.scene.crop(self.rows, self.columns)
+        return replace(part, pixels=native(part.pixels))
+
+
+class _Scenes(ImageSource):
+    """The scenes of a folder, each opened as a window of all of it."""
+
+    def __init__(self, images: FolderImages, reading: ReadingSettings):
+        self.images, self.reading = images, reading
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Window:
+        scene = open_scene(self.images.describe(index), self.reading)
+        return Window(scene, slice(0, scene.size[0]), slice(0, scene.size[1]), self.reading)
+
+    def describe(self, index: int) -> str:
+        return self.images.describe(index)
 
 
 class TiledImages(PartsOfImages):
@@ -111,6 +130,9 @@ class TiledImages(PartsOfImages):
 
     The last windows of a row or column are moved inwards so that all have the same size and together cover the scene. A
     scene that is smaller than a window is one.
+
+    Attributes:
+        unreadable (`dict[str, str]`): Names of scenes that can't be read and are left out, with the reasons.
     """
 
     place_names = ("row", "column")
@@ -126,26 +148,35 @@ class TiledImages(PartsOfImages):
 
         Raises:
             UnsuitableImageError: If a file can't be read in part.
+            OSError: If no scene can be read.
             ValueError: If no window has data.
         """
         if tile < 1:
             raise ValueError(f"`tile` must be at least 1, got {tile}.")
         self.tile, self.reading = tile, reading
         self._opened: dict = {}
-        parts, dropped = [], 0
+        self.unreadable: dict[str, str] = {}
+        scenes, parts, dropped = _Scenes(images, reading), [], 0
         for index in range(len(images)):
-            scene = open_scene(images.describe(index), reading)
-            tops, lefts = (_starts(side, tile) for side in scene.size)
-            windows = [(index, top, left) for top in tops for left in lefts]
-            if drop_empty and _may_have_no_data(scene, reading):
-                kept = [window for window in windows if _has_data(self._window(scene, *window[1:]), reading)]
-                dropped, windows = dropped + len(windows) - len(kept), kept
-            parts.extend(windows)
+            found, reason = try_to_read(scenes, index, partial(self._places_in, drop_empty))
+            if found is None:
+                self.unreadable[images.describe(index)] = reason
+                continue
+            places, without_data = found
+            parts.extend((index, *place) for place in places)
+            dropped += without_data
+        if len(self.unreadable) == len(images):
+            name, reason = next(iter(self.unreadable.items()))
+            raise OSError(
+                f"None of the {len(images)} scenes of {images.name} can be read. The first is {name}: {reason}. Repair "
+                "the files."
+            )
         if not parts:
             raise ValueError(f"All {dropped} windows of {images.name} hold nothing but no-data.")
         super().__init__(images, parts, f"windows of {tile}")
-        scenes = f"{len(images):,} scene(s) have {len(parts):,} windows of {tile} x {tile} pixels"
-        self.notes.append(f"{scenes}; {dropped:,} without data are left out." if dropped else f"{scenes}.")
+        self.notes.extend(f"Skipped {name}, which can't be read: {reason}" for name, reason in self.unreadable.items())
+        what = f"{len(images) - len(self.unreadable):,} scene(s) have {len(parts):,} windows of {tile} x {tile} pixels"
+        self.notes.append(f"{what}; {dropped:,} without data are left out." if dropped else f"{what}.")
 
     def __getitem__(self, index: int) -> OpenedImage:
         scene, top, left = (int(value) for value in self.parts[index])
@@ -157,6 +188,15 @@ class TiledImages(PartsOfImages):
     def describe(self, index: int) -> str:
         _, top, left = self.parts[index]
         return f"{self.file_of(index)}, row {top}, column {left}"
+
+    def _places_in(self, drop_empty: bool, whole: Window) -> tuple[list[tuple[int, int]], int]:
+        """Returns where windows of a scene lie, and the number of those that are left out for want of data."""
+        tops, lefts = (_starts(side, self.tile) for side in whole.size)
+        places = [(top, left) for top in tops for left in lefts]
+        if not drop_empty or not _may_have_no_data(whole.scene, self.reading):
+            return places, 0
+        kept = [place for place in places if _has_data(self._window(whole.scene, *place), self.reading)]
+        return kept, len(places) - len(kept)
 
     def _window(self, scene: "TiffFile | StoredImage", top: int, left: int) -> Window:
         height, width = scene.size
@@ -179,7 +219,8 @@ def open_scene(path: str, reading: ReadingSettings = DEFAULT_SETTINGS) -> "TiffF
         reading ([`ReadingSettings`], *optional*): How to read pages and axes.
 
     Raises:
-        UnsuitableImageError: If it is of another kind, or a TIFF of several pages.
+        UnsuitableImageError: If it is of another kind, a TIFF of several pages, or an array that is no image.
+        OSError: If it is named as a TIFF or a `.npy` file and does not begin like one.
     """
     with open(path, "rb") as stream:
         start = stream.read(6)
@@ -191,14 +232,22 @@ def open_scene(path: str, reading: ReadingSettings = DEFAULT_SETTINGS) -> "TiffF
         return scene
     if start.startswith(b"\x93NUMPY"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.ndim not in (2, 3) or 0 in array.shape:
+            raise UnsuitableImageError(
+                f"{path}: its shape {array.shape} is not that of one scene: HW, HWC or CHW. Save each scene in its own "
+                "file."
+            )
         if array.ndim == 2:
             return StoredImage(array[None])
         first = reading.channels_first
         if first is None:  # a scene has far fewer bands than pixels
             first = array.shape[0] == min(array.shape)
         return StoredImage(array if first else array.transpose(2, 0, 1))
+    extension = extension_of(path)
+    if extension in (".tif", ".tiff", ".npy"):
+        raise OSError(f"it does not begin as a file {extension} does")
     raise UnsuitableImageError(
-        f"{path}: `tile` needs files that can be read in part: TIFF or .npy, not {os.path.splitext(path)[1]}. "
+        f"{path}: `tile` needs files that can be read in part: TIFF or .npy, not {extension}. "
         "GDAL converts many: gdal_translate -co TILED=YES."
     )
 

@@ -21,7 +21,6 @@ from ..modeling.reading_mae import (
     OpenedImage,
     ReadingSettings,
     StoredImage,
-    UnsuitableImageError,
     fill_missing,
     read_stored,
     to_byte_range,
@@ -157,13 +156,16 @@ class _Pictures(ImageSource):
         return self.pairs[index].name
 
     def scene(self, index: int) -> TiffFile | StoredImage | None:
-        """Returns a file that can be read in part and need not be turned, or `None`."""
+        """Returns a file that can be read in part and need not be turned, or `None`.
+
+        Why another can't be opened, [`try_to_read`] says, since it is then read as a whole.
+        """
         pair = self.pairs[index]
         if not isinstance(pair.images, FolderImages):
             return None
         try:
             scene = open_scene(pair.images.describe(pair.index), self.reading)
-        except UnsuitableImageError:  # of another type, or it can't be opened without an optional library
+        except Exception:  # of another type, without its optional library, or broken, for which there are many errors
             return None
         return None if isinstance(scene, TiffFile) and scene.turned else scene
 

@@ -154,6 +154,8 @@ class TiffFile(ImageFile):
             pages = _tiff_pages(tiff)
             self.num_pages = len(pages)
             self.size = pages[0].imagelength, pages[0].imagewidth
+            if 0 in self.size:  # tifffile takes a header of nothing but zeros for one without tags
+                raise OSError("its header states no rows or columns")
             whole = math.prod(series.shape) // max(math.prod(pages[0].shape), 1)
             # ImageJ and others write one page for a stack; the rest follows in the file.
             self._in_one_block = len(pages) == 1 and whole > 1
