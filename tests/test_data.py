@@ -430,14 +430,14 @@ def test_statistics__of_the_embedded_images_are_the_published_ones():
 
 def test_statistics__of_a_constant_channel_are_refused(tmp_path):
     PIL.Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "flat.png")
-    with pytest.raises(ValueError, match="Channel 0 of .* has the same value everywhere"):
+    with pytest.raises(ValueError, match="Channel 1 of .* has the same value everywhere"):
         channel_statistics(FolderImages(tmp_path), 3)
     for number in range(4):  # a value of which rounding leaves something when it is squared
         noise = np.random.default_rng(number).integers(0, 256, (9, 9, 4), dtype=np.uint8)
         noise[..., 3] = 77
         PIL.Image.fromarray(noise).save(tmp_path / f"{number}.png")
     (tmp_path / "flat.png").unlink()
-    with pytest.raises(ValueError, match="Channel 3 of .* has the same value everywhere"):
+    with pytest.raises(ValueError, match="Channel 4 of .* has the same value everywhere"):
         channel_statistics(FolderImages(tmp_path), 4)
 
 

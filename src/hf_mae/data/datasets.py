@@ -437,7 +437,7 @@ def channel_statistics(
     mean, std = moments[0], (moments[1] - moments[0].square()).clamp(min=0).sqrt()
     if (std < 1e-6).any():  # what is left of rounding, and 0 where it is written down
         raise ValueError(
-            f"Channel {int(std.argmin())} of {images.name} has the same value everywhere and can't be normalised. "
+            f"Channel {int(std.argmin()) + 1} of {images.name} has the same value everywhere and can't be normalised. "
             "Remove the channel, or give `image_mean` and `image_std`."
         )
     return [round(value, 6) for value in mean.tolist()], [round(value, 6) for value in std.tolist()]
