@@ -5,12 +5,14 @@
 import csv
 import json
 import shutil
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import picture
 from PIL import Image
 
 from hf_mae import MAEForImageClassification
@@ -151,6 +153,22 @@ def test_table__blanks_and_backslashes_do_not_count(folder):
     (folder / "val" / "metadata.csv").write_text("\n".join(["file_name , label", *rows]))
     images = open_labelled(str(folder / "val"), held_out=0)[0]
     assert labels_of(images) == {"0.png": "cat, old", "1.png": "cat", "2.png": "cat", "3.png": "cat"}
+
+
+def test_table__accents_may_be_apart_from_their_letters(tmp_path):
+    """As files from a Mac have them in their names, and rows that were written elsewhere do not."""
+    names = {"Müller.png": "cat", "bär/Bär.png": "dog"}
+    for name in names:
+        path = tmp_path / unicodedata.normalize("NFD", name)
+        path.parent.mkdir(exist_ok=True)
+        picture(0).save(path)
+    rows = [f"{unicodedata.normalize('NFC', name)},{label}" for name, label in names.items()]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
+    found = labels_of(open_labelled(str(tmp_path), held_out=0)[0])
+    assert {unicodedata.normalize("NFC", name): label for name, label in found.items()} == {
+        "Müller.png": "cat",
+        "Bär.png": "dog",
+    }
 
 
 TABLES = {

@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -79,12 +80,12 @@ def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files
         raise ValueError(f"{unnamed} of {len(rows)} rows of {table} have no file_name, the path of the image.")
     by_name: dict[str, list] = {}
     for row in rows:
-        name, values = normal_path(str(row["file_name"])), [row.get(column) for column in columns]
+        name, values = _compared(str(row["file_name"])), [row.get(column) for column in columns]
         if by_name.setdefault(name, values) != values:
             raise ValueError(f"{table} has two rows for {name} that differ in {' or '.join(columns)}. Keep one.")
     relative_to_table = functools.cache(functools.partial(os.path.relpath, start=table.parent))  # once for each folder
     splits = map(os.path.split, files)
-    names = [normal_path(os.path.join(relative_to_table(folder or "."), name)) for folder, name in splits]
+    names = [_compared(os.path.join(relative_to_table(folder or "."), name)) for folder, name in splits]
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(
@@ -95,8 +96,13 @@ def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files
 
 
 def normal_path(path: str) -> str:
-    """Returns a path as it is compared: tables from Windows have backslashes."""
+    """Returns the path of a file as this system has it: tables from Windows have backslashes."""
     return os.path.normpath(path.replace("\\", "/"))
+
+
+def _compared(path: str) -> str:
+    """Returns a path as it is compared: in names from a Mac accents are apart from their letters."""
+    return unicodedata.normalize("NFC", normal_path(path))
 
 
 __all__ = ["TABLES", "columns_of", "find_table", "normal_path", "read_table", "values_of_files"]
