@@ -446,6 +446,18 @@ def test_folder__pairs_images_with_masks_of_any_kind(tmp_path):
         masks.folder_pairs(str(tmp_path), "train")
 
 
+def test_folder__masks_lie_below_linked_folders_as_images_do(tmp_path):
+    shapes(tmp_path / "far", 2)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "north").symlink_to(tmp_path / "far" / name)
+    pairs = masks.folder_pairs(str(tmp_path / "data"), "train")
+    expected = masks.folder_pairs(str(tmp_path / "far"), "train")
+    for ours, theirs in zip(pairs, expected, strict=True):
+        assert ours.mask.samefile(theirs.mask)
+        assert os.path.samefile(ours.name, theirs.name)
+
+
 def test_images__of_any_kind_are_read_as_their_processor_says(tmp_path):
     """CT slices: signed values, whose range is a setting of the processor."""
     (tmp_path / "images").mkdir()

@@ -26,7 +26,7 @@ from ..modeling.reading_mae import (
 )
 from ..modeling.tiff_mae import declared_nodata
 from .augmentation import RandomOrientation
-from .folders import FolderImages, is_image
+from .folders import FolderImages, is_image, walk
 from .parts import TiledImages, Window, open_scene
 from .sources import open_images
 
@@ -100,7 +100,8 @@ def folder_pairs(
             raise OSError(f"{folder} has no folder {name!r}. Expected images/ and masks/, or train/images/ and so on.")
     images = FolderImages(folder / "images")
     masks: dict[Path, Path] = {}
-    for path in sorted(path for path in (folder / "masks").rglob("*.*") if is_image(path.name)):
+    found = walk(os.fspath(folder / "masks"))  # as it finds the images, through linked folders, too
+    for path in (folder / "masks" / below / name for below, names in found for name in names if is_image(name)):
         other = masks.setdefault(path.relative_to(folder / "masks").with_suffix(""), path)
         if other != path:
             raise ValueError(f"{other} and {path} are masks of one image. Take one of them out.")
