@@ -385,6 +385,27 @@ CLOTHING_CHOICES = {
 }
 
 
+AUTOMATIC = {
+    "automatic/chosen-seed*": "as chosen: 128 pixels in patches of 16, batches of 64, one view, crops from a fifth",
+    "automatic/pixels_96-seed*": "96 pixels in patches of 12",
+    "automatic/views_2-seed*": "two views of each decode",
+    "automatic/crops_50-seed*": "crops from half of the picture",
+    "automatic/batch_128-seed*": "batches of 128",
+    "automatic/recipe-seed*": "the recipe clothing: 96 pixels, batches of 128, crops from half (two views were chosen)",
+}
+
+
+def automatic_table() -> str:
+    """Returns what a quarter of an hour gives by automatic choices and others, and of how many samples."""
+    rows = []
+    for pattern, label in AUTOMATIC.items():
+        for run in runs_of(pattern):
+            record, figures = read(run), evaluated(run)
+            samples = record["metrics"]["step"] * record["recipe"]["effective_batch_size"]
+            rows.append([label, f"{samples:,}", *(mean_and_deviation([figures[key]]) for key in KEYS)])
+    return table(["variant", "samples", "linear probe", "k-NN"], rows)
+
+
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
     """Returns how many times faster than the official code a training step is, by (preset, how), by implementation."""
     found = {}
@@ -476,6 +497,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: lambda name=name: benchmark(name) for name in BENCHMARKS},
     "cifar10": lambda: finetuning_table(RECORDS / "cifar10"),
     "cifar10 linear": lambda: mean_and_deviation([read(RECORDS / "cifar10" / "probe")["metrics"]["linear_accuracy"]]),
+    "automatic choices": automatic_table,
     "cifar10 muon": pair_table,
     "cifar10 gpu": lambda: finetuned("cifar10_gpu/finetuned"),
     "cifar10 all labels": lambda: finetuned("cifar10/pretrained-50000-seed*"),
