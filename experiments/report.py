@@ -26,13 +26,9 @@ import PIL.Image
 RECORDS = Path(__file__).parent
 RESULTS = RECORDS.parent / "benchmarks" / "results"
 DOCS = RECORDS.parent / "docs"
-PAGES = [
-    RECORDS.parent / "README.md",
-    *(
-        DOCS / f"{name}.md"
-        for name in ("ablations", "classification", "detection", "faster", "is_it_learning", "performance")
-    ),
-]
+PAGES = [RECORDS.parent / "README.md"]
+PAGES += [DOCS / f"{name}.md" for name in ("ablations", "classification", "detection", "faster", "is_it_learning")]
+PAGES += [DOCS / f"{name}.md" for name in ("performance", "segmentation")]
 BENCHMARKS = (
     "cpu_loss_curves",
     "cpu_equal_time",
@@ -406,6 +402,15 @@ def automatic_table() -> str:
     return table(["variant", "samples", "linear probe", "k-NN"], rows)
 
 
+def windows_table() -> str:
+    """Returns the mean IoU of large pictures by the distance of windows, with our weights and with equal ones."""
+    found = read(RECORDS / "windows" / "fashion-seed0")["windows"]
+    iou = {(row["weights"], row["stride"]): f"{100 * row['mean_iou']:.1f}" for row in found}
+    strides = sorted({stride for _, stride in iou}, reverse=True)
+    rows = [[weights, *(iou[weights, stride] for stride in strides)] for weights in ("falling", "equal")]
+    return table(["weights", *(f"stride {stride:g}" for stride in strides)], rows)
+
+
 def step_ratios() -> dict[tuple[str, str], dict[str, float]]:
     """Returns how many times faster than the official code a training step is, by (preset, how), by implementation."""
     found = {}
@@ -514,6 +519,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "label-free correlation": label_free_table,
     "label-free runs": label_free_list,
     "pixio parts": pixio_table,
+    "windows": windows_table,
     "small data": lambda: evaluation_table("variant", SMALL_DATA),
     **{which: lambda which=which: ablation_table(which) for which in ABLATIONS},
 }
