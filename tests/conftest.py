@@ -66,6 +66,18 @@ def picture(number=0, size=(40, 30), mode="RGB"):
     return PIL.Image.fromarray(pixels).convert(mode)
 
 
+def make(folder, *names, size=(40, 30)):
+    """Saves pictures under names in a folder."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number, size).save(folder / name)
+
+
+def names_of(images):
+    """Returns the paths of the images of a source below its folder."""
+    return [os.path.relpath(images.describe(index), images.name) for index in range(len(images))]
+
+
 def patience(seconds):
     """Returns a time budget that grows with the load of the machine."""
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -3,29 +3,16 @@
 """Folders, shards and data sets as people have them: splits by any name, masks, caches, files of two kinds."""
 
 import io
-import os
 import tarfile
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import make, names_of, picture
 
 from hf_mae.data.labels import open_labelled
 from hf_mae.data.sources import open_images
-
-
-def make(folder, *names):
-    """Small pictures of these names."""
-    for number, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number, (12, 8)).save(folder / name)
-
-
-def names_of(images):
-    return [os.path.relpath(images.describe(index), images.name) for index in range(len(images))]
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Splits
@@ -198,7 +185,7 @@ def test_parquet__files_that_differ_in_their_columns_are_refused_by_name(tmp_pat
 
 
 def test_columns__of_paths_are_opened_and_of_lists_refused(tmp_path):
-    make(tmp_path / "pictures", "1.png", "2.png")
+    make(tmp_path / "pictures", "1.png", "2.png", size=(12, 8))
     paths = [str(tmp_path / "pictures" / f"{number}.png") for number in (1, 2)]
     table = datasets.Dataset.from_dict({"where": paths, "numbers": [[1], [2]]})
     table.to_parquet(tmp_path / "data.parquet")
@@ -230,3 +217,4 @@ def test_fingerprint__tells_other_images_of_the_same_names_and_number(tmp_path, 
         other = open_images(str(Path(tmp_path / "0" / "data.parquet")), image_column="other")
     assert first.fingerprint == same.fingerprint  # wherever it lies
     assert first.fingerprint != other.fingerprint
+    assert first.fingerprint != source([1, 52], tmp_path / "last").fingerprint  # the last one alone differs

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import make, names_of, picture
 from torch.utils.data import DataLoader
 
 import hf_mae.data.shards
@@ -283,17 +283,6 @@ def test_streaming__of_a_name_that_is_not_there(tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What is an image, and what is a class
-
-
-def make(folder, *names):
-    """Small pictures of these names."""
-    for number, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(folder / name)
-
-
-def names_of(images):
-    return [os.path.relpath(images.describe(index), images.name) for index in range(len(images))]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..modeling.reading_mae import IMAGE_EXTENSIONS, OpenedImage, extension_of, open_image
 from .image_source import ImageSource, digest
+from .sampling import spread_indices
 from .tables import TABLES, columns_of, find_table, read_table, values_of_files
 
 SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar")
@@ -103,9 +104,8 @@ class FolderImages(ImageSource):
 
     def _sizes(self) -> np.ndarray:
         """Returns the bytes of some files from all over the folder, which tell it from another with the same names."""
-        count = min(len(self), _FINGERPRINTED)
         sizes = []
-        for index in np.arange(count) * len(self) // count:
+        for index in spread_indices(self, _FINGERPRINTED):
             try:
                 sizes.append(os.stat(self.describe(int(index))).st_size)
             except OSError:  # a broken link

@@ -15,6 +15,7 @@ from ..modeling.reading_mae import OpenedImage, extension_of, open_image
 from .folders import Names, is_image, without_masks
 from .image_source import ImageSource, digest
 from .label_values import SINGLE, encode_labels
+from .sampling import spread_indices
 
 _CACHED_ROW_GROUPS = 64  # maximum for one reader; those of which every image was read are dropped before
 _ROW_GROUP_BYTES = 2 * 10**9  # maximum that the row groups of one reader may take
@@ -164,11 +165,11 @@ class ParquetImages(ImageSource):
                 parquet = self._parquet(number)
             except (pyarrow.lib.ArrowInvalid, OSError) as error:
                 raise ValueError(f"{file} can't be read as parquet: {error}. Remove or repair it.") from error
+            features = _features(parquet.schema_arrow)
             if self._column is None:
-                features = _features(parquet.schema_arrow)
                 self._column, self._label = choose_columns(features, name, image_column, label_column, self.notes)
                 self._type, label_names = features[self._column], names_of_classes(features.get(self._label))
-            self._check_file(file, _features(parquet.schema_arrow), label_names)
+            self._check_file(file, features, label_names)
             sizes.extend(_group_bytes(parquet, g, self._column) for g in range(parquet.num_row_groups))
             groups.extend((number, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups))
             if filesystem is None and self._label:
@@ -447,7 +448,7 @@ class DatasetImages(ImageSource):
         if label is not None:
             names = names_of_classes(dataset.features[label])
             self.labels, self.label_names = encode_labels(list(dataset[label]), problem_type, [label], names=names)
-        shown = np.arange(min(len(images), _FINGERPRINTED)) * len(images) // _FINGERPRINTED
+        shown = spread_indices(self, _FINGERPRINTED)
         seen = digest(*(_start_of(images[int(index)][self.column]) for index in shown))
         self.fingerprint = digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels, seen)
 
