@@ -6,13 +6,15 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, STEPS, metrics, patience, same_tensors, samples
+from conftest import SMALL, STEPS, metrics, patience, picture, same_tensors, samples
+from forked import ForkedPython
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -26,17 +28,36 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 pytestmark = pytest.mark.slow
 
 
-def start(*arguments, launcher=(), **options):
-    command = [sys.executable, *launcher, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=ENVIRONMENT, **pipes, **options)
+def start(*arguments, **options):
+    return ForkedPython(*arguments, environment=ENVIRONMENT, **options)
 
 
-def run(*arguments, launcher=(), code=0):
-    process = start(*arguments, launcher=launcher)
-    out, err = process.communicate(timeout=patience(300))
-    assert process.returncode == code, err[-3000:]
-    return out + err
+def start_ranks(count, *arguments):
+    """Starts processes that train together, as launchers do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} for rank in range(count))
+    return [ForkedPython(*arguments, environment={**ENVIRONMENT, **shared, **rank}) for rank in ranks]
+
+
+def end(process, code=0):
+    """Waits for the end of a process, checks its status and returns what it printed."""
+    printed = "".join(process.communicate(timeout=patience(300)))
+    assert process.returncode == code, printed[-3000:]
+    return printed
+
+
+def run(*arguments):
+    return end(start(*arguments))
+
+
+def launch(processes, *arguments):
+    """Runs a command in several processes by torchrun."""
+    command = [sys.executable, *TORCHRUN, str(processes), *map(str, arguments)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(300))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +85,9 @@ def test_command__stopped_ends_with_128_plus_signal_and_continues(finished, tmp_
     process = start(SCRIPT, *FLAGS, "--output_dir", tmp_path)
     wait_for_steps(tmp_path, 3, process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=patience(60))
-    assert process.returncode == 128 + signal.SIGTERM, err[-3000:]
-    assert "saved at step" in err
-    assert "Traceback" not in err
+    printed = end(process, 128 + signal.SIGTERM)
+    assert "saved at step" in printed
+    assert "Traceback" not in printed
     assert "continued from checkpoint-" in run(SCRIPT, *FLAGS, "--output_dir", tmp_path)
     assert same_tensors("model.safetensors", tmp_path, finished[0])
 
@@ -117,7 +137,7 @@ def test_processes_and_workers__change_nothing(finished, tmp_path, processes, pe
     """As in the following test from the first step on; accumulation and workers of one: in test_pretraining.py."""
     arguments = [*FLAGS, "--output_dir", tmp_path, "--per_device_train_batch_size", per_device]
     arguments += ["--dataloader_num_workers", workers]
-    printed = run(SCRIPT, *arguments, launcher=[*TORCHRUN, str(processes)])
+    printed = launch(processes, SCRIPT, *arguments)
     pieces = -(-24 // (per_device * processes))
     assert f"24 over {processes} process(es), {pieces} accumulated" in printed
     assert_same_run(tmp_path, finished[0])
@@ -129,15 +149,7 @@ def test_mask_cells_and_drop_path__are_the_same_in_two_processes(tmp_path):
     flags = [*FLAGS, "--config_overrides", f"{overrides},drop_path_rate=0.5", "--image_size", 32, "--patch_size", 4]
     flags += ["--max_steps", 4, "--eval_steps", 4]
     for processes in (1, 2):
-        run(
-            "-m",
-            "hf_mae",
-            "pretrain",
-            *flags,
-            "--output_dir",
-            tmp_path / str(processes),
-            launcher=[*TORCHRUN, str(processes)],
-        )
+        launch(processes, "-m", "hf_mae", "pretrain", *flags, "--output_dir", tmp_path / str(processes))
     assert len(samples(tmp_path / "1")) == 4 * 24
     assert samples(tmp_path / "2") == samples(tmp_path / "1")
     ours, theirs = (list(metrics(tmp_path / name, "loss").values()) for name in ("2", "1"))
@@ -146,17 +158,15 @@ def test_mask_cells_and_drop_path__are_the_same_in_two_processes(tmp_path):
 
 def test_stopped_in_one_process_of_two__continues_in_three(finished, tmp_path):
     """The signal reaches one process only; all save the same step, and others go on with workers and accumulation."""
-    steps = ["hf_mae", "pretrain", *FLAGS, "--output_dir", tmp_path, "--save_steps", "1000"]
-    process = start("-m", *steps, launcher=[*TORCHRUN, "2"])
-    wait_for_steps(tmp_path, 2, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGUSR1)
-    out, err = process.communicate(timeout=patience(60))
-    assert "Stopped by SIGUSR1 and saved at step" in err, err[-3000:]
-    assert f"exitcode  : {128 + signal.SIGUSR1}" in err  # what torchrun reports of a process; its own status is 1
+    steps = ["-m", "hf_mae", "pretrain", *FLAGS, "--output_dir", tmp_path, "--save_steps", "1000"]
+    first, second = start_ranks(2, *steps)
+    wait_for_steps(tmp_path, 2, first)
+    second.send_signal(signal.SIGUSR1)
+    assert "Stopped by SIGUSR1 and saved at step" in end(first, 128 + signal.SIGUSR1)
+    end(second, 128 + signal.SIGUSR1)
     (checkpoint,) = tmp_path.glob("checkpoint-*")
-    pieces = ["--per_device_train_batch_size", 5, "--dataloader_num_workers", 1]
-    printed = run("-m", *steps, *pieces, launcher=[*TORCHRUN, "3"])
+    ranks = start_ranks(3, *steps, "--per_device_train_batch_size", 5, "--dataloader_num_workers", 1)
+    printed = "".join(end(rank) for rank in ranks)
     assert f"continued from {checkpoint.name}" in printed
     assert "24 over 3 process(es), 2 accumulated" in printed
     assert_same_run(tmp_path, finished[0])
@@ -166,15 +176,16 @@ def test_stopped_in_one_process_of_two__continues_in_three(finished, tmp_path):
 # Every failure ends: with loader workers, which ignore the signals that Python ends them with
 
 
-def worker_run(output_dir, *more):
+def worker_run(output_dir, *more, **options):
     """Starts a long run with loader workers in a process group of its own."""
     flags = [*FLAGS, "--output_dir", output_dir, "--max_steps", "5000", "--eval_steps", "10000", *more]
-    return start(SCRIPT, *flags, "--dataloader_num_workers", "3", start_new_session=True)
+    return start(SCRIPT, *flags, "--dataloader_num_workers", "3", start_new_session=True, **options)
 
 
 def descendants(pid):
-    """Process ids of the children of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Process ids of the children of a process, and of theirs."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [each for child in children for each in descendants(child)]
 
 
 def ends(process, children):
@@ -199,8 +210,6 @@ def test_worker_killed__ends_the_run(tmp_path):
 
 
 def test_files_gone_in_mid_run__end_the_run(tmp_path):
-    from conftest import picture
-
     data = tmp_path / "data"
     data.mkdir()
     for number in range(40):
@@ -239,8 +248,10 @@ def test_one_signal_to_the_group__saves(tmp_path):
     assert list(tmp_path.glob("checkpoint-*"))
 
 
-def test_main_process_killed__workers_end_by_themselves(tmp_path):
-    process = worker_run(tmp_path)
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("forkserver", marks=pytest.mark.long)])
+def test_main_process_killed__workers_end_by_themselves(tmp_path, start_method):
+    """However they were started: the default is `forkserver` from Python 3.14 on."""
+    process = worker_run(tmp_path, start_method=start_method)
     wait_for_steps(tmp_path, 3, process)
     children = descendants(process.pid)
     process.kill()

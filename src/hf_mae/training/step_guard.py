@@ -192,7 +192,7 @@ def start_worker(worker_id: int):
     """Prepares a loader worker; the `worker_init_fn` of a `DataLoader`.
 
     The worker ignores stop signals, which torchrun and Slurm send to every process: the step in progress still needs
-    it. It ends by itself when its parent is gone.
+    it. It ends by itself when the process that asked for it is gone.
     """
     for number in set(STOP_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
@@ -200,7 +200,9 @@ def start_worker(worker_id: int):
 
 
 def _end_without_parent(parent: int):
-    while os.getppid() == parent:
+    # Of a fork server, which is the default from Python 3.14 on, the parent is the server, which outlives the run.
+    creator = multiprocessing.parent_process()
+    while os.getppid() == parent and (creator is None or creator.is_alive()):
         time.sleep(1)
     os._exit(1)
 
