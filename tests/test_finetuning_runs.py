@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -284,26 +282,3 @@ def test_loader_workers__are_gone_at_the_end_of_a_run(call, short, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         call(finetune_command, *short, "--dataloader_num_workers", 2, "--num_train_epochs", 1)
     assert not multiprocessing.active_children()
-
-
-@pytest.mark.slow
-def test_command_with_loader_workers__saves_and_ends_when_the_group_gets_a_signal(short, tmp_path):
-    """A launcher signals all processes: workers, which the step in progress needs, must go on until main has saved."""
-    arguments = [str(each) for each in short] + ["--num_train_epochs", "2000", "--dataloader_num_workers", "2"]
-    arguments += ["--logging_steps", "1", "--disable_tqdm", "true", "--use_cpu", "true", "--eval_strategy", "no"]
-    command = [sys.executable, "-m", "hf_mae", "finetune", *arguments]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "'loss'" in line:
-            break
-    os.killpg(process.pid, signal.SIGTERM)
-    rest, _ = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, "".join(lines) + rest
-    assert "Stopped by signal" in rest
-    assert latest_complete_checkpoint(tmp_path / "out") is not None
-    with pytest.raises(ProcessLookupError):  # no worker is left
-        os.killpg(process.pid, 0)

@@ -425,24 +425,25 @@ def test_autocast__loss_stays_float32(tiny_model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("checkpointing", "arguments"),
+    ("checkpointing", "arguments", "backend"),
     [
-        (True, {}),
-        (False, {"output_hidden_states": True, "output_attentions": True}),
-        pytest.param(False, {}, marks=pytest.mark.long),
+        (True, {}, "eager"),
+        (False, {"output_hidden_states": True, "output_attentions": True}, "eager"),
+        pytest.param(True, {}, "aot_eager", marks=pytest.mark.long),
+        pytest.param(False, {}, "aot_eager", marks=pytest.mark.long),
     ],
 )
-def test_compile__without_a_graph_break(tiny_model, checkpointing, arguments):
+def test_compile__without_a_graph_break(tiny_model, checkpointing, arguments, backend):
     model, pixels, noise = tiny_model(mask_sampling="block").train(), images(), torch.rand(2, 16)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     output = compiled(pixels, noise=noise, **arguments)
     torch.testing.assert_close(output.loss, model(pixels, noise=noise).loss)
     output.loss.backward()
     assert compiled(pixels).loss.isfinite()  # and with masks drawn inside
-    encoder = torch.compile(model.mae.eval(), fullgraph=True, backend="aot_eager")
+    encoder = torch.compile(model.mae.eval(), fullgraph=True, backend=backend)
     torch.testing.assert_close(encoder(pixels).pooler_output, model.mae(pixels).pooler_output)
 
 

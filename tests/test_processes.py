@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Pre-training in processes of its own, as a user starts it: launchers, kills, signals, Slurm."""
+"""Training in processes of its own, as a user starts it: launchers, kills, signals, Slurm."""
 
 import os
 import random
@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, STEPS, metrics, patience, picture, same_tensors, samples
 from forked import ForkedPython
+
+from hf_mae.training.finetuning import latest_complete_checkpoint
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -256,6 +258,24 @@ def test_main_process_killed__workers_end_by_themselves(tmp_path, start_method):
     children = descendants(process.pid)
     process.kill()
     ends(process, children)
+
+
+def test_fine_tuning_with_workers__saves_and_ends_when_the_group_gets_a_signal(short, tmp_path):
+    """A launcher signals all processes: workers, which the step in progress needs, must go on until main has saved."""
+    flags = ["--num_train_epochs", "2000", "--dataloader_num_workers", "2", "--eval_strategy", "no"]
+    flags += ["--save_strategy", "steps", "--save_steps", "1", "--disable_tqdm", "true", "--use_cpu", "true"]
+    process = start("-m", "hf_mae", "finetune", *short, *flags, start_new_session=True)
+    started = time.monotonic()
+    while latest_complete_checkpoint(tmp_path / "out") is None:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - started < patience(120), "no step was taken"
+        time.sleep(0.01)
+    before = latest_complete_checkpoint(tmp_path / "out")
+    os.killpg(process.pid, signal.SIGTERM)
+    assert "Stopped by signal" in end(process, 128 + signal.SIGTERM)
+    assert latest_complete_checkpoint(tmp_path / "out") != before
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        os.killpg(process.pid, 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -44,10 +44,11 @@ def test_card__has_the_figures_of_the_probe(folder):
     assert values["accuracy of a linear probe"] == pytest.approx(probe["linear_accuracy"], abs=1e-4)
 
 
-def processed(split):
-    images = open_images(split=split)
-    processor = AutoImageProcessor.from_pretrained(FASHION)
-    return processor([images[n] for n in range(len(images))], return_tensors="pt").pixel_values, images.labels
+def processed(split, step):
+    """Returns pixel values and labels of every `step`-th image."""
+    images, processor = open_images(split=split), AutoImageProcessor.from_pretrained(FASHION)
+    pictures = [images[n] for n in range(0, len(images), step)]
+    return processor(pictures, return_tensors="pt").pixel_values, torch.from_numpy(images.labels[::step])
 
 
 @pytest.mark.slow
@@ -55,19 +56,17 @@ def processed(split):
 def test_fashion_mnist__loads_offline_and_knows_clothes():
     encoder = AutoModel.from_pretrained(FASHION).eval()
     assert encoder.dtype == torch.float32
-    (pixels, labels), (queries, query_labels) = (processed(split) for split in ("train", "test"))
+    (pixels, labels), (queries, query_labels) = (processed(split, step=3) for split in ("train", "test"))
     features, query_features = (encoder(each).pooler_output for each in (pixels, queries))
-    labels, query_labels = torch.from_numpy(labels), torch.from_numpy(query_labels)
-    assert (
-        knn_accuracy(features, labels, query_features, query_labels) > 0.79
-    )  # 3,000 neighbours; the card's are 60,000
+    accuracy = knn_accuracy(features, labels, query_features, query_labels)
+    assert accuracy > 0.78  # random weights: 0.53; neighbours are sought among 1,000 images, for the card among 60,000
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_fashion_mnist__predicts_hidden_patches():
     model = AutoModelForPreTraining.from_pretrained(FASHION).eval()
-    pixels, _ = processed("test")
+    pixels, _ = processed("test", step=1)
     noise = torch.rand(len(pixels), 49, generator=torch.Generator().manual_seed(0))
     loss = model(pixels, noise=noise).loss
     logged = json.loads((FASHION / "run.json").read_text())["metrics"]["eval_loss"]  # on all 10,000 test images
