@@ -50,7 +50,7 @@ def _run_at_import(tree: ast.AST):
 
 def test_imports_of__are_found():
     assert {"modeling.masking_mae", "modeling.targets_mae"} <= imports_of("modeling.modeling_mae")
-    assert "data.sources" in imports_of("training.pretraining_run")
+    assert "training.run_images" in imports_of("training.pretraining_run")
     # What `pretrain` needs is loaded later.
     assert imports_of("__init__") == {"conversion.weights", "modeling.auto_mae", "modeling.modeling_mae_downstream"}
 

@@ -73,7 +73,7 @@ MISTAKES = {
     "no such flag": (["pretrain", "--max_stepps", "3"], "There is no argument --max_stepps. Did you mean --max_steps?"),
     "no number": (["pretrain", "--max_steps", "many"], "argument --max_steps"),
     "no such recipe": (["pretrain", "--recipe", "imagenet"], "neither a file nor one of"),
-    "no such setting": (["pretrain", "--recipe", "{tmp}/recipe.yaml"], "settings that do not exist: epochs"),
+    "no such setting": (["pretrain", "--recipe", "{tmp}/recipe.yaml"], "There is no setting epochs"),
     "no such field": (["pretrain", "--config_overrides", "hiden_size=3"], "--config_overrides: MAEConfig has no field"),
     "out of range": (["pretrain", "--logging_steps", "0"], "--logging_steps must be at least 1, got 0."),
     "no such tracker": (["pretrain", "--report_to", "paper"], "--report_to paper: Accelerate knows no such tracker"),

@@ -34,7 +34,7 @@ from .evaluation.visualization import enlarged, heat_map, load_trained, loss_map
 from .modeling.image_processing_mae import MAEImageProcessor
 from .modeling.masking_mae import choose_mask, number_of_masks
 from .modeling.modeling_mae import MAEForPreTraining
-from .training.arguments import parse_arguments, recipe_of
+from .training.arguments import fit_values, parse_arguments, recipe_of
 
 _SIDE, _THUMBNAIL = 336, 96  # pixels of the shorter side that smaller pictures are enlarged to
 _CHOICES, _NEIGHBORS = 10, 8  # pictures to choose from, and that are near to one
@@ -64,6 +64,7 @@ class DemoArguments(SourceArguments):
     space: str | None = HfArg(default=None, help="Folder to write a Space to, instead of opening the page.")
 
     def __post_init__(self):
+        fit_values(self)
         if self.model is None:
             raise ValueError("`model` is missing: a folder or a name on the Hub with a pre-trained model of hf_mae.")
         if self.num_images < 1:

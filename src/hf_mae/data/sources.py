@@ -9,8 +9,10 @@ listed, a tar is indexed, a parquet file is read by row group, Arrow files are m
 
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -20,6 +22,9 @@ from .folders import SHARD_EXTENSIONS, TEST, TRAIN, FolderImages, find_splits, i
 from .image_source import ImageSource, digest
 from .parts import PagedImages, TiledImages
 from .shards import DatasetImages, ParquetImages, TarImages, holds_images
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 
 class FashionMNISTImages(ImageSource):
@@ -55,8 +60,17 @@ class FashionMNISTImages(ImageSource):
         return PIL.Image.fromarray(self.pixels[index])
 
 
+def is_dataset(data) -> bool:
+    """Returns whether something is a `Dataset` or a `DatasetDict` of the `datasets` library."""
+    if "datasets" not in sys.modules:
+        return False
+    import datasets
+
+    return isinstance(data, datasets.Dataset | datasets.DatasetDict)
+
+
 def open_images(
-    data: str | os.PathLike | None = None,
+    data: "str | os.PathLike | Dataset | DatasetDict | None" = None,
     split: str = "train",
     streaming: bool = False,
     *,
@@ -71,10 +85,11 @@ def open_images(
     """Opens a source of images.
 
     Args:
-        data (`str`, *optional*): A folder of images, flat or nested, whose sub-folders `train` and `val` (also
-            `Training`, `test2017`, `images/train` and the like) are taken for splits; an image file; a `.parquet` or
-            uncompressed `.tar` file or a folder of such shards; a folder of `.arrow` files or one written by
-            `Dataset.save_to_disk`; or the name of a data set on the Hub. Default: the embedded sample of Fashion-MNIST.
+        data (`str`, `os.PathLike`, `Dataset` or `DatasetDict`, *optional*): A folder of images, flat or nested, whose
+            sub-folders `train` and `val` (also `Training`, `test2017`, `images/train` and the like) are taken for
+            splits; an image file; a `.parquet` or uncompressed `.tar` file or a folder of such shards; a folder of
+            `.arrow` files or one written by `Dataset.save_to_disk`; the name of a data set on the Hub; or one that is
+            loaded. Default: the embedded sample of Fashion-MNIST.
         split (`"train"` or `"test"`, *optional*): Images to train on, or to evaluate on.
         streaming (`bool`, *optional*, defaults to `False`): Read the parquet files of a data set of the Hub over the
             network by row group, instead of downloading it first. Local data are never copied.
@@ -98,7 +113,11 @@ def open_images(
     if data is None:
         return FashionMNISTImages(split)
     columns = {"image_column": image_column, "label_column": label_column, "problem_type": problem_type}
-    images = _open(os.fspath(data), split, streaming, dataset_config, labels, columns)
+    images: ImageSource | None
+    if is_dataset(data):
+        images = _from_datasets("the data set that was passed", split, lambda _: data, columns)
+    else:
+        images = _open(os.fspath(data), split, streaming, dataset_config, labels, columns)
     if images is None:
         return None
     if labels == "none":
@@ -252,4 +271,4 @@ def _not_found(data: str, error: Exception) -> str:
     )
 
 
-__all__ = ["FashionMNISTImages", "FolderImages", "ImageSource", "open_images"]
+__all__ = ["FashionMNISTImages", "FolderImages", "ImageSource", "is_dataset", "open_images"]

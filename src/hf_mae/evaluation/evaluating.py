@@ -27,7 +27,7 @@ from ..data.sampling import spread_indices
 from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
-from ..training.arguments import parse_arguments, recipe_of
+from ..training.arguments import fit_values, parse_arguments, recipe_of
 from ..training.classification import ClassificationArguments, finetune
 from ..training.finetuning import HeldOutArguments
 from ..training.optimization import default_effective_batch_size
@@ -141,6 +141,7 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments)
     disable_tqdm: bool = HfArg(default=False, help="Show no progress bars.")
 
     def __post_init__(self):
+        fit_values(self)
         if not self.model:
             raise ValueError("`model` is missing: one or more folders, files or names on the Hub of models.")
         names = [os.path.normpath(name) for name in self.model]

@@ -37,7 +37,7 @@ from ..modeling.modeling_mae import MAEModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
-from ..training.arguments import parse_arguments
+from ..training.arguments import fit_values, parse_arguments
 
 KINDS = ("class_token", "mean", "patches", "pooler")
 _ROW_GROUP_BYTES = 2**26  # small row groups are slow to read, large ones take memory
@@ -125,6 +125,7 @@ class ExtractionArguments(SourceArguments):
     )
 
     def __post_init__(self):
+        fit_values(self)
         output = Path(self.output)
         if self.model_name_or_path is None:
             raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")

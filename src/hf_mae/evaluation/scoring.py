@@ -24,7 +24,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
-from ..training.arguments import parse_arguments
+from ..training.arguments import fit_values, parse_arguments
 from ..training.initial_model import hash_of_weights
 from .feature_sheets import fitted
 from .features import (
@@ -77,6 +77,7 @@ class ScoringArguments(SourceArguments):
     )
 
     def __post_init__(self):
+        fit_values(self)
         if self.model is None:
             raise ValueError("`model` is missing: a folder or a name on the Hub with a pre-trained model of hf_mae.")
         if Path(self.output).suffix != ".parquet":

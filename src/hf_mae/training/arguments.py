@@ -3,6 +3,8 @@
 """Reads the settings of a command: defaults of a dataclass, overridden by a recipe, overridden by flags or keywords."""
 
 import argparse
+import difflib
+import json
 import math
 import os
 import re
@@ -12,18 +14,32 @@ from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers.hf_argparser import string_to_bool
 
 from ..cli import CommandParser
-from ..modeling.configuration_mae import MAEConfig
+from ..modeling.configuration_mae import _PRESET_FIELDS, MAEConfig
 
 Arguments = TypeVar("Arguments")
 
 RECIPES = Path(__file__).parent / "recipes"
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}  # by the units of a duration
+_NOT_GIVEN = object()
+# Settings of a recipe that a flag or keyword replaces by another setting.
+_REPLACES = {
+    "preset": ("model_name_or_path",),
+    "model_name_or_path": ("preset",),
+    "num_train_epochs": ("max_steps",),
+    "time_budget": ("max_steps", "schedule"),
+    "base_learning_rate": ("learning_rate",),
+    "value_range": ("value_percentiles",),
+    "value_percentiles": ("value_range",),
+}
+_NAMES_OF_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def parse_arguments(
@@ -56,13 +72,13 @@ def parse_arguments(
     chosen, _ = first.parse_known_args(argv)
     wants_help = bool({"-h", "--help"} & set(argv))  # which shows the defaults for images of one's own
     recipe = chosen.recipe or (None if chosen.data or wants_help else sample_recipe)
-    if recipe is not None:
-        parser.set_defaults(**load_recipe(recipe, arguments_class))
-        for action in parser._actions:  # what a recipe gives need not be given again
-            action.required = action.required and action.dest not in parser._defaults
-    settings = vars(parser.parse(argv))
-    del settings["recipe"]
-    return arguments_class(**settings)
+    settings = {} if recipe is None else load_recipe(recipe, arguments_class)
+    for action in () if wants_help else parser._actions:
+        action.required = action.required and action.dest not in settings  # what a recipe gives need not be given again
+        action.default = _NOT_GIVEN
+    given = {name: value for name, value in vars(parser.parse(argv)).items() if value is not _NOT_GIVEN}
+    given.pop("recipe", None)
+    return arguments_class(**override(settings, given))
 
 
 def _group(parser: CommandParser, arguments_class: type):
@@ -104,36 +120,127 @@ def load_recipe(recipe: str | os.PathLike | Mapping, arguments_class: type) -> d
         arguments_class (`type`): The dataclass whose fields they are.
 
     Raises:
-        ValueError: If it has settings that do not exist.
+        ValueError: If it has settings that do not exist, or is no YAML.
         OSError: If there is no such recipe.
     """
     settings = dict(recipe) if isinstance(recipe, Mapping) else _read_recipe(recipe)
-    known = {field.name: field for field in fields(arguments_class)}
-    if unknown := sorted(set(settings) - set(known)):
-        name = "The recipe" if isinstance(recipe, Mapping) else f"The recipe {os.fspath(recipe)}"
-        raise ValueError(f"{name} has settings that do not exist: {', '.join(unknown)}.")
-    return {name: _as_number(value, known[name]) for name, value in settings.items()}
+    known = [field.name for field in fields(arguments_class)]
+    if unknown := sorted(map(str, set(settings) - set(known))):
+        where = "" if isinstance(recipe, Mapping) else f", which {os.fspath(recipe)} has"
+        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ValueError(f"There is no setting {', '.join(unknown)}{where}.{hint}")
+    types = _types_of(arguments_class)
+    return {name: None if value is None else _fit(name, value, types[name]) for name, value in settings.items()}
+
+
+def override(recipe: Mapping, given: Mapping) -> dict:
+    """Returns the settings of a recipe, overridden by those that were given as flags or keywords.
+
+    What is given also takes away what it replaces: a number of epochs the number of steps of the recipe, a preset the
+    sizes of the recipe's model. Of `config_overrides` only the fields that are given change.
+
+    Args:
+        recipe (`Mapping`): Settings.
+        given (`Mapping`): Settings.
+    """
+    replaced = {name for key in given if given[key] is not None for name in _REPLACES.get(key, ())}
+    settings = {**{name: value for name, value in recipe.items() if name not in replaced}, **given}
+    if "config_overrides" in recipe:
+        changes = config_changes(recipe["config_overrides"])
+        start, other = ([source.get(name) for name in ("preset", "model_name_or_path")] for source in (recipe, given))
+        if any(start) and any(other) and start != other:  # the sizes are those of another model
+            changes = {name: value for name, value in changes.items() if name not in _PRESET_FIELDS}
+        changes.update(config_changes(given.get("config_overrides")))
+        settings["config_overrides"] = text_of_changes(changes) or None
+    return settings
+
+
+def fit_values(args):
+    """Gives each setting the type that its field states, wherever it comes from: flags, a recipe, or Python.
+
+    The text of a number or of a truth value fits, as do numbers of NumPy, paths, tuples, and one value in place of a
+    list; a `~` becomes the home folder. `None` is the default.
+
+    Args:
+        args (a dataclass): Settings, which are changed.
+
+    Raises:
+        ValueError: If a value does not fit, or is none of the choices of its field.
+    """
+    types = _types_of(type(args))
+    for each in fields(args):
+        value = getattr(args, each.name)
+        value = _default(each) if value is None else value
+        setattr(args, each.name, None if value is None else _fit(each.name, value, types[each.name]))
+
+
+def _default(each: Field):
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def _types_of(arguments_class: type) -> dict[str, tuple]:
+    """Returns the types that the value of each field of a dataclass may have."""
+    hints = get_type_hints(arguments_class)
+    return {name: get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,) for name, hint in hints.items()}
+
+
+def _fit(name: str, value, options: Sequence[type]):
+    if hasattr(value, "tolist"):  # of NumPy or torch
+        value = value.tolist()
+    for option in sorted(options, key=lambda option: type(value) is not option):
+        with suppress(ValueError, TypeError, OverflowError, argparse.ArgumentTypeError):
+            return _fit_type(value, option)
+    known = [_describe(option) for option in options if option is not NoneType]
+    if None in known:  # a type of transformers, which checks it
+        return value
+    raise ValueError(f"`{name}` must be {' or '.join(map(str, known))}, got {value!r}.")
+
+
+def _fit_type(value, option: Any):
+    """Returns a value as one of a type. A `ValueError` or `TypeError` says that it is none."""
+    if get_origin(option) is Literal and value in get_args(option):
+        return value
+    if get_origin(option) is list:
+        values = value if isinstance(value, list | tuple) else [value]
+        return [_fit("", each, get_args(option)) for each in values]
+    if isinstance(value, bool) != (option is bool):  # which is a kind of whole number for Python
+        return string_to_bool(str(value)) if option is bool else _refuse()
+    if option in (int, float) and isinstance(value, str | int | float):
+        number = float(value) if isinstance(value, str) else value
+        return number if option is float else int(number) if number == int(number) else _refuse()
+    if option is str and isinstance(value, str | int | float | os.PathLike):
+        text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+        return os.path.expanduser(text) if text.startswith("~") else text
+    return value if isinstance(value, option) else _refuse()
+
+
+def _refuse():
+    raise ValueError
+
+
+def _describe(option: Any) -> str | None:
+    if get_origin(option) is Literal:
+        return f"one of {', '.join(map(str, get_args(option)))}"
+    if get_origin(option) is list:
+        return f"a list, each {_describe(get_args(option)[0])}"
+    return _NAMES_OF_TYPES.get(option)
 
 
 def _read_recipe(recipe: str | os.PathLike) -> dict:
-    path = Path(recipe)
+    path = Path(recipe).expanduser()
     if not path.is_file():
         path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
         names = sorted(os.fspath(found.relative_to(RECIPES).with_suffix("")) for found in RECIPES.rglob("*.yaml"))
         raise OSError(f"There is no recipe {os.fspath(recipe)!r}: neither a file nor one of {', '.join(names)}.")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {path} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"The recipe {path} must hold settings, one in each line as `name: value`.")
     return settings
-
-
-def _as_number(value, field: Field):
-    """Returns a text such as "1e-3", which YAML does not take for a number, as the number that the field wants."""
-    if isinstance(value, str) and "float" in str(field.type):
-        with suppress(ValueError):
-            return float(value)
-    return value
 
 
 def parse_duration(duration: str | float) -> float:
@@ -168,9 +275,8 @@ def recipe_of(args, without: Collection[str] = ()) -> dict:
     for each in fields(args):
         value = getattr(args, each.name)
         value = value.value if isinstance(value, Enum) else value
-        default = each.default if each.default_factory is MISSING else each.default_factory()
-        plain = isinstance(value, str | int | float | list)
-        if plain and value != default and each.name not in without and not each.name.startswith(("hub_", "push_")):
+        is_left_out = each.name in without or each.name.startswith(("hub_", "push_"))
+        if isinstance(value, str | int | float | list) and value != _default(each) and not is_left_out:
             recipe[each.name] = comparable(value)
     return recipe
 
@@ -204,6 +310,13 @@ def config_changes(changes: str | Mapping | None) -> dict:
     return result
 
 
+def text_of_changes(changes: Mapping) -> str:
+    """Returns fields of [`MAEConfig`] as the text that [`config_changes`] reads."""
+    return ",".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()
+    )
+
+
 def _pair_of(text: str) -> tuple[str, object]:
     name, is_pair, written = (part.strip() for part in text.partition("="))
     if not is_pair:
@@ -235,9 +348,12 @@ def read_class_names(names: list[str] | None) -> list[str] | None:
 __all__ = [
     "comparable",
     "config_changes",
+    "fit_values",
     "load_recipe",
+    "override",
     "parse_arguments",
     "parse_duration",
     "read_class_names",
     "recipe_of",
+    "text_of_changes",
 ]

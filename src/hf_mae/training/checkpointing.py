@@ -355,6 +355,23 @@ def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) 
     return checkpoint
 
 
+def refuse_to_delete(output_dir: str | os.PathLike, start: str | os.PathLike | None):
+    """Refuses to delete a run from which another is to start.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder that is to be emptied.
+        start (`str`, `os.PathLike` or `None`): Checkpoint to start from, or a name on the Hub.
+
+    Raises:
+        ValueError: If the checkpoint is in the folder.
+    """
+    folder = Path(output_dir).resolve()
+    if start is not None and Path(start).exists() and folder in (Path(start).resolve(), *Path(start).resolve().parents):
+        raise ValueError(
+            f"`overwrite_output_dir` would delete {start}, from which the run is to start. Choose another `output_dir`."
+        )
+
+
 def lock_run(output_dir: str | os.PathLike):
     """Keeps other processes from running in a folder, until [`unlock_run`] or the end of this process.
 
@@ -417,6 +434,7 @@ __all__ = [
     "load_training_state",
     "load_weights",
     "lock_run",
+    "refuse_to_delete",
     "remove_checkpoint",
     "save_checkpoint",
     "unlock_run",

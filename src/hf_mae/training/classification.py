@@ -161,6 +161,10 @@ class ClassificationArguments(
         super().__post_init__()
         if self.model_name_or_path is None:
             raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
+        if self.max_train_images is not None and self.max_train_images < 1:
+            raise ValueError(f"`max_train_images` must be at least 1, got {self.max_train_images}.")
+        if not 0 < self.crop_scale_min <= 1:
+            raise ValueError(f"`crop_scale_min` must be above 0 and at most 1, got {self.crop_scale_min}.")
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` cannot handle mixed labels. Set `label_smoothing` instead.")
 
@@ -321,12 +325,13 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
     for name in ("image_size", "num_pooling_queries"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
+    starts_anew = bool(known) and names != known and not args.from_scratch
     if args.from_scratch:
-        return MAEForImageClassification(MAEConfig.from_pretrained(args.model_name_or_path, **changes))
-    starts_anew = bool(known) and names != known
-    model = MAEForImageClassification.from_pretrained(
-        args.model_name_or_path, **changes, ignore_mismatched_sizes=starts_anew
-    )
+        model = MAEForImageClassification(MAEConfig.from_pretrained(args.model_name_or_path, **changes))
+    else:
+        model = MAEForImageClassification.from_pretrained(
+            args.model_name_or_path, **changes, ignore_mismatched_sizes=starts_anew
+        )
     if starts_anew:
         print(f"The classes differ from the {len(known)} that the classifier knows: it starts anew.")
         model.classifier = nn.Linear(model.config.hidden_size, model.config.num_labels)
@@ -421,15 +426,16 @@ def _build_trainer(
     if args.learning_rate is None:
         args.learning_rate = scaled_learning_rate(args.base_learning_rate, args.effective_batch_size)
     mixing = args.share_of_mixing(config.problem_type or SINGLE)
+    dataset, labels = _train_dataset(args, train_images, config, image_processor), train_images.labels
     return ClassificationTrainer(
         model=model,
         args=args,
-        train_dataset=_train_dataset(args, train_images, config, image_processor),
+        train_dataset=dataset,
         eval_dataset=None if test_images is None else EvaluationDataset(test_images, image_processor),
         data_collator=collate_labelled,
         processing_class=image_processor,
         augmentation=BatchAugmentation(image_processor, config.num_labels, args.random_erasing, **mixing),
-        train_labels=train_images.labels,
+        train_labels=labels[dataset.indices] if isinstance(dataset, Subset) else labels,
     )
 
 

@@ -10,8 +10,8 @@ that is stopped or diverges, and what is left behind: model, figures, record and
 import json
 import multiprocessing
 import os
+import time
 from argparse import SUPPRESS
-from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,13 +34,14 @@ from ..data.image_source import ImageSource, digest
 from ..data.sampling import RowGroupSampler
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing import HubPush, link_files, save_record, write_model_card
-from .arguments import recipe_of
+from .arguments import fit_values, recipe_of
 from .checkpointing import (
     delete_run,
     find_defect,
     hash_files,
     list_checkpoints,
     lock_run,
+    refuse_to_delete,
     remove_checkpoint,
     unlock_run,
     write_manifest,
@@ -48,7 +49,7 @@ from .checkpointing import (
 from .distributed import call_in_main_process, has_bf16, local_num_workers
 from .optimization import layer_decay_parameter_groups
 from .pretraining_settings import ColumnSettings, HeldOutSettings, StoredValueSettings, names_of
-from .step_guard import RunStopped, StopSignals, end_workers, start_worker
+from .step_guard import RunStopped, StopSignals, end_workers, with_prepared_workers
 
 logger = logging.get_logger(__name__)
 
@@ -72,6 +73,7 @@ _PREFIXES_NOT_COMPARED += ("gradient_checkpointing", "activation_checkpointing",
 # What follows from the machine or the task is no part of a recipe.
 _NOT_IN_RECIPE = {"output_dir", "data", "overwrite_output_dir", "bf16", "use_cpu", "batch_eval_metrics"}
 _NOT_IN_RECIPE |= {"dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"}
+_SECONDS = "training_seconds.json"  # in checkpoints: the time until then
 _LEFT_BY_A_RUN: tuple[str, ...] = (EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json")
 _LEFT_BY_A_RUN += ("training_args.bin", "segmentation.png", "detections.png", "confusion.png", "predictions.csv")
 
@@ -110,6 +112,7 @@ class FineTuningArguments(TrainingArguments):
     remove_unused_columns: bool = HfArg(default=False, help=SUPPRESS)  # our data sets have only what is used
 
     def __post_init__(self):
+        fit_values(self)
         # What depends on the machine is asked here and not at import, which should not touch a GPU.
         # transformers does not look at the environment in a run of one process, Accelerate does.
         self.use_cpu: bool = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
@@ -255,6 +258,8 @@ def check_experiment(args: FineTuningArguments, task: str, fingerprints: dict) -
     with args.main_process_first(local=False), ExitStack() as if_refused:
         if output_dir.exists() and not output_dir.is_dir():
             raise ValueError(f"{output_dir} is a file. Choose another `output_dir`.")
+        if args.overwrite_output_dir:
+            refuse_to_delete(output_dir, args.model_name_or_path)
         if args.process_index == 0:
             output_dir.mkdir(parents=True, exist_ok=True)
             lock_run(output_dir)
@@ -299,6 +304,11 @@ def _delete_experiment(output_dir: Path):
     for pattern in _LEFT_BY_A_RUN:
         for path in output_dir.glob(pattern):
             path.unlink()
+
+
+def _seconds_of(checkpoint: Path) -> float:
+    path = checkpoint / _SECONDS
+    return json.loads(path.read_text()) if path.exists() else 0.0
 
 
 def latest_complete_checkpoint(output_dir: str | os.PathLike) -> Path | None:
@@ -539,6 +549,7 @@ class FineTuningTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()  # each process has written its random state
         if self.is_world_process_zero():
+            (checkpoint / _SECONDS).write_text(json.dumps(self.seconds) + "\n")
             write_manifest(checkpoint)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best)
@@ -563,12 +574,14 @@ class FineTuningTrainer(Trainer):
             print(f"Continues from {checkpoint}.", flush=True)
         there_before = multiprocessing.active_children()
         try:
+            self.seconds_before = 0.0 if checkpoint is None else _seconds_of(checkpoint)
             record = {**record, "hours": self._train_until_stopped(checkpoint) / 3600}
             self.finish_model()
             self.save_model(_internal_call=True)  # it is pushed later, together with its card
             metrics = self.evaluate() if self.eval_dataset is not None else {}
             if self.is_world_process_zero():
-                self.log_metrics("eval", metrics)
+                if metrics:
+                    self.log_metrics("eval", metrics)
                 metrics = self.describe_results(metrics)
                 self.save_metrics("eval", metrics)
             self.publish({**record, "metrics": metrics})
@@ -578,12 +591,13 @@ class FineTuningTrainer(Trainer):
             unlock_run(self.args.output_dir)
 
     def _train_until_stopped(self, checkpoint: Path | None) -> float:
-        """Trains to the end and returns the seconds it took. Raises [`RunStopped`] if a signal came."""
+        """Trains to the end and returns the seconds of all parts. Raises [`RunStopped`] if a signal came."""
+        self.started = time.perf_counter()
         with StopSignals() as signals:
             stop = _StopAtSignal(signals)
             self.add_callback(stop)
             try:
-                result = self.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+                self.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
             finally:
                 self.remove_callback(stop)
         if stop.number:
@@ -592,7 +606,12 @@ class FineTuningTrainer(Trainer):
                 f"is saved in {self.args.output_dir}. The same command goes on from there.",
                 exit_status=128 + stop.number,
             )
-        return result.metrics["train_runtime"]
+        return self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Time that the training has taken, with its parts before interruptions."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def finish_model(self):
         """Changes the trained model to what is saved. To be overridden; by default nothing is changed."""
@@ -658,25 +677,6 @@ def write_record(output_dir: str | os.PathLike, record: dict, hub_model_id: str 
     write_model_card(output_dir, hub_model_id)
 
 
-def with_prepared_workers(loader: DataLoader) -> DataLoader:
-    """Makes the workers of a loader ignore stop signals and end by themselves when the run is gone.
-
-    Args:
-        loader (`DataLoader`): The loader, which is changed and returned.
-    """
-    inner = getattr(loader, "base_dataloader", loader)  # Accelerate's loaders hold the one that starts the workers
-    before = inner.worker_init_fn
-    if inner.num_workers > 0 and getattr(before, "func", None) is not _start_worker:  # a loader may be used again
-        inner.worker_init_fn = partial(_start_worker, seed_worker=before)
-    return loader
-
-
-def _start_worker(worker_id: int, seed_worker: Callable | None):
-    start_worker(worker_id)
-    if seed_worker is not None:
-        seed_worker(worker_id)
-
-
 __all__ = [
     "FineTuned",
     "FineTuningArguments",
@@ -691,6 +691,5 @@ __all__ = [
     "limit_batch_size",
     "most_probable",
     "weights_fingerprint",
-    "with_prepared_workers",
     "write_record",
 ]

@@ -3,28 +3,32 @@
 """Pre-trains a masked autoencoder, from a source of images to a finished folder."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from accelerate.tracking import GeneralTracker
 
 import hf_mae_command
 
 from ..cli import in_flags
-from ..data.sources import ImageSource
+from ..data.sources import ImageSource, is_dataset
 from ..modeling.configuration_mae import _PRESETS, MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from .arguments import load_recipe, parse_arguments
+from .arguments import load_recipe, override, parse_arguments
 from .dry_run import DryRun
 from .pretraining_run import PretrainingRun
 from .pretraining_settings import ModelSettings, PretrainingSettings, names_of
 from .run_log import PretrainingResult
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 SAMPLE_RECIPE = "fashion_mnist_sample"
 
 
 def pretrain(
-    data: str | os.PathLike | ImageSource | None,
+    data: "str | os.PathLike | ImageSource | Dataset | DatasetDict | None",
     output_dir: str | os.PathLike,
     *,
     model: str | os.PathLike | MAEConfig | MAEForPreTraining | None = None,
@@ -36,24 +40,26 @@ def pretrain(
     """Pre-trains a masked autoencoder. The same call continues a run that was interrupted.
 
     Args:
-        data (`str`, `os.PathLike`, [`~hf_mae.data.sources.ImageSource`] or `None`): A folder, a shard, a name on the
-            Hub, or a source of your own. With `None` the embedded images are used, and the settings start from the
-            recipe `"fashion_mnist_sample"`.
+        data (`str`, `os.PathLike`, `Dataset`, `DatasetDict`, [`~hf_mae.data.sources.ImageSource`] or `None`): A folder,
+            a shard, a name on the Hub, a data set of the `datasets` library, or a source of your own. With `None` the
+            embedded images are used, and the settings start from the recipe `"fashion_mnist_sample"`.
         output_dir (`str` or `os.PathLike`): Folder for checkpoints and the final model.
         model (*optional*): Name of a preset (see [`MAEConfig.from_preset`]), folder or Hub name of a checkpoint, a
             configuration, or a model, also of your own class. Its weights are trained in place. To continue a run pass
             a model with the same initial weights: call `torch.manual_seed` before you make it. Defaults to the settings
             `model_name_or_path` and `preset`.
-        image_processor ([`MAEImageProcessor`], *optional*): Its mean, deviation and channels are used and saved.
+        image_processor ([`MAEImageProcessor`], *optional*): Its mean, deviation, channels and way of reading files are
+            used and saved.
         trackers (`Sequence[GeneralTracker]`, *optional*): Trackers of Accelerate, in addition to `report_to`.
         recipe (`str`, `os.PathLike` or `dict`, *optional*): Name or path of a recipe, or its settings. Keywords
-            override it.
+            override it; what a named recipe says of the model is left out where `model` is an object.
         **settings: Fields of [`PretrainingSettings`].
 
     Returns:
         [`PretrainingResult`]
 
     Raises:
+        TypeError: If `data`, `model` or `image_processor` is none of these types.
         ValueError: If a setting does not fit, or the folder holds another run.
         OSError: If images or a checkpoint cannot be read.
         RunStopped: If the run was stopped by a signal, or had to end early. It is saved unless the message says
@@ -64,20 +70,45 @@ def pretrain(
         recipe = SAMPLE_RECIPE
     defaults = {} if recipe is None else load_recipe(recipe, PretrainingSettings)
     given = load_recipe(settings, PretrainingSettings)
-    if isinstance(model, str) and model in _PRESETS:
-        given["preset"] = model
-    elif isinstance(model, str | os.PathLike):
-        given["model_name_or_path"] = os.fspath(model)
-    model = model if isinstance(model, MAEConfig | MAEForPreTraining) else None
+    _check_types(data, model, image_processor)
+    if isinstance(model, str | os.PathLike):
+        given["preset" if model in _PRESETS else "model_name_or_path"] = os.fspath(model)
+        model = None
     replaced = names_of(ModelSettings) if model is not None else set()
-    replaced = replaced | ({"image_mean", "image_std"} if image_processor is not None else set())
-    if clash := sorted(replaced & set(given)):
+    if image_processor is not None:
+        replaced |= {"image_mean", "image_std", "num_channels"}
+    if clash := sorted(replaced & {*given, *(recipe if isinstance(recipe, Mapping) else ())}):
         raise ValueError(f"`{clash[0]}` is part of the object that was passed, and cannot be set, too.")
     defaults = {name: value for name, value in defaults.items() if name not in replaced}
-    images = data if isinstance(data, ImageSource) else None
-    path = None if data is None or isinstance(data, ImageSource) else os.fspath(data)
-    given.update(data=path, output_dir=os.fspath(output_dir))
-    return _run(PretrainingSettings(**{**defaults, **given}), images, model, image_processor, trackers)
+    channels = None if image_processor is None else image_processor.num_channels
+    config = getattr(model, "config", model)
+    if channels is not None and config is None:
+        given["num_channels"] = channels
+    elif channels not in (None, getattr(config, "num_channels", None)):
+        raise ValueError(f"`image_processor` makes {channels} channel(s), but `model` has {config.num_channels}.")
+    is_path = isinstance(data, str | os.PathLike)
+    given.update(data=data if is_path else None, output_dir=output_dir)
+    images = None if is_path else data
+    return _run(PretrainingSettings(**override(defaults, given)), images, model, image_processor, trackers)
+
+
+def _check_types(data, model, image_processor):
+    """Refuses objects that would not be used, and says which would."""
+    if not (data is None or isinstance(data, str | os.PathLike | ImageSource) or is_dataset(data)):
+        raise TypeError(
+            f"`data` is a {type(data).__name__}, but must be a path, a name on the Hub, a `Dataset` or `DatasetDict` "
+            "of the datasets library, or an `ImageSource`: examples/custom_source.py shows how to write one."
+        )
+    if not (model is None or isinstance(model, str | os.PathLike | MAEConfig | MAEForPreTraining)):
+        raise TypeError(
+            f"`model` is a {type(model).__name__}, but must be the name of a preset, the folder or the name on the Hub "
+            "of a checkpoint, an `MAEConfig` or an `MAEForPreTraining`."
+        )
+    if not (image_processor is None or isinstance(image_processor, MAEImageProcessor)):
+        raise TypeError(
+            f"`image_processor` is a {type(image_processor).__name__}, but must be an `MAEImageProcessor`. To have the "
+            "statistics of another, set `image_mean` and `image_std`."
+        )
 
 
 def pretrain_command(argv: list[str], prog: str):

@@ -20,11 +20,10 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from ..data.sources import ImageSource
 from ..evaluation.monitoring import Evaluation
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -85,7 +84,7 @@ class PretrainingRun:
     def __init__(
         self,
         settings: PretrainingSettings,
-        images: ImageSource | None = None,
+        images=None,
         model: MAEConfig | MAEForPreTraining | None = None,
         image_processor: MAEImageProcessor | None = None,
         trackers: Sequence[GeneralTracker] | None = None,
@@ -95,7 +94,7 @@ class PretrainingRun:
         """
         Args:
             settings ([`PretrainingSettings`]): The settings.
-            images ([`ImageSource`], *optional*): Replaces `settings.data`.
+            images ([`ImageSource`], `Dataset` or `DatasetDict`, *optional*): Replaces `settings.data`.
             model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): Replaces the settings of the model.
             image_processor ([`MAEImageProcessor`], *optional*): Replaces the settings of mean and deviation.
             trackers (`Sequence[GeneralTracker]`, *optional*): Of Accelerate.
@@ -152,6 +151,7 @@ class PretrainingRun:
             settings.bf16 = has_bf16(state.device)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if settings.bf16 else "no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever the environment says
             log_with=[*([settings.report_to] if settings.report_to else []), *self.trackers] or None,
             project_dir=self.output_dir,
             # Else DDP holds all gradients twice.
@@ -216,14 +216,14 @@ class PretrainingRun:
         if self.settings.resume == "never" or self.settings.overwrite_output_dir:
             return None
         for checkpoint in call_in_main_process(lambda: list_checkpoints(self.output_dir)):
-            with suppress(OSError, ValueError):  # a broken one is named later, when its hashes are compared
+            with suppress(OSError, ValueError, AttributeError, TypeError):  # broken: named when its hashes are compared
                 return MAEImageProcessor.from_pretrained(checkpoint)
         return None
 
     def load_finished(self) -> PretrainingResult:
         """Returns what a run that is finished already has left."""
         self.print(f"The run in {self.output_dir} is finished: {self.schedule.max_steps} steps. Nothing to do.")
-        model = self._model_class().from_pretrained(self.output_dir, dtype=torch.float32)
+        model = self._stored_model(self.output_dir)
         metrics = last_metrics(self.output_dir) if self.is_main else {}
         self.end_processes()
         return PretrainingResult(self.output_dir, metrics, model.eval())
@@ -238,7 +238,7 @@ class PretrainingRun:
         self.hub = HubPush(self.output_dir, settings.hub_model_id, settings.hub_private_repo) if pushes else None
         torch.manual_seed(settings.seed)
         if self.checkpoint:
-            self.plain_model = self._model_class().from_pretrained(self.checkpoint, dtype=torch.float32)
+            self.plain_model = self._stored_model(self.checkpoint)
             self.image_processor = MAEImageProcessor.from_pretrained(self.checkpoint)
         else:
             self.plain_model, self.image_processor = build_model(settings, self.given_model, self.start_processor)
@@ -251,8 +251,12 @@ class PretrainingRun:
         self._plan_time()
         self._build_evaluation()
 
-    def _model_class(self) -> type[MAEForPreTraining]:
-        return type(self.given_model) if isinstance(self.given_model, MAEForPreTraining) else MAEForPreTraining
+    def _stored_model(self, folder: Path) -> MAEForPreTraining:
+        """Returns a model with the weights in a folder. A model that was given gets them: it is trained in place."""
+        if not isinstance(self.given_model, MAEForPreTraining):
+            return MAEForPreTraining.from_pretrained(folder, dtype=torch.float32)
+        load_weights(folder, self.given_model)
+        return self.given_model
 
     def _look_at_images(self):
         """Checks some images before the first step, and computes what the settings want to be computed of them."""
@@ -383,7 +387,7 @@ class PretrainingRun:
         if self.settings.overwrite_output_dir:
             delete_run(self.output_dir)
         (self.output_dir / "sheets").mkdir(exist_ok=True)
-        self.metrics = MetricsLog(self.output_dir, self.step)
+        self.metrics = MetricsLog(self.output_dir, self.step, keeps_later=self.goes_back)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Train
@@ -475,6 +479,8 @@ class PretrainingRun:
         if not (self.step % self.settings.logging_steps == 0 or self.is_last or self.guard.stop_signal):
             return True
         values, longest_row = self.guard.read()
+        if values["skipped"] and not self.skipped:
+            self.print(f"Steps without finite loss or gradient are skipped, the first up to step {self.step}.")
         self.skipped += int(values["skipped"])
         learning_rate = self.optimizer.param_groups[0]["lr"]
         values.update(
@@ -487,7 +493,7 @@ class PretrainingRun:
         short.update(wait=f"{values['data_wait']:.0%}", img_s=f"{values['images_per_second']:.0f}")
         self.bar.set_postfix(short, refresh=False)
         self._report_unreadable()
-        if longest_row >= self.settings.max_bad_steps:
+        if longest_row >= self.settings.max_bad_steps or (self.is_last and self.skipped == self.step):
             self.roll_back(longest_row)
             return False
         return True
@@ -557,7 +563,7 @@ class PretrainingRun:
             with self._measuring("save"):
                 saved = self.save()
             if self.goes_back and saved:  # the old end stays until there is something of the new one
-                call_in_main_process(lambda: cut_back(self.output_dir, self.step))
+                call_in_main_process(lambda: (cut_back(self.output_dir, self.step), self.metrics.rewrite()))
                 self.goes_back = False
         for line in self.hub.messages() if self.hub else ():
             self.print(line)
@@ -672,6 +678,8 @@ class PretrainingRun:
             metrics = self.metrics.last()
             pictures = " and reconstructions.png" if sheet is not None else ""
             self.print(f"Done: model, card, log{pictures} are in {self.output_dir}.")
+            if self.skipped:
+                self.print(f"{self.skipped} of {self.step} steps were skipped, without finite loss or gradient.")
         self.end_processes()
         if self.hub:  # other processes have ended: a push may take longer than they would wait
             for line in self.hub.push(self.output_dir, f"{self.schedule.max_steps} steps of pre-training"):

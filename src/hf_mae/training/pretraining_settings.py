@@ -2,13 +2,16 @@
 # Copyright 2026 The hf_mae authors
 """Lists the settings of a pre-training run, in the groups of `hf-mae pretrain --help`, and plans its steps by them."""
 
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from accelerate.tracking import get_available_trackers
 from transformers.hf_argparser import HfArg
 
-from .arguments import parse_duration
+from .arguments import config_changes, fit_values, parse_duration, text_of_changes
 
 _SHORTEST_BUDGET = 30  # seconds: a shorter one would be over before the pace is known
 
@@ -243,6 +246,27 @@ class PretrainingSettings(
     """Settings of a pre-training run. [`pretrain`] takes them as keywords, `hf-mae pretrain` as flags."""
 
     def __post_init__(self):
+        self._fit_types()
+        if self.preset is not None and self.model_name_or_path is not None:
+            raise ValueError("`preset` is for fresh weights, and `model_name_or_path` has its own sizes. Set one.")
+        if self.data is not None and os.path.realpath(self.data) == os.path.realpath(self.output_dir):
+            raise ValueError("`output_dir` is the folder of the images. Choose another, which may be inside of it.")
+        self._check_values()
+        self._check_rates()
+        self._check_length()
+
+    def _fit_types(self):
+        """Gives all settings the types of their fields. Python may pass rectangles and fields of a configuration."""
+        sides = {name: getattr(self, name) for name in ("image_size", "patch_size")}
+        rectangles = {name: list(value) for name, value in sides.items() if isinstance(value, list | tuple)}
+        if rectangles or isinstance(self.config_overrides, Mapping):
+            self.config_overrides = text_of_changes({**config_changes(self.config_overrides), **rectangles})
+            self.image_size, self.patch_size = (None if name in rectangles else value for name, value in sides.items())
+        fit_values(self)
+        self.report_to = None if self.report_to == "none" else self.report_to  # as Trainer has it
+
+    def _check_values(self):
+        """Checks what numbers and names have to be by themselves."""
         counts = ("views_per_image", "per_device_train_batch_size", "effective_batch_size", "max_bad_steps")
         for name in (*counts, "logging_steps", "save_steps", "save_total_limit", "eval_steps", "eval_images"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -260,8 +284,8 @@ class PretrainingSettings(
                 f"`report_to` {self.report_to}: Accelerate knows no such tracker, or it is not installed "
                 f"(pip install {self.report_to})."
             )
-        self._check_rates()
-        self._check_length()
+        if min(self.image_std or [1]) <= 0:
+            raise ValueError(f"`image_std` must be above 0, got {self.image_std}.")
 
     def _check_rates(self):
         """Checks that rates and shares have a meaning."""
@@ -269,9 +293,9 @@ class PretrainingSettings(
         at_least = ("warmup_ratio", "weight_decay", "max_grad_norm", "seed")
         stated = {name: getattr(self, name) for name in (*above, *at_least) if getattr(self, name) is not None}
         for name, value in stated.items():
-            if not (value > 0 if name in above else value >= 0):
+            if not (0 < value < math.inf if name in above else 0 <= value < math.inf):
                 raise ValueError(f"`{name}` must {'be above 0' if name in above else 'not be negative'}, got {value}.")
-            if name in ("warmup_ratio", "crop_scale_min") and value > 1:
+            if value > (1 if name in ("warmup_ratio", "crop_scale_min") else math.inf):
                 raise ValueError(f"`{name}` must be at most 1, got {value}.")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"`max_steps` must be at least 1, or -1 for none, got {self.max_steps}.")

@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import ReadingSettings
 from .distributed import call_in_main_process
 from .pretraining_settings import PretrainingSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 _MOST_HELD_OUT = 1000  # images: as many as an evaluation takes
 
@@ -39,21 +43,24 @@ class RunImages:
 
 
 def open_run_images(
-    settings: PretrainingSettings, images: ImageSource | None, reading: ReadingSettings | None
+    settings: PretrainingSettings,
+    images: "ImageSource | Dataset | DatasetDict | None",
+    reading: ReadingSettings | None,
 ) -> RunImages:
     """Opens the images that the settings name, holds some out, and weighs the others.
 
     Args:
         settings ([`PretrainingSettings`]): Source, held-out share (set here where it is open and needed), weights.
-        images ([`ImageSource`] or `None`): Replaces the source of the settings.
+        images ([`ImageSource`], `Dataset`, `DatasetDict` or `None`): Replaces the source of the settings.
         reading ([`ReadingSettings`] or `None`): How stored values of the source of the settings are read.
     """
-    if images is not None:
+    if isinstance(images, ImageSource):
         found = RunImages(images, None)
     else:
         columns = {name: getattr(settings, name) for name in ("image_column", "label_column", "dataset_config")}
         options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
-        train, test = (open_images(settings.data, split, settings.streaming, **options) for split in ("train", "test"))
+        data = settings.data if images is None else images
+        train, test = (open_images(data, split, settings.streaming, **options) for split in ("train", "test"))
         found = RunImages(train, test)
     if found.test is None:
         if settings.held_out is None:

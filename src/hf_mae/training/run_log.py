@@ -178,15 +178,22 @@ def _newest(lines: list[dict]) -> dict[str, float]:
 class MetricsLog:
     """Writes the metrics of a run, one JSON object in each line of `metrics.jsonl` in its folder."""
 
-    def __init__(self, output_dir: str | os.PathLike, step: int = 0):
+    def __init__(self, output_dir: str | os.PathLike, step: int = 0, keeps_later: bool = False):
         """
         Args:
             output_dir (`str` or `os.PathLike`): Folder of the run.
             step (`int`, *optional*, defaults to 0): Position of the run. Lines of later steps, which a resumed run
                 takes again, are dropped.
+            keeps_later (`bool`, *optional*, defaults to `False`): Leave the file as it is until [`rewrite`] is called.
         """
-        self.path = Path(output_dir) / "metrics.jsonl"
+        self.path, self._is_kept = Path(output_dir) / "metrics.jsonl", keeps_later
         self.lines = [line for line in json_lines(self.path) if line.get("step", step + 1) <= step]
+        if not keeps_later:
+            self.rewrite()
+
+    def rewrite(self):
+        """Makes the file what the lines are."""
+        self._is_kept = False
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         partial.replace(self.path)
@@ -196,6 +203,8 @@ class MetricsLog:
         finite = {name: float(f"{value:.6g}") for name, value in values.items() if math.isfinite(value)}
         line = {"step": step, **finite}
         self.lines.append(line)
+        if self._is_kept:
+            return
         _append(self.path, [json.dumps(line)])
 
     def has(self, step: int, name: str) -> bool:

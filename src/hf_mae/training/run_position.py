@@ -11,7 +11,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..publishing import read_record
 from .arguments import comparable
-from .checkpointing import check_output_dir, checkpoint_before_cooldown, load_training_state
+from .checkpointing import check_output_dir, checkpoint_before_cooldown, load_training_state, refuse_to_delete
 from .distributed import call_in_main_process
 from .initial_model import hash_of_weights
 from .pretraining_settings import DEFINING_SETTINGS, PretrainingSettings, names_of
@@ -51,6 +51,8 @@ def defining_recipe(
         fingerprint=images.train.fingerprint,
         sample_by_loss=None if images.weights is None else digest(images.weights),
     )
+    if settings.compute_statistics:
+        recipe["compute_statistics"] = True
     if model is not None:
         config = model if isinstance(model, MAEConfig) else model.config
         recipe["config"] = {name: value for name, value in config.to_diff_dict().items() if name not in _WRITTEN}
@@ -82,7 +84,9 @@ def find_position(
         ValueError: If the folder holds another run, or one that cannot go on in this way.
     """
     checkpoint = None
-    if not settings.overwrite_output_dir:
+    if settings.overwrite_output_dir:
+        refuse_to_delete(output_dir, settings.model_name_or_path)
+    else:
         resume = settings.resume == "auto"
         checkpoint = call_in_main_process(lambda: check_output_dir(output_dir, recipe, resume))
     state: dict = load_training_state(checkpoint) if checkpoint else {"step": 0, "seconds": 0.0}
@@ -95,7 +99,7 @@ def find_position(
 
 def is_written(output_dir: Path, plan: Plan) -> bool:
     """Returns whether the end of a run is in its folder: a run that is made longer has left an earlier one there."""
-    record = read_record(output_dir)
+    record = read_record(output_dir) if any(output_dir.glob("model*.safetensors")) else {}
     return bool(record) and record.get("plan", plan.state())["max_steps"] == plan.max_steps
 
 

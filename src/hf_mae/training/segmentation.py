@@ -38,10 +38,10 @@ from .finetuning import (
     check_experiment,
     limit_batch_size,
     weights_fingerprint,
-    with_prepared_workers,
 )
 from .run_log import run_record
 from .segmentation_maps import blended_logits, write_class_maps
+from .step_guard import with_prepared_workers
 
 _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentation.
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.data import DataLoader
 from torch.utils.data._utils import pin_memory, signal_handling
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
@@ -207,6 +208,25 @@ def _end_without_parent(parent: int):
     os._exit(1)
 
 
+def with_prepared_workers(loader: DataLoader) -> DataLoader:
+    """Makes the workers of a loader ignore stop signals and end by themselves when the run is gone.
+
+    Args:
+        loader (`DataLoader`): The loader, which is changed and returned.
+    """
+    inner = getattr(loader, "base_dataloader", loader)  # Accelerate's loaders hold the one that starts the workers
+    before = inner.worker_init_fn
+    if inner.num_workers > 0 and getattr(before, "func", None) is not _start_seeded:  # a loader may be used again
+        inner.worker_init_fn = partial(_start_seeded, seed_worker=before)
+    return loader
+
+
+def _start_seeded(worker_id: int, seed_worker: Callable | None):
+    start_worker(worker_id)
+    if seed_worker is not None:
+        seed_worker(worker_id)
+
+
 def end_workers(spared: Iterable[multiprocessing.process.BaseProcess] = ()):
     """Ends the child processes of this one at once, so that the end of a run does not wait for them.
 
@@ -242,4 +262,12 @@ def _print_unless_pinning(print_error: Callable, error: threading.ExceptHookArgs
         print_error(error)
 
 
-__all__ = ["STOP_SIGNALS", "RunStopped", "StepGuard", "StopSignals", "end_workers", "start_worker"]
+__all__ = [
+    "STOP_SIGNALS",
+    "RunStopped",
+    "StepGuard",
+    "StopSignals",
+    "end_workers",
+    "start_worker",
+    "with_prepared_workers",
+]
