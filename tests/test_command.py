@@ -15,7 +15,7 @@ from transformers.hf_argparser import HfArg
 
 import hf_mae_command
 from hf_mae.cli import in_flags
-from hf_mae.training.arguments import RECIPES, config_changes, load_recipe, parse_arguments, recipe_of
+from hf_mae.training.arguments import RECIPES, config_changes, fit_values, load_recipe, parse_arguments, recipe_of
 from hf_mae.training.pretraining_settings import PretrainingSettings
 
 
@@ -118,6 +118,9 @@ class Settings(Group):
 
     data: str | None = HfArg(default=None, help="Third.")
     flag: bool = HfArg(default=True, help="Fourth.")
+
+    def __post_init__(self):
+        fit_values(self)
 
 
 def parse(*argv, **kwargs):

@@ -130,8 +130,7 @@ def load_recipe(recipe: str | os.PathLike | Mapping, arguments_class: type) -> d
         close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(f"There is no setting {', '.join(unknown)}{where}.{hint}")
-    types = _types_of(arguments_class)
-    return {name: None if value is None else _fit(name, value, types[name]) for name, value in settings.items()}
+    return settings
 
 
 def override(recipe: Mapping, given: Mapping) -> dict:
@@ -159,8 +158,8 @@ def override(recipe: Mapping, given: Mapping) -> dict:
 def fit_values(args):
     """Gives each setting the type that its field states, wherever it comes from: flags, a recipe, or Python.
 
-    The text of a number or of a truth value fits, as do numbers of NumPy, paths, tuples, and one value in place of a
-    list; a `~` becomes the home folder. `None` is the default.
+    The text of a number or of a truth value fits, as do numbers of NumPy, paths, tuples, one value in place of a list,
+    and a mapping in place of `"name=value,..."`; a `~` becomes the home folder. `None` is the default.
 
     Args:
         args (a dataclass): Settings, which are changed.
@@ -209,6 +208,8 @@ def _fit_type(value, option: Any):
     if option in (int, float) and isinstance(value, str | int | float):
         number = float(value) if isinstance(value, str) else value
         return number if option is float else int(number) if number == int(number) else _refuse()
+    if option is str and isinstance(value, Mapping):
+        return text_of_changes(value)
     if option is str and isinstance(value, str | int | float | os.PathLike):
         text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
         return os.path.expanduser(text) if text.startswith("~") else text

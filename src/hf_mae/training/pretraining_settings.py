@@ -4,7 +4,6 @@
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -256,10 +255,10 @@ class PretrainingSettings(
         self._check_length()
 
     def _fit_types(self):
-        """Gives all settings the types of their fields. Python may pass rectangles and fields of a configuration."""
+        """Gives all settings the types of their fields. Sizes may be those of rectangles in Python."""
         sides = {name: getattr(self, name) for name in ("image_size", "patch_size")}
         rectangles = {name: list(value) for name, value in sides.items() if isinstance(value, list | tuple)}
-        if rectangles or isinstance(self.config_overrides, Mapping):
+        if rectangles:
             self.config_overrides = text_of_changes({**config_changes(self.config_overrides), **rectangles})
             self.image_size, self.patch_size = (None if name in rectangles else value for name, value in sides.items())
         fit_values(self)
