@@ -3,6 +3,7 @@
 """Fine-tuning and linear probing, run as a user runs them but in this process; augmentation; labels; how runs end."""
 
 import json
+import re
 
 import numpy as np
 import PIL.Image
@@ -42,6 +43,15 @@ def test_fine_tuning__learns_saves_goes_on_and_evaluates(call, pretrained, folde
     printed = call(finetune_command, *arguments, "--num_train_epochs", "6")
     assert f"Continues from {tmp_path / 'out' / 'checkpoint-18'}" in printed
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_accuracy"] == 1.0
+
+
+@pytest.mark.slow
+def test_frozen_encoder__also_of_random_weights(call, short):
+    """Which shows what pre-training brings to frozen features."""
+    arguments = ["--num_trainable_layers", 0, "--max_steps", 1, "--overwrite_output_dir"]
+    printed = [call(finetune_command, *short, *arguments, *more) for more in ([], ["--from_scratch"])]
+    shares = [re.search(r"([\d.]+) M of [\d.]+ M parameters are trained", text)[1] for text in printed]
+    assert shares == ["0.00", "0.00"]
 
 
 @pytest.mark.slow

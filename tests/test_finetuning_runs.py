@@ -5,6 +5,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -44,6 +45,33 @@ def test_folder_of_another_run__is_refused_with_the_differences(call, short, pre
     (folder / "train" / "red" / "0.png").rename(folder / "train" / "blue" / "100.png")
     with pytest.raises(ValueError, match="\n  images: .* there, .* now\n  labels: "):
         call(finetune_command, *short)
+
+
+@pytest.mark.slow
+def test_run__does_not_delete_what_it_starts_from(call, short, pretrained):
+    with pytest.raises(ValueError, match="`overwrite_output_dir` would delete .*pretrained"):
+        call(finetune_command, *short, "--output_dir", pretrained, "--overwrite_output_dir")
+    assert (pretrained / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_run__without_images_to_evaluate_on_ends_well(call, short, folder, tmp_path):
+    shutil.rmtree(folder / "val")
+    call(finetune_command, *short, "--held_out", 0, "--num_train_epochs", 1)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["metrics"] == {}
+    assert (tmp_path / "out" / "README.md").exists()
+
+
+@pytest.mark.slow
+def test_run__that_goes_on_adds_up_its_hours(call, short, tmp_path, monkeypatch):
+    call(finetune_command, *short)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    (seconds,) = [
+        json.loads(path.read_text()) for path in (tmp_path / "out").glob("checkpoint-6/training_seconds.json")
+    ]
+    assert 0 < seconds / 3600 <= record["hours"]
+    call(finetune_command, *short)  # it is finished
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["hours"] >= seconds / 3600
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from hf_mae.data.label_values import encode_labels
 from hf_mae.data.labels import align_all_labels, has_label, names_of_labels, number_labels, open_labelled
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.classification_metrics import average_precision, multi_label_figures, regression_figures
+from hf_mae.training import classification
 from hf_mae.training.classification import balanced_weights, finetune_command, weighted_loss
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -280,6 +281,21 @@ def test_balanced_weights__make_rare_classes_count(call, pretrained, folder, tmp
         1,
     ]
     call(finetune_command, *arguments, "--class_weights", "balanced", "--per_device_train_batch_size", 8)
+
+
+@pytest.mark.slow
+def test_class_weights__are_those_of_the_images_that_are_trained_on(call, short, monkeypatch):
+    seen = []
+
+    def weigh(labels, *args):
+        seen.append(labels)
+        return balanced_weights(labels, *args)
+
+    monkeypatch.setattr(classification, "balanced_weights", weigh)
+    arguments = ["--class_weights", "balanced", "--max_train_images", 5, "--max_steps", 1, "--seed", 3]
+    call(finetune_command, *short, *arguments)
+    chosen = np.random.default_rng(3).permutation(24)[:5]
+    assert list(seen[0]) == list(np.repeat([0, 1, 2], 8)[chosen])
 
 
 def test_values__become_labels_of_the_kind_that_they_look_like():

@@ -383,6 +383,55 @@ def test_run__that_diverges_rolls_back_twice_and_ends(tmp_path, capsys):
     assert capsys.readouterr().out.count("rollback to checkpoint-") == 2
 
 
+@pytest.mark.slow
+def test_run__that_learns_nothing_fails_and_single_bad_steps_are_said(tmp_path, capsys, monkeypatch):
+    forward = MAEForPreTraining.forward
+
+    def bad_at(steps):
+        calls = iter(range(1000))
+
+        def spoilt(self, *args, **kwargs):
+            output = forward(self, *args, **kwargs)
+            if self.training and next(calls) in steps:
+                output.loss = output.loss * float("nan")
+            return output
+
+        monkeypatch.setattr(MAEForPreTraining, "forward", spoilt)
+
+    bad_at(range(1000))
+    with pytest.raises(FloatingPointError, match="not finite in 6 steps in a row up to step 6"):
+        small(Squares(), tmp_path / "a", image_size=32, max_steps=6, save_steps=100)
+    bad_at({2, 4})
+    small(Squares(), tmp_path / "b", image_size=32, max_steps=6)
+    printed = capsys.readouterr().out
+    assert "Steps without finite loss or gradient are skipped, the first up to step 3." in printed
+    assert "2 of 6 steps were skipped" in printed
+
+
+@pytest.mark.slow
+def test_run__does_not_delete_what_it_starts_from(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    for start in (tmp_path / "run", tmp_path / "run" / "checkpoint-12"):
+        with pytest.raises(ValueError, match="`overwrite_output_dir` would delete .*Choose another `output_dir`"):
+            pretrain(None, tmp_path / "run", model=start, overwrite_output_dir=True, max_steps=1)
+    assert same_tensors("model.safetensors", tmp_path / "run", finished[0])
+
+
+@pytest.mark.slow
+def test_run__without_its_weights_writes_them_again(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    small(None, tmp_path / "run")
+    assert same_tensors("model.safetensors", tmp_path / "run", finished[0])
+
+
+@pytest.mark.slow
+def test_gradients__are_not_divided_by_what_the_environment_says(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    small(None, tmp_path / "run")
+    assert metrics(tmp_path / "run", "grad_norm") == metrics(finished[0], "grad_norm")
+
+
 def make_shards(folder):
     """Three tar files of twenty JPEGs each, one of which is cut."""
     folder.mkdir()

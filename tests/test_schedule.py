@@ -190,6 +190,23 @@ def test_extended_run__equals_one_that_was_planned_so_long(planned, tmp_path, ca
 
 
 @pytest.mark.slow
+def test_extended_run__that_ends_at_once_leaves_the_log_of_the_finished_one(tmp_path):
+    options = {**RUN, "max_steps": 10, "warmup_ratio": 0.1}
+    pretrain(None, tmp_path, **options)
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    class Broken(SignalAt):
+        def log(self, values, step=None):
+            raise OSError("no tracker")
+
+    with pytest.raises(OSError, match="no tracker"):
+        pretrain(None, tmp_path, extend_to=15, trackers=[Broken(0)], **options)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    pretrain(None, tmp_path, extend_to=15, **options)
+    assert list(metrics(tmp_path, "loss")) == list(range(1, 16))
+
+
+@pytest.mark.slow
 def test_wsd__interrupted_in_its_cooldown_ends_alike(planned, tmp_path):
     options = {**RUN, "max_steps": 15, "warmup_ratio": 1 / 15}
     with pytest.raises(RunStopped, match="saved at step 14"):
