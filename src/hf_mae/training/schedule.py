@@ -91,7 +91,7 @@ def plan_steps(settings: PretrainingSettings, num_images: int) -> Plan:
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         max_steps=max_steps,
-        warmup_steps=round(settings.warmup_ratio * max_steps),
+        warmup_steps=min(round(settings.warmup_ratio * max_steps), max(max_steps - 1, 0)),
         learning_rate=settings.learning_rate or scaled_learning_rate(settings.base_learning_rate, batch_size),
         eval_steps=settings.eval_steps or max(max_steps // 10, 1),
     )
