@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from conftest import write_few_bits
 
 from hf_mae import MAEImageProcessor
 from hf_mae.modeling.reading_mae import (
@@ -267,6 +268,185 @@ def test_tiff__jpeg_of_three_bands_that_are_no_colours_is_refused(tmp_path):
         stored(tmp_path / "a.tif", 3)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "int32", "uint32", "float32"])
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_tiff__big_endian_values_are_right_with_and_without_compression(tmp_path, dtype, compression):
+    """Pillow swaps the bytes of compressed ones."""
+    array = values(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", array[0], byteorder=">", compression=compression)
+    assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels, array)
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_tiff__grey_and_opacity_that_are_stored_as_planes(tmp_path, compression):
+    array = values("uint8", 2)
+    options = {"planarconfig": "separate", "photometric": "minisblack", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "a.tif", array, compression=compression, **options)
+    assert np.array_equal(stored(tmp_path / "a.tif", 2).pixels, array)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "opaque"),
+    [("float32", 1), ("float32", 255), ("int32", 255), ("uint32", 255), ("uint32", 2**32 - 1), ("int16", 32767)],
+)
+def test_tiff__opacity_is_of_255_where_gdal_writes_deep_values(tmp_path, dtype, opaque):
+    array = np.full((4, 5, 4), 100, dtype=dtype)
+    array[..., 3], array[0, 0, 3] = opaque, 0
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unassalpha"])
+    pixels = scaled(tmp_path / "a.tif", 3, value_range=(0, 200))
+    assert pixels[:, 1].unique().tolist() == [127.5]
+    assert pixels[:, 0, 0].tolist() == [255] * 3
+    half = scaled(tmp_path / "a.tif", 3, value_range=(100, 200), background=51)
+    torch.testing.assert_close(half[:, 0, 0], torch.full((3,), 51.0))
+    assert half[:, 1].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("settings", [{}, {"nodata": 0}])
+def test_tiff__no_data_is_looked_for_in_what_is_stored_and_not_in_the_background(tmp_path, dtype, settings):
+    array = np.full((4, 5, 4), 1, dtype=dtype)
+    array[:2] = 0  # a collar without data
+    array[3, 0, 3] = 0  # a pixel with data, where the background shows
+    tags = [] if settings else [(42113, "s", 0, "0", True)]
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unassalpha"], extratags=tags)
+    pixels = scaled(tmp_path / "a.tif", 3, background=0, **settings)
+    assert pixels[:, :2].isnan().all()
+    assert not pixels[:, 2:].isnan().any()
+
+
+def write_gaps(path, content, masked):
+    """Writes pages of one value each, and after each a mask that leaves out some of its columns."""
+    with tifffile.TiffWriter(path) as tiff:
+        for value, columns in zip(content, masked, strict=True):
+            mask = np.ones((4, 6), dtype=bool)
+            mask[:, columns] = False
+            tiff.write(np.full((4, 6), value, np.uint8), photometric="minisblack", metadata=None)
+            tiff.write(mask, photometric="mask", subfiletype=4, metadata=None)
+
+
+def test_tiff__each_page_has_the_mask_that_follows_it(tmp_path):
+    write_gaps(tmp_path / "a.tif", (10, 20), (slice(0, 3), slice(3, 6)))
+    opened = open_image(str(tmp_path / "a.tif"))
+    gaps = [to_byte_range(read_stored(page_of(opened, page), 1))[0, 0].isnan().tolist() for page in range(2)]
+    assert gaps == [[True] * 3 + [False] * 3, [False] * 3 + [True] * 3]
+    together = scaled(tmp_path / "a.tif", 2, pages="channels")
+    assert together[:, 0].isnan().tolist() == gaps
+    assert together.nan_to_num(0)[:, 0, [0, 5]].tolist() == [[0, 10], [20, 0]]
+
+
+@pytest.mark.parametrize("fact", ["type", "white", "no-data", "size"])
+def test_tiff__pages_that_differ_are_not_made_channels_of_one_image(tmp_path, fact):
+    pages = [{"data": np.zeros((4, 6), np.uint8), "photometric": "minisblack", "metadata": None} for _ in range(2)]
+    pages[1].update(
+        {
+            "type": {"data": np.zeros((4, 6), np.uint16)},
+            "white": {"photometric": "miniswhite"},
+            "no-data": {"extratags": [(42113, "s", 0, "7", True)]},
+            "size": {"data": np.zeros((4, 5), np.uint8)},
+        }[fact]
+    )
+    if fact == "no-data":
+        pages[0]["extratags"] = [(42113, "s", 0, "0", True)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for page in pages:
+            tiff.write(**page)
+    with pytest.raises(UnsuitableImageError, match=f"2 pages differ in {fact} .*`pages`"):
+        stored(tmp_path / "a.tif", 2, pages="channels")
+    assert stored(tmp_path / "a.tif", 1, pages="first").size == (4, 6)
+
+
+def test_tiff__a_file_of_an_ome_set_has_only_what_lies_in_it(tmp_path):
+    """Its metadata name the other files, which tifffile would open, or make up where they are missing."""
+    pages = values("uint16", 2)
+    planes = "".join(
+        f'<TiffData FirstC="{number}" IFD="0" PlaneCount="1"><UUID FileName="{number}.ome.tif">urn:uuid:'
+        f"0000000{number}-0000-0000-0000-000000000000</UUID></TiffData>"
+        for number in range(2)
+    )
+    for number, page in enumerate(pages):
+        description = (
+            '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:0000000{number}-0000-0000-0000-000000000000"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+            'DimensionOrder="XYCZT" Type="uint16" SizeX="13" SizeY="9" SizeC="2" SizeZ="1" SizeT="1"><Channel '
+            f'ID="Channel:0:0"/><Channel ID="Channel:0:1"/>{planes}</Pixels></Image></OME>'
+        )
+        tifffile.imwrite(tmp_path / f"{number}.ome.tif", page, description=description, metadata=None)
+    assert num_pages(open_image(str(tmp_path / "1.ome.tif"))) == 1
+    for number in (0, 1):
+        assert np.array_equal(stored(tmp_path / f"{number}.ome.tif", 1).pixels, pages[number : number + 1])
+    (tmp_path / "0.ome.tif").unlink()
+    assert np.array_equal(stored(tmp_path / "1.ome.tif", 1).pixels, pages[1:])
+    with pytest.raises(UnsuitableImageError, match="1 band"):
+        stored(tmp_path / "1.ome.tif", 2)
+
+
+def test_tiff__palettes_of_8_bits_in_16_are_taken_as_they_are(tmp_path):
+    """Some programs write entries below 256, which the high byte has nothing of."""
+    palette = np.random.default_rng(1).integers(0, 256, (3, 256), dtype=np.uint16)
+    index = values("uint8")[0]
+    tifffile.imwrite(tmp_path / "a.tif", index, photometric="palette", colormap=palette)
+    assert np.array_equal(stored(tmp_path / "a.tif", 3).pixels, palette[:, index])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_tiff__few_bits_are_stored_values_of_black_to_white(tmp_path, bits, photometric):
+    array = np.random.default_rng(0).integers(0, 2**bits, (9, 16)).astype(np.uint8)
+    write_few_bits(tmp_path / "a.tif", array, bits, photometric, nodata=1)
+    white = 2**bits - 1
+    read = stored(tmp_path / "a.tif", 1)
+    assert np.array_equal(read.pixels[0], array)
+    pixels = scaled(tmp_path / "a.tif", 1, value_range=(0, white))[0]
+    assert np.array_equal(pixels.isnan(), array == 1)
+    shown = array if photometric == "minisblack" else white - array
+    assert np.array_equal(pixels[array != 1].numpy(), shown[array != 1] * (255 // white))
+    assert torch.equal(scaled(tmp_path / "a.tif", 1)[0].nan_to_num(-1), pixels.nan_to_num(-1))
+
+
+def test_tiff__a_missing_strip_holds_no_data(tmp_path):
+    """As GDAL writes it with SPARSE_OK: of no bytes."""
+    array = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    tifffile.imwrite(tmp_path / "a.tif", array, rowsperstrip=4, metadata=None, extratags=[(42113, "s", 0, "63", True)])
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
+        tags = tiff.pages[0].tags
+        tags["StripByteCounts"].overwrite((32, 0))
+        tags["StripOffsets"].overwrite((tags["StripOffsets"].value[0], 0))
+    pixels = scaled(tmp_path / "a.tif", 1)[0]
+    assert np.array_equal(pixels[:4], array[:4])
+    assert pixels[4:].isnan().all()
+
+
+def test_tiff__webp_which_pillow_opens_and_does_not_decode(tmp_path):
+    pytest.importorskip("imagecodecs")
+    array = values("uint8", 3, (16, 16)).transpose(1, 2, 0)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", compression="webp")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:  # the library's own, which may lose some
+        expected = tiff.asarray()
+    assert np.array_equal(stored(tmp_path / "a.tif", 3).pixels, expected.transpose(2, 0, 1))
+
+
+def test_tiff__lerc_keeps_its_nan(tmp_path):
+    pytest.importorskip("imagecodecs")
+    array = values("float32", 1, (16, 16))[0]
+    array[:5] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", array, compression="lerc", tile=(16, 16))
+    assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels[0], array, equal_nan=True)
+    with pytest.raises(UnsuitableImageError, match="nan at row 0"):
+        scaled(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_values_of_64_bits__are_read_from_tiffs_and_arrays(tmp_path, dtype):
+    array = np.array([[0, 50], [100, 200]], dtype=dtype)
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    np.save(tmp_path / "a.npy", array)
+    for name in ("a.tif", "a.npy"):
+        pixels = scaled(tmp_path / name, 1, value_range=(0, 100), nodata=200)
+        assert pixels[0].nan_to_num(-1).tolist() == [[0, 127.5], [255, -1]]
+    long_long = np.array([[1, 2]], dtype=np.ulonglong)
+    assert to_byte_range(read_stored(long_long, 1), ReadingSettings(value_range=(1, 2))).tolist() == [[[0, 255]]]
+
+
 def test_tiff__without_the_library_names_the_extra(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", values("uint16", 5), planarconfig="separate", photometric="minisblack")
     PIL.Image.fromarray(values("uint16")[0]).save(tmp_path / "plain.tif")
@@ -331,6 +511,32 @@ def test_png__palette_with_transparency(tmp_path):
     assert pixels[:, 1, 1].tolist() == [255, 255, 255]
     assert pixels[:, 0, 0].tolist() == [200, 10, 10]
     assert stored(tmp_path / "a.png", 4).pixels[:, 1, 1].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_png__a_grey_that_stands_for_transparency_is_a_stored_value(tmp_path, depth):
+    array = (np.arange(12).reshape(3, 4, 1) % 2**depth).astype(np.uint16)
+    key = struct.pack(">H", 1)
+    chunk = struct.pack(">I", 2) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    (tmp_path / "a.png").write_bytes(png(array, depth, 0, chunk))
+    grey, opacity = stored(tmp_path / "a.png", 2).pixels
+    assert np.array_equal(grey, array[..., 0])
+    assert np.array_equal(opacity, np.where(array[..., 0] == 1, 0, 2**depth - 1))
+    shown = scaled(tmp_path / "a.png", 1)[0]
+    assert (shown[array[..., 0] == 1] == 255).all()
+    gaps = scaled(tmp_path / "a.png", 1, nodata=1)[0].isnan()
+    assert np.array_equal(gaps, array[..., 0] == 1)
+
+
+def test_png__no_data_is_looked_for_in_its_colours_and_not_in_the_background(tmp_path):
+    array = np.full((4, 5, 4), 255, np.uint8)
+    array[0] = 0  # without data
+    array[1, :, 3] = 0  # transparent
+    array[1, :, :3] = 9
+    (tmp_path / "a.png").write_bytes(png(array, 8, 6))
+    pixels = scaled(tmp_path / "a.png", 3, nodata=0, background=0)
+    assert pixels[:, :, 0].isnan().all(dim=0).tolist() == [True, False, False, False]
+    assert pixels[:, 1:, 0].tolist() == [[0, 255, 255]] * 3
 
 
 @pytest.mark.parametrize(("kind", "bands"), [("P5", 1), ("P6", 3), ("P2", 1)])

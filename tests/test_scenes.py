@@ -11,6 +11,7 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import write_few_bits
 from safetensors import safe_open
 from torch import nn
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
@@ -47,10 +48,39 @@ def test_windows__are_the_same_in_threads_and_where_the_file_has_a_mask(tmp_path
     def is_right(index):
         _, top, left = images.parts[index]
         window, stored = (slice(top, top + 40), slice(left, left + 40)), read_stored(images[index], 1)
-        return np.array_equal(stored.pixels[0], scene[window]) and np.array_equal(stored.missing, ~mask[window])
+        return np.array_equal(stored.pixels[0], scene[window]) and np.array_equal(stored.missing[0], ~mask[window])
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(is_right, 20 * list(range(len(images)))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_windows__of_turned_scenes_are_parts_of_what_is_to_be_seen(tmp_path, orientation):
+    scene = random_pixels(50, 70)
+    tags = [(274, "H", 1, orientation, True)]
+    for name, array in (("images", scene), ("masks", scene // 2)):
+        write_scene(tmp_path / name / "s.tif", array, tile=(16, 16), extratags=tags)
+    whole = read_stored(open_images(str(tmp_path / "images"))[0], 1).pixels[0]
+    images = open_images(str(tmp_path / "images"), tile=32)
+    assert len(images) == 2 * 3
+    for (_, top, left), window in zip(images.parts, images, strict=True):
+        stored = read_stored(window, 1)
+        assert np.array_equal(stored.pixels[0], whole[top : top + 32, left : left + 32])
+        assert stored.origin == (top, left)
+    for pair in masks.folder_pairs(str(tmp_path), "train", tile=32):
+        pixels, classes = masks.read_pair(pair, MAEImageProcessor(num_channels=1))
+        assert np.array_equal(classes, pixels[0].numpy() // 2)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_windows__of_palettes_of_few_bits_are_read_as_the_whole_is(tmp_path, bits):
+    array = np.random.default_rng(0).integers(0, 2**bits, (40, 48)).astype(np.uint8)
+    write_few_bits(tmp_path / "s.tif", array, bits, "palette")
+    whole = read_stored(open_images(str(tmp_path))[0], 3).pixels
+    assert len(np.unique(whole)) > 2
+    windows = open_images(str(tmp_path), tile=32)
+    for (_, top, left), window in zip(windows.parts, windows, strict=True):
+        assert np.array_equal(read_stored(window, 3).pixels, whole[:, top : top + 32, left : left + 32])
 
 
 def write_broken_scenes(folder):

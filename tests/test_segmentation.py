@@ -14,7 +14,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import pytest
+import tifffile
 import torch
+from conftest import write_few_bits
 from transformers import TrainingArguments, UperNetForSemanticSegmentation
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -23,8 +25,10 @@ from hf_mae.data import masks
 from hf_mae.data.augmentation import RandomOrientation
 from hf_mae.data.folders import FolderImages
 from hf_mae.data.masks import Pair
+from hf_mae.data.parts import Window, open_scene
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
+from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.training import segmentation as script
 from hf_mae.training.step_guard import RunStopped
 
@@ -419,6 +423,48 @@ def test_masks__of_few_bits_hold_numbers_and_not_greys(tmp_path, bits):
     ]
     (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     assert masks.read_mask(tmp_path / "mask.png").tolist() == classes.tolist()
+
+
+def window_of(path, rows, columns):
+    scene = open_scene(str(path))
+    return Window(scene, rows, columns, ReadingSettings())
+
+
+MASKS = {
+    "big-endian.tif": ("uint16", {"byteorder": ">", "compression": "deflate"}),
+    "signed.tif": ("int32", {"byteorder": ">", "compression": "deflate"}),
+    "long.tif": ("int64", {}),
+    "unsigned.tif": ("uint64", {}),
+    "white.tif": ("uint8", {"photometric": "miniswhite"}),
+    "palette.tif": ("uint8", {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}),
+    "turned.tif": ("uint8", {"extratags": [(274, "H", 1, 6, True)]}),
+    "1.tif": (1, "minisblack"),
+    "2.tif": (2, "minisblack"),
+    "4.tif": (4, "miniswhite"),
+    "bits.tif": (1, "palette"),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks__of_every_tiff_hold_the_numbers_of_the_file_whole_and_in_windows(tmp_path, name):
+    (kind, options), path = MASKS[name], tmp_path / name
+    classes = np.random.default_rng(0).integers(0, 2**kind if isinstance(kind, int) else 200, (12, 16)).astype(np.uint8)
+    if isinstance(kind, int):
+        write_few_bits(path, classes, kind, options)
+    else:
+        tifffile.imwrite(path, classes.astype(kind), metadata=None, **options)
+    classes = np.rot90(classes, -1) if name == "turned.tif" else classes
+    assert np.array_equal(masks.read_mask(path), classes)
+    rows, columns = slice(2, 9), slice(5, 11)
+    assert np.array_equal(masks.read_mask(path, window=window_of(path, rows, columns)), classes[rows, columns])
+
+
+def test_masks__of_colours_are_refused_whoever_reads_them(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8, 3), np.uint16), photometric="rgb")
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("a.tif", "a.png"):
+        with pytest.raises(masks.MaskError, match=f"{name} has .*not their colours"):
+            masks.read_mask(tmp_path / name)
 
 
 def test_masks__are_turned_as_their_own_orientation_says(tmp_path):

@@ -19,8 +19,10 @@ from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.reading_mae import (
     DEFAULT_SETTINGS,
     ReadingSettings,
+    StoredImage,
     UnsuitableImageError,
     fill_missing,
+    open_image,
     read_stored,
     to_byte_range,
 )
@@ -31,8 +33,7 @@ from .parts import TiledImages, Window, open_scene
 from .sources import open_images
 
 IGNORED = 255  # loss_ignore_index of UperNetConfig
-# Pillow stretches grey of 2 and 4 bits to 8: by what, by its name of how the file stores them.
-_STRETCHED = {"L;2": 85, "L;4": 17}
+_NUMBERS = ReadingSettings(bands=(1,), pages="first")  # of the first page, as stored
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 
 
@@ -147,11 +148,8 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
         classes, nodata = _read_window(mask, window)
     elif isinstance(mask, Path) and mask.suffix.lower() == ".npy":
         classes = np.load(mask, allow_pickle=False)
-    elif isinstance(mask, Path):
-        with PIL.Image.open(mask) as picture:
-            classes, nodata = _read_picture(picture, os.fspath(mask)), declared_nodata(picture)
     else:
-        classes = _read_picture(mask, "of an image")
+        classes, nodata = _read_picture(mask)
     if classes.dtype == np.bool_:
         classes = classes.astype(np.uint8)
     if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
@@ -170,28 +168,45 @@ def _read_window(mask: Path, window: Window) -> tuple[np.ndarray, float | None]:
 
     Only TIFF and `.npy` files are not decoded as a whole for it.
     """
-    nodata = None
-    if mask.suffix.lower() in (".tif", ".tiff"):
-        scene = open_scene(os.fspath(mask))
-        size, read, nodata = scene.size, scene.read_numbers, scene.nodata
-    else:
-        with nullcontext() if mask.suffix.lower() == ".npy" else PIL.Image.open(mask) as picture:
-            array = np.load(mask, "r") if picture is None else _read_picture(picture, os.fspath(mask))
-        size, read = array.shape, lambda rows, columns: np.array(array[rows, columns])
+    scene = open_scene(os.fspath(mask)) if mask.suffix.lower() in (".tif", ".tiff") else None
+    array, nodata = None, None
+    if mask.suffix.lower() == ".npy":
+        array = np.load(mask, "r")
+    elif scene is None:
+        array, nodata = _read_picture(mask)
+    size = array.shape if scene is None else scene.size
     if size != window.scene.size:
         raise MaskError(f"The mask {mask} has shape {size}, its scene {window.scene.size}. Make both of one size.")
-    return read(window.rows, window.columns), nodata
+    if scene is None:
+        return np.array(array[window.rows, window.columns]), nodata
+    return _numbers_of(Window(scene, window.rows, window.columns, _NUMBERS).read(), mask)
 
 
-def _read_picture(picture: PIL.Image.Image, name: str) -> np.ndarray:
-    if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or picture.format == "JPEG":
-        raise MaskError(
-            f"The mask {name} has format {picture.format} and mode {picture.mode}. Expected a PNG of one channel that "
-            "holds the numbers of the classes, not their colours."
-        )
-    tiles = getattr(picture, "tile", None)  # which only files have
-    stretched = _STRETCHED.get(tiles[0][3], 1) if tiles else 1
-    return np.array(PIL.ImageOps.exif_transpose(picture)) // stretched
+def _read_picture(mask: Path | PIL.Image.Image) -> tuple[np.ndarray, float | None]:
+    """Returns the numbers in a picture as they are stored, of a palette the indices, and which of them is no-data."""
+    picture = open_image(os.fspath(mask)) if isinstance(mask, Path) else mask
+    if not isinstance(picture, PIL.Image.Image):
+        return _numbers_of(picture.read(), mask)
+    with picture if isinstance(mask, Path) else nullcontext():
+        if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B") or picture.format == "JPEG":
+            raise _not_numbers(mask, f"format {picture.format} and mode {picture.mode}")
+        if picture.mode == "P":
+            return np.array(PIL.ImageOps.exif_transpose(picture)), declared_nodata(picture)
+        return _numbers_of(read_stored(picture, 1, _NUMBERS), mask)
+
+
+def _numbers_of(stored: StoredImage, mask: Path | PIL.Image.Image) -> tuple[np.ndarray, float | None]:
+    numbers = stored.pixels if stored.numbers is None else stored.numbers
+    if len(numbers) != 1:
+        raise _not_numbers(mask, f"{len(numbers)} bands")
+    return numbers[0], stored.nodata
+
+
+def _not_numbers(mask: Path | PIL.Image.Image, found: str) -> MaskError:
+    return MaskError(
+        f"The mask {mask} has {found}. Expected a PNG of one channel that holds the numbers of the classes, not their "
+        "colours."
+    )
 
 
 def read_pair(

@@ -156,7 +156,7 @@ class _Pictures(ImageSource):
         return self.pairs[index].name
 
     def scene(self, index: int) -> TiffFile | StoredImage | None:
-        """Returns a file that can be read in part and need not be turned, or `None`.
+        """Returns a file that can be read in part, or `None`.
 
         Why another can't be opened, [`try_to_read`] says, since it is then read as a whole.
         """
@@ -164,10 +164,9 @@ class _Pictures(ImageSource):
         if not isinstance(pair.images, FolderImages):
             return None
         try:
-            scene = open_scene(pair.images.describe(pair.index), self.reading)
+            return open_scene(pair.images.describe(pair.index), self.reading)
         except Exception:  # of another type, without its optional library, or broken, for which there are many errors
             return None
-        return None if isinstance(scene, TiffFile) and scene.turned else scene
 
 
 class PictureStrips(Dataset):

@@ -13,7 +13,7 @@ import io
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -58,9 +58,13 @@ class StoredImage:
         pixels (`np.ndarray` or `torch.Tensor` of shape `(channels, height, width)`): Of any type.
         limit (`float`, *optional*): Value that means white, such as 4095 for 12 bits. Default: the type's largest.
         nodata (`float`, *optional*): Value that the file declares for pixels without data.
-        missing (`np.ndarray` of shape `(height, width)`, *optional*): True where the file's mask says no data.
-        indices (`np.ndarray` of shape `(height, width)`, *optional*): The stored values, where `pixels` are the colours
-            that a palette has for them. `nodata` is one of these.
+        missing (`np.ndarray` of shape `(1 or channels, height, width)`, *optional*): True where the file's mask says no
+            data.
+        numbers (`np.ndarray` of shape `(1 or channels, height, width)`, *optional*): The stored values that no-data is
+            one of, where `pixels` are others: the colours that a palette has for them, or what a background shows
+            through.
+        transparent (`np.ndarray` of shape `(1 or channels, height, width)`, *optional*): True where `pixels` are
+            nothing but background.
         inverted (`bool`): Whether the smallest value is white.
         alpha (`bool`): Whether the last channel is the opacity.
         premultiplied (`bool`): Whether the colours are multiplied by the opacity.
@@ -71,7 +75,8 @@ class StoredImage:
     limit: float | None = None
     nodata: float | None = None
     missing: np.ndarray | None = None
-    indices: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+    transparent: np.ndarray | None = None
     inverted: bool = False
     alpha: bool = False
     premultiplied: bool = False
@@ -89,9 +94,13 @@ class StoredImage:
 
     def crop(self, rows: slice, columns: slice) -> "StoredImage":
         """Returns a part of the image; nothing is copied."""
-        missing, indices = (None if each is None else each[rows, columns] for each in (self.missing, self.indices))
         origin = (self.origin[0] + (rows.start or 0), self.origin[1] + (columns.start or 0))
-        return replace(self, pixels=self.pixels[:, rows, columns], missing=missing, indices=indices, origin=origin)
+        return replace(self.of_all_maps(lambda each: each[:, rows, columns]), origin=origin)
+
+    def of_all_maps(self, change: Callable) -> "StoredImage":
+        """Returns the image with `change` applied to all that it holds of shape `(channels, height, width)`."""
+        maps = {name: getattr(self, name) for name in ("pixels", "missing", "numbers", "transparent")}
+        return replace(self, **{name: change(each) for name, each in maps.items() if each is not None})
 
 
 class ImageFile:
@@ -115,9 +124,7 @@ class ImageFile:
     def read_all(self) -> StoredImage:
         """Returns all pages, their channels one after the other."""
         pages = [self.read(page) for page in range(self.num_pages)]
-        if len({page.size for page in pages}) > 1:
-            raise UnsuitableImageError(f"The {len(pages)} pages differ in size and can't be channels of one image.")
-        return replace(pages[0], pixels=np.concatenate([page.pixels for page in pages]), alpha=False)
+        return joined(pages)
 
     def _stream(self):
         return io.BytesIO(self.file) if isinstance(self.file, bytes) else self.file
@@ -154,6 +161,44 @@ def library(name: str, extra: str, purpose: str) -> ModuleType:
         raise UnsuitableImageError(f"{purpose} needs {package}: pip install 'hf-mae[{extra}]'.") from error
 
 
+def joined(pages: Sequence[StoredImage]) -> StoredImage:
+    """Returns one image whose channels are those of all pages.
+
+    Raises:
+        UnsuitableImageError: If the pages differ in what is said once of an image: size, type, white, no-data.
+    """
+    facts = {
+        "size": {page.size for page in pages},
+        "type": {page.type_name for page in pages},
+        "white": {(page.limit, page.inverted) for page in pages},
+        "no-data": {str(page.nodata): page for page in pages if page.nodata is not None},  # nan is not equal to itself
+    }
+    if differing := [name for name, found in facts.items() if len(found) > 1]:
+        raise UnsuitableImageError(
+            f"The {len(pages)} pages differ in {' and '.join(differing)} and can't be channels of one image. Set "
+            "`pages` to first or images, or convert the file."
+        )
+
+    def of_each_channel(name: str, default: Callable) -> np.ndarray | None:
+        maps = [getattr(page, name) for page in pages]
+        if all(each is None for each in maps):
+            return None
+        maps = [default(page) if each is None else each for each, page in zip(maps, pages, strict=True)]
+        return np.concatenate(
+            [np.broadcast_to(each, page.pixels.shape) for each, page in zip(maps, pages, strict=True)]
+        )
+
+    return replace(
+        pages[0],
+        pixels=np.concatenate([page.pixels for page in pages]),
+        missing=of_each_channel("missing", lambda page: np.False_),
+        numbers=of_each_channel("numbers", lambda page: page.pixels),
+        transparent=of_each_channel("transparent", lambda page: np.False_),
+        nodata=next((page.nodata for page in pages if page.nodata is not None), None),
+        alpha=False,
+    )
+
+
 def oriented(image: StoredImage, orientation: int | None) -> StoredImage:
     """Returns an image as its EXIF orientation, 1 to 8, says that it is to be seen."""
     swap, flip_rows, flip_columns = ORIENTATIONS.get(orientation, (False, False, False))
@@ -163,8 +208,7 @@ def oriented(image: StoredImage, orientation: int | None) -> StoredImage:
         array = array.swapaxes(-1, -2) if swap else array
         return np.flip(array, axes) if axes else array
 
-    missing, indices = (None if each is None else turn(each) for each in (image.missing, image.indices))
-    return replace(image, pixels=turn(image.pixels), missing=missing, indices=indices)
+    return image.of_all_maps(turn)
 
 
 def native(array: np.ndarray) -> np.ndarray:
@@ -179,7 +223,8 @@ def native(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.itemsize > 8:  # long doubles
         return array.astype(np.float64)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    kind = np.dtype(f"{array.dtype.kind}{array.dtype.itemsize}")  # also of C's long long, which torch does not take
+    return array.astype(kind, copy=False).view(kind)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -238,12 +283,16 @@ def _read_deep_png(image: PIL.Image.Image) -> StoredImage:
         part.tile = [part.tile[0]._replace(args=reading) if hasattr(tile[0], "_replace") else (*tile[0][:3], reading)]
         parts.append(np.asarray(part).astype(np.uint16))
     high, low = (parts[0][..., 0::2], parts[0][..., 1::2]) if mode == "LA;16B" else parts
-    pixels = high * 256 + low
-    key = image.info.get("transparency")
+    pixels, key = (high * 256 + low).transpose(2, 0, 1), image.info.get("transparency")
     if mode == "RGB;16B" and isinstance(key, tuple):
-        opacity = np.where((pixels == np.array(key)).all(axis=-1, keepdims=True), 0, 65535).astype(np.uint16)
-        pixels = np.concatenate([pixels, opacity], axis=-1)
-    return StoredImage(pixels.transpose(2, 0, 1), alpha=pixels.shape[2] in (2, 4))
+        pixels = with_opacity(pixels, key, 65535)
+    return StoredImage(pixels, alpha=len(pixels) in (2, 4))
+
+
+def with_opacity(pixels: np.ndarray, key: int | tuple[int, ...], white: int) -> np.ndarray:
+    """Returns pixels (bands, height, width) and their opacity: 0 where they are the key of a PNG, else `white`."""
+    opaque = (pixels != np.reshape(key, (-1, 1, 1))).any(axis=0, keepdims=True)
+    return np.concatenate([pixels, opaque.astype(pixels.dtype) * pixels.dtype.type(white)])
 
 
 def reopened(image: PIL.Image.Image) -> io.BytesIO:

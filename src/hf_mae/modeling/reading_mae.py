@@ -29,10 +29,12 @@ from .formats_mae import (
     StoredImage,
     UnsuitableImageError,
     is_deep,
+    joined,
     native,
     open_arrays,
     oriented,
     read_deep,
+    with_opacity,
 )
 from .tiff_mae import TIFF_SIGNATURES, declared_nodata, exact_tiff, open_tiff, pages_of_tiff, tiff_tag
 
@@ -218,8 +220,7 @@ def read_stored(
     if isinstance(image, PIL.Image.Image):
         picture = image
         if pages > 1 and settings.pages == "channels":
-            parts = [_read_pillow(page_of(image, page), 1, settings) for page in range(pages)]
-            image = replace(parts[0], pixels=np.concatenate([part.pixels for part in parts]))
+            image = joined([read_stored(page_of(image, page), 1, settings, orient=False) for page in range(pages)])
         else:
             image = _read_pillow(image, num_channels, settings)
         if orient:  # after reading: Pillow has then turned a TIFF by itself, and says that nothing is left to do
@@ -237,9 +238,12 @@ def _select_channels(image: StoredImage, num_channels: int, settings: ReadingSet
     if settings.bands is not None:
         if max(settings.bands) > count:
             raise UnsuitableImageError(f"The image has {count} bands; `bands` asks for {list(settings.bands)}.")
-        image = replace(image, pixels=image.pixels[[band - 1 for band in settings.bands]], alpha=False)
+        chosen = [band - 1 for band in settings.bands]
+        image = replace(image.of_all_maps(lambda each: each[chosen] if len(each) == count else each), alpha=False)
+    elif image.alpha and count == 2 and num_channels == 4:
+        image = image.of_all_maps(lambda each: each[[0, 0, 0, 1]] if len(each) == 2 else each)
     elif image.alpha and count - 1 in {num_channels, 1 if num_channels == 3 else num_channels}:
-        image = _composite(image, settings.background)
+        image = _composite(image, settings)
     count = len(image.pixels)
     if count == 1 and num_channels == 3:
         pixels = image.pixels
@@ -254,15 +258,41 @@ def _select_channels(image: StoredImage, num_channels: int, settings: ReadingSet
     return image
 
 
-def _composite(image: StoredImage, background: int) -> StoredImage:
-    """Returns the colours of an image over a uniform background."""
-    white = image.limit or (np.iinfo(image.pixels.dtype).max if image.pixels.dtype.kind in "ui" else 1)
-    colours, opacity = image.pixels[:-1].astype(np.float64), image.pixels[-1:].astype(np.float64) / white
-    behind = (255 - background if image.inverted else background) / 255 * white
-    colours = (colours if image.premultiplied else colours * opacity) + behind * (1 - opacity)
-    if image.pixels.dtype.kind in "ui":
-        colours = np.rint(colours).clip(0, white)
-    return replace(image, pixels=colours.astype(image.pixels.dtype), alpha=False, premultiplied=False)
+def _composite(image: StoredImage, settings: ReadingSettings) -> StoredImage:
+    """Returns the colours of an image over a uniform background. No-data is still one of the stored values."""
+    colours, alpha = image.pixels[:-1], image.pixels[-1:]
+    kind = np.result_type(colours.dtype, np.float32)  # exact for 16 bits, and wider for what is deeper
+    opacity = alpha.astype(kind) / kind.type(_opaque(alpha, image.limit))
+    low, high = 0, image.limit or (np.iinfo(colours.dtype).max if colours.dtype.kind in "ui" else 1)
+    if settings.value_ranges is not None and len(settings.value_ranges) in (1, len(colours)):
+        low, high = np.array(settings.value_ranges).T[..., None, None]
+    level = (255 - settings.background if image.inverted else settings.background) / 255
+    behind = (low + level * (np.asarray(high) - low)).astype(kind)
+    mixed = (colours if image.premultiplied else colours * opacity) + behind * (1 - opacity)
+    if colours.dtype.kind in "ui":
+        info = np.iinfo(colours.dtype)
+        mixed = np.rint(mixed).clip(info.min, image.limit or info.max)
+    numbers = colours if image.numbers is None else image.numbers
+    return replace(
+        image,
+        pixels=mixed.astype(colours.dtype),
+        numbers=numbers,
+        missing=image.missing if image.missing is None or len(image.missing) == 1 else image.missing[:-1],
+        transparent=alpha == 0,
+        alpha=False,
+        premultiplied=False,
+    )
+
+
+def _opaque(alpha: np.ndarray, limit: float | None) -> float:
+    """Returns the value of an opacity band that means opaque.
+
+    Of values deeper than 16 bits it is 255 for GDAL, and 1 or the largest of the type for others.
+    """
+    if alpha.dtype.kind == "f":
+        return 255 if alpha.size and np.nanmax(alpha) > 1 else 1
+    deep = alpha.dtype.itemsize > 2 and (not alpha.size or alpha.max() <= 255)
+    return 255 if deep else limit or np.iinfo(alpha.dtype).max
 
 
 def _channels_to_front(array: np.ndarray | torch.Tensor, num_channels: int, settings: ReadingSettings):
@@ -333,8 +363,8 @@ def to_byte_range(image: StoredImage, settings: ReadingSettings = DEFAULT_SETTIN
 
 
 def _scaled_by_type(image: StoredImage, pixels: torch.Tensor, missing: torch.Tensor | None) -> torch.Tensor:
-    if pixels.dtype == torch.uint8 and image.limit in (None, 255):
-        return pixels
+    if pixels.dtype == torch.uint8 and 255 % (image.limit or 255) == 0:  # 1, 2, 4 or 8 bits
+        return pixels * (255 // int(image.limit)) if image.limit not in (None, 255) else pixels
     if pixels.dtype in (torch.uint8, torch.uint16) or (image.limit and not pixels.is_floating_point()):
         return pixels.float() / ((image.limit or 65535) / 255)
     known = pixels.double() if missing is None else pixels.double()[~missing.expand(pixels.shape)]
@@ -356,7 +386,7 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
         UnsuitableImageError: If there are NaN or infinities, and neither settings nor file declare no-data.
     """
     nodata = image.nodata if settings.nodata is None else float(settings.nodata)
-    numbers, missing = pixels if image.indices is None else as_tensor(image.indices)[None], None
+    numbers, missing = pixels if image.numbers is None else as_tensor(image.numbers), None
     if pixels.is_floating_point():
         missing = ~pixels.isfinite()
         if nodata is None and missing.any():
@@ -367,11 +397,11 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
                 f"{int(missing.sum()) - 1} more). Fill such pixels, or set `nodata` to nan to leave them out."
             )
         if nodata is not None and math.isfinite(nodata):
-            missing = missing | (pixels == torch.tensor(nodata, dtype=pixels.dtype))
+            missing = missing | (numbers == torch.tensor(nodata, dtype=numbers.dtype))
     elif nodata is not None and math.isfinite(nodata):
         missing = numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
     if image.missing is not None:
-        mask = torch.from_numpy(np.ascontiguousarray(image.missing))[None]
+        mask = as_tensor(image.missing)
         missing = mask if missing is None else missing | mask
     return missing if missing is not None and bool(missing.any()) else None
 
@@ -411,47 +441,57 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
         return read_deep(image)
     if image.format == "SGI" and image.tile and (image.tile[0][0] == "SGI16" or image.tile[0][3][-1] == 2):
         raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
+    bits = _bits_of_grey(image)
     image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
-    if image.mode.startswith(("I", "F")):
-        return _read_deep_grey(image)
-    array = np.asarray(_with_mode(image, num_channels, settings))
-    array = native(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-    alpha, tiff = settings.bands is None and array.shape[0] in (2, 4), image.format == "TIFF"
-    inverted = tiff and image.mode == "L" and tiff_tag(image, 262) == (0,) and tiff_tag(image, 258) == (8,)
-    if inverted:  # Pillow has inverted the values already, and no-data is one of those that are stored
-        array = 255 - array
-    indices = np.asarray(image) if tiff and image.mode == "P" else None
-    return StoredImage(array, nodata=declared_nodata(image), indices=indices, inverted=inverted, alpha=alpha)
+    if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
+        return _read_grey(image, bits)
+    numbers = np.asarray(image)[None] if image.format == "TIFF" and image.mode == "P" else None
+    image_in_mode = _with_mode(image, num_channels, settings)
+    array = np.asarray(image_in_mode)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return StoredImage(
+        array, nodata=declared_nodata(image), numbers=numbers, alpha=image_in_mode.mode in ("LA", "RGBA")
+    )
 
 
-def _read_deep_grey(image: PIL.Image.Image) -> StoredImage:
-    """Returns the values of a picture of one band of 16 or 32 bits."""
-    array, tiff = native(np.array(image)), image.format == "TIFF"
-    bits = (tiff_tag(image, 258) or (1,))[0] if tiff else None
-    if image.mode == "I" and (image.format == "PNG" or bits == 16):
+def _bits_of_grey(image: PIL.Image.Image) -> int:
+    """Returns the bits of a value in the file of a picture of one band, which Pillow may not have decoded yet."""
+    if image.format == "TIFF":
+        return (tiff_tag(image, 258) or (1,))[0]
+    if image.mode == "L":
+        mode = image.tile[0][3] if getattr(image, "tile", None) else ""  # as the file stores it
+        return {"L;2": 2, "L;4": 4}.get(mode if isinstance(mode, str) else "", 8)
+    return {"1": 1, "I": 32, "F": 32}.get(image.mode, 16)
+
+
+def _read_grey(image: PIL.Image.Image, bits: int) -> StoredImage:
+    """Returns the values of a picture of one band as stored. Pillow stretches those of fewer bits to 8."""
+    array, white, tiff = native(np.array(image)), 2**bits - 1, image.format == "TIFF"
+    inverted = tiff and tiff_tag(image, 262) == (0,)
+    if image.mode in ("1", "L"):
+        array = array // np.uint8(255 // white)
+        if inverted:  # Pillow has inverted the values already, and no-data is one of those that are stored
+            array = np.uint8(white) - array
+    elif image.mode == "I" and (image.format == "PNG" or bits == 16):
         array = array.astype(np.int16 if tiff else np.uint16)
-    limit = 2**bits - 1 if array.dtype == np.uint16 and bits and bits < 16 else None
-    return StoredImage(array[None], limit, declared_nodata(image), inverted=tiff and tiff_tag(image, 262) == (0,))
+    pixels, key = array[None], image.info.get("transparency")
+    limit = white if array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize else None
+    if isinstance(key, int) and array.dtype.kind == "u":
+        key = min(key, 1) if image.mode == "1" else key
+        pixels = with_opacity(pixels, key, limit or np.iinfo(array.dtype).max)
+    return StoredImage(pixels, limit, declared_nodata(image), inverted=inverted, alpha=len(pixels) == 2)
 
 
 def _with_mode(image: PIL.Image.Image, num_channels: int, settings: ReadingSettings) -> PIL.Image.Image:
-    """Returns an 8-bit picture in the mode that has the channels of the model."""
+    """Returns an 8-bit picture of colours in the mode that has the channels of the model, and its opacity if any."""
     if image.mode == "LAB":  # the one mode that convert() can't convert from
         lab, rgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
         image = PIL.ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
     transparent = image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info
     if settings.bands is not None:  # bands as stored; a palette has none
         return image.convert("RGBA" if transparent else "RGB") if image.mode in ("P", "PA") else image
-    if transparent and num_channels == 2 and image.mode in ("LA", "La"):
-        return image.convert("LA")
-    if transparent and num_channels == 4:
-        return image if image.mode == "RGBA" else image.convert("RGBA")
-    if num_channels in (1, 3) and transparent:
-        behind = PIL.Image.new("RGBA", image.size, (settings.background,) * 3 + (255,))
-        image = PIL.Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
-    wanted = {1: "L", 3: "RGB"}.get(num_channels)
-    if wanted is None:  # the bands do not fit and are refused by their number
-        return image.convert("RGB") if image.mode not in ("1", "L", "LA") else image
+    wanted = "L" if num_channels == 1 or image.mode in ("LA", "La") else "RGB"
+    wanted += "A" if transparent else ""
     return image if image.mode == wanted else image.convert(wanted)
 
 

@@ -10,12 +10,14 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import dropwhile, takewhile
 
 import numpy as np
 import PIL.Image
 
 from .formats_mae import (
     EXIF_ORIENTATION,
+    ORIENTATIONS,
     ImageFile,
     StoredImage,
     UnsuitableImageError,
@@ -28,7 +30,9 @@ from .formats_mae import (
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _VIRTUAL_SLIDES = ("svs", "ndpi", "scn", "philips", "bif", "avs")
 # Tags and their values. Source: TIFF 6.0; GDAL's GTiff driver for _NODATA.
-_NODATA, _PALETTE, _YCBCR, _JPEG = 42113, 3, 6, 7
+_NODATA, _PALETTE, _YCBCR, _JPEG, _WEBP, _LERC = 42113, 3, 6, 7, 50001, 34887
+_LERC_PARAMETERS = 50674  # the version, and whether the content is compressed once more: 0 no, 1 deflate, 2 Zstandard
+_JPEGS = (6, _JPEG)  # the old way to store them in a TIFF and the new one
 _PLAIN_PHOTOMETRICS = (0, 1, 2, _PALETTE, 34892)  # min is white, min is black, RGB, palette, linear raw
 
 
@@ -84,6 +88,11 @@ def _with_tifffile(file: str | bytes) -> ImageFile:
     return TiffFile(file)
 
 
+def _parsed(file: str | io.BytesIO):
+    """Returns a TIFF opened by tifffile, without other files that OME metadata name as parts of one image."""
+    return library("tifffile", "tiff", "A TIFF").TiffFile(file, _multifile=False)
+
+
 def pages_of_tiff(image: PIL.Image.Image) -> list[int]:
     """Returns the numbers of the pages of a TIFF of Pillow that are neither smaller copies nor masks."""
     number, pages = 0, []
@@ -110,14 +119,18 @@ def _pillow_is_exact(image: PIL.Image.Image) -> bool:
     """Returns whether Pillow gives all bands of a TIFF's first page with the values that are stored."""
     bits, formats = tiff_tag(image, 258) or (1,), set(tiff_tag(image, 339) or (1,))
     samples, extra = (tiff_tag(image, 277) or (1,))[0], tiff_tag(image, 338) or ()
-    if (tiff_tag(image, 284) or (1,))[0] == 2 and max(bits) > 8:
+    kind, compression = ((tiff_tag(image, number) or (1,))[0] for number in (262, 259))
+    if compression == _WEBP or (kind == _YCBCR and compression not in _JPEGS) or 0 in _byte_counts(image):
+        return False  # Pillow opens these and fails to decode them; a strip of no bytes holds nothing but no-data
+    if kind == _PALETTE and max(tiff_tag(image, 320) or (256,)) < 256:
+        return False  # Pillow takes the high byte of each entry, and these have but a low one
+    if (tiff_tag(image, 284) or (1,))[0] == 2 and (max(bits) > 8 or image.mode in ("LA", "PA")):
         return False  # band after band, even if there is one: Pillow fails to decode them
     if image.mode.startswith("I;16"):
         return samples == 1 and formats <= {1, 4} and len(set(bits)) == 1
-    if image.mode == "I":
-        return samples == 1 and formats == {2}
-    if image.mode == "F":
-        return samples == 1 and formats == {3} and bits == (32,)
+    if image.mode in ("I", "F"):  # big-endian values that were compressed are in the order of the machine once decoded
+        swapped = image.tag_v2.prefix == b"MM" and compression != 1
+        return samples == 1 and not swapped and (formats == {2} or (formats == {3} and bits == (32,)))
     names = {"RGBX": 4, "PA": 2}
     bands = names.get(image.mode, len(image.getbands()))
     return (
@@ -128,6 +141,10 @@ def _pillow_is_exact(image: PIL.Image.Image) -> bool:
         and 1 not in extra
         and (0 not in extra)
     )
+
+
+def _byte_counts(image: PIL.Image.Image) -> tuple[int, ...]:
+    return tiff_tag(image, 279) or tiff_tag(image, 325) or ()
 
 
 def _has_further_pages(image: PIL.Image.Image) -> bool:
@@ -149,7 +166,7 @@ class TiffFile(ImageFile):
 
     def __init__(self, file: str | bytes):
         super().__init__(file)
-        with library("tifffile", "tiff", "A TIFF").TiffFile(self._stream()) as tiff:
+        with _parsed(self._stream()) as tiff:
             series = tiff.series[0]
             pages = _tiff_pages(tiff)
             self.num_pages = len(pages)
@@ -158,46 +175,58 @@ class TiffFile(ImageFile):
                 raise OSError("its header states no rows or columns")
             whole = math.prod(series.shape) // max(math.prod(pages[0].shape), 1)
             # ImageJ and others write one page for a stack; the rest follows in the file.
-            self._in_one_block = len(pages) == 1 and whole > 1
+            self._in_one_block = len(pages) == 1 and whole > 1 and series.dataoffset is not None
             self.num_pages = whole if self._in_one_block else len(pages)
             kind = series.kind in ("ome", "imagej") and len(tiff.series) == 1
             axes = dict(zip(series.axes, series.shape, strict=True))
             self.named_channels = kind and axes.get("C", 1) == self.num_pages
             tags = pages[0].tags
             self.nodata = _parse_nodata(tags[_NODATA].value) if _NODATA in tags else None
-            self.turned = EXIF_ORIENTATION in tags and tags[EXIF_ORIENTATION].value != 1
+            self._orientation = tags[EXIF_ORIENTATION].value if EXIF_ORIENTATION in tags else 1
+            if ORIENTATIONS.get(self._orientation, (False,))[0]:
+                self.size = self.size[::-1]
             self.declares_nodata = _NODATA in tags or any(page.aspage().subfiletype & 4 for page in tiff.pages)
         self._open: dict = {}
 
     def read(self, page: int = 0) -> StoredImage:
-        with library("tifffile", "tiff", "A TIFF").TiffFile(self._stream()) as tiff:
+        with _parsed(self._stream()) as tiff:
             pages = _tiff_pages(tiff)
             first = pages[0 if self._in_one_block else page]
             if self._in_one_block:
                 array = tiff.series[0].asarray(maxworkers=1).reshape(self.num_pages, *first.shape)[page]
             else:
-                array = _decode_tiff(lambda: first.asarray(maxworkers=1))
+                array = _decode_tiff(lambda: _read_page(first))
             tag = first.tags.get(EXIF_ORIENTATION)
             return oriented(_interpret_tiff(first, array, tiff), tag and tag.value)
 
     def read_window(self, rows: slice, columns: slice) -> StoredImage:
-        """Returns a part of the first page, for which only the tiles or strips that it lies in are decoded."""
-        tiff, page = self._opened()
-        image = _interpret_tiff(page, self.read_numbers(rows, columns), tiff, rows, columns)
-        return replace(image, origin=(rows.start, columns.start))
+        """Returns a part of the first page, for which only the tiles or strips that it lies in are decoded.
 
-    def read_numbers(self, rows: slice, columns: slice) -> np.ndarray:
-        """Returns a part of the first page as it is stored, in the order of its axes: of a palette the indices."""
-        _, page = self._opened()
+        Args:
+            rows, columns (`slice`): Of the image as its orientation says that it is to be seen.
+        """
+        tiff, page = self._opened()
+        stored = self._in_file(rows, columns)
         if page.compression == _JPEG and page.axes == "SYX" and page.photometric > 1:
             raise UnsuitableImageError("Windows can't be read of colours that are stored apart and compressed as JPEG.")
-        return _decode_tiff(lambda: _read_segments(page, rows, columns))
+        array = _decode_tiff(lambda: _read_segments(page, *stored))
+        image = oriented(_interpret_tiff(page, array, tiff, *stored), self._orientation)
+        return replace(image, origin=(rows.start, columns.start))
+
+    def _in_file(self, rows: slice, columns: slice) -> tuple[slice, slice]:
+        """Returns where a window of the oriented image lies in the file."""
+        swap, *flips = ORIENTATIONS.get(self._orientation, (False, False, False))
+        parts = [
+            slice(side - part.stop, side - part.start) if flip else part
+            for part, side, flip in zip((rows, columns), self.size, flips, strict=True)
+        ]
+        return (parts[1], parts[0]) if swap else (parts[0], parts[1])
 
     def _opened(self) -> tuple:
         """Returns the file, opened by this process, and its first page."""
         opened = self._open.get(os.getpid())  # forked processes share the position of an open file
         if opened is None:
-            tiff = library("tifffile", "tiff", "A TIFF").TiffFile(self._stream())
+            tiff = _parsed(self._stream())
             tiff.filehandle.set_lock(True)  # as do threads
             opened = tiff, _tiff_pages(tiff)[0]
             self._open = {os.getpid(): opened}
@@ -205,6 +234,13 @@ class TiffFile(ImageFile):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}
+
+
+def _read_page(page) -> np.ndarray:
+    """Returns a page in the order of its axes."""
+    if page.compression == _LERC:
+        return _read_segments(page, slice(0, page.imagelength), slice(0, page.imagewidth))
+    return page.asarray(maxworkers=1)
 
 
 def _decode_tiff(decode: Callable[[], np.ndarray]) -> np.ndarray:
@@ -231,12 +267,13 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
     if page.axes not in ("YX", "YXS", "SYX"):
         raise UnsuitableImageError(f"Its pages have the axes {page.axes}; only images of rows and columns are read.")
     array = array[None] if page.axes == "YX" else array.transpose(2, 0, 1) if page.axes == "YXS" else array
-    array = native(array)
-    bits, limit, indices = page.bitspersample, None, None
+    array = native(array.view(np.uint8) if array.dtype == np.bool_ else array)
+    bits, limit, numbers = page.bitspersample, None, None
     if page.photometric == _PALETTE:
-        indices = array[0]
-        array = (np.asarray(page.colormap) >> 8).astype(np.uint8)[:, indices]  # as Pillow reads them
-    elif array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize and array.dtype != np.bool_ and page.dtype != bool:
+        numbers, colours = array[:1], np.asarray(page.colormap)
+        # Entries have 16 bits, of which the high ones count. Some programs write 8 bits into the low ones.
+        array = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)[:, array[0]]
+    elif array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize:
         limit = 2**bits - 1
     if page.photometric not in _PLAIN_PHOTOMETRICS and (page.photometric, page.compression) != (_YCBCR, _JPEG):
         raise UnsuitableImageError(
@@ -252,7 +289,7 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
         limit,
         nodata=_parse_nodata(page.tags[_NODATA].value) if _NODATA in page.tags else None,
         missing=_tiff_mask(page, tiff, rows, columns),
-        indices=indices,
+        numbers=numbers,
         inverted=page.photometric == 0,
         alpha=bool(extra) and extra[-1] in (1, 2),
         premultiplied=extra[-1:] == [1],
@@ -260,12 +297,13 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
 
 
 def _tiff_mask(page, tiff, rows: slice, columns: slice) -> np.ndarray | None:
-    """Returns where GDAL's mask page says that there are no data."""
-    for other in tiff.pages:
-        other = other.aspage()
+    """Returns where GDAL's mask page, which follows that of the image, says that there are no data."""
+    pages = [other.aspage() for other in tiff.pages]
+    following = dropwhile(lambda other: other.offset != page.offset, pages)
+    for other in takewhile(lambda other: other.offset == page.offset or other.subfiletype & 5, following):
         if other.subfiletype & 4 and other.shape[-2:] == (page.imagelength, page.imagewidth):
             whole = rows == slice(None) and columns == slice(None)
-            return (other.asarray(maxworkers=1) if whole else _read_segments(other, rows, columns)) == 0
+            return ((other.asarray(maxworkers=1) if whole else _read_segments(other, rows, columns)) == 0)[None]
     return None
 
 
@@ -290,6 +328,8 @@ def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
                     page.parent.filehandle.seek(page.dataoffsets[index])
                     data = page.parent.filehandle.read(page.databytecounts[index])
                 segment, _, shape = page.decode(data, index, jpegtables=tables)
+                if page.compression == _LERC:
+                    segment = _with_lerc_mask(page, data, segment)
                 segment = segment[0, : shape[1], : shape[2]]  # (rows, columns, samples)
                 top, left = y * tile[0], x * tile[1]
                 part = segment[
@@ -299,3 +339,17 @@ def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
                 target = slice(plane, plane + 1) if separate else slice(None)
                 window[target, i : i + part.shape[1], j : j + part.shape[2]] = part
     return {"YX": window[0], "SYX": window, "YXS": window.transpose(1, 2, 0)}[page.axes]
+
+
+def _with_lerc_mask(page, data: bytes, segment: np.ndarray) -> np.ndarray:
+    """Returns a decoded segment with NaN where its own mask says that there is none, for which tifffile gives 0."""
+    codecs = library("imagecodecs", "tiff", "A TIFF compressed as LERC")
+    further = page.tags[_LERC_PARAMETERS].value[1] if _LERC_PARAMETERS in page.tags else 0
+    data = {0: bytes, 1: codecs.zlib_decode, 2: codecs.zstd_decode}[further](data)
+    _, masks = codecs.lerc_decode(data, masks=True)
+    known = np.ones(segment.shape[:3], dtype=bool) if masks is None else np.asarray(masks).reshape(segment.shape[:3])
+    if known.all():
+        return segment
+    if segment.dtype.kind != "f":
+        raise UnsuitableImageError("LERC holds a mask of its own, which only floats can show. Compress it otherwise.")
+    return np.where(known[..., None], segment, segment.dtype.type(np.nan))
