@@ -1034,20 +1034,52 @@ def test_check__names_the_first_unsuitable_image_and_passes_over_broken_ones(tmp
         check_images(FolderImages(tmp_path), 1)
 
 
-def test_check__decodes_no_plain_pictures_and_tells_mixed_types(tmp_path, monkeypatch):
+def test_check__decodes_a_few_plain_pictures_of_each_format_and_tells_mixed_types(tmp_path, monkeypatch):
+    from hf_mae.data import checking
+    from hf_mae.data.sources import FolderImages
+
+    monkeypatch.setattr(checking, "_DECODED_OF_EACH", 2)
+    for number in range(5):
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.jpg")
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    decoded, read = [], checking.read_stored
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "read_stored", lambda image, *rest: decoded.append(image.format) or read(image, *rest))
+        found = checking.check_images(FolderImages(tmp_path), 3)
+    assert sorted(decoded) == ["JPEG", "JPEG", "PNG", "PNG"]
+    assert (found.sample_type, found.notes) == ("uint8", [])
+    np.save(tmp_path / "deep.npy", values("uint16", 1)[0])
+    found = checking.check_images(FolderImages(tmp_path), 3)
+    assert found.sample_type is None
+    assert "10 x uint8, 1 x uint16" in found.notes[-1]
+
+
+def test_check__finds_pictures_that_nothing_here_decodes(tmp_path):
     from hf_mae.data.checking import check_images
     from hf_mae.data.sources import FolderImages
 
-    for number in range(3):
-        PIL.Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.jpg")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PIL.Image.Image, "load", lambda self: pytest.fail("decoded"))
-        found = check_images(FolderImages(tmp_path), 3)
-    assert (found.sample_type, found.notes) == ("uint8", [])
-    np.save(tmp_path / "deep.npy", values("uint16", 1)[0])
-    found = check_images(FolderImages(tmp_path), 3)
-    assert found.sample_type is None
-    assert "3 x uint8, 1 x uint16" in found.notes[-1]
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(values("uint8", 3, (64, 64)).transpose(1, 2, 0)).save(buffer, "PNG")
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(buffer.getvalue()[:300])
+    with pytest.raises(OSError, match="None of 10 images"):
+        check_images(FolderImages(tmp_path), 3)
+
+
+def test_value_range_and_statistics__leave_out_what_is_transparent(tmp_path):
+    from hf_mae.data.checking import value_range_of
+    from hf_mae.data.datasets import channel_statistics
+    from hf_mae.data.sources import FolderImages
+
+    array = np.full((8, 8, 4), 255, np.uint8)
+    array[..., :3] = np.arange(64).reshape(8, 8, 1) + 10
+    array[:4, :, 3] = 0
+    (tmp_path / "a.png").write_bytes(png(array, 8, 6))
+    images = FolderImages(tmp_path)
+    assert value_range_of(images, 3, (0, 100)) == ((42, 73),) * 3
+    assert value_range_of(images, 3, (1, 99)) == ((42, 73),) * 3
+    mean, _ = channel_statistics(images, 3)
+    assert mean == pytest.approx([57.5 / 255] * 3, abs=1e-5)
 
 
 def test_check__takes_pictures_that_it_does_not_decode_for_none_of_8_bits(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from .sources import FashionMNISTImages
 
 _MOST_PIXELS = 5 * 10**8  # that are decoded for the check: seconds to a minute
 _PIXELS_OF_EACH = 4096  # image, for the percentiles of their values
+_DECODED_OF_EACH = 8  # format of 8 bits
 _SHALLOW_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "LAB")
 
 
@@ -54,8 +55,9 @@ def check_images(
 ) -> CheckedImages:
     """Reads images that are spread over a source and refuses those that do not suit the settings.
 
-    Of pictures of 8 bits only the headers are read, where nothing else can be wrong with them. The others are decoded
-    until these are 500 million pixels, in an order in which those are from all over the source, too.
+    Of pictures of 8 bits only the headers are read, where nothing else can be wrong with them, but for the first few of
+    each format, which this machine may have no decoder for. The others are decoded until these are 500 million pixels,
+    in an order in which those are from all over the source, too.
 
     Args:
         images ([`ImageSource`]): The source.
@@ -70,15 +72,15 @@ def check_images(
         UnsuitableImageError: If an image does not suit the settings; it is named.
         OSError: If ten images in a row can't be read.
     """
-    types, unreadable, pixels = Counter(), {}, 0
+    types, unreadable, pixels, decoded = Counter(), {}, 0, Counter()
 
     def look(image: OpenedImage) -> tuple[str, int]:
-        if _needs_only_header(image, num_channels, reading):
-            return "uint8", 0
-        if pixels > _MOST_PIXELS:  # of what type it is, is not known
-            return "", 0
+        plain, form = _needs_only_header(image, num_channels, reading), getattr(image, "format", None)
+        if pixels > _MOST_PIXELS or (plain and decoded[form] >= _DECODED_OF_EACH):
+            return "uint8" if plain else "", 0  # of what type others are, is not known
         stored = read_stored(image, num_channels, reading)
         to_byte_range(stored, reading)
+        decoded[form] += 1
         return stored.type_name, stored.size[0] * stored.size[1]
 
     for index in _mixed(images, spread_indices(images, max_images)):
@@ -150,7 +152,8 @@ def value_range_of(
         images ([`ImageSource`]): The source.
         num_channels (`int`): Channels of the model.
         percentiles (`(low, high)`): In [0, 100], such as (0.1, 99.9).
-        reading ([`ReadingSettings`], *optional*): How to read files; without its `value_range`. No-data is left out.
+        reading ([`ReadingSettings`], *optional*): How to read files; without its `value_range`. No-data is left out,
+            and so is what is fully transparent.
         max_images (`int`, *optional*, defaults to 1000): Maximum number of images, see [`spread_indices`].
 
     Raises:
@@ -164,9 +167,10 @@ def value_range_of(
     def sample(image: OpenedImage) -> tuple[np.ndarray, np.ndarray]:
         stored = read_stored(image, num_channels, reading)
         pixels = as_tensor(stored.pixels)
-        missing = find_missing(stored, pixels, reading)
-        pixels = pixels.double() if missing is None else pixels.double().masked_fill(missing, torch.nan)
-        values = pixels.flatten(1).numpy()
+        known = pixels.double()
+        for left_out in (find_missing(stored, pixels, reading), stored.transparent):
+            known = known if left_out is None else known.masked_fill(as_tensor(left_out), torch.nan)
+        values = known.flatten(1).numpy()
         places = np.flatnonzero(~np.isnan(values).all(axis=0))
         if len(places) > _PIXELS_OF_EACH:  # at even distances they would lie in the same few columns of all rows
             shares = (np.arange(_PIXELS_OF_EACH) + rng.random(_PIXELS_OF_EACH)) / _PIXELS_OF_EACH

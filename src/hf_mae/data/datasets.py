@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers.utils import logging
 
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..modeling.reading_mae import DEFAULT_SETTINGS, ReadingSettings, fill_missing, read_stored, to_byte_range
+from ..modeling.reading_mae import (
+    DEFAULT_SETTINGS,
+    ReadingSettings,
+    as_tensor,
+    fill_missing,
+    read_stored,
+    to_byte_range,
+)
 from .decoding import crop_and_resize, decode_unless_jpeg, jitter_colors, oriented_size, random_crop_box, read_image
 from .image_source import ImageSource
 from .sampling import spread_indices
@@ -420,7 +427,8 @@ def channel_statistics(
         num_channels (`int`): Channels of the model.
         max_images (`int`, *optional*, defaults to 10000): Maximum number of images read, see [`spread_indices`].
         num_workers (`int`, *optional*, defaults to 0): Number of processes that read.
-        reading ([`ReadingSettings`], *optional*): How to read files, `image_processor.reading`. No-data is left out.
+        reading ([`ReadingSettings`], *optional*): How to read files, `image_processor.reading`. No-data is left out,
+            and so is what is fully transparent.
 
     Raises:
         ValueError: If a channel is constant, or nothing but no-data.
@@ -456,7 +464,10 @@ class _Moments(Dataset):
     def __getitem__(self, position: int) -> torch.Tensor:
         def load(image):
             stored = read_stored(image, self.num_channels, self.reading)
-            pixels = to_byte_range(stored, self.reading).double().flatten(1) / 255
+            pixels = to_byte_range(stored, self.reading).double() / 255
+            if stored.transparent is not None:  # the background is no value of the data
+                pixels = pixels.masked_fill(as_tensor(stored.transparent), torch.nan)
+            pixels = pixels.flatten(1)
             return torch.stack([pixels.nanmean(dim=1), pixels.square().nanmean(dim=1)])
 
         return read_image(self.images, int(self.indices[position]), load)[0]
