@@ -607,15 +607,49 @@ def test_errors__of_loader_workers_are_one_line():
     assert str(inner) == "a.tif: The image ..."
 
 
-@pytest.mark.parametrize("bits", [10, 12, 15, 16])
-def test_jpeg2000__of_10_to_16_bits_keeps_its_values(tmp_path, bits):
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 10, 12, 15, 16])
+@pytest.mark.parametrize("metadata", [0, 100000])
+def test_jpeg2000__of_any_bits_keeps_its_values_and_its_white(tmp_path, bits, metadata):
     imagecodecs = pytest.importorskip("imagecodecs")
-    array = np.random.default_rng(0).integers(0, 2**bits, (33, 40)).astype(np.uint16)
-    (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(array, level=0, bitspersample=bits, reversible=True))
+    array = np.random.default_rng(0).integers(0, 2**bits, (33, 40)).astype(np.uint8 if bits <= 8 else np.uint16)
+    content = imagecodecs.jpeg2k_encode(array, level=0, bitspersample=bits, reversible=True)
+    before = content.index(b"jp2c") - 4  # metadata of any length may lie before the pixels
+    box = struct.pack(">I4s", 8 + metadata, b"xml ") + bytes(metadata)
+    (tmp_path / "a.jp2").write_bytes(content[:before] + box + content[before:])
     assert np.array_equal(stored(tmp_path / "a.jp2", 1).pixels[0], array)
     torch.testing.assert_close(
-        scaled(tmp_path / "a.jp2", 1)[0], torch.from_numpy(array / (2**bits - 1) * 255).float(), atol=1e-3, rtol=0
+        scaled(tmp_path / "a.jp2", 1)[0].float(),
+        torch.from_numpy(array / (2**bits - 1) * 255).float(),
+        atol=1e-3,
+        rtol=0,
     )
+
+
+def test_jpeg2000__with_a_sign_is_refused(tmp_path):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    for dtype in (np.int8, np.int16):
+        (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(np.zeros((16, 16), dtype), level=0))
+        with pytest.raises(UnsuitableImageError, match="signed JPEG 2000.*Convert"):
+            stored(tmp_path / "a.jp2", 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG of 12 bits", "JPEG 2000 of 5 bands", "PFM of colours"])
+def test_pictures__that_pillow_does_not_open_are_not_taken_for_broken(tmp_path, kind):
+    if kind.startswith("PFM"):
+        content = b"PF\n4 4\n-1.0\n" + bytes(4 * 4 * 3 * 4)
+    else:
+        imagecodecs = pytest.importorskip("imagecodecs")
+        content = (
+            imagecodecs.ljpeg_encode(np.zeros((16, 16), np.uint16), bitspersample=12)
+            if "12" in kind
+            else imagecodecs.jpeg2k_encode(np.zeros((16, 16, 5), np.uint8), level=0)
+        )
+    (tmp_path / "a.jpg").write_bytes(content)
+    for file in (str(tmp_path / "a.jpg"), content):
+        with pytest.raises(UnsuitableImageError, match=f"{kind}, .*Convert it to TIFF"):
+            open_image(file, ".jpg")
+    with pytest.raises(PIL.UnidentifiedImageError):
+        open_image(content[:2] + bytes(40), ".jpg")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -744,6 +778,19 @@ def test_nifti__slices_are_pages_and_values_are_scaled(tmp_path, suffix):
     assert np.array_equal(read_stored(page_of(opened, 3), 1).pixels[0], volume[:, :, 3].T)
     content = (tmp_path / f"a{suffix}").read_bytes()
     assert np.array_equal(read_stored(page_of(open_image(content, suffix), 3), 1).pixels[0], volume[:, :, 3].T)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.nii", "a.nii.gz", "two.nii"])
+def test_content__says_what_an_array_or_a_volume_is_where_no_name_does(tmp_path, name):
+    """As in the cells of a parquet file that holds no paths."""
+    array = values("int16")[0]
+    if name == "a.npy":
+        np.save(tmp_path / name, array)
+    else:
+        nibabel = pytest.importorskip("nibabel")
+        kind = nibabel.Nifti2Image if name == "two.nii" else nibabel.Nifti1Image
+        nibabel.save(kind(array.T, np.eye(4)), tmp_path / name)
+    assert np.array_equal(read_stored(open_image((tmp_path / name).read_bytes(), ""), 1).pixels[0], array)
 
 
 @pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("int16", 0), ("uint16", 32768), ("float32", 0)])

@@ -12,16 +12,21 @@ import importlib
 import io
 import math
 import os
+import re
 import struct
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import IO
 
 import numpy as np
 import PIL.Image
 import torch
 
 EXIF_ORIENTATION = 0x0112
+_EIGHT_BITS = 7  # as JPEG 2000 writes it: without a sign, and one less
 # (swap rows and columns, then flip rows, flip columns) of each orientation. Source: Exif 2.3, section 4.6.4.
 ORIENTATIONS = {
     2: (False, False, True),
@@ -228,11 +233,11 @@ def native(array: np.ndarray) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# PNG, PGM and JPEG 2000 of more than 8 bits
+# PNG, PGM and JPEG 2000 whose values Pillow changes, and kinds of JPEG, JPEG 2000 and PFM that it does not open
 
 
 class DeepPicture(ImageFile):
-    """A picture that Pillow opens but would cut to 8 bits, or shift or stretch to 16 bits."""
+    """A picture that Pillow opens but would cut to 8 bits, or shift or stretch to 8 or 16 bits."""
 
     num_pages = 1
 
@@ -321,14 +326,16 @@ def _pnm_header(image: PIL.Image.Image) -> tuple[int, int, int, int]:
 
 
 def _read_deep_pnm(image: PIL.Image.Image) -> StoredImage:
-    """Returns a PGM or PPM of more than 8 bits as stored, of which Pillow would keep 8 bits or stretch the values."""
+    """Returns a PGM or PPM whose white is not 255 as stored. Pillow would keep 8 bits or stretch the values."""
     width, height, largest, start = _pnm_header(image)
     content = reopened(image).getvalue()
     shape = (height, width, 3 if content[:2] in (b"P3", b"P6") else 1)
     if content[:2] in (b"P5", b"P6"):
-        pixels = np.frombuffer(content, ">u2", math.prod(shape), start).astype(np.uint16)
+        pixels = np.frombuffer(content, ">u2" if largest > 255 else "u1", math.prod(shape), start)
     else:
-        pixels = np.array(content[start:].split(), dtype=np.uint16)[: math.prod(shape)]
+        words = re.sub(rb"#[^\r\n]*", b" ", content[start:]).split()  # comments may lie among the values
+        pixels = np.array(words[: math.prod(shape)], dtype=np.uint16)
+    pixels = pixels.astype(np.uint16 if largest > 255 else np.uint8)
     return StoredImage(pixels.reshape(shape).transpose(2, 0, 1), limit=largest)
 
 
@@ -347,15 +354,42 @@ def _jpeg2000_precision(image: PIL.Image.Image) -> tuple[int, int, bool]:
 
 
 def _read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage:
-    """Returns grey JPEG 2000 of 9 to 15 bits as stored, which Pillow shifts up to 16 bits; refuses deep colours."""
-    components, bits, signed = _jpeg2000_precision(image)
-    if components > 1 or signed:
+    """Returns grey JPEG 2000 as stored, which Pillow shifts up to 8 or 16 bits; refuses signed values and colours."""
+    kinds = _jpeg2000_components(image.fp)
+    bits, signed = (kinds[0] & 127) + 1, any(kind > 127 for kind in kinds)
+    if len(kinds) > 1 or signed or bits > 16:
         raise UnsuitableImageError(
-            f"The image is {'signed ' if signed else ''}JPEG 2000 of {bits} bits and {components} band(s), which "
+            f"The image is {'signed ' if signed else ''}JPEG 2000 of {bits} bits and {len(kinds)} band(s), which "
             "Pillow can't read in full. Convert it to TIFF."
         )
     pixels = np.asarray(PIL.Image.open(reopened(image)))
-    return StoredImage((pixels >> (16 - bits))[None].astype(np.uint16), limit=2**bits - 1)
+    return StoredImage((pixels >> ((8 if bits <= 8 else 16) - bits))[None], limit=2**bits - 1)
+
+
+def unopened_kind(stream: IO[bytes]) -> str | None:
+    """Returns what a file is that Pillow does not take for an image though it is one, or `None` for others."""
+    stream.seek(0)
+    start = stream.read(12)
+    if start[:3] in (b"PF\n", b"PF ", b"PF\r"):
+        return "PFM of colours"
+    if start[4:8] == b"jP  " or start[:4] == b"\xff\x4f\xff\x51":
+        kinds = _jpeg2000_components(stream)
+        return f"JPEG 2000 of {len(kinds)} bands" if len(kinds) > 4 else None
+    bits = _jpeg_bits(stream) if start[:3] == b"\xff\xd8\xff" else 8
+    return None if bits == 8 else f"JPEG of {bits} bits"
+
+
+def _jpeg_bits(stream: IO[bytes]) -> int:
+    """Returns the bits of the values in a JPEG, 8 if it does not say. Source: ITU-T T.81, annex B.2.2."""
+    position = 2
+    while True:
+        stream.seek(position)
+        segment = stream.read(5)
+        if len(segment) < 5 or segment[0] != 0xFF:
+            return 8
+        if 0xC0 <= segment[1] <= 0xCF and segment[1] not in (0xC4, 0xC8, 0xCC):  # those are tables
+            return segment[4]
+        position += 2 + int.from_bytes(segment[2:4], "big")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -502,6 +536,21 @@ class ArrayFile(ImageFile):
     def __init__(self, arrays: Sequence[np.ndarray]):
         super().__init__(b"")
         self.arrays, self.num_pages = arrays, len(arrays)
+
+
+def extension_by_content(start: bytes) -> str:
+    """Returns the extension that readers of arrays and volumes go by, told from the first bytes of a file; else none.
+
+    Args:
+        start (`bytes`): At least 352 bytes, which may be compressed.
+    """
+    if start.startswith(b"\x93NUMPY"):
+        return ".npy"
+    content = start
+    if start.startswith(b"\x1f\x8b"):
+        with suppress(zlib.error):
+            content = zlib.decompressobj(wbits=31).decompress(start, 352)
+    return ".nii" if content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0" else ""
 
 
 def open_arrays(file: str | bytes, extension: str) -> np.ndarray | ArrayFile:

@@ -28,12 +28,14 @@ from .formats_mae import (
     NiftiFile,
     StoredImage,
     UnsuitableImageError,
+    extension_by_content,
     is_deep,
     joined,
     native,
     open_arrays,
     oriented,
     read_deep,
+    unopened_kind,
     with_opacity,
 )
 from .tiff_mae import TIFF_SIGNATURES, declared_nodata, exact_tiff, open_tiff, pages_of_tiff, tiff_tag
@@ -129,8 +131,8 @@ def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
         UnsuitableImageError: If the library that reads it is not installed.
         Exception: Of any type, if the file is broken.
     """
-    extension = extension_of(file) if extension is None else extension
     start = _first_bytes(file)
+    extension = (extension_of(file) if extension is None else extension) or extension_by_content(start)
     if extension in (".npy", ".npz"):
         return open_arrays(file, extension)
     if start[128:132] == b"DICM" or extension in (".dcm", ".dicom"):
@@ -141,7 +143,14 @@ def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
         return FitsFile(file)
     if start.startswith(TIFF_SIGNATURES):
         return open_tiff(file)
-    image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    try:
+        image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except PIL.UnidentifiedImageError as error:
+        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
+            kind = unopened_kind(stream)
+        if kind is None:
+            raise
+        raise UnsuitableImageError(f"The image is a {kind}, which Pillow can't read. Convert it to TIFF.") from error
     if not is_deep(image):
         return image
     image.close()
@@ -150,9 +159,9 @@ def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
 
 def _first_bytes(file: str | bytes) -> bytes:
     if isinstance(file, bytes):
-        return file[:132]
+        return file[:1024]
     with open(file, "rb") as stream:
-        return stream.read(132)
+        return stream.read(1024)
 
 
 def num_pages(image: OpenedImage) -> int:
@@ -441,10 +450,12 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
         return read_deep(image)
     if image.format == "SGI" and image.tile and (image.tile[0][0] == "SGI16" or image.tile[0][3][-1] == 2):
         raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
-    bits = _bits_of_grey(image)
+    bits, opaque = _bits_of_grey(image), _is_opaque_tga(image)
     image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
         return _read_grey(image, bits)
+    if opaque:
+        image = image.convert(image.mode.removesuffix("A"))
     numbers = np.asarray(image)[None] if image.format == "TIFF" and image.mode == "P" else None
     image_in_mode = _with_mode(image, num_channels, settings)
     array = np.asarray(image_in_mode)
@@ -452,6 +463,14 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
     return StoredImage(
         array, nodata=declared_nodata(image), numbers=numbers, alpha=image_in_mode.mode in ("LA", "RGBA")
     )
+
+
+def _is_opaque_tga(image: PIL.Image.Image) -> bool:
+    """Returns whether a TGA says that its fourth byte is no opacity, which Pillow takes it for. It is often 0."""
+    if image.format != "TGA" or image.mode not in ("LA", "RGBA") or not image.tile:
+        return False
+    image.fp.seek(17)
+    return image.fp.read(1)[0] & 15 == 0
 
 
 def _bits_of_grey(image: PIL.Image.Image) -> int:
