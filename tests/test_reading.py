@@ -550,6 +550,29 @@ def test_pgm__of_12_bits_keeps_its_values_and_its_white(tmp_path, kind, bands):
     )
 
 
+@pytest.mark.parametrize("largest", [1, 3, 100, 254])
+@pytest.mark.parametrize(("kind", "bands"), [("P5", 1), ("P6", 3), ("P2", 1)])
+def test_pgm__of_any_white_keeps_its_values(tmp_path, kind, bands, largest):
+    array = np.random.default_rng(0).integers(0, largest + 1, (9, 13, bands)).astype(np.uint8)
+    words = " ".join(map(str, array.ravel())).replace(" ", "\n# a comment of 7 words\n", 1)
+    body = array.tobytes() if kind != "P2" else words.encode()
+    (tmp_path / "a.ppm").write_bytes(f"{kind}\n13 9\n{largest}\n".encode() + body)
+    read = stored(tmp_path / "a.ppm", bands)
+    assert np.array_equal(read.pixels, array.transpose(2, 0, 1))
+    expected = torch.from_numpy(array.transpose(2, 0, 1) / largest * 255).float()
+    torch.testing.assert_close(scaled(tmp_path / "a.ppm", bands).float(), expected)
+
+
+@pytest.mark.parametrize(("flags", "bands"), [(0, 3), (8, 4)])
+def test_tga__has_an_opacity_only_where_it_says_so(tmp_path, flags, bands):
+    """Many programs leave the fourth byte 0, with which everything would be transparent."""
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 2, 1, 32, flags | 32)
+    (tmp_path / "a.tga").write_bytes(header + bytes([3, 2, 1, 0, 6, 5, 4, 0]))
+    assert stored(tmp_path / "a.tga", bands).pixels[:3].tolist() == [[[1, 4]], [[2, 5]], [[3, 6]]]
+    shown = [[[1, 4]], [[2, 5]], [[3, 6]]] if bands == 3 else [[[255, 255]]] * 3
+    assert stored(tmp_path / "a.tga", 3).pixels.tolist() == shown
+
+
 def test_int32_pictures_of_pillow__need_a_range():
     image = PIL.Image.fromarray(np.array([[70000, -1]], np.int32))
     with pytest.raises(UnsuitableImageError, match="int32 values from -1 to 70000"):
@@ -722,6 +745,91 @@ def test_dicom__ct_is_in_hounsfield_units(tmp_path):
         scaled(tmp_path / "ct.dcm", 1)
     pixels = scaled(tmp_path / "ct.dcm", 1, value_range=(-1000, 1000))
     torch.testing.assert_close(pixels[0], torch.tensor([[0, 0.5], [1031 / 2000, 1]]) * 255)
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({"RescaleIntercept": -1024}, [[-1024, 0], [31, 2976]]),
+        ({"RescaleSlope": 2}, [[0, 2048], [2110, 8000]]),
+        ({"RescaleSlope": "", "RescaleIntercept": -1}, [[-1, 1023], [1054, 3999]]),
+        ({"RescaleSlope": "", "RescaleIntercept": ""}, [[0, 1024], [1055, 4000]]),
+    ],
+)
+def test_dicom__is_rescaled_by_what_there_is(tmp_path, elements, expected):
+    dicom(tmp_path / "a.dcm", np.array([[0, 1024], [1055, 4000]], np.uint16), **elements)
+    assert stored(tmp_path / "a.dcm", 1).pixels[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "elements", "padding"),
+    [
+        ([[-2000, 0, 5, 0]], {"PixelPaddingValue": -2000}, [True, False, False, False]),
+        ([[4, 0, 9, 7]], {"PixelPaddingValue": 3, "PixelPaddingRangeLimit": 8}, [True, False, False, True]),
+        ([[4, 0, 9, 7]], {"PixelPaddingValue": 4, "PixelPaddingRangeLimit": 0}, [True, True, False, False]),
+    ],
+)
+@pytest.mark.parametrize("rescaled", [{}, {"RescaleIntercept": -1024, "RescaleSlope": 1}])
+def test_dicom__padding_that_the_file_declares_is_no_data(tmp_path, array, elements, padding, rescaled):
+    dicom(tmp_path / "a.dcm", np.array(array, np.int16), **elements, **rescaled)
+    pixels = scaled(tmp_path / "a.dcm", 1, value_range=(-3000, 3000))
+    assert pixels.isnan().tolist() == [[padding]]
+
+
+def test_dicom__padding_that_is_written_without_its_sign(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    dicom(tmp_path / "a.dcm", np.array([[-2000, 0]], np.int16))
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    data.add_new("PixelPaddingValue", "US", 65536 - 2000)
+    data.save_as(tmp_path / "a.dcm")
+    assert scaled(tmp_path / "a.dcm", 1, value_range=(-3000, 3000)).isnan().tolist() == [[[True, False]]]
+
+
+def test_dicom__frames_that_are_rescaled_differently_keep_their_values(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    groups = []
+    for slope in (2, 3):
+        transformation, group = pydicom.Dataset(), pydicom.Dataset()
+        transformation.RescaleSlope, transformation.RescaleIntercept = slope, -1
+        group.PixelValueTransformationSequence = [transformation]
+        groups.append(group)
+    array = np.full((2, 1, 2), 10, np.uint16)
+    dicom(tmp_path / "a.dcm", array, NumberOfFrames=2, PerFrameFunctionalGroupsSequence=groups)
+    assert stored(tmp_path / "a.dcm", 2, pages="channels").pixels[:, 0, 0].tolist() == [19, 29]
+    groups[1].PixelValueTransformationSequence[0].RescaleSlope = 1
+    groups[1].PixelValueTransformationSequence[0].RescaleIntercept = 0
+    dicom(tmp_path / "a.dcm", array, NumberOfFrames=2, PerFrameFunctionalGroupsSequence=groups)
+    with pytest.raises(UnsuitableImageError, match="2 pages differ in type"):
+        stored(tmp_path / "a.dcm", 2, pages="channels")
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "white"), [(8, np.uint8, 255), (8, np.uint16, 255), (16, np.uint16, 65535), (16, np.uint16, 255)]
+)
+def test_dicom__palettes_of_every_depth_have_their_colours(tmp_path, bits, dtype, white):
+    """Old programs write entries of 8 bits into 16, whatever the descriptor says."""
+    palette = {}
+    for number, name in enumerate(("Red", "Green", "Blue")):
+        palette[f"{name}PaletteColorLookupTableDescriptor"] = [4, 0, bits]
+        entries = np.array([0, number, white // 2, white], dtype)
+        palette[f"{name}PaletteColorLookupTableData"] = entries.tobytes()
+    array = np.array([[0, 1, 2, 3]], np.uint8)
+    dicom(tmp_path / "a.dcm", array, PhotometricInterpretation="PALETTE COLOR", **palette)
+    expected = torch.tensor([[[0, number / white * 255, white // 2 / white * 255, 255]] for number in range(3)])
+    torch.testing.assert_close(scaled(tmp_path / "a.dcm", 3).float(), expected)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_dicom__without_preamble_and_meta_header(tmp_path, implicit):
+    pydicom = pytest.importorskip("pydicom")
+    array = values("uint16")[0]
+    dicom(tmp_path / "a.dcm", array)
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    del data.file_meta
+    data.preamble = None
+    pydicom.dcmwrite(tmp_path / "bare.dcm", data, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    assert (tmp_path / "bare.dcm").read_bytes()[128:132] != b"DICM"
+    assert np.array_equal(stored(tmp_path / "bare.dcm", 1).pixels[0], array)
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])

@@ -258,8 +258,10 @@ def is_deep(image: PIL.Image.Image) -> bool:
         mode = str(image.tile[0][3]) if image.tile else ""
         return mode.endswith(";16B") and not mode.startswith("I")
     if image.format == "PPM" and image.tile:
-        return _pnm_header(image)[2] > 255
-    return image.format == "JPEG2000" and bool(image.tile) and _jpeg2000_precision(image)[1] > 8
+        return _pnm_header(image)[2] not in (0, 255)
+    if image.format != "JPEG2000" or not image.tile or image.mode == "P":
+        return False
+    return any(kind != _EIGHT_BITS for kind in _jpeg2000_components(image.fp))
 
 
 def _png_depth(image: PIL.Image.Image) -> int | None:
@@ -339,18 +341,28 @@ def _read_deep_pnm(image: PIL.Image.Image) -> StoredImage:
     return StoredImage(pixels.reshape(shape).transpose(2, 0, 1), limit=largest)
 
 
-def _jpeg2000_precision(image: PIL.Image.Image) -> tuple[int, int, bool]:
-    """Returns the number of components, the bits of the first one, and whether it is signed.
+def _jpeg2000_components(stream: IO[bytes]) -> bytes:
+    """Returns a byte for each component of a JPEG 2000: its bits minus 1, plus 128 if it is signed; none if not found.
 
-    Source: ISO/IEC 15444-1, annex A.5.1.
+    Source: ISO/IEC 15444-1, annexes A.5.1 and I.4.
     """
-    image.fp.seek(0)
-    content = image.fp.read(65536)
-    position = content.find(b"\xff\x4f\xff\x51")
-    if position < 0:
-        return len(image.getbands()), 8, False
-    components, precision = struct.unpack_from(">HB", content, position + 40)
-    return components, (precision & 127) + 1, precision > 127
+    position, length, kind = 0, 12, b"jP  "
+    stream.seek(0)
+    if stream.read(4) != b"\xff\x4f\xff\x51":  # boxes, one of which holds the pictures, after metadata of any length
+        while kind != b"jp2c":
+            position += length
+            stream.seek(position)
+            header = stream.read(16)
+            if len(header) < 16 or length < 8:
+                return b""
+            length, kind = struct.unpack_from(">I4s", header)
+            start = position + 8
+            if length == 1:
+                length, start = int.from_bytes(header[8:], "big"), position + 16
+        position = start
+    stream.seek(position + 40)
+    (count,) = struct.unpack(">H", stream.read(2))
+    return stream.read(3 * count)[::3]
 
 
 def _read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage:
@@ -401,25 +413,35 @@ class DicomFile(ImageFile):
 
     def __init__(self, file: str | bytes):
         super().__init__(file)
-        pydicom = library("pydicom", "dicom", "A DICOM file")
-        self._header = pydicom.dcmread(self._stream(), stop_before_pixels=True, force=True)
+        self._header = self._parsed(stop_before_pixels=True)
         if "Rows" not in self._header:
             raise ValueError("the DICOM file holds no image")
         self.num_pages = int(self._header.get("NumberOfFrames") or 1)
         self.size = int(self._header.Rows), int(self._header.Columns)
 
+    def _parsed(self, **options):
+        pydicom = library("pydicom", "dicom", "A DICOM file")
+        data = pydicom.dcmread(self._stream(), force=True, **options)
+        if "TransferSyntaxUID" not in data.file_meta:  # a bare data set, as old programs write it
+            implicit = data.original_encoding[0]
+            data.file_meta.TransferSyntaxUID = (
+                pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
+            )
+        return data
+
     def read(self, page: int = 0) -> StoredImage:
         header, array = self._header, native(self._decode(page))
-        pixels = library("pydicom.pixels", "dicom", "A DICOM file")
         # Deeper unsigned values, such as doses, have no white of their own.
-        bits = int(header.get("BitsStored") or 32)
+        bits, missing = int(header.get("BitsStored") or 32), None
         limit = 2**bits - 1 if array.dtype.kind == "u" and bits <= 16 else None
         if header.PhotometricInterpretation == "PALETTE COLOR":
-            array, limit = pixels.apply_color_lut(array, header), None
-        elif array.ndim == 2 and (rescale := self._rescale(page)) is not None:
-            array, limit = native(pixels.apply_modality_lut(array, rescale)), None
+            array, limit = self._colours(array)
+        elif array.ndim == 2:
+            missing = self._padding(array)
+            if (rescaled := self._rescaled(array, page)) is not None:
+                array, limit = rescaled, None
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-        return StoredImage(array, limit, inverted=header.PhotometricInterpretation == "MONOCHROME1")
+        return StoredImage(array, limit, missing=missing, inverted=header.PhotometricInterpretation == "MONOCHROME1")
 
     def _decode(self, page: int) -> np.ndarray:
         """Returns the stored values of a frame, colours as RGB."""
@@ -430,8 +452,7 @@ class DicomFile(ImageFile):
                     return pixels.pixel_array(self._stream(), index=page)
                 except (AttributeError, ValueError):  # such as deflated files, which can't be read in part
                     pass
-            data = library("pydicom", "dicom", "A DICOM file").dcmread(self._stream(), force=True)
-            return pixels.pixel_array(data, index=page)
+            return pixels.pixel_array(self._parsed(), index=page)
         except (RuntimeError, NotImplementedError) as error:
             reason = str(error).lower()
             if not any(word in reason for word in ("transfer syntax", "plugin", "decompress")):
@@ -441,16 +462,36 @@ class DicomFile(ImageFile):
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
 
-    def _rescale(self, page: int):
-        """Returns the part of the header that says how a frame is rescaled, or `None` if it is not."""
+    def _colours(self, array: np.ndarray) -> tuple[np.ndarray, int]:
+        """Returns the colours that the palette has for the stored values, and which of their values is white."""
+        pixels = library("pydicom.pixels", "dicom", "A DICOM file")
+        entries, first, _ = self._header.RedPaletteColorLookupTableDescriptor
+        palette = pixels.apply_color_lut(np.arange(entries or 2**16, dtype=np.int32)[None] + first, self._header)
+        # Entries of 16 bits may hold 8, whatever the descriptor says.
+        return pixels.apply_color_lut(array, self._header), 255 if palette.max() <= 255 else 65535
+
+    def _padding(self, array: np.ndarray) -> np.ndarray | None:
+        """Returns where stored values are those that the header declares for padding, which is no data."""
+        values = [self._header.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+        if values[0] is None:
+            return None
+        # In the type of the pixels: many programs write a negative value as one without a sign.
+        low, high = sorted(np.array([values[0] if value is None else value for value in values]).astype(array.dtype))
+        return ((array >= low) & (array <= high))[None]
+
+    def _rescaled(self, array: np.ndarray, page: int) -> np.ndarray | None:
+        """Returns the values of a frame in the unit that the header gives them, or `None` if it gives none."""
         header = self._header
         frames, shared = header.get("PerFrameFunctionalGroupsSequence"), header.get("SharedFunctionalGroupsSequence")
         for group in (*(frames[page : page + 1] if frames else ()), *(shared or ())):  # enhanced, of many frames
-            if "PixelValueTransformationSequence" in group:
+            if group.get("PixelValueTransformationSequence"):
                 header = group.PixelValueTransformationSequence[0]
                 break
-        slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
-        return header if "ModalityLUTSequence" in header or (slope, intercept) != (1, 0) else None
+        if header.get("ModalityLUTSequence"):
+            return native(library("pydicom.pixels", "dicom", "A DICOM file").apply_modality_lut(array, header))
+        # One may be there without the other, or be empty.
+        slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+        return None if (slope, intercept) == (1, 0) else array.astype(np.float64) * slope + intercept
 
 
 class NiftiFile(ImageFile):
