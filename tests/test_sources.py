@@ -159,6 +159,19 @@ def test_tar__shards_are_read_in_place_with_labels(tmp_path):
     assert len(open_images(str(tmp_path / "train-000000.tar"))) == 3
 
 
+def test_tar__takes_and_leaves_out_what_a_folder_does(tmp_path):
+    made = tmp_path / "made"
+    make(made, "cat/1.png", "cat/@eaDir/1.png", "__MACOSX/cat/1.png", ".ipynb_checkpoints/1.png", "cat/._2.png")
+    for name in ("IM000001", "1.2.840.113", "notes", "a.IMA", "b.txt"):
+        (made / "cat" / name).write_bytes(bytes(128) + (b"none" if name in ("notes", "b.txt") else b"DICM"))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(made, ".")
+    images, folder = open_images(str(tmp_path / "a.tar")), open_images(str(made))
+    assert {images.key(index) for index in range(len(images))} == set(names_of(folder))
+    assert len(images) == 4
+    assert images.notes[0].endswith("left out: 1 x .txt, 4 x left behind by programs, 1 x none.")
+
+
 def test_tar__labels_may_be_names(tmp_path):
     write_tar(tmp_path / "a.tar", {"x": picture(1), "y": picture(2)}, {"x": "dog", "y": "cat\n"})
     images = open_images(str(tmp_path / "a.tar"))
@@ -311,11 +324,13 @@ def test_folder__what_programs_leave_behind_is_no_class_and_no_image(tmp_path, l
 
 def test_folder__takes_every_raster_format_and_counts_the_rest(tmp_path):
     make(tmp_path, "a.jfif", "b.gif", "c.jp2", "d.tga", "e.avif", "f.PNG", "g.apng", "h.dds", "i.ico", "j.pcx", "k.sgi")
+    for name in ("l.SVS", "m.ndpi", "n.scn"):  # TIFFs of scanners
+        picture().save(tmp_path / name, "TIFF")
     for name in ("x.txt", "y.eps", "z.ps", "w.svg", "v.heic", "u.mp4", "none"):
         (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
     images = open_images(str(tmp_path))
-    assert len(images) == 11
-    assert all(images[index].convert("RGB").size[0] for index in range(11))
+    assert len(images) == 14
+    assert all(images[index].convert("RGB").size[0] for index in range(14))
     (note,) = images.notes
     for extension in ("txt", "eps", "ps", "svg", "heic", "mp4"):
         assert f"1 x .{extension}" in note

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -256,11 +257,16 @@ def _is_left_behind(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
+def lies_in_left_behind(path: str) -> bool:
+    """Returns whether programs left a file behind, or one of its folders, by its path with `/`."""
+    return any(_is_left_behind(part) for part in path.split("/") if part not in (".", ".."))
+
+
 def _images_of(directory: str, names: list[str]) -> tuple[list[str], int]:
     """Returns the names of the images in one folder, and how many masks were left out next to them."""
     images = [name for name in names if is_image(name)]
     if len(images) < len(names):
-        unnamed = [name for name in names if _has_no_extension(name) and not _is_left_behind(name)]
+        unnamed = [name for name in names if has_no_extension(name) and not _is_left_behind(name)]
         if any(_is_dicom(os.path.join(directory, name)) for name in unnamed[:3]):  # scanners write no extension
             images = sorted([*images, *(name for name in unnamed if _is_dicom(os.path.join(directory, name)))])
     kept = without_masks(images)
@@ -282,15 +288,21 @@ def without_masks(images: Sequence[str]) -> list[str]:
     return [name for name in images if stem_of[name] not in masks]
 
 
-def _has_no_extension(name: str) -> bool:
+def has_no_extension(name: str) -> bool:
+    """Returns whether a file has no extension, as scanners write DICOM, by its name without a folder."""
     extension = extension_of(name)
     return not extension or extension[1:].isdigit()  # parts of identifiers such as 1.2.840
+
+
+def begins_as_dicom(stream: IO[bytes]) -> bool:
+    """Returns whether an open file begins as a DICOM file does."""
+    return stream.read(132)[128:] == b"DICM"
 
 
 def _is_dicom(path: str) -> bool:
     try:
         with open(path, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+            return begins_as_dicom(stream)
     except OSError:
         return False
 
@@ -321,8 +333,11 @@ __all__ = [
     "TRAIN",
     "FolderImages",
     "Names",
+    "begins_as_dicom",
     "find_splits",
+    "has_no_extension",
     "is_image",
+    "lies_in_left_behind",
     "split_of",
     "walk",
     "without_masks",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..modeling.reading_mae import OpenedImage, extension_of, open_image
-from .folders import Names, is_image, without_masks
+from .folders import Names, begins_as_dicom, has_no_extension, is_image, lies_in_left_behind, without_masks
 from .image_source import ImageSource, digest
 from .label_values import SINGLE, encode_labels
 from .sampling import spread_indices
@@ -52,7 +52,9 @@ class TarImages(ImageSource):
                             continue
                         if extension == ".cls":
                             classes[stem] = tar.extractfile(member).read().decode().strip()
-                        elif is_image(os.path.basename(member.name)):
+                        elif lies_in_left_behind(member.name):
+                            others["left behind by programs"] += 1
+                        elif _is_image_in(tar, member):
                             found[member.name] = (number, member.offset_data, member.size)
                         else:
                             others[extension or "none"] += 1
@@ -114,6 +116,15 @@ class TarImages(ImageSource):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_descriptors": OrderedDict()}
+
+
+def _is_image_in(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    """Returns whether a member is an image: by its name or, where that has no extension, as a DICOM file."""
+    name = os.path.basename(member.name)
+    if is_image(name) or not has_no_extension(name):
+        return is_image(name)
+    content = tar.extractfile(member)
+    return content is not None and begins_as_dicom(content)
 
 
 def _key(name: str) -> str:

@@ -46,7 +46,9 @@ _PILLOW = """
     .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .msp .pbm .pcd .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi
     .ras .rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm
 """
-IMAGE_EXTENSIONS = (*_PILLOW.split(), ".dcm", ".dicom", ".fit", ".fits", ".nii", ".nii.gz", ".npy", ".npz")
+_DICOM = (".dcm", ".dicom", ".ima")
+_SLIDES = (".ndpi", ".scn", ".svs")  # TIFFs of scanners
+IMAGE_EXTENSIONS = (*_PILLOW.split(), *_DICOM, ".fit", ".fits", ".nii", ".nii.gz", ".npy", ".npz", *_SLIDES)
 # Formats whose further pictures are not pages: other views of a photograph, sizes of an icon, layers of a drawing.
 _ONE_PICTURE = ("MPO", "ICO", "ICNS", "CUR", "PSD")
 
@@ -135,7 +137,7 @@ def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
     extension = (extension_of(file) if extension is None else extension) or extension_by_content(start)
     if extension in (".npy", ".npz"):
         return open_arrays(file, extension)
-    if start[128:132] == b"DICM" or extension in (".dcm", ".dicom"):
+    if start[128:132] == b"DICM" or extension in _DICOM:
         return DicomFile(file)
     if extension in (".nii", ".nii.gz"):
         return NiftiFile(file)
