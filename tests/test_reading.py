@@ -435,6 +435,25 @@ def test_tiff__lerc_keeps_its_nan(tmp_path):
         scaled(tmp_path / "a.tif", 1)
 
 
+def test_tiff__lerc_with_a_mask_that_integers_do_not_show_is_refused(tmp_path):
+    """As GDAL writes an opacity of 0 and 255: three bands and a mask."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    for bands, extra in ((1, []), (4, ["unassalpha"])):
+        array = values("uint8", bands, (16, 16)).transpose(1, 2, 0)
+        mask = array[..., 0] > 100
+        options = {"photometric": "rgb" if bands == 4 else "minisblack", "extrasamples": extra, "tile": (16, 16)}
+        tifffile.imwrite(tmp_path / "a.tif", array[..., 0] if bands == 1 else array, compression="lerc", **options)
+        content = imagecodecs.lerc_encode(array[..., 0] if bands == 1 else array[..., :3].copy(), masks=mask)
+        with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
+            place, tags = tiff.filehandle.size, tiff.pages[0].tags
+            tiff.filehandle.seek(place)
+            tiff.filehandle.write(content)
+            tags["TileOffsets"].overwrite((place,))
+            tags["TileByteCounts"].overwrite((len(content),))
+        with pytest.raises(UnsuitableImageError, match="LERC keeps .*gdal_translate"):
+            stored(tmp_path / "a.tif", bands)
+
+
 @pytest.mark.parametrize("dtype", ["int64", "uint64"])
 def test_values_of_64_bits__are_read_from_tiffs_and_arrays(tmp_path, dtype):
     array = np.array([[0, 50], [100, 200]], dtype=dtype)

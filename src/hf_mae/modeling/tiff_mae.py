@@ -32,6 +32,10 @@ _VIRTUAL_SLIDES = ("svs", "ndpi", "scn", "philips", "bif", "avs")
 # Tags and their values. Source: TIFF 6.0; GDAL's GTiff driver for _NODATA.
 _NODATA, _PALETTE, _YCBCR, _JPEG, _WEBP, _LERC = 42113, 3, 6, 7, 50001, 34887
 _LERC_PARAMETERS = 50674  # the version, and whether the content is compressed once more: 0 no, 1 deflate, 2 Zstandard
+_LERC_MASK = (
+    "LERC keeps its opacity or no-data as a mask of its own, which is read only of floats. Compress it otherwise: "
+    "gdal_translate -co COMPRESS=DEFLATE."
+)
 _JPEGS = (6, _JPEG)  # the old way to store them in a TIFF and the new one
 _PLAIN_PHOTOMETRICS = (0, 1, 2, _PALETTE, 34892)  # min is white, min is black, RGB, palette, linear raw
 
@@ -298,7 +302,7 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
 
 def _tiff_mask(page, tiff, rows: slice, columns: slice) -> np.ndarray | None:
     """Returns where GDAL's mask page, which follows that of the image, says that there are no data."""
-    pages = [other.aspage() for other in tiff.pages]
+    pages = (other.aspage() for other in tiff.pages)
     following = dropwhile(lambda other: other.offset != page.offset, pages)
     for other in takewhile(lambda other: other.offset == page.offset or other.subfiletype & 5, following):
         if other.subfiletype & 4 and other.shape[-2:] == (page.imagelength, page.imagewidth):
@@ -327,9 +331,10 @@ def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
                 with page.parent.filehandle.lock:
                     page.parent.filehandle.seek(page.dataoffsets[index])
                     data = page.parent.filehandle.read(page.databytecounts[index])
-                segment, _, shape = page.decode(data, index, jpegtables=tables)
                 if page.compression == _LERC:
-                    segment = _with_lerc_mask(page, data, segment)
+                    segment, shape = _decode_lerc(page, data, index)
+                else:
+                    segment, _, shape = page.decode(data, index, jpegtables=tables)
                 segment = segment[0, : shape[1], : shape[2]]  # (rows, columns, samples)
                 top, left = y * tile[0], x * tile[1]
                 part = segment[
@@ -341,15 +346,25 @@ def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
     return {"YX": window[0], "SYX": window, "YXS": window.transpose(1, 2, 0)}[page.axes]
 
 
-def _with_lerc_mask(page, data: bytes, segment: np.ndarray) -> np.ndarray:
-    """Returns a decoded segment with NaN where its own mask says that there is none, for which tifffile gives 0."""
+def _decode_lerc(page, data: bytes, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Returns a segment with NaN where its own mask says that there is none, for which tifffile gives 0; its shape.
+
+    Raises:
+        UnsuitableImageError: If the mask is the opacity, or the values know no NaN.
+    """
+    try:
+        segment, _, shape = page.decode(data, index)
+    except ValueError as error:
+        if "reshape" in str(error) and page.extrasamples:
+            raise UnsuitableImageError(_LERC_MASK) from error
+        raise
     codecs = library("imagecodecs", "tiff", "A TIFF compressed as LERC")
     further = page.tags[_LERC_PARAMETERS].value[1] if _LERC_PARAMETERS in page.tags else 0
     data = {0: bytes, 1: codecs.zlib_decode, 2: codecs.zstd_decode}[further](data)
     _, masks = codecs.lerc_decode(data, masks=True)
     known = np.ones(segment.shape[:3], dtype=bool) if masks is None else np.asarray(masks).reshape(segment.shape[:3])
     if known.all():
-        return segment
+        return segment, shape
     if segment.dtype.kind != "f":
-        raise UnsuitableImageError("LERC holds a mask of its own, which only floats can show. Compress it otherwise.")
-    return np.where(known[..., None], segment, segment.dtype.type(np.nan))
+        raise UnsuitableImageError(_LERC_MASK)
+    return np.where(known[..., None], segment, segment.dtype.type(np.nan)), shape
