@@ -134,9 +134,8 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
     """Returns the class of each pixel (height, width), uint8, `IGNORED` where it does not count.
 
     Args:
-        mask (`Path` or `PIL.Image.Image`): A picture of one channel and 8 or 16 bits, or a `.npy` file of integers.
-            Values that do not count are 255, what a TIFF declares as no-data and, in deeper masks, negative ones and
-            65535.
+        mask (`Path` or `PIL.Image.Image`): A picture of one channel of integers, or a `.npy` file of them. Values
+            that do not count are 255, what a file declares as no-data and, in deeper masks, negative ones and 65535.
         reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 does not count and classes count from 1.
         window ([`Window`], *optional*): Window of the mask's scene, to read only that part of the mask.
 

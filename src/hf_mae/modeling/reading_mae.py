@@ -62,13 +62,15 @@ class ReadingSettings:
             One pair, or one for each channel. Default: the range of the type, for unsigned integers, and [0, 1] for
             floats. Other types have no default.
         bands (`tuple[int]`, *optional*): Bands that become the channels, in this order, counted from 1. Default: all.
-        nodata (`float`, *optional*): Stored value of pixels without data, of a TIFF with a palette the index. NaN and
-            infinities then count as no data, too. Default: what the file itself declares.
+        nodata (`float`, *optional*): Stored value of pixels without data, of a TIFF with a palette the index, of DICOM,
+            NIfTI and FITS the rescaled value. NaN and infinities then count as no data, too. Default: what the file
+            itself declares.
         pages (`str`, *optional*): What to do with several pages, frames or slices in one file: `"first"` takes the
             first, `"channels"` makes channels of them, `"images"` makes an image of each. Default: refuse such files.
         channels_first (`bool`, *optional*): Which axis of an array holds the channels. Default: the axis whose length
             fits; arrays where both fit are refused.
-        background (`int`, *optional*, defaults to 255): Grey level in [0, 255] that shows through transparent pixels.
+        background (`int`, *optional*, defaults to 255): Grey level in [0, 255] that shows through transparent pixels: 0
+            is the black of `value_range` or of the type, 255 the white.
         fill (`tuple[float]`, *optional*, defaults to `(127.5,)`): What takes the place of no-data, in [0, 255]: one
             value, or one for each channel. The image processor gives its mean.
     """
