@@ -495,7 +495,7 @@ def _read_grey(image: PIL.Image.Image, bits: int) -> StoredImage:
     array, white, tiff = native(np.array(image)), 2**bits - 1, image.format == "TIFF"
     inverted = tiff and tiff_tag(image, 262) == (0,)
     if image.mode in ("1", "L"):
-        array = array // np.uint8(255 // white)
+        array = array // np.uint8(255 // white) if bits < 8 else array
         if inverted:  # Pillow has inverted the values already, and no-data is one of those that are stored
             array = np.uint8(white) - array
     elif image.mode == "I" and (image.format == "PNG" or bits == 16):
