@@ -721,6 +721,27 @@ def test_nodata__of_any_type_is_filled_with_the_mean_before_resizing(tmp_path, d
     torch.testing.assert_close(pixels, torch.zeros_like(pixels))  # 1 of [0, 4] is the mean, and so is what is filled in
 
 
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "value_range", "gaps"),
+    [
+        ("uint8", 0, None, "all"),  # pure red is a colour
+        ("uint8", 255, None, "all"),
+        ("uint16", 0, (0, 10000), "all"),
+        ("float32", 0, (0, 1), "all"),
+        ("int16", -9999, (0, 10000), "any"),  # which is no reflectance
+        ("float32", -9999, (0, 1), "any"),
+    ],
+)
+def test_nodata__that_could_be_a_value_is_one_unless_all_bands_have_it(tmp_path, dtype, nodata, value_range, gaps):
+    array = np.ones((3, 20, 30), dtype)
+    array[0, :5], array[:, 10:15] = nodata, nodata
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", planarconfig="separate")
+    found = scaled(tmp_path / "a.tif", 3, nodata=nodata, value_range=value_range).isnan()
+    equal = array == nodata
+    expected = np.broadcast_to(equal.all(axis=0), equal.shape) if gaps == "all" else equal
+    assert np.array_equal(found.numpy(), expected)
+
+
 def test_nodata__of_values_that_are_not_rescaled_is_filled_with_their_mean():
     array = np.full((1, 4, 4), 700, np.int16)
     array[0, 1] = -999
@@ -1015,6 +1036,7 @@ def test_processor__each_page_of_a_file_is_an_image_if_it_says_so(tmp_path):
 @pytest.mark.parametrize("is_loaded", [False, True])
 def test_processor__pages_that_pillow_has_opened_keep_what_their_tags_say(tmp_path, is_loaded):
     array = values("uint16", 3, (20, 20))
+    array[:, 2, 3] = array[0, 2, 3]
     options = {"photometric": "miniswhite", "extratags": [(42113, "s", 0, str(array[0, 2, 3]), True)]}
     tifffile.imwrite(tmp_path / "a.tif", array, **options)
     processor = MAEImageProcessor.for_image_size(16, pages="channels", return_valid=True)

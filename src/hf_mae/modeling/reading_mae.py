@@ -413,13 +413,29 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
                 f"{int(missing.sum()) - 1} more). Fill such pixels, or set `nodata` to nan to leave them out."
             )
         if nodata is not None and math.isfinite(nodata):
-            missing = missing | (numbers == torch.tensor(nodata, dtype=numbers.dtype))
+            equal = numbers == torch.tensor(nodata, dtype=numbers.dtype)
+            missing = missing | _of_pixels(equal, nodata, image, settings)
     elif nodata is not None and math.isfinite(nodata):
-        missing = numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
+        equal = numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
+        missing = _of_pixels(equal, nodata, image, settings)
     if image.missing is not None:
         mask = as_tensor(image.missing)
         missing = mask if missing is None else missing | mask
     return missing if missing is not None and bool(missing.any()) else None
+
+
+def _of_pixels(equal: torch.Tensor, nodata: float, image: StoredImage, settings: ReadingSettings) -> torch.Tensor:
+    """Returns where values that are equal to that for no-data are none.
+
+    One that could be data, such as 0 in red, is no-data only where all bands have it, as in GDAL's mask of a data set.
+    """
+    kind = image.pixels.dtype
+    whole = not (torch.is_floating_point(image.pixels) if isinstance(kind, torch.dtype) else kind.kind == "f")
+    low, high = 0, image.limit or (torch.iinfo(as_tensor(image.pixels).dtype).max if whole else 1)
+    if settings.value_range is not None:
+        pairs = np.array(settings.value_ranges)
+        low, high = pairs.min(), pairs.max()
+    return equal.all(dim=0, keepdim=True) if low <= nodata <= high else equal
 
 
 def fill_missing(values: torch.Tensor, settings: ReadingSettings) -> tuple[torch.Tensor, torch.Tensor | None]:
