@@ -3,6 +3,7 @@
 """Pictures larger than the model: where windows lie, how they are blended, and what is evaluated and written."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from hf_mae.data.windows import PictureStrips, WindowGrid, window_starts
 from hf_mae.evaluation import features
 from hf_mae.modeling.image_processing_mae import resize
 from hf_mae.training.segmentation import segment_command
-from hf_mae.training.segmentation_maps import blended_logits, write_class_maps
+from hf_mae.training.segmentation_maps import blended_logits, open_pictures, write_class_maps
 
 
 def random_pixels(*shape, seed=0):
@@ -164,6 +165,12 @@ def segmenter(tiny_config):
     return model, processor_of(32, 32, nodata=0)
 
 
+def segmenter_of(segmenter, images):
+    """Returns the first arguments of `write_class_maps`."""
+    model, processor = segmenter
+    return model, images, processor
+
+
 def test_maps__of_a_scene_read_in_part_and_of_the_same_picture_are_the_same(segmenter, tmp_path):
     model, processor = segmenter
     array = random_pixels(70, 90)
@@ -192,6 +199,50 @@ def test_maps__of_a_turned_tiff_are_those_of_the_displayed_picture(segmenter, tm
     turned, plain = (np.array(PIL.Image.open(tmp_path / "out" / name)) for name in ("a.tif", "b.png"))
     assert turned.shape == (90, 70)
     assert np.array_equal(turned, plain)
+
+
+def pictures(folder, *names):
+    """Saves small pictures and returns their source."""
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        PIL.Image.fromarray(random_pixels(8, 8, seed=number)).save(folder / name)
+    return FolderImages(folder, labels="none")
+
+
+def test_maps__every_picture_has_its_own(segmenter, tmp_path):
+    images = pictures(tmp_path / "in", "x.jpg", "x.png", "x.jpg.png", "y.jpg")
+    paths = write_class_maps(*segmenter_of(segmenter, images), tmp_path / "out")
+    assert [path.name for path in paths] == ["x.jpg.png", "x.jpg.png.png", "x.png.png", "y.png"]
+    assert all(path.exists() for path in paths)
+
+
+def test_maps__never_replace_pictures_and_other_files_only_if_asked(segmenter, tmp_path):
+    images = pictures(tmp_path / "in", "a.png", "b.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    given = segmenter_of(segmenter, images)
+    before = [Path(path).read_bytes() for path in map(images.describe, range(2))]
+    for folder in ("in", "link"):
+        with pytest.raises(ValueError, match=f"`output_dir` .*{folder} would replace pictures .*Choose another folder"):
+            write_class_maps(*given, tmp_path / folder, overwrite=True)
+    assert [Path(path).read_bytes() for path in map(images.describe, range(2))] == before
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.png").write_text("a mask")
+    with pytest.raises(ValueError, match=r"1 of 2 maps would replace files, first .*b\.png.*`overwrite_output_dir`"):
+        write_class_maps(*given, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]  # refused before anything is written
+    write_class_maps(*given, tmp_path / "out", overwrite=True)
+    assert PIL.Image.open(tmp_path / "out" / "b.png").size == (8, 8)
+
+
+def test_maps__that_lie_below_the_pictures_are_no_pictures(segmenter, tmp_path):
+    pictures(tmp_path / "in", "a.png", "b.jpg")
+    output = tmp_path / "in" / "deep" / "maps"
+    for _ in range(2):
+        images = open_pictures(tmp_path / "in", output)
+        assert len(images) == 2
+        write_class_maps(*segmenter_of(segmenter, images), output, overwrite=True)
+    assert len(open_pictures(tmp_path / "in", tmp_path)) == 4
+    assert len(open_pictures(tmp_path / "in" / "a.png", tmp_path / "in")) == 1
 
 
 @pytest.mark.parametrize("in_windows", [False, True])

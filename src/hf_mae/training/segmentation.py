@@ -18,7 +18,6 @@ from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.augmentation import RandomOrientation
-from ..data.folders import FolderImages
 from ..data.held_out import choose_held_out
 from ..data.image_source import ImageSource, digest
 from ..data.masks import IGNORED, SPLITS, Pair, SegmentationDataset, folder_pairs, read_pair, sample_pairs
@@ -40,7 +39,7 @@ from .finetuning import (
     weights_fingerprint,
 )
 from .run_log import run_record
-from .segmentation_maps import blended_logits, write_class_maps
+from .segmentation_maps import blended_logits, open_pictures, write_class_maps
 from .step_guard import with_prepared_workers
 
 _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentation.
@@ -138,6 +137,9 @@ class SegmentationArguments(
     output_dir: str | None = HfArg(
         default=None,
         help="Folder for checkpoints and the final model, or for maps. Default: runs/segmenter, or runs/class_maps.",
+    )
+    overwrite_output_dir: bool = HfArg(
+        default=False, help="Delete the run that the output folder holds, or replace the files that maps are named as."
     )
     predict_only: bool = HfArg(default=False, help="Train nothing. Write a class map of each picture in the data.")
 
@@ -490,7 +492,7 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
 
     Raises:
         OSError: If there are no such pictures.
-        ValueError: If the model does not segment, or the pictures do not suit it.
+        ValueError: If the model does not segment, the pictures do not suit it, or maps would replace files.
     """
     config = AutoConfig.from_pretrained(args.model_name_or_path)
     if not isinstance(config, UperNetConfig):
@@ -498,12 +500,7 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
     if args.process_index > 0:
         return []
     image_processor = args.load_image_processor(args.model_name_or_path)
-    data = Path(args.data)
-    if not data.exists():
-        raise OSError(f"`data` {data} does not exist. Give a folder of pictures, or one picture.")
-    images = (
-        FolderImages(data, labels="none") if data.is_dir() else FolderImages(data.parent, [("", [data.name])], "none")
-    )
+    images = open_pictures(args.data, args.output_dir)
     for note in images.notes:
         print(note)
     model = UperNetForSemanticSegmentation.from_pretrained(args.model_name_or_path).to(args.device)
@@ -511,6 +508,7 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
     window = (args.tile, args.tile) if args.tile else getattr(config, "window_size", None)
     window = None if args.whole_pictures or window is None else (window[0], window[1])
     options: dict = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
+    options["overwrite"] = args.overwrite_output_dir
     maps = write_class_maps(model, images, image_processor, args.output_dir, window, args.stride, batch_size, **options)
     print(f"Done: maps of {len(maps):,} of {len(images):,} pictures are in {args.output_dir}.")
     return maps

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import UperNetForSemanticSegmentation
 
-from ..data.folders import FolderImages
+from ..data.folders import FolderImages, walk
 from ..data.masks import IGNORED, Pair
 from ..data.windows import STRIDE, PictureStrips, WindowGrid
 from ..modeling.formats_mae import EXIF_ORIENTATION, library
@@ -132,6 +132,37 @@ def blended_logits(
                     yield strip, top, rows
 
 
+def open_pictures(data: str | os.PathLike, output_dir: str | os.PathLike) -> FolderImages:
+    """Opens pictures to make maps of, but not the maps that lie among them from another time.
+
+    Args:
+        data (`str`): A folder of pictures, or one picture.
+        output_dir (`str`): Folder of the maps, perhaps below that of the pictures.
+
+    Raises:
+        OSError: If there is no such folder or picture.
+        ValueError: If there is no picture in it.
+    """
+    folder = Path(data)
+    if not folder.exists():
+        raise OSError(f"`data` {data} does not exist. Give a folder of pictures, or one picture.")
+    if not folder.is_dir():
+        return FolderImages(folder.parent, [("", [folder.name])], "none")
+    maps, notes = Path(output_dir).resolve(), []
+    if folder.resolve() not in maps.parents:
+        return FolderImages(folder, labels="none")
+    content = walk(os.fspath(folder), notes)
+    listing = [(below, names) for below, names in content if maps not in _with_parents(folder / below)]
+    images = FolderImages(folder, listing, "none")
+    images.notes = [*notes, *images.notes]
+    return images
+
+
+def _with_parents(folder: Path) -> list[Path]:
+    folder = folder.resolve()
+    return [folder, *folder.parents]
+
+
 def write_class_maps(
     model: UperNetForSemanticSegmentation,
     images: FolderImages,
@@ -142,11 +173,13 @@ def write_class_maps(
     batch_size: int = 16,
     num_workers: int = 0,
     bf16: bool = False,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Writes a map of the class of each pixel for every picture, and returns the files. Prints what can't be read.
 
     A map is as large as its picture. TIFF files give TIFF files with the same place on the earth, all others PNG. The
-    values are numbers of classes; 255 is no data (65535 in maps of 16 bits, for more than 255 classes).
+    values are numbers of classes; 255 is no data (65535 in maps of 16 bits, for more than 255 classes). A picture is
+    never replaced.
 
     Args:
         model ([`~transformers.UperNetForSemanticSegmentation`]): The model.
@@ -160,13 +193,16 @@ def write_class_maps(
         batch_size (`int`, *optional*, defaults to 16): Windows of one forward pass.
         num_workers (`int`, *optional*, defaults to 0): Number of processes that read.
         bf16 (`bool`, *optional*, defaults to `False`): Whether to compute in bfloat16 where that is safe.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace files that have the names of maps.
 
     Raises:
         UnsuitableImageError: If a picture does not suit the model.
-        ValueError: If no picture can be read, or `stride` is not in (0, 1].
+        ValueError: If no picture can be read, a file would be replaced, or `stride` is not in (0, 1].
     """
+    paths = [Path(output_dir) / name for name in _names_of_maps(images)]
+    _refuse_to_replace(paths, images, Path(output_dir), overwrite)
     pairs = [Pair(images, index, None, images.describe(index)) for index in range(len(images))]
-    strips, names = PictureStrips(pairs, image_processor, window, stride), _names_of_maps(images)
+    strips = PictureStrips(pairs, image_processor, window, stride)
     groups = strips.batches(batch_size)
     loader = DataLoader(strips, batch_sampler=groups, num_workers=num_workers, collate_fn=list)
     num_labels = model.config.num_labels
@@ -178,7 +214,7 @@ def write_class_maps(
         if failure:
             print(f"Skipped {images.describe(picture)}, which can't be read: {failure}", flush=True)
             continue
-        path = Path(output_dir) / names[picture]
+        path = paths[picture]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         _write_map(partial, classes, images.describe(picture), no_data)
@@ -190,12 +226,37 @@ def write_class_maps(
 
 
 def _names_of_maps(images: FolderImages) -> list[str]:
-    """Returns the path of each map below the folder: that of the picture, with another extension."""
+    """Returns the path of each map below the folder: that of the picture, with another extension.
+
+    Where several pictures would get the same one, as a.jpg and a.png, the extension is added to their whole names.
+    """
     paths = [os.path.relpath(images.describe(index), images.folder) for index in range(len(images))]
     kinds = [".tif" if _is_tiff(path) else ".png" for path in paths]
-    names = [path[: len(path) - len(extension_of(path))] + kind for path, kind in zip(paths, kinds, strict=True)]
-    times = Counter(names)  # a.jpg and a.png
-    return [name if times[name] == 1 else path + kind for name, path, kind in zip(names, paths, kinds, strict=True)]
+    stems = [path[: len(path) - len(extension_of(path))] for path in paths]
+    while True:
+        names = [stem + kind for stem, kind in zip(stems, kinds, strict=True)]
+        times = Counter(names)
+        # A whole name may be the stem of another picture, such as a.jpg.png. Whole names differ from each other.
+        longer = [path if times[name] > 1 else stem for path, name, stem in zip(paths, names, stems, strict=True)]
+        if longer == stems:
+            return names
+        stems = longer
+
+
+def _refuse_to_replace(maps: list[Path], images: FolderImages, output_dir: Path, overwrite: bool):
+    """Raises `ValueError` if maps would replace pictures or become some, or if files are there and must not go."""
+    pictures = {os.path.realpath(images.describe(index)) for index in range(len(images))}
+    if output_dir.resolve() == images.folder.resolve() or any(os.path.realpath(path) in pictures for path in maps):
+        raise ValueError(
+            f"Maps in `output_dir` {output_dir} would replace pictures or be taken for pictures the next time. Choose "
+            "another folder."
+        )
+    there = [path for path in maps if path.exists()]
+    if there and not overwrite:
+        raise ValueError(
+            f"{len(there):,} of {len(maps):,} maps would replace files, first {there[0]}. Choose another `output_dir`, "
+            "or set `overwrite_output_dir`."
+        )
 
 
 def _is_tiff(path: str) -> bool:
@@ -241,4 +302,4 @@ def _geographic_tags(source: str) -> list[tuple]:
         return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in found]
 
 
-__all__ = ["blended_logits", "write_class_maps"]
+__all__ = ["blended_logits", "open_pictures", "write_class_maps"]
