@@ -5,6 +5,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import zlib
@@ -502,6 +503,29 @@ def test_folder__masks_lie_below_linked_folders_as_images_do(tmp_path):
     for ours, theirs in zip(pairs, expected, strict=True):
         assert ours.mask.samefile(theirs.mask)
         assert os.path.samefile(ours.name, theirs.name)
+
+
+def test_fingerprint__changes_with_images_masks_and_their_choice_and_not_with_their_place(tmp_path):
+    def fingerprint(folder=tmp_path / "data", **options):
+        return masks.fingerprint_of_pairs(masks.folder_pairs(str(folder), "train", **options))
+
+    shapes(tmp_path / "data", 3)
+    first = fingerprint()
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    assert fingerprint(tmp_path / "moved") == first
+    image, mask = (tmp_path / "data" / name / "1.png" for name in ("images", "masks"))
+    found = [first, masks.fingerprint_of_pairs(masks.folder_pairs(str(tmp_path / "data"), "train")[:2])]
+    for path in (image, mask):
+        before = path.read_bytes()
+        PIL.Image.effect_noise((48, 40), 50).save(path)  # another content of the same name
+        found.append(fingerprint())
+        path.write_bytes(before)
+    assert fingerprint() == first
+    for name in ("images", "masks"):  # another path with the same name at its end
+        (tmp_path / "data" / name / "north").mkdir()
+        (tmp_path / "data" / name / "0.png").rename(tmp_path / "data" / name / "north" / "0.png")
+    found.append(fingerprint())
+    assert len(set(found)) == len(found)
 
 
 def test_images__of_any_kind_are_read_as_their_processor_says(tmp_path):

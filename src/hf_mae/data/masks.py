@@ -29,6 +29,7 @@ from ..modeling.reading_mae import (
 from ..modeling.tiff_mae import declared_nodata
 from .augmentation import RandomOrientation
 from .folders import FolderImages, is_image, walk
+from .image_source import ImageSource, digest
 from .parts import TiledImages, Window, open_scene
 from .sources import open_images
 
@@ -124,6 +125,23 @@ def folder_pairs(
         Pair(windows, index, masks[stems[scene]], windows.describe(index))
         for index, scene in enumerate(windows.parts[:, 0])
     ]
+
+
+def fingerprint_of_pairs(pairs: Sequence[Pair]) -> str:
+    """Returns a text that changes with the images, with which of them there are, and with the content of the masks.
+
+    Args:
+        pairs (`Sequence` of [`Pair`]): Images with masks. Those of a scene follow each other.
+    """
+    sources = {id(pair.images): pair.images for pair in pairs}.values()
+    parts: list[str | bytes] = [source.fingerprint for source in sources if isinstance(source, ImageSource)]
+    before = None
+    for pair in pairs:
+        parts.append(str(pair.index))
+        if pair.mask is not None and pair.mask is not before:  # once for all windows of a scene
+            parts.append(pair.mask.read_bytes() if isinstance(pair.mask, Path) else pair.mask.tobytes())
+        before = pair.mask
+    return digest(*parts)
 
 
 class MaskError(ValueError):
@@ -303,6 +321,7 @@ __all__ = [
     "MaskError",
     "Pair",
     "SegmentationDataset",
+    "fingerprint_of_pairs",
     "folder_pairs",
     "read_mask",
     "read_pair",

@@ -22,7 +22,7 @@ from ..data.held_out import SelectedImages
 from ..data.image_source import ImageSource, digest
 from ..data.label_values import SINGLE
 from ..data.labels import has_classes, names_of_labels, number_labels, open_labelled, open_with_labels
-from ..data.masks import SPLITS, Pair
+from ..data.masks import SPLITS, Pair, fingerprint_of_pairs
 from ..data.sampling import spread_indices
 from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -197,7 +197,7 @@ class ImagesOfPairs(ImageSource):
             pairs (`list[Pair]`): The pairs.
             name (`str`): What to call the source.
         """
-        self.pairs, self.name, self.fingerprint = pairs, name, digest(*(pair.name for pair in pairs))
+        self.pairs, self.name, self.fingerprint = pairs, name, fingerprint_of_pairs(pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)

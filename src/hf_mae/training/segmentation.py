@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -19,8 +18,17 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.augmentation import RandomOrientation
 from ..data.held_out import choose_held_out
-from ..data.image_source import ImageSource, digest
-from ..data.masks import IGNORED, SPLITS, Pair, SegmentationDataset, folder_pairs, read_pair, sample_pairs
+from ..data.image_source import ImageSource
+from ..data.masks import (
+    IGNORED,
+    SPLITS,
+    Pair,
+    SegmentationDataset,
+    fingerprint_of_pairs,
+    folder_pairs,
+    read_pair,
+    sample_pairs,
+)
 from ..data.sources import open_images
 from ..data.windows import STRIDE, PictureStrips, check_stride, sizes_of, whole_pictures
 from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_sheet
@@ -458,8 +466,8 @@ def segment(args: SegmentationArguments) -> FineTuned:
     size = image_processor.size.height, image_processor.size.width
     orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.check_rotation(size))
     fingerprints = {
-        "images": _fingerprint(train_pairs),
-        "evaluation images": _fingerprint(val_pairs),
+        "images": fingerprint_of_pairs(train_pairs),
+        "evaluation images": fingerprint_of_pairs(val_pairs),
         "initial weights": weights_fingerprint(args.model_name_or_path),
     }
     checkpoint = check_experiment(args, "segment", fingerprints)
@@ -520,22 +528,6 @@ def _window_size(args: SegmentationArguments, pairs: list[Pair], image_processor
         return args.tile, args.tile
     heights, widths = zip(*filter(None, sizes_of(pairs, image_processor)), strict=True)
     return max(heights), max(widths)
-
-
-def _fingerprint(pairs: list[Pair]) -> str:
-    """Returns a text that changes with the names of the images and the content of the masks."""
-    parts: list[str | bytes] = []
-    before = None
-    for pair in pairs:
-        parts.append(Path(pair.name).name)
-        if pair.mask is not before:  # once for all windows of a scene
-            parts.append(_content_of(pair.mask))
-        before = pair.mask
-    return digest(*parts)
-
-
-def _content_of(mask: Path | PIL.Image.Image) -> bytes:
-    return mask.read_bytes() if isinstance(mask, Path) else mask.tobytes()
 
 
 def _plan(
