@@ -259,6 +259,23 @@ def test_masks__what_a_geotiff_declares_as_no_data_does_not_count(tmp_path, in_w
         assert np.array_equal(found, np.where(pixels[0] == 3, 255, pixels[0]))
 
 
+@pytest.mark.parametrize("window", [None, (16, 16)])
+def test_masks__do_not_count_where_the_image_has_no_data(tmp_path, window):
+    classes = random_pixels(30, 20) % 3
+    pixels = classes * 50 + 50
+    pixels[:12], pixels[20, 3] = 0, 0
+    for name, array in (("images", pixels), ("masks", classes)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", array)
+    processor = processor_of(16, 16, nodata=0)
+    pairs = masks.folder_pairs(str(tmp_path), "train")
+    expected = np.where(pixels == 0, 255, classes)
+    assert np.array_equal(masks.read_pair(pairs[0], processor)[1], expected)  # what is trained on
+    strips = PictureStrips(pairs, processor, window, 1.0)
+    found = [strips[index]["classes"].numpy() for index in range(len(strips))]  # what is evaluated
+    assert np.array_equal(np.concatenate(found), expected)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Features
 

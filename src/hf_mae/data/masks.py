@@ -231,6 +231,8 @@ def read_pair(
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Returns an image (channels, height, width) in [0, 255] and its mask (height, width), see [`read_mask`].
 
+    Where the image has no data its pixels do not count, whatever the mask says.
+
     Args:
         pair ([`Pair`]): Which one.
         image_processor ([`MAEImageProcessor`]): Says how many channels the model has and how files are read.
@@ -244,7 +246,7 @@ def read_pair(
     try:
         image = pair.images[pair.index]
         stored = read_stored(image, image_processor.num_channels, reading)
-        pixels, _ = fill_missing(to_byte_range(stored, reading), reading)
+        pixels, no_data = fill_missing(to_byte_range(stored, reading), reading)
         assert pair.mask is not None
         classes = read_mask(pair.mask, reduce_labels, image if isinstance(image, Window) else None)
     except UnsuitableImageError as error:
@@ -258,7 +260,17 @@ def read_pair(
     if classes.shape != pixels.shape[1:]:
         size = tuple(pixels.shape[1:])
         raise ValueError(f"The mask {pair.mask} has shape {classes.shape}, its image {size}. Make both of one size.")
-    return pixels, classes
+    return pixels, ignore_where(no_data, classes)
+
+
+def ignore_where(no_data: torch.Tensor | None, classes: np.ndarray) -> np.ndarray:
+    """Returns classes (height, width) in which pixels without data do not count.
+
+    Args:
+        no_data (`torch.BoolTensor` of shape `(height, width)`, *optional*): Where the image has no data.
+        classes (`np.ndarray` of uint8): See [`read_mask`].
+    """
+    return classes if no_data is None else np.where(no_data.numpy(), np.uint8(IGNORED), classes)
 
 
 class SegmentationDataset(Dataset):
@@ -323,6 +335,7 @@ __all__ = [
     "SegmentationDataset",
     "fingerprint_of_pairs",
     "folder_pairs",
+    "ignore_where",
     "read_mask",
     "read_pair",
     "sample_pairs",

@@ -29,7 +29,7 @@ from ..modeling.tiff_mae import TiffFile
 from .decoding import oriented_size, try_to_read
 from .folders import FolderImages
 from .image_source import ImageSource
-from .masks import Pair, read_mask
+from .masks import Pair, ignore_where, read_mask
 from .parts import TiledImages, Window, open_scene
 
 # Distance of windows as a share of their side. With 2/3 every pixel that is not at the border of the picture lies at
@@ -174,9 +174,9 @@ class PictureStrips(Dataset):
 
     A sample has `picture` (the index), `row` (that of the windows), `top` (its first row of pixels), `pixel_values`
     (windows, channels, height, width), each window resized to the size of the model, and of the rows of pixels that are
-    finished with this strip (see [`WindowGrid`]) `no_data` (bool, or `None`) and `classes` (uint8, or `None` without
-    masks). Of a picture that can't be read it has `picture`, `row` and `failure`, the reason. The last picture is kept,
-    so read strips in order.
+    finished with this strip (see [`WindowGrid`]) `no_data` (bool, or `None`) and `classes` (uint8, 255 where they do
+    not count or there is no data, or `None` without masks). Of a picture that can't be read it has `picture`, `row` and
+    `failure`, the reason. The last picture is kept, so read strips in order.
 
     Attributes:
         grids (`list[WindowGrid]`): The windows of each picture; of one that can't be opened a single pixel.
@@ -278,7 +278,8 @@ class PictureStrips(Dataset):
             assert isinstance(kept.image, StoredImage)
             stored = kept.image.crop(rows, columns)
             classes = None if kept.classes is None else kept.classes[rows]
-        return *fill_missing(to_byte_range(stored, reading), reading), classes
+        pixels, no_data = fill_missing(to_byte_range(stored, reading), reading)
+        return pixels, no_data, None if classes is None else ignore_where(no_data, classes)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_last": None}
