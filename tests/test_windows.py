@@ -187,6 +187,21 @@ def test_maps__of_a_scene_read_in_part_and_of_the_same_picture_are_the_same(segm
     assert len(np.unique(maps["scene.png"])) > 2
 
 
+def test_maps__hold_the_numbers_of_masks_whose_classes_count_from_1(segmenter, tmp_path):
+    model, processor = segmenter
+    array = random_pixels(20, 30)
+    array[:4] = 0
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", array)
+    given = segmenter_of(segmenter, FolderImages(tmp_path / "in", labels="none"))
+    (plain,) = write_class_maps(*given, tmp_path / "plain")
+    model.config.reduce_labels = True
+    (reduced,) = write_class_maps(*given, tmp_path / "reduced")
+    classes, numbers = (np.array(PIL.Image.open(path)).astype(int) for path in (plain, reduced))
+    assert np.array_equal(numbers, np.where(array == 0, 255, classes + 1))
+    assert (masks.read_mask(reduced, reduce_labels=True) == masks.read_mask(plain)).all()
+
+
 def test_maps__of_a_turned_tiff_are_those_of_the_displayed_picture(segmenter, tmp_path):
     tifffile = pytest.importorskip("tifffile")
     array = random_pixels(70, 90)

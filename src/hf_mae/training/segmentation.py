@@ -212,7 +212,7 @@ def open_pairs(
                 * (not has_split)
             )
         )
-    names = names or [str(number) for number in range(num_labels)]
+    names = names or [str(number + args.reduce_labels) for number in range(num_labels)]  # as in the masks
     _check_training_classes(args, counts, names, has_split)
     return pairs["train"], pairs["val"], names
 
@@ -460,7 +460,9 @@ def segment(args: SegmentationArguments) -> FineTuned:
     train_pairs, val_pairs, names = open_pairs(args, image_processor)
     limit_batch_size(args, len(train_pairs))
     model = build_segmenter(args, config, names)
-    model.config.window_size = _window_size(args, train_pairs, image_processor)  # saved with the model
+    # Saved with the model, whose maps are then made of windows of this size and hold the numbers of the masks.
+    model.config.window_size = _window_size(args, train_pairs, image_processor)
+    model.config.reduce_labels = args.reduce_labels
     window = None if args.whole_pictures else model.config.window_size
     strips = PictureStrips(whole_pictures(val_pairs), image_processor, window, args.stride, args.reduce_labels)
     size = image_processor.size.height, image_processor.size.width
@@ -512,6 +514,8 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
     for note in images.notes:
         print(note)
     model = UperNetForSemanticSegmentation.from_pretrained(args.model_name_or_path).to(args.device)
+    if args.reduce_labels:  # of a model that does not say so itself
+        model.config.reduce_labels = True
     batch_size = args.per_device_eval_batch_size
     window = (args.tile, args.tile) if args.tile else getattr(config, "window_size", None)
     window = None if args.whole_pictures or window is None else (window[0], window[1])

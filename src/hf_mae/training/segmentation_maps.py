@@ -178,7 +178,8 @@ def write_class_maps(
     """Writes a map of the class of each pixel for every picture, and returns the files. Prints what can't be read.
 
     A map is as large as its picture. TIFF files give TIFF files with the same place on the earth, all others PNG. The
-    values are numbers of classes; 255 is no data (65535 in maps of 16 bits, for more than 255 classes). A picture is
+    values are numbers of classes as in the masks that the model was trained on: with `reduce_labels` in its
+    configuration they count from 1. 255 is no data (65535 in maps of 16 bits, for more than 255 classes). A picture is
     never replaced.
 
     Args:
@@ -205,12 +206,12 @@ def write_class_maps(
     strips = PictureStrips(pairs, image_processor, window, stride)
     groups = strips.batches(batch_size)
     loader = DataLoader(strips, batch_sampler=groups, num_workers=num_workers, collate_fn=list)
-    num_labels = model.config.num_labels
-    dtype, no_data = (np.uint8, IGNORED) if num_labels <= IGNORED else (np.uint16, 65535)
+    first = int(getattr(model.config, "reduce_labels", False))
+    dtype, no_data = (np.uint8, IGNORED) if first + model.config.num_labels <= IGNORED else (np.uint16, 65535)
     parts = blended_logits(model.eval(), tqdm(loader, unit="batch"), strips.grids, batch_size, bf16)
     written = []
     for picture, some in groupby(parts, lambda part: part[0]["picture"]):
-        classes, failure = _put_together(some, strips.grids[picture].size, dtype, no_data)
+        classes, failure = _put_together(some, np.full(strips.grids[picture].size, no_data, dtype), first)
         if failure:
             print(f"Skipped {images.describe(picture)}, which can't be read: {failure}", flush=True)
             continue
@@ -264,19 +265,25 @@ def _is_tiff(path: str) -> bool:
 
 
 def _put_together(
-    parts: Iterable[tuple[dict, int, torch.Tensor | None]], size: tuple[int, int], dtype: type, no_data: int
+    parts: Iterable[tuple[dict, int, torch.Tensor | None]], classes: np.ndarray, first: int
 ) -> tuple[np.ndarray, str | None]:
-    """Returns the map of a picture, and why it is not complete."""
-    classes, failure = np.full(size, no_data, dtype=dtype), None
+    """Returns the map of a picture, and why it is not complete.
+
+    Args:
+        parts (`Iterable`): Rows of the picture, see [`blended_logits`].
+        classes (`np.ndarray` of shape `(height, width)`): The value of no data, in which the map is written.
+        first (`int`): Number of the first class.
+    """
+    failure, no_data = None, classes.flat[0]
     for strip, top, logits in parts:
         if logits is None:
             failure = strip["failure"]
             continue
         rows = slice(top, top + logits.shape[1])
-        classes[rows] = logits.argmax(dim=0).cpu().numpy()
+        classes[rows] = logits.argmax(dim=0).add_(first).cpu().numpy()
         if strip["no_data"] is not None:
-            first = strip["top"]
-            classes[rows][strip["no_data"][top - first : top - first + logits.shape[1]].numpy()] = no_data
+            above = strip["top"]
+            classes[rows][strip["no_data"][top - above : top - above + logits.shape[1]].numpy()] = no_data
     return classes, failure
 
 
