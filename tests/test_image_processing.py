@@ -254,6 +254,28 @@ def test_processors_of_stock_models__keep_their_size_and_channels(tmp_path, size
     assert processor(PIL.Image.new("L", (70, 40)), return_tensors="pt").pixel_values.shape == (1, 1, 28, 28)
 
 
+@pytest.mark.parametrize("auto_class", [MAEImageProcessor, AutoImageProcessor])
+@pytest.mark.parametrize(
+    ("size", "shape", "share"),
+    [
+        ({"height": 64, "width": 48}, (64, 48), 0.25),  # of the whole picture
+        ((64, 48), (64, 48), 0.25),
+        (64, (64, 64), 0.25),
+        ({"shortest_edge": 64}, (32, 32), 1.0),  # says how much of the picture the saved crop shows: its middle
+    ],
+)
+def test_size__alone_is_the_crop_too_wherever_it_is_given(tmp_path, auto_class, size, shape, share):
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path)
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[16:48, 16:48] = 255
+    given = {"return_tensors": "pt", "do_normalize": False}
+    loaded = auto_class.from_pretrained(tmp_path, size=size)(picture, **given).pixel_values
+    called = auto_class.from_pretrained(tmp_path)(picture, size=size, **given).pixel_values
+    assert torch.equal(loaded, called)
+    assert loaded.shape[2:] == shape
+    assert loaded.mean().item() == pytest.approx(share, abs=0.01)
+
+
 def test_other_sizes__show_the_same_part_of_a_picture():
     """Whole pictures stay whole, and crops keep their share and are not rounded twice."""
     whole = MAEImageProcessor(size={"height": 32, "width": 64}).with_image_size((64, 128))

@@ -127,7 +127,8 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         size (`dict`, *optional*, defaults to `{"shortest_edge": 256}`): `{"shortest_edge": s}` keeps the aspect: the
             image covers `crop_size` scaled such that its shorter side is `s`. `{"height": h, "width": w}` does not.
         crop_size (`dict`, *optional*, defaults to `{"height": 224, "width": 224}`): Pixels of the centre crop; smaller
-            images are padded with 0. Where only a `size` of one number or of height and width is given, it is that.
+            images are padded with 0. Where only a `size` of one number or of height and width is given, it is that:
+            here, in `from_pretrained` and in a call.
         resample (`int`, *optional*, defaults to 3): PIL's number of the filter: 0 nearest, 2 bilinear, 3 bicubic.
         image_mean, image_std (`tuple[float]`, *optional*): Per channel, for values in [0, 1]. Default to ImageNet's for
             3 channels and to 0.5 otherwise.
@@ -170,12 +171,8 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
     return_valid = None
 
     def __init__(self, **kwargs):
-        # Processors of other models, which resize to the size itself and do not tell the channels.
-        size, mean = kwargs.get("size"), kwargs.get("image_mean")
-        if kwargs.get("crop_size") is None and isinstance(size, int):
-            kwargs["crop_size"] = {"height": size, "width": size}
-        elif kwargs.get("crop_size") is None and "height" in (size or {}):
-            kwargs["crop_size"] = dict(size)
+        # Processors of other models resize to the size itself and do not tell the channels.
+        kwargs, mean = _with_crop(kwargs), kwargs.get("image_mean")
         if "num_channels" not in kwargs and isinstance(mean, list | tuple):
             kwargs["num_channels"] = len(mean)
         if isinstance(kwargs.get("nodata"), float) and math.isnan(kwargs["nodata"]):
@@ -192,6 +189,13 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         with explaining_missing(pretrained_model_name_or_path):
             return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        return super().from_dict(image_processor_dict, **_with_crop(kwargs))  # not the saved crop of another size
+
+    def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
+        return super().preprocess(images, *args, **_with_crop(kwargs))
 
     @classmethod
     def for_image_size(cls, image_size: int | tuple[int, int], **kwargs) -> "MAEImageProcessor":
@@ -475,6 +479,17 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             {"scores": score[score > threshold], "labels": label[score > threshold], "boxes": box[score > threshold]}
             for score, label, box in zip(scores, labels, corners, strict=True)
         ]
+
+
+def _with_crop(kwargs: dict) -> dict:
+    """Returns arguments with a `crop_size` that is their `size`, where only that is given and says both sides."""
+    size = kwargs.get("size")
+    if size is None or kwargs.get("crop_size") is not None:
+        return kwargs
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple):
+        sides = (size["height"], size["width"]) if "height" in size and "width" in size else ()
+    return {**kwargs, "crop_size": {"height": sides[0], "width": sides[1]}} if len(sides) == 2 else kwargs
 
 
 def _open(source: str) -> OpenedImage:
