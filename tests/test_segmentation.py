@@ -493,6 +493,64 @@ def test_folder__pairs_images_with_masks_of_any_kind(tmp_path):
         masks.folder_pairs(str(tmp_path), "train")
 
 
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train/{}", "validation/{}"),
+        ("Train/{}", "Val/{}"),
+        ("training_set/{}", "test2017/{}"),
+        ("{}/train", "{}/val"),
+        ("{}/Training", "{}/Validation"),
+        ("set/{}/train", "set/{}/valid"),
+    ],
+)
+def test_folder__splits_are_found_in_both_layouts_by_any_usual_name(tmp_path, train, val):
+    shapes(tmp_path / "a", 3)
+    shapes(tmp_path / "b", 2)
+    for kind in ("images", "masks"):
+        for source, layout in (("a", train), ("b", val)):
+            place = tmp_path / "data" / layout.format(kind)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / source / kind).rename(place)
+    for split, layout, count in (("train", train, 3), ("val", val, 2)):
+        pairs = masks.folder_pairs(str(tmp_path / "data"), split)
+        places = [tmp_path / "data" / layout.format(kind) for kind in ("images", "masks")]
+        assert [Path(pair.name) for pair in pairs] == [places[0] / f"{number}.png" for number in range(count)]
+        assert [pair.mask for pair in pairs] == [places[1] / f"{number}.png" for number in range(count)]
+
+
+def test_folder__names_in_capitals_and_what_is_missing(tmp_path):
+    shapes(tmp_path, 2)
+    (tmp_path / "images").rename(tmp_path / "Images")
+    assert len(masks.folder_pairs(str(tmp_path), "train")) == 2
+    assert masks.folder_pairs(str(tmp_path), "val") == []
+    (tmp_path / "masks").rename(tmp_path / "other")
+    for folder, missing in ((tmp_path, "masks"), (tmp_path / "nowhere", "images")):
+        with pytest.raises(OSError, match=f"{folder} has no folder '{missing}'. Expected .*images/train/"):
+            masks.folder_pairs(str(folder), "train")
+
+
+def test_folder__what_is_left_out_is_said(tmp_path, capsys):
+    shapes(tmp_path, 4)
+    (tmp_path / "images" / "3.png").unlink()
+    (tmp_path / "images" / "4.heic").write_text("no kind of image that is read")
+    (tmp_path / "images" / "0_mask.png").write_bytes((tmp_path / "masks" / "0.png").read_bytes())
+    (tmp_path / "masks" / "0_mask.png").write_bytes((tmp_path / "masks" / "0.png").read_bytes())
+    args = script.SegmentationArguments(data=str(tmp_path), preset="tiny", held_out=0.3)
+    script.open_pairs(args, MAEImageProcessor())
+    printed = capsys.readouterr().out
+    assert "3 images in" in printed
+    assert "other files there are left out: 1 x .heic, 1 x .png, 1 x masks by their names" in printed
+    assert f"2 masks in {tmp_path / 'masks'} have no image, first {tmp_path / 'masks' / '0_mask.png'}" in printed
+
+
+def test_folder__two_images_with_one_mask_are_refused(tmp_path):
+    shapes(tmp_path, 2)
+    PIL.Image.new("RGB", (48, 40)).save(tmp_path / "images" / "1.jpg")
+    with pytest.raises(ValueError, match=r"1\.jpg and .*1\.png have one mask, .*masks/1\.png"):
+        masks.folder_pairs(str(tmp_path), "train")
+
+
 def test_folder__masks_lie_below_linked_folders_as_images_do(tmp_path):
     shapes(tmp_path / "far", 2)
     for name in ("images", "masks"):

@@ -28,7 +28,7 @@ from ..modeling.reading_mae import (
 )
 from ..modeling.tiff_mae import declared_nodata
 from .augmentation import RandomOrientation
-from .folders import FolderImages, is_image, walk
+from .folders import TEST, FolderImages, find_splits, is_image, walk
 from .image_source import ImageSource, digest
 from .parts import TiledImages, Window, open_scene
 from .sources import open_images
@@ -84,38 +84,22 @@ def folder_pairs(
     """Returns the images of a folder with their masks, none if it has no such split. Without splits all are `train`.
 
     Args:
-        data (`str`): Folder with `images/` and `masks/`, or with folders of splits that hold them.
+        data (`str`): The folder, see [`mask_folders`].
         split (`str`): `train` or `val`.
         tile (`int`, *optional*): Make square windows of this many pixels the images, see [`TiledImages`].
         reading ([`ReadingSettings`], *optional*): How to read scenes.
 
     Raises:
         OSError: If there are no such folders, or a scene that windows are to be made of can't be read.
-        ValueError: If there are no images, or one has no mask.
+        ValueError: If there are no images, or some don't have a mask each.
     """
-    folder = next((Path(data) / name for name in SPLITS[split] if (Path(data) / name / "images").is_dir()), None)
-    if folder is None and split == "val":
+    folders = mask_folders(data, split)
+    if folders is None:
         return []
-    folder = folder or Path(data)
-    for name in ("images", "masks"):
-        if not (folder / name).is_dir():
-            raise OSError(f"{folder} has no folder {name!r}. Expected images/ and masks/, or train/images/ and so on.")
-    images = FolderImages(folder / "images")
-    masks: dict[Path, Path] = {}
-    found = walk(os.fspath(folder / "masks"))  # as it finds the images, through linked folders, too
-    for path in (folder / "masks" / below / name for below, names in found for name in names if is_image(name)):
-        other = masks.setdefault(path.relative_to(folder / "masks").with_suffix(""), path)
-        if other != path:
-            raise ValueError(f"{other} and {path} are masks of one image. Take one of them out.")
+    images = FolderImages(folders[0], labels="none")
     paths = [Path(images.describe(index)) for index in range(len(images))]
-    stems = [path.relative_to(folder / "images").with_suffix("") for path in paths]
-    missing = [(path, stem) for path, stem in zip(paths, stems, strict=True) if stem not in masks]
-    if missing:
-        path, stem = missing[0]
-        raise ValueError(
-            f"{len(missing)} of {len(paths)} images have no mask, first {path}: expected "
-            f"{folder / 'masks' / stem}.png. Add the masks, or take these images out."
-        )
+    stems = [path.relative_to(folders[0]).with_suffix("") for path in paths]
+    masks = _masks_of(folders[1], paths, stems, images.notes)
     if tile is None:
         return [Pair(images, index, masks[stem], str(paths[index])) for index, stem in enumerate(stems)]
     windows = TiledImages(images, tile, reading)
@@ -125,6 +109,78 @@ def folder_pairs(
         Pair(windows, index, masks[stems[scene]], windows.describe(index))
         for index, scene in enumerate(windows.parts[:, 0])
     ]
+
+
+def mask_folders(data: str | os.PathLike, split: str) -> tuple[Path, Path] | None:
+    """Returns the folders of the images and of the masks of a split, `None` if there is no such split.
+
+    Splits are found as for other images, see [`find_splits`]: `train/images` and `train/masks`, or `images/train` and
+    `masks/train`. Without any, `train` is all.
+
+    Args:
+        data (`str`): Folder with `images/` and `masks/`, or with folders of splits that hold them.
+        split (`str`): `train` or `val`.
+
+    Raises:
+        OSError: If there are no such folders.
+    """
+    root = Path(data)
+    splits = find_splits(root) if root.is_dir() else {}
+    names = TEST if split == "val" else ("train",)
+    folder = next((splits[name] for name in names if name in splits), None)
+    if folder is None and split == "val":
+        return None
+    folder = folder or root
+    below = folder.relative_to(root).parts
+    parts = [part.lower() for part in below]
+    if "images" in parts:
+        above, rest = root.joinpath(*below[: parts.index("images")]), below[parts.index("images") + 1 :]
+        images, masks = folder, _folder_called(above, "masks").joinpath(*rest)
+    else:
+        images, masks = (_folder_called(folder, name) for name in ("images", "masks"))
+    for found in (images, masks):
+        if not found.is_dir():
+            raise OSError(
+                f"{found.parent} has no folder {found.name!r}. Expected images/ and masks/, or train/images/ and "
+                "train/masks/, or images/train/ and masks/train/."
+            )
+    return images, masks
+
+
+def _folder_called(folder: Path, name: str) -> Path:
+    """Returns the folder with a name in upper or lower case, or where it would be."""
+    below = [path for path in folder.iterdir() if path.name.lower() == name] if folder.is_dir() else []
+    return min(below, default=folder / name)
+
+
+def _masks_of(folder: Path, paths: list[Path], stems: list[Path], notes: list[str]) -> dict[Path, Path]:
+    """Returns the masks of images by their paths without extension. What belongs to no image is added to `notes`.
+
+    Raises:
+        ValueError: If an image has no mask, or two have the same one, or one has two.
+    """
+    masks: dict[Path, Path] = {}
+    found = walk(os.fspath(folder), notes)  # as it finds the images, through linked folders, too
+    for path in (folder / below / name for below, names in found for name in names if is_image(name)):
+        other = masks.setdefault(path.relative_to(folder).with_suffix(""), path)
+        if other != path:
+            raise ValueError(f"{other} and {path} are masks of one image. Take one of them out.")
+    missing = [(path, stem) for path, stem in zip(paths, stems, strict=True) if stem not in masks]
+    if missing:
+        path, stem = missing[0]
+        raise ValueError(
+            f"{len(missing)} of {len(paths)} images have no mask, first {path}: expected "
+            f"{folder / stem}.png. Add the masks, or take these images out."
+        )
+    first: dict[Path, Path] = {}
+    for path, stem in zip(paths, stems, strict=True):
+        if first.setdefault(stem, path) != path:
+            raise ValueError(
+                f"{first[stem]} and {path} have one mask, {masks[stem]}. Give each a name of its own, or take one out."
+            )
+    if unused := sorted(masks.keys() - first.keys()):
+        notes.append(f"{len(unused):,} masks in {folder} have no image, first {masks[unused[0]]}: left out.")
+    return masks
 
 
 def fingerprint_of_pairs(pairs: Sequence[Pair]) -> str:
@@ -336,6 +392,7 @@ __all__ = [
     "fingerprint_of_pairs",
     "folder_pairs",
     "ignore_where",
+    "mask_folders",
     "read_mask",
     "read_pair",
     "sample_pairs",

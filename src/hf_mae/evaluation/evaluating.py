@@ -22,7 +22,7 @@ from ..data.held_out import SelectedImages
 from ..data.image_source import ImageSource, digest
 from ..data.label_values import SINGLE
 from ..data.labels import has_classes, names_of_labels, number_labels, open_labelled, open_with_labels
-from ..data.masks import SPLITS, Pair, fingerprint_of_pairs
+from ..data.masks import Pair, fingerprint_of_pairs, mask_folders
 from ..data.sampling import spread_indices
 from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -248,8 +248,10 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
 
 
 def _has_masks(data: Path) -> bool:
-    places = [data, *(data / name for names in SPLITS.values() for name in names)]
-    return any((place / "images").is_dir() and (place / "masks").is_dir() for place in places)
+    try:
+        return mask_folders(data, "train") is not None
+    except OSError:
+        return False
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -192,6 +192,8 @@ def open_pairs(
         names = ["background", *open_images().label_names]
     else:
         pairs = {split: folder_pairs(args.data, split, args.tile, image_processor.reading) for split in SPLITS}
+        for source in (some[0].images for some in pairs.values() if some):
+            _say(args, *source.notes)
     counts = {split: _count_pixels(some, image_processor, args.reduce_labels) for split, some in pairs.items()}
     num_labels = _check_classes(args, pairs, counts, names)
     has_split = bool(pairs["val"])
@@ -249,9 +251,10 @@ def _hold_out(
     return divided, {split: counts[part] for split, part in parts.items()}
 
 
-def _say(args: SegmentationArguments, text: str):
+def _say(args: SegmentationArguments, *texts: str):
     if args.process_index == 0:
-        print(text, flush=True)
+        for text in texts:
+            print(text, flush=True)
 
 
 def _count_pixels(pairs: list[Pair], image_processor: MAEImageProcessor, reduce_labels: bool) -> np.ndarray:
