@@ -219,7 +219,7 @@ def test_run__leaves_figures_pictures_a_card_and_a_model_for_pipelines(pretraine
     assert "import hf_mae" in card
     assert "pipeline_tag: object-detection" in card
     assert json.loads((tmp_path / "out" / "run.json").read_text())["num_images"] == 5
-    detector = pipeline("object-detection", model=os.fspath(tmp_path / "out"), trust_remote_code=False)
+    detector = pipeline("object-detection", model=os.fspath(tmp_path / "out"))
     found = detector(os.fspath(tmp_path / "data" / "images" / "0.png"), threshold=0.0)
     assert len(found) == 40  # 20 queries for two classes
     assert {one["label"] for one in found} == {"disc", "square"}
@@ -302,7 +302,7 @@ def test_overfitting__eight_pictures(call, tmp_path):
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_map50"] > 0.9
     # In a fresh process, which knows the encoder from hf_mae alone, boxes are in pixels of the picture.
     code = "import hf_mae, json, sys; from transformers import pipeline; "
-    code += "detector = pipeline('object-detection', model=sys.argv[1], trust_remote_code=False); "
+    code += "detector = pipeline('object-detection', model=sys.argv[1]); "
     code += "print(json.dumps(detector(sys.argv[2], threshold=0.5)))"
     command = [sys.executable, "-c", code, tmp_path / "out", tmp_path / "data" / "images" / "0.png"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 import transformers
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, load_encoder
 
@@ -135,3 +136,24 @@ def test_page__code_builds_loads_trains_and_predicts(tiny_model, tmp_path, monke
     assert names["loss"].isfinite()
     result = names["depth"] if number else names["found"]["segmentation"]
     assert result.shape == (70, 90)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("UperNetForSemanticSegmentation", "image-segmentation"),
+        ("DFineForObjectDetection", "object-detection"),
+        ("DPTForDepthEstimation", "depth-estimation"),
+    ],
+)
+def test_pipeline__of_a_head_runs_without_a_question(tmp_path, monkeypatch, name, task):
+    encoder, fields = HEADS[name]
+    build(name, MAEConfig(**ENCODER, patch_size=8, **encoder), fields).save_pretrained(tmp_path)
+    MAEImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "n")
+    loaded = transformers.pipeline(task, model=str(tmp_path))
+    assert questions == []
+    assert type(loaded.image_processor) is MAEImageProcessor
+    with pytest.raises(ValueError, match="no video processor"):
+        AutoVideoProcessor.from_pretrained(tmp_path)

@@ -36,8 +36,22 @@ for _auto_class, _model_class in MODEL_CLASSES.items():
 AutoImageProcessor.register(
     MAEConfig, image_processor_classes={"pil": MAEImageProcessor, "torchvision": MAEImageProcessor}
 )
-# There is none. Without this, `pipeline` takes the saved image processor for one and asks whether to run its code.
-AutoVideoProcessor.register(MAEConfig, None)
+
+
+class MAEVideoProcessor:
+    """Says that there is none.
+
+    `pipeline` looks for the video processor that is called like the saved image processor, also next to a head of
+    transformers, and without this class asks whether it may run the code that is saved with the latter.
+    """
+
+    @classmethod
+    def from_pretrained(cls, name, *args, **kwargs):
+        """Raises `ValueError`, which `pipeline` takes for an answer."""
+        raise ValueError(f"{name} has no video processor: its model takes images.")
+
+
+AutoVideoProcessor.register(MAEConfig, MAEVideoProcessor)
 
 
 def __getattr__(name: str):

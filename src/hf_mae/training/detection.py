@@ -484,12 +484,12 @@ def write_card(folder: Path, model: PreTrainedModel, metrics: dict, source: str 
 import hf_mae  # registers the encoder; without it transformers does not know `mae`
 from transformers import pipeline
 
-detector = pipeline("object-detection", model="{name}", trust_remote_code=False)
+detector = pipeline("object-detection", model="{name}")
 detector("picture.jpg", threshold=0.4)  # a list of score, label and box in pixels
 ```
 
 hf_mae must be installed: transformers does not find code for an encoder within another model, with or without
-`trust_remote_code`. `False` keeps it from asking whether it may run the copy of the image processor that is saved here.
+`trust_remote_code`.
 
 | on the evaluation pictures | |
 |---|---|
