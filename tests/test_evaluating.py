@@ -34,7 +34,7 @@ from hf_mae import (
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.comparison import Row, as_markdown, mark_best_blocks, table_of
 from hf_mae.evaluation.encoders import load_encoder
-from hf_mae.evaluation.evaluating import EvaluationArguments, Judge, evaluate, evaluate_command
+from hf_mae.evaluation.evaluating import EvaluationArguments, Judge, evaluate, evaluate_command, open_evaluated
 
 RELEASED = Path(__file__).parents[1] / "model_cards" / "mae-fashion-mnist"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -371,6 +371,17 @@ def test_mistakes__are_found_before_any_work(run, pretrained, folder, tmp_path, 
     with pytest.raises(ValueError, match="`layers` 7"):
         run("--model", pretrained, "--data", folder, "--layers", 7)
     assert not (tmp_path / "out").exists()
+
+
+def test_masks__are_not_evaluated_on_the_images_that_probes_are_trained_on(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            mask = PIL.Image.fromarray(np.eye(8, dtype=np.uint8))
+            mask.save(tmp_path / name / f"{number}.png")
+    args = EvaluationArguments(model=["a"], data=str(tmp_path), held_out=0)
+    with pytest.raises(ValueError, match="has no images to evaluate on: set `held_out`"):
+        open_evaluated(args, MAEImageProcessor())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

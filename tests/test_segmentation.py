@@ -31,6 +31,7 @@ from hf_mae.data.sources import open_images
 from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
 from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.training import segmentation as script
+from hf_mae.training.detection import DetectionArguments
 from hf_mae.training.step_guard import RunStopped
 
 ROOT = Path(__file__).parent.parent
@@ -389,6 +390,48 @@ def test_mistakes__are_named(checkpoint, tmp_path, how, arguments, error, messag
     given = ["--model_name_or_path", checkpoint(), "--data", tmp_path / "data", "--output_dir", tmp_path / "out"]
     with pytest.raises(error, match=message):
         run(*given, *arguments)
+
+
+def test_settings__of_python_code_are_those_of_the_command(tmp_path):
+    (tmp_path / "names.txt").write_text("wall\nsquare\n")
+    for arguments_class in (script.SegmentationArguments, DetectionArguments):
+        given = {"data": tmp_path, "model_name_or_path": tmp_path / "model", "output_dir": tmp_path / "out"}
+        for names in (
+            tmp_path / "names.txt",
+            str(tmp_path / "names.txt"),
+            {1: "square", 0: "wall"},
+            ("wall", "square"),
+        ):
+            args = arguments_class(**given, image_size=64, class_names=names)
+            assert args.class_names == ["wall", "square"]
+        assert args.image_size == [64]
+        assert arguments_class(**given, image_size=(64, 32)).image_size == [64, 32]
+        assert {name: getattr(args, name) for name in given} == {name: str(path) for name, path in given.items()}
+
+
+@pytest.mark.parametrize("arguments_class", [script.SegmentationArguments, DetectionArguments])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_scale": 2, "max_scale": 1}, "`min_scale` 2 must be positive and at most `max_scale` 1"),
+        ({"min_scale": 0}, "`min_scale` 0 must be positive"),
+        ({"image_size": [1, 2, 3]}, r"`image_size` must be a side, or height and width, .*\[1, 2, 3\]"),
+        ({"image_size": 0}, "`image_size` must be a side, .*got 0"),
+        ({"class_names": {1: "a", 2: "b"}}, "`class_names` must name the classes 0, 1, ..., got 1, 2"),
+    ],
+)
+def test_settings__that_make_no_sense_are_refused(arguments_class, settings, message):
+    with pytest.raises(ValueError, match=message):
+        arguments_class(data="somewhere", preset="tiny", **settings)
+
+
+def test_held_out__0_evaluates_on_the_training_images(tmp_path, capsys):
+    shapes(tmp_path, 3)
+    args = script.SegmentationArguments(data=tmp_path, preset="tiny", held_out=0)
+    train, val, _ = script.open_pairs(args, MAEImageProcessor())
+    assert len(train) == 3
+    assert train == val
+    assert "`held_out` is 0: figures are those of the training images" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -249,6 +249,16 @@ def test_maps__never_replace_pictures_and_other_files_only_if_asked(segmenter, t
     assert PIL.Image.open(tmp_path / "out" / "b.png").size == (8, 8)
 
 
+def test_maps__of_a_folder_by_its_path_and_of_square_windows(segmenter, tmp_path):
+    (tmp_path / "in").mkdir()
+    PIL.Image.fromarray(random_pixels(50, 40)).save(tmp_path / "in" / "a.png")
+    model, processor = segmenter
+    (first,) = write_class_maps(model, tmp_path / "in", processor, tmp_path / "out", 32)
+    images = FolderImages(tmp_path / "in", labels="none")
+    (second,) = write_class_maps(model, images, processor, tmp_path / "again", (32, 32))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_maps__that_lie_below_the_pictures_are_no_pictures(segmenter, tmp_path):
     pictures(tmp_path / "in", "a.png", "b.jpg")
     output = tmp_path / "in" / "deep" / "maps"

@@ -224,6 +224,8 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
     if args.task == "masks" or (args.task is None and args.data is not None and _has_masks(Path(args.data))):
         train_pairs, test_pairs, names = open_pairs(args, image_processor)  # type: ignore[arg-type]
         name = args.data or "the embedded sample"
+        if train_pairs == test_pairs:  # `held_out` is 0
+            raise ValueError(f"{name} has no images to evaluate on: set `held_out`, or put some below a folder `val`.")
         sources = ImagesOfPairs(train_pairs, f"{name} (train)"), ImagesOfPairs(test_pairs, name)
         return EvaluatedImages("masks", *sources, len(names), train_pairs, test_pairs)
     if args.task == "images":  # a table need not name all of them

@@ -29,7 +29,7 @@ from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing import license_of
-from .arguments import parse_arguments, read_class_names
+from .arguments import parse_arguments
 from .finetuning import (
     FineTuned,
     FineTuningArguments,
@@ -40,6 +40,7 @@ from .finetuning import (
     check_sources,
     weights_fingerprint,
 )
+from .head_settings import settle_head
 from .run_log import run_record
 
 _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
@@ -171,18 +172,14 @@ class DetectionArguments(
         if self.data is None and not (self.model_name_or_path or self.preset):
             self.model_name_or_path = next((path for path in _SAMPLE_CHECKPOINTS if Path(path).is_dir()), None)
             self.preset = None if self.model_name_or_path else "tiny"
-        if not (self.model_name_or_path or self.preset):
-            raise ValueError(
-                "`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae. Without any "
-                "pre-training set `preset` to tiny, small, base, large or huge."
-            )
+        settle_head(self)
         if self.layer_decay is None:  # fresh blocks have to learn as much as the head
             self.layer_decay = 0.8 if self.model_name_or_path and not self.from_scratch else 1.0
         if self.decoder_layers < 2:
             raise ValueError(f"`decoder_layers` must be at least 2, got {self.decoder_layers}: one corrects another.")
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(f"`min_scale` {self.min_scale} must be positive and at most `max_scale` {self.max_scale}.")
-        self.class_names = read_class_names(self.class_names)
+        for name in ("annotations", "eval_annotations"):
+            if getattr(self, name) is not None:
+                setattr(self, name, os.fspath(getattr(self, name)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

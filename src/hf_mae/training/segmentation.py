@@ -35,7 +35,7 @@ from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_shee
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
-from .arguments import parse_arguments, read_class_names
+from .arguments import parse_arguments
 from .finetuning import (
     FineTuned,
     FineTuningArguments,
@@ -46,6 +46,7 @@ from .finetuning import (
     limit_batch_size,
     weights_fingerprint,
 )
+from .head_settings import settle_head
 from .run_log import run_record
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
 from .step_guard import with_prepared_workers
@@ -161,12 +162,7 @@ class SegmentationArguments(
             raise ValueError("`tile` needs `data`: scenes of your own.")
         if self.predict_only and not (self.model_name_or_path and self.data):
             raise ValueError("`predict_only` needs `model_name_or_path`, a trained segmenter, and `data`, pictures.")
-        if not (self.model_name_or_path or self.preset):
-            raise ValueError(
-                "`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae. Without any "
-                "pre-training set `preset` to tiny, small, base, large or huge."
-            )
-        self.class_names = read_class_names(self.class_names)
+        settle_head(self)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -192,8 +188,9 @@ def open_pairs(
         names = ["background", *open_images().label_names]
     else:
         pairs = {split: folder_pairs(args.data, split, args.tile, image_processor.reading) for split in SPLITS}
-        for source in (some[0].images for some in pairs.values() if some):
-            _say(args, *source.notes)
+    for images in (some[0].images for some in pairs.values() if some):
+        if isinstance(images, ImageSource):
+            _say(args, *images.notes)
     counts = {split: _count_pixels(some, image_processor, args.reduce_labels) for split, some in pairs.items()}
     num_labels = _check_classes(args, pairs, counts, names)
     has_split = bool(pairs["val"])
@@ -210,7 +207,7 @@ def open_pairs(
             f"{len(pairs['val'])} to evaluate on. Expected at least two classes, numbered from 0 (255 means that a "
             "pixel does not count: masks of two classes hold 0 and 1), and some images for both."
             + (
-                " Without a folder val, `held_out` keeps back whole images and scenes: two are needed."
+                " Without a folder val, `held_out` keeps back whole images and scenes: two are needed, or set it to 0."
                 * (not has_split)
             )
         )
@@ -242,6 +239,9 @@ def _hold_out(
     args: SegmentationArguments, pairs: list[Pair], counts: np.ndarray
 ) -> tuple[dict[str, list[Pair]], dict[str, np.ndarray]]:
     """Returns all pairs of a source and the counts of their pixels, divided. Windows of a scene stay together."""
+    if args.held_out == 0:
+        _say(args, "`held_out` is 0: figures are those of the training images, and say nothing about others.")
+        return {"train": pairs, "val": pairs}, {"train": counts, "val": counts}
     images = pairs[0].images  # of all pairs, in their order
     assert isinstance(images, ImageSource)
     chosen, note = choose_held_out(images, args.held_out, args.group_by, counted=counts.sum(axis=1) > 0)

@@ -165,10 +165,10 @@ def _with_parents(folder: Path) -> list[Path]:
 
 def write_class_maps(
     model: UperNetForSemanticSegmentation,
-    images: FolderImages,
+    images: FolderImages | str | os.PathLike,
     image_processor: MAEImageProcessor,
     output_dir: str | os.PathLike,
-    window: tuple[int, int] | None = None,
+    window: int | tuple[int, int] | None = None,
     stride: float = STRIDE,
     batch_size: int = 16,
     num_workers: int = 0,
@@ -184,10 +184,10 @@ def write_class_maps(
 
     Args:
         model ([`~transformers.UperNetForSemanticSegmentation`]): The model.
-        images ([`FolderImages`]): The pictures or scenes.
+        images ([`FolderImages`] or `str`): The pictures or scenes, or a folder of them, or one of them.
         image_processor ([`MAEImageProcessor`]): That of the model.
         output_dir (`str`): Folder for the maps, which lie there as the pictures do in theirs.
-        window (`(height, width)`, *optional*): Pixels of the windows that larger pictures are cut into, see
+        window (`int` or `(height, width)`, *optional*): Pixels of the windows that larger pictures are cut into, see
             [`blended_logits`]. TIFF and `.npy` scenes are read row of windows by row. Default: whole pictures. Windows
             and whole pictures are resized to the size of the model, and their logits back.
         stride (`float`, *optional*, defaults to 2/3): Largest distance of windows, as a share of their sides.
@@ -200,6 +200,8 @@ def write_class_maps(
         UnsuitableImageError: If a picture does not suit the model.
         ValueError: If no picture can be read, a file would be replaced, or `stride` is not in (0, 1].
     """
+    images = images if isinstance(images, FolderImages) else open_pictures(images, output_dir)
+    window = (window, window) if isinstance(window, int) else window
     paths = [Path(output_dir) / name for name in _names_of_maps(images)]
     _refuse_to_replace(paths, images, Path(output_dir), overwrite)
     pairs = [Pair(images, index, None, images.describe(index)) for index in range(len(images))]
