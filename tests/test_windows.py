@@ -259,6 +259,29 @@ def test_maps__of_a_folder_by_its_path_and_of_square_windows(segmenter, tmp_path
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_maps__of_stacks_have_their_pages(segmenter, tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    stack = random_pixels(3, 40, 50)
+    for folder in ("in", "single"):
+        (tmp_path / folder).mkdir()
+    tifffile.imwrite(tmp_path / "in" / "stack.tif", stack, photometric="minisblack", metadata=None)
+    frames = [PIL.Image.fromarray(page) for page in stack]
+    frames[0].save(tmp_path / "in" / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "in" / "one.png")
+    (tmp_path / "in" / "cut.png").write_bytes(b"no picture")
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / "single" / f"{number}.png")
+    model, _ = segmenter
+    processor = processor_of(32, 32, nodata=0, pages="images")
+    paths = write_class_maps(model, tmp_path / "in", processor, tmp_path / "out", 32)
+    assert sorted(path.name for path in paths) == ["moving.tif", "one.png", "stack.tif"]
+    assert f"Skipped {tmp_path / 'in' / 'cut.png'}, which can't be read" in capsys.readouterr().out
+    singles = write_class_maps(model, tmp_path / "single", processor, tmp_path / "out single", 32)
+    expected = np.stack([np.array(PIL.Image.open(path)) for path in singles])
+    assert np.array_equal(tifffile.imread(tmp_path / "out" / "stack.tif"), expected)
+    assert np.array_equal(np.array(PIL.Image.open(tmp_path / "out" / "one.png")), expected[0])
+
+
 def test_maps__that_lie_below_the_pictures_are_no_pictures(segmenter, tmp_path):
     pictures(tmp_path / "in", "a.png", "b.jpg")
     output = tmp_path / "in" / "deep" / "maps"
@@ -420,6 +443,7 @@ def test_run__evaluates_and_predicts_larger_pictures_in_windows_of_the_training_
         (["--stride", "0"], r"`stride` .*\(0, 1\], got 0"),
         (["--stride", "1.5"], r"`stride` .*got 1.5"),
         (["--tile", "32", "--whole_pictures"], "`tile` .*`whole_pictures`"),
+        (["--pages", "images"], "`pages` images .*no mask of its own"),
     ],
 )
 def test_mistakes__are_named(arguments, message):

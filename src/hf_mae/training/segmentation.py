@@ -160,6 +160,11 @@ class SegmentationArguments(
             raise ValueError("`tile` cuts pictures into windows, `whole_pictures` does not. Set one of them.")
         if self.tile is not None and self.data is None:
             raise ValueError("`tile` needs `data`: scenes of your own.")
+        if self.pages == "images" and not self.predict_only:
+            raise ValueError(
+                "`pages` images makes a picture of each page, which has no mask of its own: it is for `predict_only`. To "
+                "train on pages save each in a file."
+            )
         if self.predict_only and not (self.model_name_or_path and self.data):
             raise ValueError("`predict_only` needs `model_name_or_path`, a trained segmenter, and `data`, pictures.")
         settle_head(self)

@@ -4,7 +4,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import UperNetForSemanticSegmentation
 
 from ..data.folders import FolderImages, walk
 from ..data.masks import IGNORED, Pair
+from ..data.parts import PagedImages
 from ..data.windows import STRIDE, PictureStrips, WindowGrid
 from ..modeling.formats_mae import EXIF_ORIENTATION, library
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -177,8 +178,9 @@ def write_class_maps(
 ) -> list[Path]:
     """Writes a map of the class of each pixel for every picture, and returns the files. Prints what can't be read.
 
-    A map is as large as its picture. TIFF files give TIFF files with the same place on the earth, all others PNG. The
-    values are numbers of classes as in the masks that the model was trained on: with `reduce_labels` in its
+    A map is as large as its picture. TIFF files give TIFF files with the same place on the earth, all others PNG. With
+    `pages="images"` in the image processor each page is a picture, and a file of several pages gives a TIFF of as many.
+    The values are numbers of classes as in the masks that the model was trained on: with `reduce_labels` in its
     configuration they count from 1. 255 is no data (65535 in maps of 16 bits, for more than 255 classes). A picture is
     never replaced.
 
@@ -202,9 +204,9 @@ def write_class_maps(
     """
     images = images if isinstance(images, FolderImages) else open_pictures(images, output_dir)
     window = (window, window) if isinstance(window, int) else window
-    paths = [Path(output_dir) / name for name in _names_of_maps(images)]
+    pairs, file_of = _open_pages(images) if image_processor.reading.pages == "images" else _open_files(images)
+    paths = [Path(output_dir) / name for name in _names_of_maps(images, Counter(file_of))]
     _refuse_to_replace(paths, images, Path(output_dir), overwrite)
-    pairs = [Pair(images, index, None, images.describe(index)) for index in range(len(images))]
     strips = PictureStrips(pairs, image_processor, window, stride)
     groups = strips.batches(batch_size)
     loader = DataLoader(strips, batch_sampler=groups, num_workers=num_workers, collate_fn=list)
@@ -212,15 +214,19 @@ def write_class_maps(
     dtype, no_data = (np.uint8, IGNORED) if first + model.config.num_labels <= IGNORED else (np.uint16, 65535)
     parts = blended_logits(model.eval(), tqdm(loader, unit="batch"), strips.grids, batch_size, bf16)
     written = []
-    for picture, some in groupby(parts, lambda part: part[0]["picture"]):
-        classes, failure = _put_together(some, np.full(strips.grids[picture].size, no_data, dtype), first)
-        if failure:
-            print(f"Skipped {images.describe(picture)}, which can't be read: {failure}", flush=True)
+    for file, of_file in groupby(parts, lambda part: file_of[part[0]["picture"]]):
+        maps, failures = [], []
+        for picture, some in groupby(of_file, lambda part: part[0]["picture"]):
+            classes, failure = _put_together(some, np.full(strips.grids[picture].size, no_data, dtype), first)
+            maps.append(classes)
+            failures += [f"{pairs[picture].name}, which can't be read: {failure}"] if failure else []
+        if failures:
+            print(f"Skipped {failures[0]}", flush=True)
             continue
-        path = paths[picture]
+        path = paths[file]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        _write_map(partial, classes, images.describe(picture), no_data)
+        _write_map(partial, path.suffix, maps, images.describe(file), no_data)
         os.replace(partial, path)
         written.append(path)
     if not written:
@@ -228,13 +234,35 @@ def write_class_maps(
     return written
 
 
-def _names_of_maps(images: FolderImages) -> list[str]:
-    """Returns the path of each map below the folder: that of the picture, with another extension.
+def _open_files(images: FolderImages) -> tuple[list[Pair], list[int]]:
+    """Returns the pictures of a source, and the file that each of them is in."""
+    files = list(range(len(images)))
+    return [Pair(images, file, None, images.describe(file)) for file in files], files
+
+
+def _open_pages(images: FolderImages) -> tuple[list[Pair], list[int]]:
+    """Returns the pages of all files, and the file that each of them is in. Prints which files can't be read."""
+    pages = PagedImages(images)
+    print(*pages.notes[len(images.notes) :], sep="\n", flush=True)
+    files = [int(file) for file, *_ in pages.parts]
+    times = Counter(files)
+    # A file of one page stays one that may be read in part.
+    pairs = [
+        Pair(images, file, None, images.describe(file))
+        if times[file] == 1
+        else Pair(pages, index, None, pages.describe(index))
+        for index, file in enumerate(files)
+    ]
+    return pairs, files
+
+
+def _names_of_maps(images: FolderImages, num_pages: Mapping[int, int]) -> list[str]:
+    """Returns the path of each map below the folder: that of the file, with another extension.
 
     Where several pictures would get the same one, as a.jpg and a.png, the extension is added to their whole names.
     """
     paths = [os.path.relpath(images.describe(index), images.folder) for index in range(len(images))]
-    kinds = [".tif" if _is_tiff(path) else ".png" for path in paths]
+    kinds = [".tif" if _is_tiff(path) or num_pages[file] > 1 else ".png" for file, path in enumerate(paths)]
     stems = [path[: len(path) - len(extension_of(path))] for path in paths]
     while True:
         names = [stem + kind for stem, kind in zip(stems, kinds, strict=True)]
@@ -289,15 +317,17 @@ def _put_together(
     return classes, failure
 
 
-def _write_map(path: Path, classes: np.ndarray, source: str, no_data: int):
-    """Writes a map as PNG or, if it is that of a TIFF, as a tiled TIFF with the geographic tags of that."""
-    if not _is_tiff(source):
-        PIL.Image.fromarray(classes).save(path, format="PNG")
+def _write_map(path: Path, kind: str, maps: list[np.ndarray], source: str, no_data: int):
+    """Writes the map of each page as PNG or as a tiled TIFF, with the geographic tags of a TIFF that they are of."""
+    if kind != ".tif":
+        PIL.Image.fromarray(maps[0]).save(path, format="PNG")
         return
-    tifffile = library("tifffile", "tiff", "A map of a TIFF")
+    tifffile = library("tifffile", "tiff", "A map of a TIFF or of several pages")
     options = {"photometric": "minisblack", "metadata": None, "compression": "zlib"}
-    tags = [*_geographic_tags(source), (_NODATA, "s", 0, str(no_data), True)]
-    tifffile.imwrite(path, classes, tile=(256, 256), extratags=tags, **options)
+    tags = [*(_geographic_tags(source) if _is_tiff(source) else []), (_NODATA, "s", 0, str(no_data), True)]
+    with tifffile.TiffWriter(path) as file:
+        for classes in maps:
+            file.write(classes, tile=(256, 256), extratags=tags, **options)
 
 
 def _geographic_tags(source: str) -> list[tuple]:
