@@ -201,6 +201,24 @@ def test_data__splits_names_and_masks_without_labels(tmp_path, capsys):
     assert (len(train), len(val)) == (20, 2)
 
 
+def test_data__absent_classes_with_names_are_a_warning(tmp_path, capsys):
+    def opened(names):
+        args = script.SegmentationArguments(data=tmp_path, preset="tiny", class_names=names)
+        names = script.open_pairs(args, MAEImageProcessor())[2]
+        return names, capsys.readouterr().out
+
+    shapes(tmp_path / "train", 3)
+    shapes(tmp_path / "val", 2)
+    change_masks(tmp_path / "train", lambda mask: np.where(mask == 2, 0, mask))
+    names, printed = opened(["wall", "square", "disc", "sky"])
+    assert names == ["wall", "square", "disc", "sky"]
+    assert "No mask to train on shows 2 of 4 classes: disc, sky.\n" in printed
+    assert "No mask to evaluate on shows 1 of 4 classes: sky.\n" in printed
+    names, printed = opened(None)  # the highest class is shown in `val` alone
+    assert names == ["0", "1", "2"]
+    assert "No mask to train on shows 1 of 3 classes: 2.\n" in printed
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Models and runs
 
@@ -377,8 +395,9 @@ BROKEN = {
         ("", ["--class_names", "a", "b"], ValueError, r"has the class 2, .*2 `class_names`.*\[0, 2\)"),
         ("", ["--class_names", "none.txt"], OSError, r"none\.txt"),
         ("", ["--class_names", "a", "b", "a"], ValueError, r"`class_names` has a more than once"),
-        ("", ["--class_names", "wall", "square", "disc", "sky"], ValueError, r"No training mask .* sky"),
-        ("two classes of three", [], ValueError, r"No training mask .* 1\. "),
+        ("binary", ["--class_names", "a", "b"], ValueError, r"1 of 2 classes; two are needed.* not 0 and 255"),
+        ("", ["--reduce_labels", "--class_names", "a"], ValueError, r"class 2, .*1 .*\[1, 2\), or 0 and 255 where"),
+        ("two classes of three", [], ValueError, r"No mask .* shows the class\(es\) 1, but higher"),
         ("", ["--image_size", "30"], ValueError, r"\(30, 30\) is not a multiple .*\(8, 8\).*\(32, 32\)"),
         ("", ["--image_size", "32", "64", "--rotate90"], ValueError, r"`rotate90` .*32 x 64"),
         ("", ["--per_device_train_batch_size", "1"], ValueError, r"needs 2 images on each of 1 device"),

@@ -162,8 +162,8 @@ class SegmentationArguments(
             raise ValueError("`tile` needs `data`: scenes of your own.")
         if self.pages == "images" and not self.predict_only:
             raise ValueError(
-                "`pages` images makes a picture of each page, which has no mask of its own: it is for `predict_only`. To "
-                "train on pages save each in a file."
+                "`pages` images makes a picture of each page, which has no mask of its own: it is for `predict_only`. "
+                "To train on pages save each in a file."
             )
         if self.predict_only and not (self.model_name_or_path and self.data):
             raise ValueError("`predict_only` needs `model_name_or_path`, a trained segmenter, and `data`, pictures.")
@@ -185,7 +185,7 @@ def open_pairs(
 
     Raises:
         OSError: If an image or a mask cannot be read.
-        ValueError: If the masks do not fit the images or the names, or no training mask shows a class.
+        ValueError: If the masks do not fit the images or the names, or do not show the classes.
     """
     names = args.class_names
     if args.data is None:
@@ -217,27 +217,35 @@ def open_pairs(
             )
         )
     names = names or [str(number + args.reduce_labels) for number in range(num_labels)]  # as in the masks
-    _check_training_classes(args, counts, names, has_split)
+    _check_shown_classes(args, counts, names, has_split)
     return pairs["train"], pairs["val"], names
 
 
-def _check_training_classes(
-    args: SegmentationArguments, counts: dict[str, np.ndarray], names: list[str], has_split: bool
-):
-    """Raises `ValueError` if no training mask shows a class. If held-out masks do, the log says so instead."""
+def _check_shown_classes(args: SegmentationArguments, counts: dict[str, np.ndarray], names: list[str], has_split: bool):
+    """Names classes that no mask to train or to evaluate on shows.
+
+    Raises:
+        ValueError: If fewer than two classes are shown, or a number without a name of its own nowhere.
+    """
     shown = {split: (count.sum(axis=0) > 0).tolist() for split, count in counts.items()}
     absent = {split: [name for name, some in zip(names, shown[split], strict=False) if not some] for split in shown}
-    if not has_split and any(shown["val"]):
-        for split, what in (("train", "train"), ("val", "evaluate")):
-            if absent[split]:
-                _say(args, f"No mask to {what} on shows {', '.join(absent[split])}. Perhaps change `held_out`.")
-        absent["train"] = [name for name in absent["train"] if name in absent["val"]]
-    if absent["train"]:
+    nowhere = [name for name in absent["train"] if name in absent["val"]]
+    if len(names) - len(nowhere) < 2:
         raise ValueError(
-            f"No training mask of {args.data or 'the sample'} shows the class(es) {', '.join(absent['train'])}. "
-            f"Classes are numbers in [0, {len(names)}). Check the values of the masks, or leave out these names and "
-            "renumber."
+            f"The masks of {args.data} show {len(names) - len(nowhere)} of {len(names)} classes; two are needed. A "
+            "value of 255 is no class, but says that a pixel does not count: masks of two classes hold 0 and 1, not 0 "
+            "and 255."
         )
+    if nowhere and not args.class_names:
+        raise ValueError(
+            f"No mask of {args.data} shows the class(es) {', '.join(nowhere)}, but higher ones are there. Check the "
+            "values of the masks and renumber them, or set `class_names` to the names of all classes."
+        )
+    for split, what in (("train", "train"), ("val", "evaluate")):
+        if absent[split]:
+            some = ", ".join(absent[split][:10]) + (", ..." if len(absent[split]) > 10 else "")
+            advice = "" if has_split or args.held_out == 0 else " Perhaps change `held_out`."
+            _say(args, f"No mask to {what} on shows {len(absent[split])} of {len(names)} classes: {some}.{advice}")
 
 
 def _hold_out(
@@ -284,10 +292,11 @@ def _check_classes(
         beyond = count[:, num_labels:].any(axis=1)
         if beyond.any():
             wrong = int(beyond.argmax())
+            first = int(args.reduce_labels)
             raise ValueError(
-                f"The mask {pairs[split][wrong].mask} has the class {count[wrong].nonzero()[0][-1]}, but there are "
-                f"{num_labels} `class_names`: classes are numbers in [0, {num_labels}), or 255 where pixels don't "
-                "count. Name more, correct the masks, or see `reduce_labels`."
+                f"The mask {pairs[split][wrong].mask} has the class {count[wrong].nonzero()[0][-1] + first}, but there "
+                f"are {num_labels} `class_names`: classes are numbers in [{first}, {num_labels + first}), or "
+                f"{'0 and ' * first}255 where pixels don't count. Name more, correct the masks, or see `reduce_labels`."
             )
     return num_labels
 

@@ -243,7 +243,8 @@ def _open_files(images: FolderImages) -> tuple[list[Pair], list[int]]:
 def _open_pages(images: FolderImages) -> tuple[list[Pair], list[int]]:
     """Returns the pages of all files, and the file that each of them is in. Prints which files can't be read."""
     pages = PagedImages(images)
-    print(*pages.notes[len(images.notes) :], sep="\n", flush=True)
+    for note in pages.notes[len(images.notes) :]:
+        print(note, flush=True)
     files = [int(file) for file, *_ in pages.parts]
     times = Counter(files)
     # A file of one page stays one that may be read in part.
