@@ -152,7 +152,9 @@ def test_attention__is_that_of_all_class_tokens(tiny_model):
     (attention,) = model.mae(PIXELS, output_attentions=True).attentions
     first, second = attention.mean(dim=1)[:, 0, 2:], attention.mean(dim=1)[:, 1, 2:]
     expected = (first + second) / (first + second).sum(dim=1, keepdim=True)  # one block: in proportion to its attention
-    torch.testing.assert_close(attention_rollout([attention], num_class_tokens=2), expected)
+    rollout = attention_rollout([attention], model.config.num_class_tokens)
+    assert rollout.shape == (len(PIXELS), attention.shape[-1] - 2)
+    torch.testing.assert_close(rollout, expected)
     sheet = attention_sheet(model, MAEImageProcessor.for_image_size(32), PIXELS[:1], columns=1, min_side=64)
     brightest = [int(row.argmax()) for row in (first + second)[:1]]
     for place in (1, 2):

@@ -47,14 +47,14 @@ def test_rollout__is_the_product_computed_by_hand():
     attentions = [torch.stack([weights + apart, weights - apart])[None] for weights in (first, last)]
     # With half of each token kept the first rows are (3/4, 1/4, 0) and (3/4, 0, 1/4). Their product is
     # 3/4 (3/4, 1/4, 0) + 1/4 (0, 0, 1) = (9, 3, 4) / 16, of which the patches have 3 : 4.
-    torch.testing.assert_close(attention_rollout(attentions), torch.tensor([[3 / 7, 4 / 7]]))
-    torch.testing.assert_close(attention_rollout(attentions[1:]), torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(attention_rollout(attentions, 1), torch.tensor([[3 / 7, 4 / 7]]))
+    torch.testing.assert_close(attention_rollout(attentions[1:], 1), torch.tensor([[0.0, 1.0]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_rollout__is_a_distribution(tiny_config, dtype):
     model = MAEModel(tiny_config(num_hidden_layers=5)).eval().to(dtype)
-    rollout = attention_rollout(model(torch.randn(2, 3, 32, 64), output_attentions=True).attentions)
+    rollout = attention_rollout(model(torch.randn(2, 3, 32, 64), output_attentions=True).attentions, 1)
     assert rollout.shape == (2, 32)
     assert rollout.dtype == (dtype if dtype == torch.float64 else torch.float32)
     assert (rollout > 0).all()
@@ -65,10 +65,10 @@ def test_rollout__without_whole_attentions_is_refused(tiny_model):
     model, pixel_values = tiny_model(), torch.randn(1, 3, 32, 32)
     for missing in ((), model.mae(pixel_values).attentions):
         with pytest.raises(ValueError, match="call the model with output_attentions=True"):
-            attention_rollout(missing)
+            attention_rollout(missing, 1)
     decoder = model(pixel_values, output_attentions=True).decoder_output.attentions
     with pytest.raises(ValueError, match=r"got \(1, 2, 12, 17\)"):
-        attention_rollout(decoder)
+        attention_rollout(decoder, 1)
 
 
 def test_attention_sheet__is_bright_where_the_class_token_looks(tiny_model):

@@ -122,7 +122,7 @@ def attention_sheet(
     return picture_sheet(list(zip(pictures, *maps, strict=True)), ("image", "last block", "rollout"), size, columns)
 
 
-def attention_rollout(attentions: Sequence[torch.Tensor], num_class_tokens: int = 1) -> torch.Tensor:
+def attention_rollout(attentions: Sequence[torch.Tensor], num_class_tokens: int) -> torch.Tensor:
     """Computes how much each patch contributes to the class tokens through all blocks: attention rollout.
 
     The heads of each block are averaged, and the residual connection gets the same weight as the attention:
@@ -132,7 +132,8 @@ def attention_rollout(attentions: Sequence[torch.Tensor], num_class_tokens: int 
     Args:
         attentions (`tuple` of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): Attention of each block, from
             first to last, with class tokens first: `attentions` of an encoder called with `output_attentions=True`.
-        num_class_tokens (`int`, *optional*, defaults to 1): `config.num_class_tokens`, over which shares are averaged.
+        num_class_tokens (`int`): `config.num_class_tokens`, over which shares are averaged. The attentions do not say
+            which of their tokens are patches.
 
     Returns:
         `torch.Tensor` of shape `(batch, num_patches)`: Shares of the patches, in the order of their tokens, in float32
