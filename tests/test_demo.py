@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import PIL.Image
@@ -19,7 +20,7 @@ from conftest import picture
 
 from hf_mae import MAEImageProcessor
 from hf_mae.data.sources import open_images
-from hf_mae.demo import GRADIO, DemoArguments, Explorer, build_demo, demo_command, load_explorer
+from hf_mae.demo import GRADIO, DemoArguments, Explorer, _add_controls, build_demo, demo_command, load_explorer
 from hf_mae.evaluation.features import ReadableImages
 from hf_mae.evaluation.visualization import loss_maps
 
@@ -134,6 +135,14 @@ def test_predict_all__is_the_whole_reconstruction(explorer, opened):
     assert f"from {low:.2f} (black) to {high:.2f}" in status
     with pytest.raises(ValueError, match="`num_masks` must be at least 5"):
         explorer.predict_all(view, 0.2, 4)
+
+
+def test_predict_all__can_be_done_with_every_share_of_the_slider(explorer, opened):
+    page = MagicMock()
+    _add_controls(page, explorer)
+    (least, _, share), (_, most, _) = (call.args for call in page.Slider.call_args_list)
+    assert share == 0.75
+    assert explorer.predict_all(opened[0], least, most)[2].startswith("16 masks")
 
 
 @pytest.mark.parametrize("channels", [1, 5])

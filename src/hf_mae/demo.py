@@ -40,6 +40,7 @@ _SIDE, _THUMBNAIL = 336, 96  # pixels of the shorter side that smaller pictures 
 _CHOICES, _NEIGHBORS = 10, 8  # pictures to choose from, and that are near to one
 _LINE, _FRAME = (190, 190, 190), (0, 190, 255)  # colours between patches, and around the one that was clicked
 _BATCH = 32
+_SHARES, _MASKS = (0.1, 0.95), (2, 16)  # of the sliders: the most masks can hide every patch with the smallest share
 GRADIO = "6.31.0"  # what a Space runs on: the version that the tests pass with
 _DESCRIPTION = """Open a page in the browser on which a model can be tried: hide and show patches, see what it predicts.
 
@@ -416,11 +417,13 @@ def _add_controls(gr: ModuleType, explorer: Explorer) -> SimpleNamespace:
     controls = SimpleNamespace()
     controls.upload = gr.UploadButton("Upload a picture", elem_id="upload", size="md")
     with gr.Group():
-        controls.ratio = gr.Slider(0, 0.95, ratio, step=0.05, label="Share of hidden patches", buttons=[])
+        controls.ratio = gr.Slider(
+            *_SHARES, max(ratio, _SHARES[0]), step=0.05, label="Share of hidden patches", buttons=[]
+        )
         controls.kind = gr.Radio(kinds, value=explorer.usual_kind, label="Kind of mask")
         controls.seed = gr.Number(0, label="Seed of the mask", precision=0, minimum=0)
     with gr.Group():
-        controls.masks = gr.Slider(2, 16, 4, step=1, label="Number of masks", buttons=[])
+        controls.masks = gr.Slider(*_MASKS, 4, step=1, label="Number of masks", buttons=[])
         controls.predict_all = gr.Button("Predict every patch", variant="primary", elem_id="predict-all", size="md")
     return controls
 
