@@ -99,7 +99,8 @@ def test_linear__patches_of_several_classes_weigh_by_their_pixels():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
 
 
-def test_linear__pixels_that_do_not_count_are_left_out():
+def test_linear__pixels_that_do_not_count_have_no_weight_and_leave_that_of_the_others():
+    """Every pixel weighs alike, as in the mean IoU: a patch of which half does not count weighs half."""
     features, classes, _ = synthetic()
     partly = np.stack([classes, np.full(60, IGNORED)], axis=1)
     half = DenseLinear(patches_of(features, partly), [1.0]).classifiers[1.0]

@@ -150,9 +150,10 @@ class DenseKNN:
 class DenseLinear:
     """Predicts the class of a pixel by logistic regression on standardised features, with bilinearly resized logits.
 
-    The loss of a patch is the cross-entropy of its logits averaged over its pixels, which need not be of one class;
-    pixels that do not count are left out. For patches of one class each it is scikit-learn's `LogisticRegression`: the
-    sum of the losses times C, plus half the square of the weights without the biases.
+    The loss of a patch is the cross-entropy of its logits, added up over its pixels that count, which need not be of
+    one class, and divided by the number of all its pixels. So every pixel weighs alike, as in the mean IoU, and a patch
+    of which half does not count weighs half. For patches of one class each it is scikit-learn's `LogisticRegression`:
+    the sum of the losses times C, plus half the square of the weights without the biases.
     """
 
     def __init__(self, patches: LabelledPatches, strengths: Sequence[float] = STRENGTHS, max_steps: int = 200):
