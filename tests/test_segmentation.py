@@ -18,7 +18,7 @@ import pytest
 import tifffile
 import torch
 from conftest import write_few_bits
-from transformers import TrainingArguments, UperNetForSemanticSegmentation
+from transformers import TrainingArguments, UperNetConfig, UperNetForSemanticSegmentation
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_mae import MAEImageProcessor, MAEModel
@@ -348,6 +348,75 @@ def test_run__stops_at_a_signal_goes_on_and_refuses_another(checkpoint, tmp_path
     assert (tmp_path / "out" / "eval_results.json").exists()
 
 
+@pytest.fixture
+def segmenter(tiny_config, tmp_path):
+    """Saves a segmenter of three named classes whose masks count from 1, and returns its folder."""
+    names = dict(enumerate(("wall", "square", "disc")))
+    sizes = {"hidden_size": 16, "auxiliary_channels": 16, "id2label": names}
+    encoder = tiny_config(feature_pyramid_size=16)
+    config = UperNetConfig(backbone_config=encoder, **sizes, reduce_labels=True, window_size=(32, 32))
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path / "segmenter")
+    size = {"height": 32, "width": 32}
+    MAEImageProcessor(size=size, do_center_crop=False).save_pretrained(tmp_path / "segmenter")
+    return tmp_path / "segmenter"
+
+
+def counted_from_1(folder):
+    change_masks(folder, lambda mask: np.where(mask == 255, 255, mask + 1).astype(np.uint8))
+
+
+def test_eval_only__gives_the_figures_of_the_maps(segmenter, tmp_path, capsys):
+    counted_from_1(shapes(tmp_path / "data" / "train", 2))
+    counted_from_1(shapes(tmp_path / "data" / "val", 3))
+    given = ["--model_name_or_path", segmenter]
+    run(*given, "--data", tmp_path / "data", "--eval_only", "--output_dir", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["evaluation.json", "segmentation.png"]
+    run(*given, "--data", tmp_path / "data" / "val" / "images", "--predict_only", "--output_dir", tmp_path / "maps")
+    figures = ConfusionMatrix(3)
+    for number in range(3):
+        map_and_mask = (tmp_path / "maps" / f"{number}.png", tmp_path / "data" / "val" / "masks" / f"{number}.png")
+        figures.add(*(torch.from_numpy(masks.read_mask(path, reduce_labels=True)).long() for path in map_and_mask))
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["num_images"] == 3
+    expected, by_class = figures.figures()
+    assert {name: found["metrics"][f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert found["metrics"]["eval_iou_disc"] == pytest.approx(by_class[2].item(), abs=1e-6)
+
+
+def test_segmenter__is_trained_further_with_all_its_weights(segmenter, tmp_path, capsys):
+    def built(**settings):
+        args = script.SegmentationArguments(model_name_or_path=segmenter, data=tmp_path, **settings)
+        config = script.build_encoder_config(args)
+        model = script.build_segmenter(args, config, settings.get("class_names") or ["wall", "square", "disc"])
+        return model.state_dict(), capsys.readouterr().out
+
+    before = UperNetForSemanticSegmentation.from_pretrained(segmenter).state_dict()
+    same, printed = built()
+    assert same.keys() == before.keys()
+    assert all(torch.equal(same[name], before[name]) for name in before)
+    assert "start anew" not in printed
+    other, printed = built(class_names=["a", "b"], image_size=64)
+    assert other["decode_head.classifier.weight"].shape[0] == 2
+    changed = {name for name in before if not torch.equal(other[name], before[name])}
+    assert {name for name in changed if ".classifier." not in name} == {"backbone.mae.embeddings.position_embeddings"}
+    assert "The classes differ from the 3 that the segmenter knows: they start anew" in printed
+    fresh, _ = built(from_scratch=True)
+    assert not torch.equal(fresh["decode_head.bottleneck.conv.weight"], before["decode_head.bottleneck.conv.weight"])
+    with pytest.raises(ValueError, match="other sizes than `feature_pyramid_size` and `head_size` say"):
+        built(head_size=24)
+
+
+@pytest.mark.slow
+def test_run__from_a_segmenter_keeps_its_classes_and_the_numbers_of_its_masks(segmenter, tmp_path):
+    counted_from_1(shapes(tmp_path / "data", 5))
+    arguments = ["--data", tmp_path / "data", "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no"]
+    arguments += ["--per_device_train_batch_size", 2, "--output_dir", tmp_path / "out"]
+    run("--model_name_or_path", segmenter, *arguments)
+    config = UperNetConfig.from_pretrained(tmp_path / "out")
+    assert config.id2label == {0: "wall", 1: "square", 2: "disc"}
+    assert config.reduce_labels is True
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Mistakes
 
@@ -401,6 +470,8 @@ BROKEN = {
         ("", ["--image_size", "30"], ValueError, r"\(30, 30\) is not a multiple .*\(8, 8\).*\(32, 32\)"),
         ("", ["--image_size", "32", "64", "--rotate90"], ValueError, r"`rotate90` .*32 x 64"),
         ("", ["--per_device_train_batch_size", "1"], ValueError, r"needs 2 images on each of 1 device"),
+        ("", ["--eval_only"], ValueError, "checkpoint does not segment. Train it first"),
+        ("", ["--eval_only", "--predict_only"], ValueError, "`eval_only` needs .* and no `predict_only`"),
         ("", ["--model_name_or_path", ""], ValueError, r"`model_name_or_path` is missing: .*`preset`"),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, UperNetConfig, UperNetForSemanticSegmentation, set_seed
+from transformers import UperNetConfig, UperNetForSemanticSegmentation, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.augmentation import RandomOrientation
@@ -33,6 +33,7 @@ from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_shee
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
+from ..publishing import write_json
 from .arguments import parse_arguments
 from .finetuning import (
     FineTuned,
@@ -52,6 +53,7 @@ _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentati
   hf-mae segment --model_name_or_path out --data path/to/folder --image_size 512 --class_names names.txt
   hf-mae segment --model_name_or_path out --data path/to/folder --from_scratch     # the same without pre-training
   hf-mae segment --preset small --data path/to/folder                              # without any checkpoint
+  hf-mae segment --model_name_or_path segmenter --data path/to/folder --eval_only  # figures of a trained model
   hf-mae segment --model_name_or_path segmenter --data path/to/pictures --predict_only --output_dir maps
 
 The folder holds images/ and masks/, perhaps below train/ and val/: for each image a mask of the same name, a PNG of one
@@ -295,6 +297,21 @@ class SegmentationTrainer(FineTuningTrainer):
         return {**metrics, **by_class}
 
 
+def segmenter_config(model_name_or_path: str | None) -> UperNetConfig | None:
+    """Returns the configuration of a trained segmenter, `None` if there is another model or none.
+
+    Args:
+        model_name_or_path (`str`, *optional*): Folder or name on the Hub.
+
+    Raises:
+        OSError: If there is no such model.
+    """
+    if model_name_or_path is None:
+        return None
+    fields, _ = MAEConfig.get_config_dict(model_name_or_path)
+    return UperNetConfig.from_dict(fields) if fields.get("model_type") == UperNetConfig.model_type else None
+
+
 def build_encoder_config(args: SegmentationArguments) -> MAEConfig:
     """Returns the configuration of the encoder with a feature pyramid.
 
@@ -308,8 +325,14 @@ def build_encoder_config(args: SegmentationArguments) -> MAEConfig:
     fields: dict[str, Any] = {"drop_path_rate": args.drop_path_rate}
     if size := args.image_size or ([28 * args.sample_side] if args.data is None else None):
         fields["image_size"] = size[0] if len(size) == 1 else size
-    config = MAEConfig.from_pretrained(path, **fields) if path else MAEConfig.from_preset(args.preset, **fields)
-    config.feature_pyramid_size = args.feature_pyramid_size or min(config.hidden_size, 256)
+    stored = segmenter_config(path)
+    if stored is not None:
+        fields = {**stored.backbone_config.to_dict(), **fields}
+        config = MAEConfig.from_dict(fields)
+    else:
+        config = MAEConfig.from_pretrained(path, **fields) if path else MAEConfig.from_preset(args.preset, **fields)
+        config.feature_pyramid_size = min(config.hidden_size, 256)
+    config.feature_pyramid_size = args.feature_pyramid_size or config.feature_pyramid_size
     config.set_output_features_output_indices(None, None)
     config.check()  # from_pretrained does not check the fields it is given
     return config
@@ -323,7 +346,8 @@ def build_segmenter(args: SegmentationArguments, config: MAEConfig, names: list[
         config ([`MAEConfig`]): See [`build_encoder_config`].
         names (`list[str]`): Names of the classes.
     """
-    head_size = args.head_size or min(config.hidden_size, 512)
+    stored = segmenter_config(args.model_name_or_path)
+    head_size = args.head_size or (min(config.hidden_size, 512) if stored is None else stored.hidden_size)
     torch.manual_seed(args.seed)
     model = UperNetForSemanticSegmentation(
         UperNetConfig(
@@ -335,9 +359,31 @@ def build_segmenter(args: SegmentationArguments, config: MAEConfig, names: list[
         )
     )
     if args.model_name_or_path and not args.from_scratch:
-        load_encoder(model, args.model_name_or_path)
+        load = load_encoder if stored is None else _load_segmenter
+        load(model, args.model_name_or_path)
     model.supports_gradient_checkpointing = True  # UperNet says no, but the blocks of the encoder do
     return model
+
+
+def _load_segmenter(model: UperNetForSemanticSegmentation, model_name_or_path: str):
+    """Loads the weights of a trained segmenter. The last layer of each head starts anew if the classes are others.
+
+    Raises:
+        ValueError: If its pyramid or its head have other sizes.
+    """
+    trained = UperNetForSemanticSegmentation.from_pretrained(model_name_or_path, dtype=torch.float32)
+    trained.backbone.resize_position_embeddings(model.backbone.config.image_size)
+    weights, places = trained.state_dict(), model.state_dict()
+    if trained.config.id2label != model.config.id2label:
+        print(f"The classes differ from the {trained.config.num_labels} that the segmenter knows: they start anew.")
+        weights = {name: weight for name, weight in weights.items() if ".classifier." not in name}
+    others = [name for name, weight in weights.items() if name not in places or places[name].shape != weight.shape]
+    if others:
+        raise ValueError(
+            f"The segmenter {model_name_or_path} has other sizes than `feature_pyramid_size` and `head_size` say, "
+            f"first in {others[0]}. Leave these settings out, or set `from_scratch`."
+        )
+    model.load_state_dict(weights, strict=False)
 
 
 def _build_image_processor(args: SegmentationArguments, config: MAEConfig) -> MAEImageProcessor:
@@ -351,7 +397,7 @@ def _build_image_processor(args: SegmentationArguments, config: MAEConfig) -> MA
 
 
 def segment(args: SegmentationArguments) -> FineTuned:
-    """Trains a model for semantic segmentation.
+    """Trains a model for semantic segmentation, or with `eval_only` evaluates one, see [`evaluate_segmenter`].
 
     Args:
         args ([`SegmentationArguments`]): The settings.
@@ -365,8 +411,14 @@ def segment(args: SegmentationArguments) -> FineTuned:
         RunStopped: If a signal stopped the run, which has saved a checkpoint.
         FloatingPointError: If a loss or a gradient was not finite.
     """
+    if args.eval_only:
+        return evaluate_segmenter(args)
     set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
     recipe = args.recipe()
+    stored = segmenter_config(args.model_name_or_path)
+    if stored is not None and args.class_names is None:  # goes on with the classes that it knows
+        args.class_names = [stored.id2label[number] for number in range(stored.num_labels)]
+        args.reduce_labels = args.reduce_labels or getattr(stored, "reduce_labels", False)
     config = build_encoder_config(args)
     image_processor = _build_image_processor(args, config)
     train_pairs, val_pairs, names = open_pairs(args, image_processor)
@@ -401,6 +453,70 @@ def segment(args: SegmentationArguments) -> FineTuned:
     return FineTuned(model, metrics, Path(args.output_dir))
 
 
+def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:
+    """Evaluates a trained segmenter on any images with masks.
+
+    Of data with splits the evaluation images are taken, else all. `output_dir` gets `evaluation.json` and
+    `segmentation.png`.
+
+    Args:
+        args ([`SegmentationArguments`]): `model_name_or_path`, `data`, `tile`, `stride`, `whole_pictures`, `output_dir`
+            and the size of batches.
+
+    Raises:
+        OSError: If an image or a mask cannot be read.
+        ValueError: If the model does not segment, or the masks do not fit its classes.
+    """
+    model, window = _load_trained(args)
+    args.class_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    args.reduce_labels = model.config.reduce_labels
+    image_processor = args.load_image_processor(args.model_name_or_path)
+    if args.data is None:
+        pairs = sample_pairs("val", args.sample_side)
+    else:
+        splits = (folder_pairs(args.data, split, args.tile, image_processor.reading) for split in ("val", "train"))
+        pairs = next(filter(None, splits))
+    counts = _count_pixels(pairs, image_processor, args.reduce_labels)
+    _check_classes(args, {"val": pairs}, {"val": counts}, args.class_names)
+    pairs = [pair for pair, counted in zip(pairs, np.any(counts, axis=1), strict=True) if counted]
+    if not pairs:
+        raise ValueError(f"No mask of {args.data} has a pixel that counts: all are 255, or 0 with `reduce_labels`.")
+    trainer = SegmentationTrainer(
+        model=model,
+        args=args,
+        eval_dataset=PictureStrips(whole_pictures(pairs), image_processor, window, args.stride, args.reduce_labels),
+        processing_class=image_processor,
+        class_names=args.class_names,
+        drawn=SegmentationDataset(pairs, image_processor, args.reduce_labels),
+    )
+    metrics, folder = trainer.evaluate(), Path(args.output_dir)
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.log_metrics("eval", metrics)
+        metrics = trainer.describe_results(metrics)
+        content = {**run_record(args.recipe()), "num_images": len(pairs), "images": fingerprint_of_pairs(pairs)}
+        write_json(folder / "evaluation.json", {**content, "metrics": metrics})
+        print(f"Done: evaluation.json and segmentation.png are in {folder}.")
+    return FineTuned(model, metrics, folder)
+
+
+def _load_trained(args: SegmentationArguments) -> tuple[UperNetForSemanticSegmentation, tuple[int, int] | None]:
+    """Returns a trained segmenter and the windows that larger pictures are cut into, `None` for whole pictures.
+
+    Raises:
+        ValueError: If the model does not segment.
+    """
+    config = segmenter_config(args.model_name_or_path)
+    if config is None:
+        raise ValueError(
+            f"{args.model_name_or_path} does not segment. Train it first, without `predict_only` and `eval_only`."
+        )
+    model = UperNetForSemanticSegmentation.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+    model.config.reduce_labels = args.reduce_labels or getattr(config, "reduce_labels", False)  # older ones don't say
+    window = (args.tile, args.tile) if args.tile else getattr(config, "window_size", None)
+    return model.to(args.device), None if args.whole_pictures or window is None else (window[0], window[1])
+
+
 def predict_class_maps(args: SegmentationArguments) -> list[Path]:
     """Writes the class of each pixel of pictures or scenes into `output_dir`, see [`write_class_maps`].
 
@@ -416,21 +532,14 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
         OSError: If there are no such pictures.
         ValueError: If the model does not segment, the pictures do not suit it, or maps would replace files.
     """
-    config = AutoConfig.from_pretrained(args.model_name_or_path)
-    if not isinstance(config, UperNetConfig):
-        raise ValueError(f"{args.model_name_or_path} does not segment. Train it first, without `predict_only`.")
+    model, window = _load_trained(args)
     if args.process_index > 0:
         return []
     image_processor = args.load_image_processor(args.model_name_or_path)
     images = open_pictures(args.data, args.output_dir)
     for note in images.notes:
         print(note)
-    model = UperNetForSemanticSegmentation.from_pretrained(args.model_name_or_path).to(args.device)
-    if args.reduce_labels:  # of a model that does not say so itself
-        model.config.reduce_labels = True
     batch_size = args.per_device_eval_batch_size
-    window = (args.tile, args.tile) if args.tile else getattr(config, "window_size", None)
-    window = None if args.whole_pictures or window is None else (window[0], window[1])
     options: dict = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
     options["overwrite"] = args.overwrite_output_dir
     maps = write_class_maps(model, images, image_processor, args.output_dir, window, args.stride, batch_size, **options)
@@ -463,7 +572,7 @@ def _plan(
         f"Classes  {len(names)}: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}\n"
         f"Model    {model.num_parameters() / 1e6:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} "
         f"patches; pyramid of {config.feature_pyramid_size} channels, UperNet of {model.config.hidden_size}\n"
-        f"Weights  {'fresh' if fresh else 'encoder of ' + args.model_name_or_path + ', the rest fresh'}\n"
+        f"Weights  {'fresh' if fresh else 'of ' + args.model_name_or_path + '; what it does not have is fresh'}\n"
         f"Batch    {args.effective_batch_size} over {args.world_size} process(es)\n"
         f"Rate     {args.learning_rate:.3g}, times {args.layer_decay:g} from each block to the one before\n"
         f"Output   {args.output_dir}"
@@ -497,8 +606,10 @@ __all__ = [
     "SegmentationTrainer",
     "build_encoder_config",
     "build_segmenter",
+    "evaluate_segmenter",
     "open_pairs",
     "predict_class_maps",
     "segment",
     "segment_command",
+    "segmenter_config",
 ]

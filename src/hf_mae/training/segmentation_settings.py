@@ -44,7 +44,9 @@ class MaskArguments:
 class SegmenterArguments:
     """Model."""
 
-    model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
+    model_name_or_path: str | None = HfArg(
+        default=None, help="Folder or name on the Hub of any model of hf_mae, or of a segmenter to train further."
+    )
     from_scratch: bool = HfArg(default=False, help="Take the checkpoint's configuration but fresh weights, to compare.")
     preset: str | None = HfArg(
         default=None, help="Without a checkpoint: tiny, small, base, large or huge, with fresh weights."
@@ -53,9 +55,11 @@ class SegmenterArguments:
         default=None, help="Side, or height and width, in pixels. Default: the model's or the sample's."
     )
     feature_pyramid_size: int | None = HfArg(
-        default=None, help="Channels of the pyramid. Default: the encoder's, at most 256."
+        default=None, help="Channels of the pyramid. Default: the encoder's, at most 256, or the segmenter's."
     )
-    head_size: int | None = HfArg(default=None, help="Channels of UperNet. Default: the encoder's, at most 512.")
+    head_size: int | None = HfArg(
+        default=None, help="Channels of UperNet. Default: the encoder's, at most 512, or the segmenter's."
+    )
     drop_path_rate: float = HfArg(default=0.1, help="Drop path of the last block; it rises from 0 at the first.")
 
 
@@ -86,15 +90,18 @@ class SegmentationArguments(
 
     output_dir: str | None = HfArg(
         default=None,
-        help="Folder for checkpoints and the final model, or for maps. Default: runs/segmenter, or runs/class_maps.",
+        help="Folder for checkpoints and the final model, or for figures or maps. Default: runs/segmenter, or "
+        "runs/evaluation with eval_only, or runs/class_maps with predict_only.",
     )
     overwrite_output_dir: bool = HfArg(
         default=False, help="Delete the run that the output folder holds, or replace the files that maps are named as."
     )
+    eval_only: bool = HfArg(default=False, help="Train nothing. Evaluate a segmenter on any images with masks.")
     predict_only: bool = HfArg(default=False, help="Train nothing. Write a class map of each picture in the data.")
 
     def __post_init__(self):
-        self.output_dir = self.output_dir or ("runs/class_maps" if self.predict_only else "runs/segmenter")
+        kind = "class_maps" if self.predict_only else "evaluation" if self.eval_only else "segmenter"
+        self.output_dir = self.output_dir or f"runs/{kind}"
         super().__post_init__()
         check_stride(self.stride)
         if self.tile is not None and self.whole_pictures:
@@ -108,6 +115,8 @@ class SegmentationArguments(
             )
         if self.predict_only and not (self.model_name_or_path and self.data):
             raise ValueError("`predict_only` needs `model_name_or_path`, a trained segmenter, and `data`, pictures.")
+        if self.eval_only and (self.predict_only or not self.model_name_or_path):
+            raise ValueError("`eval_only` needs `model_name_or_path`, a trained segmenter, and no `predict_only`.")
         settle_head(self)
 
 
