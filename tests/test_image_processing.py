@@ -254,6 +254,20 @@ def test_processors_of_stock_models__keep_their_size_and_channels(tmp_path, size
     assert processor(PIL.Image.new("L", (70, 40)), return_tensors="pt").pixel_values.shape == (1, 1, 28, 28)
 
 
+def test_post_process_depth_estimation__depths_at_the_size_of_the_picture():
+    processor, depths = MAEImageProcessor(), torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]])
+    outputs = SimpleNamespace(predicted_depth=depths)
+    assert [one["predicted_depth"].tolist() for one in processor.post_process_depth_estimation(outputs)] == [
+        [[1, 3]],
+        [[2, 2]],
+    ]
+    first, second = processor.post_process_depth_estimation(outputs, [(2, 4), (3, 1)])
+    assert first["predicted_depth"].tolist() == [[1, 1.5, 2.5, 3]] * 2
+    assert second["predicted_depth"].tolist() == [[2]] * 3
+    with pytest.raises(ValueError, match="Got 1 target_sizes for 2 images"):
+        processor.post_process_depth_estimation(outputs, [(2, 4)])
+
+
 @pytest.mark.parametrize("auto_class", [MAEImageProcessor, AutoImageProcessor])
 @pytest.mark.parametrize(
     ("size", "shape", "share"),

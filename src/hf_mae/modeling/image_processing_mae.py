@@ -437,6 +437,31 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             for image, size in zip(logits, target_sizes, strict=True)
         ]
 
+    def post_process_depth_estimation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Returns the depth of each pixel, as transformers' depth-estimation pipeline asks for it.
+
+        Args:
+            outputs (`ModelOutput`): Of a head such as DPT; `predicted_depth` `(batch, height, width)`.
+            target_sizes (`list` of `(height, width)`, *optional*): Pixels of each map, such as those of the picture;
+                the depths are resized (bilinear). Without it maps have the size of the output.
+
+        Returns:
+            `list[dict]`: For each image `predicted_depth` `(height, width)`, in the units of the head.
+
+        Raises:
+            ValueError: If there are not as many sizes as images.
+        """
+        depths = outputs.predicted_depth
+        sizes = [depths.shape[1:]] * len(depths) if target_sizes is None else target_sizes
+        if len(sizes) != len(depths):
+            raise ValueError(f"Got {len(sizes)} target_sizes for {len(depths)} images; give one for each.")
+        return [
+            {"predicted_depth": resize(depth[None].float(), tuple(map(int, size)), "bilinear")[0]}
+            for depth, size in zip(depths, sizes, strict=True)
+        ]
+
     def post_process_object_detection(
         self,
         outputs,
