@@ -240,6 +240,17 @@ def test_command__draws_pictures_of_its_users(checkpoint, photos, output, tmp_pa
 
 
 @pytest.mark.parametrize("output", COMMANDS)
+def test_command__never_replaces_one_of_the_pictures(output, tmp_path):
+    path = tmp_path / "below" / "photo.png"
+    path.parent.mkdir()
+    PIL.Image.new("RGB", (40, 40), "red").save(path)
+    for given in (path, tmp_path):
+        with pytest.raises(ValueError, match="`output` .*photo.png is one of the pictures and would be replaced"):
+            COMMANDS[output](["a model", str(given), "--output", str(path)], prog="hf-mae")
+    assert PIL.Image.open(path).size == (40, 40)
+
+
+@pytest.mark.parametrize("output", COMMANDS)
 def test_command__turns_pictures_as_their_orientation_says(checkpoint, output, tmp_path):
     lying, exif = PIL.Image.new("RGB", (64, 64), "blue"), PIL.Image.Exif()
     lying.paste("red", (0, 0, 32, 64))  # red on the left, to be seen after a quarter turn to the right

@@ -238,14 +238,14 @@ def test_maps__never_replace_pictures_and_other_files_only_if_asked(segmenter, t
     before = [Path(path).read_bytes() for path in map(images.describe, range(2))]
     for folder in ("in", "link"):
         with pytest.raises(ValueError, match=f"`output_dir` .*{folder} would replace pictures .*Choose another folder"):
-            write_class_maps(*given, tmp_path / folder, overwrite=True)
+            write_class_maps(*given, tmp_path / folder, overwrite_output_dir=True)
     assert [Path(path).read_bytes() for path in map(images.describe, range(2))] == before
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "b.png").write_text("a mask")
     with pytest.raises(ValueError, match=r"1 of 2 maps would replace files, first .*b\.png.*`overwrite_output_dir`"):
         write_class_maps(*given, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]  # refused before anything is written
-    write_class_maps(*given, tmp_path / "out", overwrite=True)
+    write_class_maps(*given, tmp_path / "out", overwrite_output_dir=True)
     assert PIL.Image.open(tmp_path / "out" / "b.png").size == (8, 8)
 
 
@@ -288,7 +288,7 @@ def test_maps__that_lie_below_the_pictures_are_no_pictures(segmenter, tmp_path):
     for _ in range(2):
         images = open_pictures(tmp_path / "in", output)
         assert len(images) == 2
-        write_class_maps(*segmenter_of(segmenter, images), output, overwrite=True)
+        write_class_maps(*segmenter_of(segmenter, images), output, overwrite_output_dir=True)
     assert len(open_pictures(tmp_path / "in", tmp_path)) == 4
     assert len(open_pictures(tmp_path / "in" / "a.png", tmp_path / "in")) == 1
 

@@ -303,6 +303,9 @@ def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeat
     for name in ("num_images", "columns"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+    target = args.output.resolve()
+    if target.exists() and any(path in (target, *target.parents) for path in map(Path.resolve, map(Path, args.images))):
+        raise ValueError(f"`output` {args.output} is one of the pictures and would be replaced. Name another file.")
     processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
     if args.image_size is not None:
         processor = processor.with_image_size(args.image_size)

@@ -541,7 +541,7 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
         print(note)
     batch_size = args.per_device_eval_batch_size
     options: dict = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
-    options["overwrite"] = args.overwrite_output_dir
+    options["overwrite_output_dir"] = args.overwrite_output_dir
     maps = write_class_maps(model, images, image_processor, args.output_dir, window, args.stride, batch_size, **options)
     print(f"Done: maps of {len(maps):,} of {len(images):,} pictures are in {args.output_dir}.")
     return maps

@@ -174,7 +174,7 @@ def write_class_maps(
     batch_size: int = 16,
     num_workers: int = 0,
     bf16: bool = False,
-    overwrite: bool = False,
+    overwrite_output_dir: bool = False,
 ) -> list[Path]:
     """Writes a map of the class of each pixel for every picture, and returns the files. Prints what can't be read.
 
@@ -196,7 +196,7 @@ def write_class_maps(
         batch_size (`int`, *optional*, defaults to 16): Windows of one forward pass.
         num_workers (`int`, *optional*, defaults to 0): Number of processes that read.
         bf16 (`bool`, *optional*, defaults to `False`): Whether to compute in bfloat16 where that is safe.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace files that have the names of maps.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`): Whether to replace files that are named as maps.
 
     Raises:
         UnsuitableImageError: If a picture does not suit the model.
@@ -206,7 +206,7 @@ def write_class_maps(
     window = (window, window) if isinstance(window, int) else window
     pairs, file_of = _open_pages(images) if image_processor.reading.pages == "images" else _open_files(images)
     paths = [Path(output_dir) / name for name in _names_of_maps(images, Counter(file_of))]
-    _refuse_to_replace(paths, images, Path(output_dir), overwrite)
+    _refuse_to_replace(paths, images, Path(output_dir), overwrite_output_dir)
     strips = PictureStrips(pairs, image_processor, window, stride)
     groups = strips.batches(batch_size)
     loader = DataLoader(strips, batch_sampler=groups, num_workers=num_workers, collate_fn=list)
