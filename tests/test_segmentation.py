@@ -677,6 +677,16 @@ def test_folder__what_is_left_out_is_said(tmp_path, capsys):
     assert f"2 masks in {tmp_path / 'masks'} have no image, first {tmp_path / 'masks' / '0_mask.png'}" in printed
 
 
+def test_folder__what_lies_beside_splits_is_named(tmp_path):
+    shapes(tmp_path / "a", 2)
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind / "street").mkdir(parents=True)
+        (tmp_path / "a" / kind).rename(tmp_path / "data" / kind / "train")
+    pairs = masks.folder_pairs(str(tmp_path / "data"), "train")
+    assert len(pairs) == 2
+    assert pairs[0].images.notes == [f"No splits and left out: street in {tmp_path / 'data' / 'images'}."]
+
+
 def test_folder__two_images_with_one_mask_are_refused(tmp_path):
     shapes(tmp_path, 2)
     PIL.Image.new("RGB", (48, 40)).save(tmp_path / "images" / "1.jpg")
