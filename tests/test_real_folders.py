@@ -83,6 +83,16 @@ def test_masks__of_volumes_in_any_case_and_beside_splits_are_left_out(tmp_path):
     assert names_of(open_images(str(tmp_path / "all"))) == ["bottle/train/1.png", "cap/train/1.png"]
 
 
+@pytest.mark.parametrize("file", ["metrics.jsonl", "experiment.json", "evaluation.json"])
+def test_folder__of_a_run_or_an_evaluation_is_left_out(tmp_path, file):
+    make(tmp_path, "a/1.png", "b/2.png", "evaluation/confusion.png")
+    (tmp_path / "evaluation" / file).write_text("{}")
+    images = open_images(tmp_path)
+    assert images.label_names == ["a", "b"]
+    assert names_of(images) == ["a/1.png", "b/2.png"]
+    assert any("evaluation is the folder of a run: left out" in note for note in images.notes)
+
+
 def test_folder__a_link_to_itself_is_a_file_that_is_left_out(tmp_path):
     make(tmp_path, "a.png")
     (tmp_path / "loop").symlink_to("loop")

@@ -28,7 +28,7 @@ _LEFT_BEHIND = {
     *("lost+found", "network trash folder", "system volume information", "temporary items", "thumbs.db", "ehthumbs.db"),
     *("desktop.ini", "icon\r"),
 }
-_RUN_FILES = frozenset({"metrics.jsonl", "experiment.json"})  # of pre-training and of fine-tuning
+_RUN_FILES = frozenset({"metrics.jsonl", "experiment.json", "evaluation.json"})  # pre-training, fine-tuning, evaluation
 # Folders of masks are left out where a folder of pictures lies next to them.
 _PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "leftimg8bit"}
 _MASKS = {

@@ -200,7 +200,7 @@ def _fit_type(value, option: Any):
     """Returns a value as one of a type. A `ValueError` or `TypeError` says that it is none."""
     if get_origin(option) is Literal and value in get_args(option):
         return value
-    if get_origin(option) is list:
+    if get_origin(option) is list and not isinstance(value, Mapping):
         values = value if isinstance(value, list | tuple) else [value]
         return [_fit("", each, get_args(option)) for each in values]
     if isinstance(value, bool) != (option is bool):  # which is a kind of whole number for Python
