@@ -83,6 +83,12 @@ def test_choices__are_checked_for_every_task():
             ClassificationArguments(**args, **wrong)
 
 
+def test_none__keeps_its_own_meaning():
+    args = {"model_name_or_path": "model", "data": "data", "use_cpu": True}
+    assert ClassificationArguments(save_total_limit=None, **args).save_total_limit is None  # all checkpoints are kept
+    assert ClassificationArguments(max_grad_norm=None, **args).max_grad_norm == 0
+
+
 def test_rectangles__are_sizes_in_python():
     config = config_of(
         PretrainingSettings(preset="tiny", image_size=(28, 56), patch_size=(7, 14), config_overrides=SMALL)

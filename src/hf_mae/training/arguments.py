@@ -159,7 +159,8 @@ def fit_values(args):
     """Gives each setting the type that its field states, wherever it comes from: flags, a recipe, or Python.
 
     The text of a number or of a truth value fits, as do numbers of NumPy, paths, tuples, one value in place of a list,
-    and a mapping in place of `"name=value,..."`; a `~` becomes the home folder. `None` is the default.
+    and a mapping in place of `"name=value,..."`; a `~` becomes the home folder. `None` is the default where it has no
+    meaning of its own.
 
     Args:
         args (a dataclass): Settings, which are changed.
@@ -170,7 +171,8 @@ def fit_values(args):
     types = _types_of(type(args))
     for each in fields(args):
         value = getattr(args, each.name)
-        value = _default(each) if value is None else value
+        if value is None and NoneType not in types[each.name]:
+            value = _default(each)
         setattr(args, each.name, None if value is None else _fit(each.name, value, types[each.name]))
 
 
