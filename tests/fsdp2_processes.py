@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""What each process of `test_training.py`'s FSDP2 test does; started by torchrun with a folder as argument."""
+"""What each process of the FSDP2 test in test_processes.py does; its argument is a folder."""
 
 import json
 import os

@@ -4,16 +4,12 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers.utils import logging
 
 from hf_mae import MAEForPreTraining, MAEImageProcessor
-from hf_mae.evaluation.baselines import PREDICTORS
 from hf_mae.training.checkpointing import (
     check_output_dir,
     delete_run,
@@ -28,7 +24,6 @@ from hf_mae.training.checkpointing import (
 from hf_mae.training.optimization import (
     parameter_groups,
 )
-from hf_mae.training.step_guard import StepGuard
 
 RECIPE = {"data": None, "seed": 0}
 
@@ -162,39 +157,6 @@ def test_checkpoint__weights_go_back_into_the_model(tiny_model, tmp_path):
     train(model, optimizer, range(2))
     load_weights(checkpoint, model)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_fsdp2__saves_in_shards_and_goes_on_bit_for_bit(tmp_path, processes):
-    """And any number of processes can take over; bad steps are left out; the evaluation is the same in all."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    worker = Path(__file__).parent / "fsdp2_processes.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([*command, worker, tmp_path], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    checkpoint = latest_checkpoint(tmp_path)
-    names = {path.name for path in checkpoint.iterdir()}
-    assert {f"optimizer-{n + 1:05}-of-{processes:05}.safetensors" for n in range(processes)} < names
-    assert {"model.safetensors", "modeling_mae.py", "configuration_mae.py", "image_processing_mae.py"} < names
-    results, evaluated = json.loads((tmp_path / "results.json").read_text())
-    assert [result["skipped"] for result in results] == [0, 1, 0, 0, 0, 0]
-    figures = {"effective_rank", "twin_retrieval", "mean_cosine"}
-    assert set(evaluated) == {"eval_loss", "knn_accuracy", *PREDICTORS, *figures}
-
-    model = MAEForPreTraining.from_pretrained(checkpoint).train()  # one process takes over
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
-    load_optimizer(checkpoint, model, optimizer)
-    guard = StepGuard(optimizer, max_grad_norm=1.0)
-    for step, expected in ((4, results[4]), (5, results[5])):
-        generator = torch.Generator().manual_seed(step)
-        loss = model(torch.randn(6, 1, 28, 28, generator=generator), noise=torch.rand(6, 16, generator=generator)).loss
-        loss.backward()
-        guard.step(loss.detach())
-        optimizer.zero_grad()
-        values, _ = guard.read()
-        assert values["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-        assert values["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
 
 def test_checkpoint__total_limit_keeps_the_newest(tiny_model, tmp_path):

@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Training in processes of its own, as a user starts it: launchers, kills, signals, Slurm."""
 
+import json
 import os
 import random
 import shutil
@@ -13,10 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SMALL, STEPS, metrics, patience, picture, same_tensors, samples
 from forked import ForkedPython
 
+from hf_mae import MAEForPreTraining
+from hf_mae.evaluation.baselines import PREDICTORS
+from hf_mae.training.checkpointing import latest_checkpoint, load_optimizer
 from hf_mae.training.finetuning import latest_complete_checkpoint
+from hf_mae.training.optimization import parameter_groups
+from hf_mae.training.step_guard import StepGuard
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -172,6 +179,36 @@ def test_stopped_in_one_process_of_two__continues_in_three(finished, tmp_path):
     assert f"continued from {checkpoint.name}" in printed
     assert "24 over 3 process(es), 2 accumulated" in printed
     assert_same_run(tmp_path, finished[0])
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_fsdp2__saves_in_shards_and_goes_on_bit_for_bit(tmp_path, processes):
+    """And any number of processes can take over; bad steps are left out; the evaluation is the same in all."""
+    ranks = start_ranks(processes, Path(__file__).parent / "fsdp2_processes.py", tmp_path)
+    for rank in ranks:
+        end(rank)
+    checkpoint = latest_checkpoint(tmp_path)
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {f"optimizer-{n + 1:05}-of-{processes:05}.safetensors" for n in range(processes)} < names
+    assert {"model.safetensors", "modeling_mae.py", "configuration_mae.py", "image_processing_mae.py"} < names
+    results, evaluated = json.loads((tmp_path / "results.json").read_text())
+    assert [result["skipped"] for result in results] == [0, 1, 0, 0, 0, 0]
+    figures = {"effective_rank", "twin_retrieval", "mean_cosine"}
+    assert set(evaluated) == {"eval_loss", "knn_accuracy", *PREDICTORS, *figures}
+
+    model = MAEForPreTraining.from_pretrained(checkpoint).train()  # one process takes over
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
+    load_optimizer(checkpoint, model, optimizer)
+    guard = StepGuard(optimizer, max_grad_norm=1.0)
+    for step, expected in ((4, results[4]), (5, results[5])):
+        generator = torch.Generator().manual_seed(step)
+        loss = model(torch.randn(6, 1, 28, 28, generator=generator), noise=torch.rand(6, 16, generator=generator)).loss
+        loss.backward()
+        guard.step(loss.detach())
+        optimizer.zero_grad()
+        values, _ = guard.read()
+        assert values["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert values["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
