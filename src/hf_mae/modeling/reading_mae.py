@@ -63,8 +63,9 @@ class ReadingSettings:
             floats. Other types have no default.
         bands (`tuple[int]`, *optional*): Bands that become the channels, in this order, counted from 1. Default: all.
         nodata (`float`, *optional*): Stored value of pixels without data, of a TIFF with a palette the index, of DICOM,
-            NIfTI and FITS the rescaled value. NaN and infinities then count as no data, too. Default: what the file
-            itself declares.
+            NIfTI and FITS the rescaled value. A value that could be data, since it lies in `value_range` or the range
+            of the type, means no data only where all bands have it. NaN and infinities then count as no data, too.
+            Default: what the file itself declares.
         pages (`str`, *optional*): What to do with several pages, frames or slices in one file: `"first"` takes the
             first, `"channels"` makes channels of them, `"images"` makes an image of each. Default: refuse such files.
         channels_first (`bool`, *optional*): Which axis of an array holds the channels. Default: the axis whose length

@@ -97,7 +97,8 @@ class LabelArguments:
         default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
     )
     label_column: list[str] | None = HfArg(
-        default=None, help="Column of the table with the labels; several for several classes or numbers."
+        default=None,
+        help="Column of the table or data set with the labels; of a table several for several classes or numbers.",
     )
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = HfArg(
         default=None, help="What labels are: one class, several classes, or numbers. Default: as the labels look."

@@ -70,7 +70,9 @@ class StoredValueSettings:
         default=None, help="Bands that become channels, counted from 1. Without a checkpoint: all."
     )
     nodata: float | None = HfArg(
-        default=None, help="Stored value without data, in place of the one that files declare."
+        default=None,
+        help="Stored value without data, in place of the one that files declare. A value within the range of the data "
+        "means it only where all bands have it.",
     )
     pages: Literal["first", "channels", "images"] | None = HfArg(
         default=None, help="What the pages of a file are. Without a checkpoint files of several pages are refused."
@@ -88,7 +90,8 @@ class FileSettings(StoredValueSettings):
     channels_first: bool | None = HfArg(default=None, help="Whether channels come first in arrays. Default: by size.")
     background: int | None = HfArg(default=None, help="Grey behind transparent pixels, in [0, 255]. Default: 255.")
     display_bands: list[int] | None = HfArg(
-        default=None, help="One or three channels that pictures show, counted from 1. Default: the first."
+        default=None,
+        help="One or three channels that pictures show, counted from 1. Default: the first three, or the first.",
     )
 
 
@@ -96,8 +99,11 @@ class FileSettings(StoredValueSettings):
 class CropSettings:
     """What the model sees of an image."""
 
-    image_mean: list[float] | None = HfArg(default=None, help="Mean per channel in [0, 1]. Default: ImageNet's.")
-    image_std: list[float] | None = HfArg(default=None, help="Deviation per channel. Default: ImageNet's.")
+    image_mean: list[float] | None = HfArg(
+        default=None,
+        help="Mean per channel in [0, 1]. Default: the checkpoint's, else ImageNet's or, not for 3 channels, 0.5.",
+    )
+    image_std: list[float] | None = HfArg(default=None, help="Deviation per channel. Default: as for the mean.")
     crop_scale_min: float | None = HfArg(
         default=None, help="Smallest share of an image's area that a crop keeps. Default: 0.2, or by time_budget."
     )

@@ -56,12 +56,12 @@ _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentati
   hf-mae segment --model_name_or_path segmenter --data path/to/folder --eval_only  # figures of a trained model
   hf-mae segment --model_name_or_path segmenter --data path/to/pictures --predict_only --output_dir maps
 
-The folder holds images/ and masks/, perhaps below train/ and val/: for each image a mask of the same name, a PNG of one
-channel (8 or 16 bits) or a .npy file with the class of each pixel, 255 where it does not count. Without --data a sample
-is made of the embedded images. The same command continues an interrupted run.
+The folder holds images/ and masks/, perhaps below train/ and val/: for each image a mask of the same name, a PNG or
+TIFF of one channel or a .npy file with the class of each pixel, 255 where it does not count. Without --data a sample is
+made of the embedded images. The same command continues an interrupted run.
 
 With --predict_only a model that this command has trained writes the class of each pixel of any pictures: PNG files, and
-of GeoTIFFs GeoTIFFs. Scenes of any size are trained on in windows with --tile.
+for TIFFs TIFFs, which lie at the same place on the earth. Scenes of any size are trained on in windows with --tile.
 
 In evaluation and prediction pictures that are larger than those trained on are cut into windows of that size, which
 overlap and are blended. Figures are counted at the size of the files."""
@@ -460,8 +460,8 @@ def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:
     `segmentation.png`.
 
     Args:
-        args ([`SegmentationArguments`]): `model_name_or_path`, `data`, `tile`, `stride`, `whole_pictures`, `output_dir`
-            and the size of batches.
+        args ([`SegmentationArguments`]): `model_name_or_path`, `data`, `reduce_labels`, `tile`, `stride`,
+            `whole_pictures`, `output_dir` and the size of batches. The names of the classes are those of the model.
 
     Raises:
         OSError: If an image or a mask cannot be read.

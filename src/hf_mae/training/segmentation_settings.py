@@ -16,7 +16,8 @@ class MaskArguments:
     """Images and masks."""
 
     data: str | None = HfArg(
-        default=None, help="Folder with images/ and masks/. Default: a sample made of the embedded images."
+        default=None,
+        help="Folder with images/ and masks/, or with predict_only of pictures. Default: a sample of embedded images.",
     )
     class_names: list[str] | None = HfArg(
         default=None, help="Names of the classes 0, 1, ..., or a file with one in each line. Default: their numbers."
