@@ -139,7 +139,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             see [`ReadingSettings`]. `nodata` may be `"nan"`. No-data is filled with `image_mean`.
         input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays where both could be.
         display_bands (`list[int]`, *optional*): Channels that pictures show, one or three, counted from 1. Default: the
-            first three, or the first one of two.
+            first three, the first one of two, or all four of 8 bits.
         sample_type (`str`, *optional*): Type of the values that the model was trained on, such as `"uint16"`. 8-bit
             pictures are then refused, and pictures are stretched.
         return_valid (`bool`, *optional*): Whether to return `valid`, too: for each image a bool map `(height, width)`,
