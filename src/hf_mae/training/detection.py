@@ -95,8 +95,8 @@ class BoxArguments:
         help="What boxes of pictures with an EXIF orientation refer to. Default: the displayed picture, "
         "unless annotations state the size of the stored one.",
     )
-    min_scale: float = HfArg(default=1.0, help="Training pictures are resized by at least this factor,")
-    max_scale: float = HfArg(default=1.0, help="at most by this one, and then cropped or padded to the image size.")
+    min_scale: float = HfArg(default=1.0, help="Smallest factor by which training pictures are resized.")
+    max_scale: float = HfArg(default=1.0, help="Largest such factor. Then they are cropped or padded to the image size.")
 
 
 @dataclass

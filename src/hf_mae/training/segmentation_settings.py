@@ -37,8 +37,8 @@ class MaskArguments:
         default=False, help="Evaluate and predict pictures of any size as a whole, resized to the size of the model."
     )
     sample_side: int = HfArg(default=1, help="Rows and columns of pictures of 28 pixels in an image of the sample.")
-    min_scale: float = HfArg(default=0.5, help="Training images are resized by at least this factor,")
-    max_scale: float = HfArg(default=2.0, help="at most by this one, and then cropped or padded to the image size.")
+    min_scale: float = HfArg(default=0.5, help="Smallest factor by which training images are resized.")
+    max_scale: float = HfArg(default=2.0, help="Largest such factor. Then they are cropped or padded to the image size.")
 
 
 @dataclass
