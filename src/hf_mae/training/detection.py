@@ -96,7 +96,7 @@ class BoxArguments:
         "unless annotations state the size of the stored one.",
     )
     min_scale: float = HfArg(default=1.0, help="Smallest factor by which training pictures are resized.")
-    max_scale: float = HfArg(default=1.0, help="Largest such factor. Then they are cropped or padded to the image size.")
+    max_scale: float = HfArg(default=1.0, help="Largest factor. Then they are cropped or padded to the image size.")
 
 
 @dataclass

@@ -38,7 +38,7 @@ class MaskArguments:
     )
     sample_side: int = HfArg(default=1, help="Rows and columns of pictures of 28 pixels in an image of the sample.")
     min_scale: float = HfArg(default=0.5, help="Smallest factor by which training images are resized.")
-    max_scale: float = HfArg(default=2.0, help="Largest such factor. Then they are cropped or padded to the image size.")
+    max_scale: float = HfArg(default=2.0, help="Largest factor. Then they are cropped or padded to the image size.")
 
 
 @dataclass
