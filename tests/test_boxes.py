@@ -4,6 +4,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -151,6 +152,21 @@ def test_coco__equal_names_in_splits_go_by_the_split_of_the_file(tmp_path):
     (tmp_path / "annotations" / "instances_val.json").rename(tmp_path / "boxes.json")
     with pytest.raises(ValueError, match=r"are in .*train and in .*val. Call the file after its split"):
         checked(tmp_path, annotations=str(tmp_path / "boxes.json"))
+
+
+@pytest.mark.parametrize(("train", "val"), [("Training", "dev"), ("train2014", "Testing"), ("train_images", "Val")])
+def test_splits__are_found_by_any_usual_name(tmp_path, train, val):
+    for split, kind in ((train, "coco"), (val, "coco"), (train, "yolo"), (val, "yolo")):
+        folder = tmp_path / kind / split
+        save_pictures(folder / "images" if kind == "yolo" else folder, f"{split}.png")
+        if kind == "yolo":
+            (folder / "labels").mkdir()
+            (folder / "labels" / f"{split}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+        else:
+            coco(folder, [(f"{split}.png", 3, [1, 1, 2, 2])], "_annotations.coco.json")
+    for kind in ("coco", "yolo"):
+        found = [checked(tmp_path / kind, split).images.key(0) for split in ("train", "val")]
+        assert [Path(name).name for name in found] == [f"{train}.png", f"{val}.png"]
 
 
 def test_coco__of_three_splits_evaluates_on_the_validation(tmp_path):

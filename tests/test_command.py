@@ -148,7 +148,7 @@ def test_help__has_groups_and_defaults(capsys):
         parse("--help")
     printed = capsys.readouterr().out
     assert "Group of settings:\n  --one FLOAT" in printed
-    assert "First. Default: 1.0." in printed
+    assert "First. Default: 1." in printed
     assert "--no_flag" not in printed
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -145,6 +146,22 @@ def test_table__counts_before_the_names_of_folders(folder, log):
     assert "Labels are those of the column label" in log()
     (folder / "val" / "metadata.csv").write_text("file_name,age\n")
     assert open_labelled(str(folder / "val"), held_out=0)[0].label_names == ["blue", "green", "red"]
+
+
+def test_table__may_be_a_parquet_file(folder):
+    table = {
+        "file_name": [f"{name}/{n}.png" for name in ("blue", "green", "red") for n in range(4)],
+        "label": [0, 1] * 6,
+    }
+    pq.write_table(pa.table(table), folder / "val" / "metadata.parquet")
+    images = open_labelled(str(folder / "val"), held_out=0)[0]
+    assert dict(zip(table["file_name"], table["label"], strict=True)) == {
+        f"{path.parent.name}/{path.name}": int(label)
+        for path, label in zip(map(Path, map(images.describe, range(12))), images.labels, strict=True)
+    }
+    (folder / "val" / "metadata.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="metadata.parquet"):
+        open_labelled(str(folder / "val"), held_out=0)
 
 
 def test_table__blanks_and_backslashes_do_not_count(folder):

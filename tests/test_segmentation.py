@@ -369,7 +369,9 @@ def test_eval_only__gives_the_figures_of_the_maps(segmenter, tmp_path, capsys):
     counted_from_1(shapes(tmp_path / "data" / "train", 2))
     counted_from_1(shapes(tmp_path / "data" / "val", 3))
     given = ["--model_name_or_path", segmenter]
+    (tmp_path / "data" / "val" / "masks" / "spare.png").write_bytes(b"")
     run(*given, "--data", tmp_path / "data", "--eval_only", "--output_dir", tmp_path / "out")
+    assert "1 masks in" in capsys.readouterr().out  # has no image
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["evaluation.json", "segmentation.png"]
     run(*given, "--data", tmp_path / "data" / "val" / "images", "--predict_only", "--output_dir", tmp_path / "maps")
     figures = ConfusionMatrix(3)
@@ -471,6 +473,7 @@ BROKEN = {
         ("", ["--image_size", "32", "64", "--rotate90"], ValueError, r"`rotate90` .*32 x 64"),
         ("", ["--per_device_train_batch_size", "1"], ValueError, r"needs 2 images on each of 1 device"),
         ("", ["--eval_only"], ValueError, "checkpoint does not segment. Train it first"),
+        ("", ["--eval_only", "--class_names", "a"], ValueError, "`class_names` are those of the segmenter"),
         ("", ["--eval_only", "--predict_only"], ValueError, "`eval_only` needs .* and no `predict_only`"),
         ("", ["--model_name_or_path", ""], ValueError, r"`model_name_or_path` is missing: .*`preset`"),
     ],

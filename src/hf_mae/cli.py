@@ -55,7 +55,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
             return super()._format_action_invocation(action)
-        takes_value = action.nargs != 0 and not isinstance(action.const, bool)
+        takes_value = action.nargs != 0 and not (isinstance(action.const, bool) and not action.default)
         metavar = f" {self._format_args(action, self._get_default_metavar_for_optional(action))}" if takes_value else ""
         return action.option_strings[0] + metavar
 
@@ -66,7 +66,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         default, text = action.default, (action.help or "").rstrip()
         if default is None or default is False or default in (argparse.SUPPRESS, []) or "Default:" in text:
             return text
-        return f"{text} Default: {str(default).replace('%', '%%')}."
+        shown = f"{default:.3g}" if isinstance(default, float) else str(default).replace("%", "%%")
+        return f"{text} Default: {shown}."
 
 
 def in_flags(message: str) -> str:

@@ -18,6 +18,7 @@ from .tables import TABLES, columns_of, find_table, read_table, values_of_files
 
 SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar")
 TRAIN, TEST = ("train", "training"), ("validation", "valid", "val", "dev", "test", "testing")  # words of splits
+WORDS_OF_SPLITS = {"train": TRAIN, "val": TEST}
 # What may follow the word in the name of a folder: train2017, test_images, Training Set. No class is a train station.
 _AFTER_SPLIT = r"[-_ ]?(\d*|set|data|images|imgs)"
 _EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
@@ -202,6 +203,13 @@ def find_splits(folder: Path) -> dict[str, Path]:
     return {}
 
 
+def folders_of_split(folder: Path, split: str) -> list[Path]:
+    """Returns the folders in a folder that are named by a split, `train` or `val`; those for validation before test."""
+    below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    names = ("train",) if split == "train" else TEST
+    return [path for name in names for path in below if split_of(path.name) == name]
+
+
 def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
     """Yields (path below the folder, sorted names of its files), a folder before those in it.
 
@@ -335,6 +343,7 @@ __all__ = [
     "Names",
     "begins_as_dicom",
     "find_splits",
+    "folders_of_split",
     "has_no_extension",
     "is_image",
     "lies_in_left_behind",

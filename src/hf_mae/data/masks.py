@@ -35,7 +35,7 @@ from .sources import open_images
 
 IGNORED = 255  # loss_ignore_index of UperNetConfig
 _NUMBERS = ReadingSettings(bands=(1,), pages="first")  # of the first page, as stored
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+SPLITS = ("train", "val")
 
 
 @dataclass

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Tables next to the images of a folder: `metadata.csv` or `metadata.jsonl`, as `datasets`' imagefolder has them."""
+"""Tables next to the images of a folder: `metadata.csv`, `.jsonl` or `.parquet`, as imagefolder of `datasets` has."""
 
 import csv
 import functools
@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-TABLES = ("metadata.csv", "metadata.jsonl")
+TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def find_table(folder: str | os.PathLike) -> Path | None:
@@ -26,6 +26,10 @@ def read_table(table: Path) -> list[dict]:
         ValueError: If it can't be read.
     """
     try:
+        if table.suffix == ".parquet":
+            from pyarrow import parquet
+
+            return parquet.read_table(table).to_pylist()
         with open(table, encoding="utf-8-sig", newline="") as file:
             return _read_csv(file) if table.suffix == ".csv" else _read_json_lines(file)
     except UnicodeDecodeError as error:

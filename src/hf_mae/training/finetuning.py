@@ -478,6 +478,7 @@ class FineTuningTrainer(Trainer):
         if self.train_dataset is not None and not isinstance(self.train_dataset, IterableDataset):
             self.train_dataset = SeededDataset(self.train_dataset, self.args.seed)
             self.add_callback(_StartEpoch(self.train_dataset))
+        self.seconds_before, self.started = 0.0, time.perf_counter()
         self._position = (-1, 0)  # step, and which of the batches whose gradients are accumulated
         self._finite = _EndIfNotFinite()
         self.add_callback(self._finite)

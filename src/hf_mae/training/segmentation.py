@@ -476,8 +476,12 @@ def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:
     else:
         splits = (folder_pairs(args.data, split, args.tile, image_processor.reading) for split in ("val", "train"))
         pairs = next(filter(None, splits))
+    if isinstance(pairs[0].images, ImageSource):
+        _say(args, *pairs[0].images.notes)
     counts = _count_pixels(pairs, image_processor, args.reduce_labels)
     _check_classes(args, {"val": pairs}, {"val": counts}, args.class_names)
+    if empty := int((~counts.any(axis=1)).sum()):
+        _say(args, f"{empty:,} of {len(pairs):,} masks have no pixel that counts: left out.")
     pairs = [pair for pair, counted in zip(pairs, np.any(counts, axis=1), strict=True) if counted]
     if not pairs:
         raise ValueError(f"No mask of {args.data} has a pixel that counts: all are 255, or 0 with `reduce_labels`.")

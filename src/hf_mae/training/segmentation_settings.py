@@ -118,6 +118,8 @@ class SegmentationArguments(
             raise ValueError("`predict_only` needs `model_name_or_path`, a trained segmenter, and `data`, pictures.")
         if self.eval_only and (self.predict_only or not self.model_name_or_path):
             raise ValueError("`eval_only` needs `model_name_or_path`, a trained segmenter, and no `predict_only`.")
+        if self.class_names and (self.eval_only or self.predict_only):
+            raise ValueError("`class_names` are those of the segmenter where nothing is trained. Leave them out.")
         settle_head(self)
 
 

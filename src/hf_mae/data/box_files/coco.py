@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from ..masks import SPLITS
+from ..folders import folders_of_split
 from ..tables import normal_path
 from .stated import (
     AnnotatedImages,
@@ -23,8 +23,7 @@ from .stated import (
 def find_coco(root: Path, split: str) -> AnnotatedImages | None:
     """Finds the COCO file of a split: in its folder, in annotations/, or in the folder itself."""
     found = []
-    inside = [root / name for name in SPLITS[split] if (root / name).is_dir()]
-    for folder in (*inside, *sorted(root.glob("*2017")), root / "annotations", root):
+    for folder in (*folders_of_split(root, split), root / "annotations", root):
         for file in sorted(folder.glob("*.json")):
             told = splits_of(file.name) or splits_of(folder.name if folder != root else "")
             if (split in told if told else split == "train") and _is_coco(file):

@@ -6,8 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ..folders import FolderImages
-from ..masks import SPLITS
+from ..folders import WORDS_OF_SPLITS, FolderImages, folders_of_split
 from ..shards import DatasetImages, ParquetImages, names_of_classes
 from ..sources import open_images
 from ..tables import columns_of, find_table, read_table, values_of_files
@@ -18,7 +17,7 @@ _CATEGORIES = ("category", "categories", "label", "labels", "class", "category_i
 
 
 def is_table_of_boxes(root: Path, column: str) -> bool:
-    places = [root, *(root / name for names in SPLITS.values() for name in names)]
+    places = [root, *(place for split in WORDS_OF_SPLITS for place in folders_of_split(root, split))]
     tables = [find_table(place) for place in places if place.is_dir()]
     return any(table is not None and column in columns_of(read_table(table)) for table in tables)
 

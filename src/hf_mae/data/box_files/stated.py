@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..folders import FolderImages, is_image, walk
+from ..folders import WORDS_OF_SPLITS, FolderImages, is_image, walk
 from ..image_source import ImageSource
-from ..masks import SPLITS
 
 NOT_A_BOX = (math.nan,) * 4
 
@@ -86,7 +85,7 @@ def from_corner_and_size(values: Iterable) -> tuple[float, ...]:
 
 def splits_of(name: str) -> set[str]:
     """Returns the splits that the words of a file's or folder's name tell."""
-    return {split for split, names in SPLITS.items() if _words(name).intersection(names)}
+    return {split for split, names in WORDS_OF_SPLITS.items() if _words(name).intersection(names)}
 
 
 def _words(name: str) -> set[str]:
@@ -95,7 +94,7 @@ def _words(name: str) -> set[str]:
 
 def first_named(paths: Sequence[Path], split: str) -> list[Path]:
     """Returns the paths that the first of a split's words names: those of `val`, not of `test`, if there are both."""
-    for word in SPLITS[split]:
+    for word in WORDS_OF_SPLITS[split]:
         if found := [path for path in paths if word in _words(path.name) | _words(path.parent.name)]:
             return found
     return list(paths)

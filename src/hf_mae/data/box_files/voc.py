@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..masks import SPLITS
+from ..folders import TEST, TRAIN, folders_of_split
 from .stated import NOT_A_BOX, AnnotatedImages, StatedBoxes, floats, images_below, lines_of, open_files, size_of
 
 
 def find_voc(root: Path, split: str) -> AnnotatedImages | None:
     """Finds the XML files of a split: in its folder, or in Annotations/ with lists in ImageSets/Main/."""
-    inside = [root / name for name in SPLITS[split] if (root / name).is_dir()]
+    inside = folders_of_split(root, split)
     whole = [root] * (split == "train")
     for folder in (
         [place / name for place in (*inside, root) for name in ("Annotations", "annotations")] + inside + whole
@@ -22,8 +22,8 @@ def find_voc(root: Path, split: str) -> AnnotatedImages | None:
         if not any(_is_voc(file) for file in files[:20]):  # of which some may be broken
             continue
         top = folder.parent if folder.name.lower() == "annotations" else folder
-        held_out = _voc_listed(top, files, SPLITS["val"])
-        chosen = held_out if split == "val" else _voc_listed(top, files, (*SPLITS["train"], "trainval"))
+        held_out = _voc_listed(top, files, TEST)
+        chosen = held_out if split == "val" else _voc_listed(top, files, (*TRAIN, "trainval"))
         if chosen is None and split == "val" and top == root:
             continue
         if split == "train":

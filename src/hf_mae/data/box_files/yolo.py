@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from ..masks import SPLITS
+from ..folders import WORDS_OF_SPLITS, folders_of_split
 from .stated import (
     NOT_A_BOX,
     AnnotatedImages,
@@ -71,7 +71,7 @@ def _yolo_places(root: Path, split: str, settings: dict) -> list[Path]:
     Raises:
         ValueError: If data.yaml names something that is not there. Other images would be taken for those of the split.
     """
-    name = next((name for name in SPLITS[split] if settings.get(name)), None)
+    name = next((name for name in WORDS_OF_SPLITS[split] if settings.get(name)), None)
     if name is not None:
         stated = settings[name] if isinstance(settings[name], list) else [settings[name]]
         places = [_yolo_place(root, settings, text) for text in stated]
@@ -81,7 +81,7 @@ def _yolo_places(root: Path, split: str, settings: dict) -> list[Path]:
                 "or take the line out."
             )
         return [place for place in places if place is not None]
-    if found := [root / name / "images" for name in SPLITS[split] if (root / name / "images").is_dir()]:
+    if found := [path / "images" for path in folders_of_split(root, split) if (path / "images").is_dir()]:
         return found[:1]
     below = sorted(path for path in (root / "images").glob("*") if path.is_dir() and splits_of(path.name))
     if below:
