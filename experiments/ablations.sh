@@ -18,6 +18,9 @@ one() { # recipe seed
 export -f one
 {
     for recipe in src/hf_mae/training/recipes/ablations/*.yaml; do echo "$(basename "$recipe" .yaml) 0"; done
-    echo "default 1"
-    echo "default 2"
+    # What the docs recommend by has three seeds.
+    for recipe in default mask_50 normalised_target decoder_depth_1 no_augmentation; do
+        echo "$recipe 1"
+        echo "$recipe 2"
+    done
 } | xargs -P "${JOBS:-2}" -L 1 bash -c 'one $0 $1'

@@ -38,8 +38,9 @@ BENCHMARKS = (
     "cpu_growth",
     "memory",
 )
-KEPT = ("metrics.jsonl", "loss.png", "recipe.yaml")
+KEPT = ("metrics.jsonl", "recipe.yaml")
 LONGEST = ("pretrained",)  # runs whose pictures are kept
+PICTURES = ("loss.png", "reconstructions.png")
 
 # Runs by the setting that they vary: label, and the paper's fine-tuning and linear probing accuracy (ViT-L, 800 epochs
 # of ImageNet). Source: He et al. 2021, Table 1; it has no other mask ratios, which Fig. 5 only plots.
@@ -94,7 +95,7 @@ def collect(runs: Path):
             continue
         target = RECORDS / runs.name / run.relative_to(runs)
         target.mkdir(parents=True, exist_ok=True)
-        for name in (*KEPT, "reconstructions.png") if run.name in LONGEST else KEPT:
+        for name in (*KEPT, *PICTURES) if run.name in LONGEST else KEPT:
             if not (run / name).exists():
                 continue
             if name.endswith(".png"):  # 256 colours: a third of the size

@@ -742,6 +742,14 @@ def test_nodata__that_could_be_a_value_is_one_unless_all_bands_have_it(tmp_path,
     assert np.array_equal(found.numpy(), expected)
 
 
+@pytest.mark.parametrize("stored", [-3.4028234663852886e38, -3.4028231e38])
+def test_nodata__of_the_least_float_may_lack_digits(tmp_path, stored):
+    array = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
+    array[:2] = stored
+    tifffile.imwrite(tmp_path / "a.tif", array, extratags=[(42113, "s", 0, "-3.40282306074e+38", True)])  # by ArcGIS
+    assert scaled(tmp_path / "a.tif", 1).isnan()[0].sum() == 60
+
+
 def test_nodata__of_values_that_are_not_rescaled_is_filled_with_their_mean():
     array = np.full((1, 4, 4), 700, np.int16)
     array[0, 1] = -999

@@ -414,7 +414,9 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
                 f"{int(missing.sum()) - 1} more). Fill such pixels, or set `nodata` to nan to leave them out."
             )
         if nodata is not None and math.isfinite(nodata):
-            equal = numbers == torch.tensor(nodata, dtype=numbers.dtype)
+            # Some programs write the least float with fewer digits. GDAL, too, compares floats like this (ARE_REAL_EQUAL).
+            sought = torch.tensor(nodata, dtype=numbers.dtype, device=numbers.device)
+            equal = torch.isclose(numbers, sought, rtol=4.77e-7, atol=0)
             missing = missing | _of_pixels(equal, nodata, image, settings)
     elif nodata is not None and math.isfinite(nodata):
         equal = numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
