@@ -414,7 +414,7 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
                 f"{int(missing.sum()) - 1} more). Fill such pixels, or set `nodata` to nan to leave them out."
             )
         if nodata is not None and math.isfinite(nodata):
-            # Some programs write the least float with fewer digits. GDAL, too, compares floats like this (ARE_REAL_EQUAL).
+            # Some programs write the least float with fewer digits. GDAL compares floats like this (ARE_REAL_EQUAL).
             sought = torch.tensor(nodata, dtype=numbers.dtype, device=numbers.device)
             equal = torch.isclose(numbers, sought, rtol=4.77e-7, atol=0)
             missing = missing | _of_pixels(equal, nodata, image, settings)
