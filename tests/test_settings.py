@@ -3,13 +3,14 @@
 """Settings mean the same from flags, a recipe and Python, and a value that does not fit is refused by name."""
 
 import os
+import signal
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, picture
+from conftest import SMALL, SignalAt, picture
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, MAEModel, pretrain
 from hf_mae.data.sources import open_images
@@ -17,6 +18,7 @@ from hf_mae.training.arguments import load_recipe, override, parse_arguments, re
 from hf_mae.training.classification import ClassificationArguments
 from hf_mae.training.initial_model import config_of
 from hf_mae.training.pretraining_settings import PretrainingSettings
+from hf_mae.training.step_guard import RunStopped
 
 FITS = {
     "max_steps": [(1000.0, 1000), ("1e3", 1000), (np.int64(7), 7), (None, -1)],
@@ -204,10 +206,6 @@ def test_dataset__of_the_datasets_library_is_a_source(tiny_config, tmp_path):
 
 @pytest.mark.slow
 def test_given_model__is_trained_in_place_and_what_is_frozen_stays_so(tiny_config, tmp_path):
-    from conftest import SignalAt
-
-    from hf_mae.training.step_guard import RunStopped
-
     def make():
         torch.manual_seed(0)
         model = MAEForPreTraining(tiny_config())
@@ -217,7 +215,7 @@ def test_given_model__is_trained_in_place_and_what_is_frozen_stays_so(tiny_confi
     data = datasets.Dataset.from_dict({"image": [picture(number) for number in range(12)]})
     options = {"max_steps": 4, "effective_batch_size": 8, "logging_steps": 1, "held_out": 0}
     with pytest.raises(RunStopped):
-        pretrain(data, tmp_path / "run", model=make(), trackers=[SignalAt(2, 2)], **options)
+        pretrain(data, tmp_path / "run", model=make(), trackers=[SignalAt(2, signal.SIGINT)], **options)
     model, before = make(), make()
     assert pretrain(data, tmp_path / "run", model=model, **options).model is model
     assert all(

@@ -206,8 +206,7 @@ def find_splits(folder: Path) -> dict[str, Path]:
 def folders_of_split(folder: Path, split: str) -> list[Path]:
     """Returns the folders in a folder that are named by a split, `train` or `val`; those for validation before test."""
     below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    names = ("train",) if split == "train" else TEST
-    return [path for name in names for path in below if split_of(path.name) == name]
+    return [path for name in WORDS_OF_SPLITS[split] for path in below if split_of(path.name) == name]
 
 
 def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
@@ -339,6 +338,7 @@ __all__ = [
     "SHARD_EXTENSIONS",
     "TEST",
     "TRAIN",
+    "WORDS_OF_SPLITS",
     "FolderImages",
     "Names",
     "begins_as_dicom",

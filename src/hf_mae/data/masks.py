@@ -28,7 +28,7 @@ from ..modeling.reading_mae import (
 )
 from ..modeling.tiff_mae import declared_nodata
 from .augmentation import RandomOrientation
-from .folders import TEST, FolderImages, find_splits, is_image, split_of, walk
+from .folders import WORDS_OF_SPLITS, FolderImages, find_splits, is_image, split_of, walk
 from .image_source import ImageSource, digest
 from .parts import TiledImages, Window, open_scene
 from .sources import open_images
@@ -130,8 +130,7 @@ def mask_folders(data: str | os.PathLike, split: str) -> tuple[Path, Path] | Non
     """
     root = Path(data)
     splits = find_splits(root) if root.is_dir() else {}
-    names = TEST if split == "val" else ("train",)
-    folder = next((splits[name] for name in names if name in splits), None)
+    folder = next((splits[name] for name in WORDS_OF_SPLITS[split] if name in splits), None)
     if folder is None and split == "val":
         return None
     folder = folder or root

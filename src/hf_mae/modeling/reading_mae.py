@@ -417,24 +417,24 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
             # Some programs write the least float with fewer digits. GDAL compares floats like this (ARE_REAL_EQUAL).
             sought = torch.tensor(nodata, dtype=numbers.dtype, device=numbers.device)
             equal = torch.isclose(numbers, sought, rtol=4.77e-7, atol=0)
-            missing = missing | _of_pixels(equal, nodata, image, settings)
+            missing = missing | _of_pixels(equal, nodata, pixels.dtype, image, settings)
     elif nodata is not None and math.isfinite(nodata):
         equal = numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
-        missing = _of_pixels(equal, nodata, image, settings)
+        missing = _of_pixels(equal, nodata, pixels.dtype, image, settings)
     if image.missing is not None:
         mask = as_tensor(image.missing)
         missing = mask if missing is None else missing | mask
     return missing if missing is not None and bool(missing.any()) else None
 
 
-def _of_pixels(equal: torch.Tensor, nodata: float, image: StoredImage, settings: ReadingSettings) -> torch.Tensor:
+def _of_pixels(
+    equal: torch.Tensor, nodata: float, kind: torch.dtype, image: StoredImage, settings: ReadingSettings
+) -> torch.Tensor:
     """Returns where values that are equal to that for no-data are none.
 
     One that could be data, such as 0 in red, is no-data only where all bands have it, as in GDAL's mask of a data set.
     """
-    kind = image.pixels.dtype
-    whole = not (torch.is_floating_point(image.pixels) if isinstance(kind, torch.dtype) else kind.kind == "f")
-    low, high = 0, image.limit or (torch.iinfo(as_tensor(image.pixels).dtype).max if whole else 1)
+    low, high = 0, image.limit or (1 if kind.is_floating_point else torch.iinfo(kind).max)
     if settings.value_range is not None:
         pairs = np.array(settings.value_ranges)
         low, high = pairs.min(), pairs.max()

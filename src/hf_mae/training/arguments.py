@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import PreTrainedConfig
 from transformers.hf_argparser import string_to_bool
 
 from ..cli import CommandParser
@@ -333,6 +334,11 @@ def _pair_of(text: str) -> tuple[str, object]:
     return name, value
 
 
+def class_names_of(config: PreTrainedConfig) -> list[str]:
+    """Returns the names of a model's classes in the order of their numbers."""
+    return [config.id2label[number] for number in range(config.num_labels)]
+
+
 def read_class_names(names: list[str] | None) -> list[str] | None:
     """Returns the names of classes, the lines of a file if the only name is that of a text file.
 
@@ -349,6 +355,7 @@ def read_class_names(names: list[str] | None) -> list[str] | None:
 
 
 __all__ = [
+    "class_names_of",
     "comparable",
     "config_changes",
     "fit_values",

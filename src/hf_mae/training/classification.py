@@ -44,7 +44,7 @@ from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..publishing import write_json
-from .arguments import parse_arguments
+from .arguments import class_names_of, parse_arguments
 from .finetuning import (
     FineTuned,
     FineTuningArguments,
@@ -256,7 +256,7 @@ class ClassificationTrainer(FineTuningTrainer):
         """Adds the figures of each class, prints them, and draws confusions."""
         if self.eval_dataset is None:
             return metrics
-        names = _class_names(self.model.config)
+        names = class_names_of(self.model.config)
         return {**metrics, **describe_figures(*self.last, self.problem_type, names, Path(self.args.output_dir))}
 
 
@@ -310,7 +310,7 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
     """
     stored = MAEConfig.from_pretrained(args.model_name_or_path)
     names = names_of_labels(train_images)
-    known = _class_names(stored) if is_classifier(stored) else []
+    known = class_names_of(stored) if is_classifier(stored) else []
     if set(names) == set(known):
         names = known  # goes on with the classifier that is there
     problem_type = args.problem_type or problem_type_of(train_images)
@@ -340,10 +340,6 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
     if args.num_trainable_layers is not None:
         model.freeze_encoder(args.num_trainable_layers)
     return model
-
-
-def _class_names(config: MAEConfig) -> list[str]:
-    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 def _train_dataset(
@@ -398,7 +394,7 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
     fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
     model = build_classifier(args, train_images)
     config = model.config
-    number_labels(_class_names(config), train_images, test_images)
+    number_labels(class_names_of(config), train_images, test_images)
     image_processor = image_processor.with_image_size(config.image_size)
     check_sources(image_processor, train_images, test_images)
     checkpoint = check_experiment(args, "finetune", fingerprints)  # deletes, if it is to, when all else is right
@@ -526,7 +522,7 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = {"label_column": args.label_column, "problem_type": problem_type, **args.source_options(image_processor)}
     images = open_with_labels(args.data, "test", **options) or open_with_labels(args.data, "train", **options)
-    names = _class_names(model.config)
+    names = class_names_of(model.config)
     if args.process_index > 0:
         return FineTuned(model, {}, Path(args.output_dir))
     align_all_labels(images, names)

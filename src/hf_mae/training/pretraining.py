@@ -80,12 +80,12 @@ def pretrain(
     if clash := sorted(replaced & {*given, *(recipe if isinstance(recipe, Mapping) else ())}):
         raise ValueError(f"`{clash[0]}` is part of the object that was passed, and cannot be set, too.")
     defaults = {name: value for name, value in defaults.items() if name not in replaced}
-    channels = None if image_processor is None else image_processor.num_channels
-    config = getattr(model, "config", model)
-    if channels is not None and config is None:
-        given["num_channels"] = channels
-    elif channels not in (None, getattr(config, "num_channels", None)):
-        raise ValueError(f"`image_processor` makes {channels} channel(s), but `model` has {config.num_channels}.")
+    if image_processor is not None:
+        channels = image_processor.num_channels
+        if model is None:
+            given["num_channels"] = channels
+        elif channels != (wanted := getattr(model, "config", model).num_channels):
+            raise ValueError(f"`image_processor` makes {channels} channel(s), but `model` has {wanted}.")
     is_path = isinstance(data, str | os.PathLike)
     given.update(data=data if is_path else None, output_dir=output_dir)
     images = None if is_path else data

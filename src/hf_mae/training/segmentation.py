@@ -34,7 +34,7 @@ from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing import write_json
-from .arguments import parse_arguments
+from .arguments import class_names_of, parse_arguments
 from .finetuning import (
     FineTuned,
     FineTuningTrainer,
@@ -99,10 +99,7 @@ def open_pairs(
     if not has_split:
         pairs, counts = _hold_out(args, pairs["train"], counts["train"])
     for split, some in pairs.items():
-        shown = np.any(counts[split], axis=1)
-        pairs[split] = [pair for pair, counted in zip(some, shown, strict=True) if counted]
-        if not shown.all():
-            _say(args, f"{(~shown).sum()} masks of {split} have no pixel that counts: left out.")
+        pairs[split] = _counted_pairs(args, some, counts[split], split)
     if num_labels < 2 or not all(pairs.values()):
         raise ValueError(
             f"{args.data} has {num_labels} class(es), {len(pairs['train'])} images to train on and "
@@ -165,6 +162,14 @@ def _say(args: SegmentationArguments, *texts: str):
     if args.process_index == 0:
         for text in texts:
             print(text, flush=True)
+
+
+def _counted_pairs(args: SegmentationArguments, pairs: list[Pair], counts: np.ndarray, what: str) -> list[Pair]:
+    """Returns the pairs whose masks have a pixel that counts, by [`_count_pixels`], and says how many have none."""
+    shown = np.any(counts, axis=1)
+    if not shown.all():
+        _say(args, f"{(~shown).sum()} masks of {what} have no pixel that counts: left out.")
+    return [pair for pair, counted in zip(pairs, shown, strict=True) if counted]
 
 
 def _count_pixels(pairs: list[Pair], image_processor: MAEImageProcessor, reduce_labels: bool) -> np.ndarray:
@@ -417,7 +422,7 @@ def segment(args: SegmentationArguments) -> FineTuned:
     recipe = args.recipe()
     stored = segmenter_config(args.model_name_or_path)
     if stored is not None and args.class_names is None:  # goes on with the classes that it knows
-        args.class_names = [stored.id2label[number] for number in range(stored.num_labels)]
+        args.class_names = class_names_of(stored)
         args.reduce_labels = args.reduce_labels or getattr(stored, "reduce_labels", False)
     config = build_encoder_config(args)
     image_processor = _build_image_processor(args, config)
@@ -468,7 +473,7 @@ def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:
         ValueError: If the model does not segment, or the masks do not fit its classes.
     """
     model, window = _load_trained(args)
-    args.class_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    args.class_names = class_names_of(model.config)
     args.reduce_labels = model.config.reduce_labels
     image_processor = args.load_image_processor(args.model_name_or_path)
     if args.data is None:
@@ -480,9 +485,7 @@ def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:
         _say(args, *pairs[0].images.notes)
     counts = _count_pixels(pairs, image_processor, args.reduce_labels)
     _check_classes(args, {"val": pairs}, {"val": counts}, args.class_names)
-    if empty := int((~counts.any(axis=1)).sum()):
-        _say(args, f"{empty:,} of {len(pairs):,} masks have no pixel that counts: left out.")
-    pairs = [pair for pair, counted in zip(pairs, np.any(counts, axis=1), strict=True) if counted]
+    pairs = _counted_pairs(args, pairs, counts, "the evaluation")
     if not pairs:
         raise ValueError(f"No mask of {args.data} has a pixel that counts: all are 255, or 0 with `reduce_labels`.")
     trainer = SegmentationTrainer(
