@@ -17,6 +17,7 @@ from transformers.image_transforms import center_to_corners_format
 from hf_mae import MAEImageProcessor
 from hf_mae.data.augmentation import RandomOrientation
 from hf_mae.data.box_files import open_annotated
+from hf_mae.data.box_files.stated import AnnotatedImages, StatedBoxes
 from hf_mae.data.boxes import (
     BoxedImages,
     Boxes,
@@ -406,6 +407,19 @@ def test_classes__are_numbered_alike_in_all_splits(tmp_path):
     splits[0].names, splits[1].names = {0: "ant"}, {0: "bee"}
     with pytest.raises(ValueError, match="splits list different classes"):
         number_classes(splits)
+
+
+def test_classes__have_the_numbers_of_a_trained_model_that_knows_all():
+    def split(*labels, names=None):
+        return AnnotatedImages([], [StatedBoxes("file", labels=list(labels))], names, "COCO")
+
+    known = ["ant", "cat", "dog"]
+    assert number_classes([split(7, 9, names={7: "dog", 9: "cat"})], known=known) == (known, {7: 2, 9: 1})
+    assert number_classes([split("dog")], known=known) == (known, {"dog": 2})
+    assert number_classes([split(0, 2)], known=known) == (known, {0: 0, 1: 1, 2: 2})  # numbers alone are its numbers
+    assert number_classes([split(0, 1)], ["dog", "ant"], known) == (known, {0: 2, 1: 0})  # unless they are named
+    assert number_classes([split(0, 3)], known=known) == (["0", "3"], {0: 0, 3: 1})  # other classes
+    assert number_classes([split("dog", "elk")], known=known) == (["dog", "elk"], {"dog": 0, "elk": 1})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

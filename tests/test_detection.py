@@ -187,6 +187,46 @@ def test_detector__has_the_weights_of_the_encoder_and_trains_all(pretrained, hea
     assert not torch.equal(fresh["layers.0.mlp.fc1.weight"], loaded["layers.0.mlp.fc1.weight"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["dfine", "deimv2"])
+def test_detector__goes_on_from_a_trained_one(pretrained, head, tmp_path, capsys):
+    def build(path, names, **settings):
+        args = script.DetectionArguments(model_name_or_path=str(path), data="x", **settings)
+        return script.build_detector(args, script.build_encoder_config(args), names, 20)
+
+    trained = build(pretrained, ["a", "b"], head=head, head_size=16, decoder_layers=2)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.add_(torch.randn_like(weight))
+    trained.save_pretrained(tmp_path / "detector")
+    weights = trained.state_dict()
+    same = build(tmp_path / "detector", ["a", "b"])
+    assert type(same) is type(trained)
+    assert all(torch.equal(weight, weights[name]) for name, weight in same.state_dict().items())
+    # Other classes change those layers alone that know classes.
+    other = build(tmp_path / "detector", ["a", "c", "d"])
+    assert "differ from the 2 that the model knows: they start anew" in capsys.readouterr().out
+    fresh = {name for name, weight in other.state_dict().items() if not torch.equal(weight, weights[name])}
+    assert all("class_embed" in name or "enc_score_head" in name for name in fresh)
+    assert len(other.config.id2label) == 3
+    # So does another size of the images the positions alone.
+    larger = build(tmp_path / "detector", ["a", "b"], image_size=[48])
+    changed = [name for name, weight in larger.state_dict().items() if not torch.equal(weight, weights[name])]
+    assert find_backbone(larger).config.image_size == 48
+    assert [name.rpartition(".")[2] for name in changed] == ["position_embeddings"]
+    with pytest.raises(ValueError, match="other sizes than `head_size` and `decoder_layers` say"):
+        build(tmp_path / "detector", ["a", "b"], head_size=24)
+    with pytest.raises(ValueError, match=f"`head` is .* but .* is a {head}"):
+        build(tmp_path / "detector", ["a", "b"], head="deimv2" if head == "dfine" else "dfine")
+
+
+def test_evaluation__needs_a_detector_of_the_same_classes(pretrained, call, tmp_path):
+    with pytest.raises(ValueError, match="pretrained does not detect"):
+        call(script.detect_command, "--model_name_or_path", pretrained, "--eval_only")
+    with pytest.raises(ValueError, match="`eval_only` needs `model_name_or_path`"):
+        call(script.detect_command, "--preset", "tiny", "--eval_only")
+
+
 def test_image_size__is_rounded_up_to_twice_the_patch(pretrained, capsys):
     args = script.DetectionArguments(model_name_or_path=str(pretrained), image_size=[40, 65], data="x")
     assert tuple(script.build_encoder_config(args).image_size) == (48, 80)  # patches of 8
@@ -224,6 +264,16 @@ def test_run__leaves_figures_pictures_a_card_and_a_model_for_pipelines(pretraine
     assert len(found) == 40  # 20 queries for two classes
     assert {one["label"] for one in found} == {"disc", "square"}
     assert set(found[0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+    # Evaluation alone, on all pictures, gives the figures of the same pictures and changes nothing of the detector.
+    folders = ["--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "figures"]
+    printed = call(script.detect_command, *folders, "--data", tmp_path / "data", "--eval_only")
+    assert "COCO (instances.json), train: 6 pictures" in printed
+    evaluation = json.loads((tmp_path / "figures" / "evaluation.json").read_text())
+    assert evaluation["num_images"] == 6
+    assert set(evaluation["metrics"]) >= {"eval_map", "eval_map_disc", "eval_map_square"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"evaluation.json", "detections.png"}
+    with pytest.raises(ValueError, match="boxes have the classes T-shirt, .* knows square, disc"):
+        call(script.detect_command, *folders, "--eval_only")
 
 
 @pytest.mark.slow

@@ -401,7 +401,7 @@ def test_segmenter__is_trained_further_with_all_its_weights(segmenter, tmp_path,
     assert other["decode_head.classifier.weight"].shape[0] == 2
     changed = {name for name in before if not torch.equal(other[name], before[name])}
     assert {name for name in changed if ".classifier." not in name} == {"backbone.mae.embeddings.position_embeddings"}
-    assert "The classes differ from the 3 that the segmenter knows: they start anew" in printed
+    assert "The classes differ from the 3 that the model knows: they start anew" in printed
     fresh, _ = built(from_scratch=True)
     assert not torch.equal(fresh["decode_head.bottleneck.conv.weight"], before["decode_head.bottleneck.conv.weight"])
     with pytest.raises(ValueError, match="other sizes than `feature_pyramid_size` and `head_size` say"):

@@ -94,7 +94,7 @@ class BoxedImages:
 
 
 def number_classes(
-    splits: Sequence[AnnotatedImages], class_names: list[str] | None = None
+    splits: Sequence[AnnotatedImages], class_names: list[str] | None = None, known: list[str] | None = None
 ) -> tuple[list[str], dict[Label, int]]:
     """Returns the names of the classes and the number of each class, by what the files call it, alike in all splits.
 
@@ -105,6 +105,8 @@ def number_classes(
         splits (`Sequence[AnnotatedImages]`): All splits.
         class_names (`list[str]`, *optional*): Names of the classes 0, 1, ..., for files that number them without names,
             or those of the named classes in another order.
+        known (`list[str]`, *optional*): Names of the classes of a trained model. They are taken, in its order, if they
+            include all that there are; numbers without names are then its numbers.
 
     Returns:
         `(names, numbers)`: `list[str]` and `dict`.
@@ -120,13 +122,25 @@ def number_classes(
         )
     shown = sorted({label for split in splits for each in split.stated for label in each.labels}, key=_by_type)
     if stated:
-        return _number_listed(stated[0], shown, class_names)
-    labels: Sequence[Label]
-    if class_names is not None:
-        names = class_names
-        labels = names if any(isinstance(label, str) for label in shown) else list(range(len(names)))
+        names, numbers = _number_listed(stated[0], shown, class_names)
     else:
-        labels = [label for label in shown if label not in ("", -1)]
+        names, numbers = _number_shown(shown, class_names, known)
+    if known is None or not set(names) <= set(known):
+        return names, numbers
+    return known, {label: known.index(names[number]) for label, number in numbers.items()}
+
+
+def _number_shown(
+    shown: list[Label], class_names: list[str] | None, known: list[str] | None
+) -> tuple[list[str], dict[Label, int]]:
+    """Returns names and numbers of classes that nothing lists, of which `shown` have boxes."""
+    labels: Sequence[Label] = [label for label in shown if label not in ("", -1)]
+    has_names = any(isinstance(label, str) for label in shown)
+    if class_names is None and known is not None and not has_names and max(map(int, labels), default=0) < len(known):
+        class_names = known
+    if class_names is not None:
+        names, labels = class_names, class_names if has_names else range(len(class_names))
+    else:
         names = [str(label) for label in labels]
     if len(set(names)) < len(names):
         raise ValueError(f"Some of the classes have the same name: {names}. Every class needs another one.")

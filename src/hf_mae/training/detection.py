@@ -3,9 +3,8 @@
 """Trains a detector, D-FINE or DEIMv2, on a pre-trained encoder and measures its average precision."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from transformers import (
     Deimv2ForObjectDetection,
     DFineConfig,
     DFineForObjectDetection,
+    PreTrainedConfig,
     PreTrainedModel,
     set_seed,
 )
-from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import RandomOrientation
 from ..data.box_files import open_annotated
@@ -28,19 +27,11 @@ from ..evaluation.detection_metrics import BoxFigures, check_libraries, detectio
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
-from ..publishing import license_of
-from .arguments import parse_arguments
-from .finetuning import (
-    FineTuned,
-    FineTuningArguments,
-    FineTuningTrainer,
-    OrientationArguments,
-    ReadingArguments,
-    check_experiment,
-    check_sources,
-    weights_fingerprint,
-)
-from .head_settings import settle_head
+from ..publishing import license_of, write_json
+from .arguments import class_names_of, parse_arguments
+from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
+from .finetuning import FineTuned, FineTuningTrainer, check_experiment, check_sources, weights_fingerprint
+from .heads import load_head, trained_head
 from .run_log import run_record
 
 _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
@@ -50,136 +41,22 @@ _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
   hf-mae detect --model_name_or_path out --data images --annotations train.json --eval_annotations val.json
   hf-mae detect --model_name_or_path out --data path/to/folder --from_scratch      # the same without pre-training
   hf-mae detect --preset small --data path/to/folder --held_out 0                  # does it learn these pictures?
+  hf-mae detect --model_name_or_path detector --data path/to/folder                # goes on with a detector
+  hf-mae detect --model_name_or_path detector --data path/to/folder --eval_only    # figures of a detector
 
 Boxes are COCO files, YOLO folders (images/ and labels/), Pascal VOC files, or a column of objects in metadata.jsonl, in
 parquet files or on the Hub; the format is found by a look. Without --data scenes are made of the embedded pictures of
 clothes. The same command continues an interrupted run. Needs pip install hf-mae[detect]."""
 
-_HEADS: dict[str, tuple[type, type]] = {
+_HEADS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "dfine": (DFineConfig, DFineForObjectDetection),
     "deimv2": (Deimv2Config, Deimv2ForObjectDetection),
 }
+_OF_CLASSES = ("class_embed", "enc_score_head")  # parts of the names of weights that depend on the classes
 _LEVELS = ["p3", "p4", "p5"]  # maps at twice, once and half the grid of patches: each halves the one before
 _SAMPLE_SIDE, _SAMPLE_COUNTS = 64, {"train": 512, "val": 64}
-# Checkpoints for the sample, in the order of preference: what `hf-mae pretrain` leaves, and the one in the repository.
-_SAMPLE_CHECKPOINTS = ("runs/fashion_mnist_sample", "model_cards/mae-fashion-mnist")
-_EPOCHS, _FEWEST_STEPS = 50, 300
 _DRAWN = 8  # pictures of the sheet
 _MARK = "<!-- Written by hf_mae"  # at the end of cards that nobody has edited
-
-
-@dataclass
-class BoxArguments:
-    """Images and boxes."""
-
-    data: str | None = HfArg(default=None, help="Folder, parquet files or Hub name. Default: generated scenes.")
-    annotations: str | None = HfArg(
-        default=None, help="COCO file of the images in data, where it is not found by itself."
-    )
-    eval_annotations: str | None = HfArg(
-        default=None, help="COCO file of those to evaluate on. Default: held-out ones."
-    )
-    objects_column: str = HfArg(default="objects", help="Column with the boxes, in data sets and metadata.jsonl.")
-    box_format: Literal["xywh", "xyxy"] = HfArg(
-        default="xywh", help="Numbers in that column: left, top, width, height, or left, top, right, bottom."
-    )
-    class_names: list[str] | None = HfArg(
-        default=None, help="Names of the classes 0, 1, ..., or a file with one in each line, if the data name none."
-    )
-    broken_boxes: Literal["refuse", "clip", "drop"] = HfArg(
-        default="refuse",
-        help="Boxes outside of the picture, without a known class, ...: name them, cut them, drop them.",
-    )
-    box_orientation: Literal["auto", "displayed", "stored"] = HfArg(
-        default="auto",
-        help="What boxes of pictures with an EXIF orientation refer to. Default: the displayed picture, "
-        "unless annotations state the size of the stored one.",
-    )
-    min_scale: float = HfArg(default=1.0, help="Smallest factor by which training pictures are resized.")
-    max_scale: float = HfArg(default=1.0, help="Largest factor. Then they are cropped or padded to the image size.")
-
-
-@dataclass
-class DetectorArguments:
-    """Model."""
-
-    model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
-    from_scratch: bool = HfArg(default=False, help="Take the checkpoint's configuration but fresh weights, to compare.")
-    preset: str | None = HfArg(
-        default=None, help="Without a checkpoint: tiny, small, base, large or huge, with fresh weights."
-    )
-    head: Literal["dfine", "deimv2"] = HfArg(default="dfine", help="The detector: D-FINE or DEIMv2.")
-    image_size: list[int] | None = HfArg(
-        default=None, help="Side, or height and width, in pixels, rounded up to twice the patch. Default: the model's."
-    )
-    head_size: int | None = HfArg(
-        default=None, help="Channels of pyramid and detector, a multiple of 8. Default: the encoder's, at most 256."
-    )
-    decoder_layers: int = HfArg(default=3, help="Layers of the detector's decoder.")
-    num_queries: int | None = HfArg(
-        default=None, help="Boxes that are predicted. Default: twice the most of a picture, in [50, 300]."
-    )
-    drop_path_rate: float = HfArg(default=0.0, help="Drop path of the last block; it rises from 0 at the first.")
-
-
-@dataclass
-class DetectorTrainingArguments:
-    """Optimization."""
-
-    learning_rate: float = HfArg(default=5e-4, help="Learning rate of everything after the encoder's blocks.")
-    layer_decay: float | None = HfArg(
-        default=None,
-        help="Factor of the learning rate from each block to the one before. Default: 0.8; fresh weights: 1.",
-    )
-    max_grad_norm: float = HfArg(default=0.1, help="Gradients are clipped to this norm. 0: never.")
-    num_train_epochs: float = HfArg(
-        default=0, help=f"Passes over the images. Default: {_EPOCHS}, or what makes {_FEWEST_STEPS} steps."
-    )
-    per_device_train_batch_size: int = HfArg(default=8, help="Images of one forward pass on one device.")
-    per_device_eval_batch_size: int = HfArg(default=16, help="The same in evaluation.")
-    lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rate.")
-    warmup_steps: float = HfArg(default=0.05, help="Steps with a rising rate; below 1: their share.")
-    eval_strategy: str = HfArg(default="steps", help="When to evaluate: no, steps or epoch.")
-    eval_steps: float | None = HfArg(default=0.1, help="Steps between two evaluations; below 1: their share.")
-    save_strategy: str = HfArg(default="steps", help="When to save: no, steps or epoch. With the best mAP kept.")
-    save_steps: float = HfArg(default=0.1, help="Steps between two checkpoints; below 1: their share.")
-    save_total_limit: int | None = HfArg(default=1, help="Number of checkpoints to keep, beyond the best one.")
-
-
-@dataclass
-class DetectionArguments(
-    BoxArguments,
-    ReadingArguments,
-    OrientationArguments,
-    DetectorArguments,
-    DetectorTrainingArguments,
-    FineTuningArguments,
-):
-    """Settings of [`detect`]: groups of its own and those of [`FineTuningArguments`]."""
-
-    output_dir: str | None = HfArg(default="runs/detector", help="Folder for checkpoints and the final model.")
-
-    def __post_init__(self):
-        self.batch_eval_metrics = True  # boxes are collected batch by batch
-        self.ddp_find_unused_parameters = True  # a batch without boxes does not use the embedding of noisy ones
-        self.load_best_model_at_end = "no" not in (str(self.eval_strategy), str(self.save_strategy))
-        self.metric_for_best_model, self.greater_is_better = "map", True
-        super().__post_init__()
-        if self.data is None and (self.annotations or self.eval_annotations):
-            raise ValueError("`annotations` needs `data`: the folder of the images.")
-        if self.eval_annotations and not self.annotations:
-            raise ValueError("`eval_annotations` needs `annotations`: the COCO file to train on.")
-        if self.data is None and not (self.model_name_or_path or self.preset):
-            self.model_name_or_path = next((path for path in _SAMPLE_CHECKPOINTS if Path(path).is_dir()), None)
-            self.preset = None if self.model_name_or_path else "tiny"
-        settle_head(self)
-        if self.layer_decay is None:  # fresh blocks have to learn as much as the head
-            self.layer_decay = 0.8 if self.model_name_or_path and not self.from_scratch else 1.0
-        if self.decoder_layers < 2:
-            raise ValueError(f"`decoder_layers` must be at least 2, got {self.decoder_layers}: one corrects another.")
-        for name in ("annotations", "eval_annotations"):
-            if getattr(self, name) is not None:
-                setattr(self, name, os.fspath(getattr(self, name)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -197,9 +74,22 @@ def open_boxes(args: DetectionArguments, image_processor: MAEImageProcessor) -> 
         OSError: If a file can't be found or read.
         ValueError: If there are no boxes, some are broken, or the splits do not fit each other.
     """
+    checked = _open_splits(args, image_processor)
+    train, val = _with_held_out(args, checked["train"], checked.get("val"))
+    _check_counts(args, train, val)
+    check_sources(image_processor, train.images, val.images)
+    return train, val
+
+
+def _open_splits(args: DetectionArguments, image_processor: MAEImageProcessor) -> dict[str, BoxedImages]:
+    """Returns the images with boxes of each split that is there, with the classes of a trained detector if it has all.
+
+    Raises:
+        OSError: If a file can't be found or read.
+        ValueError: If boxes are broken, or the splits do not fit each other.
+    """
     if args.data is None:
-        train, val = (sample_scenes(split, count, _SAMPLE_SIDE) for split, count in _SAMPLE_COUNTS.items())
-        return train, val
+        return {split: sample_scenes(split, count, _SAMPLE_SIDE) for split, count in _SAMPLE_COUNTS.items()}
     columns = (args.objects_column, args.box_format, args.image_column, args.dataset_config)
     if args.annotations is not None and args.eval_annotations is None:
         files = {"train": args.annotations}
@@ -207,16 +97,15 @@ def open_boxes(args: DetectionArguments, image_processor: MAEImageProcessor) -> 
         files = {"train": args.annotations, "val": args.eval_annotations}
     opened = {split: open_annotated(args.data, split, file, *columns) for split, file in files.items()}
     found = {split: annotated for split, annotated in opened.items() if annotated is not None}
-    names, numbers = number_classes(list(found.values()), args.class_names)
+    trained = trained_detector(args.model_name_or_path)
+    known = class_names_of(trained) if trained is not None else None
+    names, numbers = number_classes(list(found.values()), args.class_names, known)
     checked = {}
     for split, annotated in found.items():
         settings = (image_processor, args.broken_boxes, args.box_orientation)
         checked[split] = check_boxes(annotated, names, numbers, *settings)
         _say(args, _describe(checked[split], split))
-    train, val = _with_held_out(args, checked["train"], checked.get("val"))
-    _check_counts(args, train, val)
-    check_sources(image_processor, train.images, val.images)
-    return train, val
+    return checked
 
 
 def _describe(boxed: BoxedImages, split: str) -> str:
@@ -267,6 +156,19 @@ def _say(args: DetectionArguments, text: str):
 # Model
 
 
+def trained_detector(model_name_or_path: str | None) -> PreTrainedConfig | None:
+    """Returns the configuration of a trained detector, `None` if there is another model or none.
+
+    Args:
+        model_name_or_path (`str`, *optional*): Folder or name on the Hub.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If its encoder is none of hf_mae.
+    """
+    return trained_head(model_name_or_path, *(config_class for config_class, _ in _HEADS.values()))
+
+
 def build_encoder_config(args: DetectionArguments) -> MAEConfig:
     """Returns the configuration of the encoder with the three levels of the pyramid that the detectors take.
 
@@ -276,9 +178,13 @@ def build_encoder_config(args: DetectionArguments) -> MAEConfig:
     Raises:
         ValueError: If they do not fit each other.
     """
-    path = args.model_name_or_path
+    path, trained = args.model_name_or_path, trained_detector(args.model_name_or_path)
     fields: dict[str, Any] = {"drop_path_rate": args.drop_path_rate}
-    config = MAEConfig.from_pretrained(path, **fields) if path else MAEConfig.from_preset(args.preset, **fields)
+    if trained is not None:
+        config = MAEConfig.from_dict({**trained.backbone_config.to_dict(), **fields})
+    else:
+        config = MAEConfig.from_pretrained(path, **fields) if path else MAEConfig.from_preset(args.preset, **fields)
+        config.feature_pyramid_size = min(config.hidden_size // 8 * 8, 256)
     sample = [_SAMPLE_SIDE] if args.data is None else None
     wanted = _pair(args.image_size or sample or config.image_size)
     wanted = wanted * 2 if len(wanted) == 1 else wanted
@@ -287,7 +193,7 @@ def build_encoder_config(args: DetectionArguments) -> MAEConfig:
     if tuple(sides) != tuple(wanted):
         _say(args, f"`image_size` {wanted[0]} x {wanted[1]} is rounded up to {sides[0]} x {sides[1]}: twice the patch.")
     config.image_size = sides[0] if sides[0] == sides[1] else sides
-    config.feature_pyramid_size = args.head_size or min(config.hidden_size // 8 * 8, 256)
+    config.feature_pyramid_size = args.head_size or config.feature_pyramid_size
     config.set_output_features_output_indices(_LEVELS, None)
     config.check()  # from_pretrained does not check the fields it is given
     return config
@@ -302,7 +208,15 @@ def build_detector(args: DetectionArguments, config: MAEConfig, names: list[str]
         names (`list[str]`): Names of the classes.
         num_queries (`int`): Boxes that are predicted, at most as many as the maps have cells.
     """
-    config_class, model_class = _HEADS[args.head]
+    trained = trained_detector(args.model_name_or_path)
+    heads = {config_class.model_type: head for head, (config_class, _) in _HEADS.items()}
+    head = args.head or ("dfine" if trained is None else heads[trained.model_type])
+    if trained is not None and heads[trained.model_type] != head and not args.from_scratch:
+        raise ValueError(
+            f"`head` is {head}, but {args.model_name_or_path} is a {heads[trained.model_type]}. Leave it out."
+        )
+    layers = args.decoder_layers or (3 if trained is None else trained.decoder_layers)
+    config_class, model_class = _HEADS[head]
     size, (patch, _) = config.feature_pyramid_size, _pair(config.patch_size)
     torch.manual_seed(args.seed)
     model = model_class(
@@ -315,7 +229,7 @@ def build_detector(args: DetectionArguments, config: MAEConfig, names: list[str]
             feat_strides=[max(patch // 2, 1), patch, 2 * patch],
             encoder_ffn_dim=4 * size,
             decoder_ffn_dim=4 * size,
-            decoder_layers=args.decoder_layers,
+            decoder_layers=layers,
             num_queries=num_queries,
             num_denoising=num_queries,
             # Width and depth of the small models of D-FINE (Peng et al. 2024, arXiv 2410.13842), for small heads.
@@ -325,7 +239,9 @@ def build_detector(args: DetectionArguments, config: MAEConfig, names: list[str]
             label2id={name: number for number, name in enumerate(names)},
         )
     )
-    if args.model_name_or_path and not args.from_scratch:
+    if trained is not None and not args.from_scratch:
+        load_head(model, args.model_name_or_path, _OF_CLASSES, "`head_size` and `decoder_layers`")
+    elif args.model_name_or_path and not args.from_scratch:
         load_encoder(model, args.model_name_or_path)
     return model
 
@@ -408,14 +324,15 @@ class DetectionTrainer(FineTuningTrainer):
         return super().evaluate(*args, **kwargs)
 
     def describe_results(self, metrics: dict) -> dict:
-        """Adds the AP of each class, prints them, draws pictures with their boxes, and writes a card."""
+        """Adds the AP of each class, prints them, draws pictures with their boxes, and after training writes a card."""
         folder, by_class = Path(self.args.output_dir), {}
         boxed = self.eval_dataset.boxed
         for name, value, count in zip(boxed.names, self.figures.by_class.tolist(), boxed.counts, strict=True):
             by_class[f"eval_map_{name}"] = None if value != value else value
             print(f"  {name:30} {'does not occur' if value != value else format(value, '.4f')}  ({count:,} boxes)")
         draw_detections(self.model, self.eval_dataset).save(folder / "detections.png")
-        write_card(folder, self.model, {**metrics, **by_class}, self.args.model_name_or_path)
+        if self.train_dataset is not None:
+            write_card(folder, self.model, {**metrics, **by_class}, self.args.model_name_or_path)
         return {**metrics, **by_class}
 
 
@@ -498,7 +415,7 @@ hf_mae must be installed: transformers does not find code for an encoder within 
 
 
 def detect(args: DetectionArguments) -> FineTuned:
-    """Trains a detector.
+    """Trains a detector, or with `eval_only` evaluates one, see [`evaluate_detector`].
 
     Args:
         args ([`DetectionArguments`]): The settings.
@@ -514,6 +431,8 @@ def detect(args: DetectionArguments) -> FineTuned:
         FloatingPointError: If a loss or a gradient was not finite.
     """
     check_libraries()
+    if args.eval_only:
+        return evaluate_detector(args)
     set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
     recipe = args.recipe()
     config = build_encoder_config(args)
@@ -527,7 +446,7 @@ def detect(args: DetectionArguments) -> FineTuned:
     model = build_detector(args, config, train.names, choose_num_queries(args, config, train, val))
     checkpoint = check_experiment(args, "detect", fingerprints)  # a folder is taken only by what can be built
     if not args.num_train_epochs:
-        args.num_train_epochs = max(_EPOCHS, _FEWEST_STEPS * args.effective_batch_size / len(train))
+        args.num_train_epochs = max(EPOCHS, FEWEST_STEPS * args.effective_batch_size / len(train))
     size = image_processor.size.height, image_processor.size.width
     orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.check_rotation(size))
     scale = (args.min_scale, args.max_scale)
@@ -544,18 +463,61 @@ def detect(args: DetectionArguments) -> FineTuned:
     return FineTuned(model, metrics, Path(args.output_dir))
 
 
+def evaluate_detector(args: DetectionArguments) -> FineTuned:
+    """Evaluates a trained detector on any images with boxes.
+
+    Of data with splits the evaluation images are taken, else all. `output_dir` gets `evaluation.json` and
+    `detections.png`.
+
+    Args:
+        args ([`DetectionArguments`]): `model_name_or_path`, what says which images and boxes, `output_dir` and the size
+            of batches. The classes are those of the model.
+
+    Raises:
+        OSError: If a file can't be found or read.
+        ValueError: If the model does not detect, boxes are broken, or they have classes that the model lacks.
+    """
+    config = trained_detector(args.model_name_or_path)
+    if config is None:
+        raise ValueError(f"{args.model_name_or_path} does not detect. Train it first, without `eval_only`.")
+    (model_class,) = (model for config_class, model in _HEADS.values() if isinstance(config, config_class))
+    model = model_class.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+    image_processor = args.load_image_processor(args.model_name_or_path)
+    splits = _open_splits(args, image_processor)
+    boxed = splits.get("val", splits["train"])
+    if boxed.names != (known := class_names_of(config)):
+        raise ValueError(
+            f"The boxes have the classes {', '.join(boxed.names)}, but {args.model_name_or_path} knows "
+            f"{', '.join(known)}."
+        )
+    if not boxed.counts.any():
+        raise ValueError(f"{args.data} has no boxes to evaluate on. Check the annotations.")
+    check_sources(image_processor, boxed.images)
+    dataset = DetectionDataset(boxed, image_processor)
+    trainer = DetectionTrainer(model=model, args=args, eval_dataset=dataset, processing_class=image_processor)
+    metrics, folder = trainer.evaluate(), Path(args.output_dir)
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.log_metrics("eval", metrics)
+        metrics = trainer.describe_results(metrics)
+        content = {**run_record(args.recipe()), "num_images": len(boxed), "images and boxes": boxed.fingerprint}
+        write_json(folder / "evaluation.json", {**content, "metrics": metrics})
+        print(f"Done: evaluation.json and detections.png are in {folder}.")
+    return FineTuned(model, metrics, folder)
+
+
 def _plan(args: DetectionArguments, model: PreTrainedModel, train: BoxedImages, val: BoxedImages) -> str:
     config = model.config.backbone_config
     rows, columns = config.grid_size
     height, width = _pair(config.image_size)
-    fresh = args.from_scratch or not args.model_name_or_path
-    names = train.names
+    path, names = args.model_name_or_path, train.names
+    started = f"of {path}" if trained_detector(path) else f"encoder of {path}, the rest fresh"
     return (
         f"Images   {len(train):,} and {len(val):,} to evaluate on, {args.data or 'generated'}\n"
         f"Classes  {len(names)}: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}\n"
         f"Model    {model.num_parameters() / 1e6:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} "
-        f"patches; {args.head} of {model.config.d_model} channels, {model.config.num_queries} queries\n"
-        f"Weights  {'fresh' if fresh else 'encoder of ' + args.model_name_or_path + ', the rest fresh'}\n"
+        f"patches; {type(model).__name__} of {model.config.d_model} channels, {model.config.num_queries} queries\n"
+        f"Weights  {'fresh' if args.from_scratch or not path else started}\n"
         f"Batch    {args.effective_batch_size} over {args.world_size} process(es)\n"
         f"Rate     {args.learning_rate:.3g}, times {args.layer_decay:g} from each block to the one before\n"
         f"Output   {args.output_dir}"
@@ -581,6 +543,8 @@ __all__ = [
     "detect",
     "detect_command",
     "draw_detections",
+    "evaluate_detector",
     "open_boxes",
+    "trained_detector",
     "write_card",
 ]

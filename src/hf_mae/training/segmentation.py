@@ -42,6 +42,7 @@ from .finetuning import (
     limit_batch_size,
     weights_fingerprint,
 )
+from .heads import load_head, trained_head
 from .run_log import run_record
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
 from .segmentation_settings import SegmentationArguments
@@ -302,21 +303,6 @@ class SegmentationTrainer(FineTuningTrainer):
         return {**metrics, **by_class}
 
 
-def segmenter_config(model_name_or_path: str | None) -> UperNetConfig | None:
-    """Returns the configuration of a trained segmenter, `None` if there is another model or none.
-
-    Args:
-        model_name_or_path (`str`, *optional*): Folder or name on the Hub.
-
-    Raises:
-        OSError: If there is no such model.
-    """
-    if model_name_or_path is None:
-        return None
-    fields, _ = MAEConfig.get_config_dict(model_name_or_path)
-    return UperNetConfig.from_dict(fields) if fields.get("model_type") == UperNetConfig.model_type else None
-
-
 def build_encoder_config(args: SegmentationArguments) -> MAEConfig:
     """Returns the configuration of the encoder with a feature pyramid.
 
@@ -330,7 +316,7 @@ def build_encoder_config(args: SegmentationArguments) -> MAEConfig:
     fields: dict[str, Any] = {"drop_path_rate": args.drop_path_rate}
     if size := args.image_size or ([28 * args.sample_side] if args.data is None else None):
         fields["image_size"] = size[0] if len(size) == 1 else size
-    stored = segmenter_config(path)
+    stored = trained_head(path, UperNetConfig)
     if stored is not None:
         fields = {**stored.backbone_config.to_dict(), **fields}
         config = MAEConfig.from_dict(fields)
@@ -351,7 +337,7 @@ def build_segmenter(args: SegmentationArguments, config: MAEConfig, names: list[
         config ([`MAEConfig`]): See [`build_encoder_config`].
         names (`list[str]`): Names of the classes.
     """
-    stored = segmenter_config(args.model_name_or_path)
+    stored = trained_head(args.model_name_or_path, UperNetConfig)
     head_size = args.head_size or (min(config.hidden_size, 512) if stored is None else stored.hidden_size)
     torch.manual_seed(args.seed)
     model = UperNetForSemanticSegmentation(
@@ -363,32 +349,12 @@ def build_segmenter(args: SegmentationArguments, config: MAEConfig, names: list[
             label2id={name: number for number, name in enumerate(names)},
         )
     )
-    if args.model_name_or_path and not args.from_scratch:
-        load = load_encoder if stored is None else _load_segmenter
-        load(model, args.model_name_or_path)
+    if stored is not None and not args.from_scratch:
+        load_head(model, args.model_name_or_path, [".classifier."], "`feature_pyramid_size` and `head_size`")
+    elif args.model_name_or_path and not args.from_scratch:
+        load_encoder(model, args.model_name_or_path)
     model.supports_gradient_checkpointing = True  # UperNet says no, but the blocks of the encoder do
     return model
-
-
-def _load_segmenter(model: UperNetForSemanticSegmentation, model_name_or_path: str):
-    """Loads the weights of a trained segmenter. The last layer of each head starts anew if the classes are others.
-
-    Raises:
-        ValueError: If its pyramid or its head have other sizes.
-    """
-    trained = UperNetForSemanticSegmentation.from_pretrained(model_name_or_path, dtype=torch.float32)
-    trained.backbone.resize_position_embeddings(model.backbone.config.image_size)
-    weights, places = trained.state_dict(), model.state_dict()
-    if trained.config.id2label != model.config.id2label:
-        print(f"The classes differ from the {trained.config.num_labels} that the segmenter knows: they start anew.")
-        weights = {name: weight for name, weight in weights.items() if ".classifier." not in name}
-    others = [name for name, weight in weights.items() if name not in places or places[name].shape != weight.shape]
-    if others:
-        raise ValueError(
-            f"The segmenter {model_name_or_path} has other sizes than `feature_pyramid_size` and `head_size` say, "
-            f"first in {others[0]}. Leave these settings out, or set `from_scratch`."
-        )
-    model.load_state_dict(weights, strict=False)
 
 
 def _build_image_processor(args: SegmentationArguments, config: MAEConfig) -> MAEImageProcessor:
@@ -420,7 +386,7 @@ def segment(args: SegmentationArguments) -> FineTuned:
         return evaluate_segmenter(args)
     set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
     recipe = args.recipe()
-    stored = segmenter_config(args.model_name_or_path)
+    stored = trained_head(args.model_name_or_path, UperNetConfig)
     if stored is not None and args.class_names is None:  # goes on with the classes that it knows
         args.class_names = class_names_of(stored)
         args.reduce_labels = args.reduce_labels or getattr(stored, "reduce_labels", False)
@@ -513,7 +479,7 @@ def _load_trained(args: SegmentationArguments) -> tuple[UperNetForSemanticSegmen
     Raises:
         ValueError: If the model does not segment.
     """
-    config = segmenter_config(args.model_name_or_path)
+    config = trained_head(args.model_name_or_path, UperNetConfig)
     if config is None:
         raise ValueError(
             f"{args.model_name_or_path} does not segment. Train it first, without `predict_only` and `eval_only`."
@@ -618,5 +584,4 @@ __all__ = [
     "predict_class_maps",
     "segment",
     "segment_command",
-    "segmenter_config",
 ]

@@ -8,7 +8,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.windows import STRIDE, check_stride
 from .finetuning import FineTuningArguments, OrientationArguments, ReadingArguments
-from .head_settings import settle_head
+from .heads import settle_head
 
 
 @dataclass

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""What heads for segmentation and detection share beyond what all fine-tuning does: settings, and trained ones."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..modeling.configuration_mae import MAEConfig
+from ..modeling.modeling_mae_downstream import find_backbone
+from .arguments import read_class_names
+
+
+def settle_head(args):
+    """Reads `class_names` from a file if one is named, and refuses settings that make no sense.
+
+    Args:
+        args ([`SegmentationArguments`] or [`DetectionArguments`]): The settings, which are changed.
+
+    Raises:
+        ValueError: If the model is missing, or a size, a scale or the names of classes make no sense.
+        OSError: If there is no file with the names.
+    """
+    if not (args.model_name_or_path or args.preset):
+        raise ValueError(
+            "`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae. Without any "
+            "pre-training set `preset` to tiny, small, base, large or huge."
+        )
+    if args.image_size is not None and (len(args.image_size) not in (1, 2) or min(args.image_size) < 1):
+        raise ValueError(f"`image_size` must be a side, or height and width, in pixels, got {args.image_size}.")
+    if not 0 < args.min_scale <= args.max_scale:
+        raise ValueError(f"`min_scale` {args.min_scale} must be positive and at most `max_scale` {args.max_scale}.")
+    args.class_names = read_class_names(args.class_names)
+
+
+def trained_head(model_name_or_path: str | None, *config_classes: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+    """Returns the configuration of a trained head with its encoder, `None` if there is another model or none.
+
+    Args:
+        model_name_or_path (`str`, *optional*): Folder or name on the Hub.
+        *config_classes (`type`): Kinds of heads.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If it is such a head on an encoder that is none of hf_mae.
+    """
+    if model_name_or_path is None:
+        return None
+    fields, _ = MAEConfig.get_config_dict(model_name_or_path)
+    config_class = {each.model_type: each for each in config_classes}.get(fields.get("model_type"))
+    if config_class is None:
+        return None
+    config = config_class.from_dict(fields)
+    if not isinstance(config.backbone_config, MAEConfig):
+        raise ValueError(
+            f"{model_name_or_path} is a {config.model_type} on an encoder that is none of hf_mae. Start from a model "
+            "that hf_mae has trained."
+        )
+    return config
+
+
+def load_head(model: PreTrainedModel, model_name_or_path: str, of_classes: Sequence[str], sizes: str):
+    """Loads the weights of a trained head and its encoder. Layers for the classes start anew if these are others.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): Gets the weights; its images may have another size.
+        model_name_or_path (`str`): Folder or name on the Hub of a model of the same class.
+        of_classes (`Sequence[str]`): Parts of the names of weights that depend on the classes.
+        sizes (`str`): Names of the settings that decide on the sizes of the head, for messages.
+
+    Raises:
+        ValueError: If the head has other sizes.
+    """
+    trained = type(model).from_pretrained(model_name_or_path, dtype=torch.float32)
+    find_backbone(trained).resize_position_embeddings(find_backbone(model).config.image_size)
+    weights, places = trained.state_dict(), model.state_dict()
+    if trained.config.id2label != model.config.id2label:
+        print(f"The classes differ from the {trained.config.num_labels} that the model knows: they start anew.")
+        weights, places = (
+            {name: weight for name, weight in some.items() if not any(part in name for part in of_classes)}
+            for some in (weights, places)
+        )
+    shapes, wanted = ({name: weight.shape for name, weight in some.items()} for some in (weights, places))
+    others = [name for name in {**shapes, **wanted} if shapes.get(name) != wanted.get(name)]
+    if others:
+        raise ValueError(
+            f"{model_name_or_path} has other sizes than {sizes} say, first in {others[0]}. Leave these settings out, "
+            "or set `from_scratch`."
+        )
+    model.load_state_dict(weights, strict=False)
+
+
+__all__ = ["load_head", "settle_head", "trained_head"]
