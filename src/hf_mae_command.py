@@ -89,7 +89,7 @@ def _exit_status(error: BaseException) -> int | None:
         return 130
     if isinstance(error, ArithmeticError):  # a run that diverged
         return 1
-    missing_extra = isinstance(error, ImportError) and "pip install" in str(error)
+    missing_extra = isinstance(error, ImportError | RuntimeError) and "pip install" in str(error)
     return 2 if isinstance(error, ValueError | OSError) or missing_extra else None
 
 

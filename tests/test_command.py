@@ -77,14 +77,20 @@ MISTAKES = {
     "no such field": (["pretrain", "--config_overrides", "hiden_size=3"], "--config_overrides: MAEConfig has no field"),
     "out of range": (["pretrain", "--logging_steps", "0"], "--logging_steps must be at least 1, got 0."),
     "no such tracker": (["pretrain", "--report_to", "paper"], "--report_to paper: Accelerate knows no such tracker"),
+    "no package for a tracker": (["fail"], "pip install wandb"),
     "no checkpoint": (["features", "--model_name_or_path", "{tmp}"], ""),
     "no weights": (["convert", "{tmp}/no.pth", "{tmp}/out"], "no.pth"),
     "nothing to push": (["push", "{tmp}"], "config.json"),
 }
 
 
+def fail(arguments, prog):
+    raise RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`.")  # of transformers
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes__end_in_one_line_and_status_2(capsys, tmp_path, mistake):
+def test_mistakes__end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, mistake):
+    monkeypatch.setitem(hf_mae_command.COMMANDS, "fail", (f"{__name__}:fail", "Fails."))
     (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
     arguments, words = MISTAKES[mistake]
     output = ["--output_dir", tmp_path / "run"] if arguments[0] == "pretrain" else []

@@ -77,6 +77,13 @@ def test_names_of_a_compiled_model__as_save_pretrained_writes_them(tiny_model, t
     )
 
 
+def test_other_widths__are_refused_with_the_fields_that_may_differ(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    for model_class in (MAEForPreTraining, MAEModel):
+        with pytest.raises(ValueError, match="other shapes than .*only `image_size`, .* such as `hidden_size`"):
+            model_class.from_pretrained(tmp_path, hidden_size=64)
+
+
 @pytest.mark.parametrize("model_class", [MAEForPreTraining, MAEModel, MAEForImageClassification, MAEBackbone])
 def test_unknown_names__are_an_error_never_random_weights(tiny_model, tmp_path, model_class):
     tiny_model().save_pretrained(tmp_path)

@@ -160,13 +160,15 @@ class LoadingMixin:
         try:
             model, info = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
-            architecture = (stored.get("architectures") or [cls.__name__])[0]
-            if architecture == cls.__name__ or "mismatched" not in str(error):
+            if "mismatched" not in str(error):
                 raise
+            architecture = (stored.get("architectures") or [cls.__name__])[0]
             raise ValueError(
-                f"{label} was saved by {architecture}, whose weights have other shapes than those of {cls.__name__}. "
-                "Load it with its own class, its encoder alone with AutoModel, or all weights that fit with "
-                "ignore_mismatched_sizes=True."
+                f"{label}, saved by {architecture}, holds weights of other shapes than {cls.__name__} has with this "
+                "configuration; the table above lists them. Of the fields that decide on shapes only `image_size`, "
+                "`patch_size` and `num_channels` may differ from the checkpoint's: leave out others, such as "
+                "`hidden_size`. Load a model of another class with that class, or its encoder alone with AutoModel. "
+                "Or load what fits, with ignore_mismatched_sizes=True."
             ) from error
         if own_names:
             model.__dict__.pop("_weight_conversions", None)  # else the model would be saved with the names of a wrapper
