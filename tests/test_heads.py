@@ -9,9 +9,11 @@ import PIL.Image
 import pytest
 import torch
 import transformers
+from transformers import ConvNextConfig, DFineConfig, UperNetConfig
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, load_encoder
+from hf_mae.training.heads import trained_head
 
 PAGE = (Path(__file__).parents[1] / "docs" / "heads.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
@@ -159,3 +161,11 @@ def test_pipeline__of_a_head_runs_without_a_question(tmp_path, monkeypatch, name
     assert task != "depth-estimation" or found["depth"].size == found["predicted_depth"].shape[::-1] == (70, 50)
     with pytest.raises(ValueError, match="no video processor"):
         AutoVideoProcessor.from_pretrained(tmp_path)
+
+
+def test_trained_head__of_another_encoder_is_refused(tmp_path):
+    UperNetConfig(backbone_config=ConvNextConfig(out_features=["stage4"])).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a upernet on an encoder that is none of hf_mae"):
+        trained_head(str(tmp_path), UperNetConfig)
+    assert trained_head(str(tmp_path), DFineConfig) is None
+    assert trained_head(None, UperNetConfig) is None
