@@ -27,11 +27,11 @@ from ..evaluation.detection_metrics import BoxFigures, check_libraries, detectio
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
-from ..publishing import license_of, write_json
+from ..publishing import license_of
 from .arguments import class_names_of, parse_arguments
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
 from .finetuning import FineTuned, FineTuningTrainer, check_experiment, check_sources, weights_fingerprint
-from .heads import load_head, trained_head
+from .heads import evaluate_head, load_head, trained_head
 from .run_log import run_record
 
 _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
@@ -495,15 +495,8 @@ def evaluate_detector(args: DetectionArguments) -> FineTuned:
     check_sources(image_processor, boxed.images)
     dataset = DetectionDataset(boxed, image_processor)
     trainer = DetectionTrainer(model=model, args=args, eval_dataset=dataset, processing_class=image_processor)
-    metrics, folder = trainer.evaluate(), Path(args.output_dir)
-    if trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer.log_metrics("eval", metrics)
-        metrics = trainer.describe_results(metrics)
-        content = {**run_record(args.recipe()), "num_images": len(boxed), "images and boxes": boxed.fingerprint}
-        write_json(folder / "evaluation.json", {**content, "metrics": metrics})
-        print(f"Done: evaluation.json and detections.png are in {folder}.")
-    return FineTuned(model, metrics, folder)
+    record = {**run_record(args.recipe()), "num_images": len(boxed), "images and boxes": boxed.fingerprint}
+    return evaluate_head(trainer, record, "detections.png")
 
 
 def _plan(args: DetectionArguments, model: PreTrainedModel, train: BoxedImages, val: BoxedImages) -> str:

@@ -3,13 +3,16 @@
 """What heads for segmentation and detection share beyond what all fine-tuning does: settings, and trained ones."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.modeling_mae_downstream import find_backbone
+from ..publishing import write_json
 from .arguments import read_class_names
+from .finetuning import FineTuned, FineTuningTrainer
 
 
 def settle_head(args):
@@ -91,4 +94,22 @@ def load_head(model: PreTrainedModel, model_name_or_path: str, of_classes: Seque
     model.load_state_dict(weights, strict=False)
 
 
-__all__ = ["load_head", "settle_head", "trained_head"]
+def evaluate_head(trainer: FineTuningTrainer, record: dict, sheet: str) -> FineTuned:
+    """Evaluates a trained head and writes `evaluation.json` and a sheet into the output folder.
+
+    Args:
+        trainer ([`FineTuningTrainer`]): Has the model and the images.
+        record (`dict`): Describes how the figures were made, see [`hf_mae.training.run_log.run_record`].
+        sheet (`str`): File name of the sheet that the trainer draws.
+    """
+    metrics, folder = trainer.evaluate(), Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.log_metrics("eval", metrics)
+        metrics = trainer.describe_results(metrics)
+        write_json(folder / "evaluation.json", {**record, "metrics": metrics})
+        print(f"Done: evaluation.json and {sheet} are in {folder}.")
+    return FineTuned(trainer.model, metrics, folder)
+
+
+__all__ = ["evaluate_head", "load_head", "settle_head", "trained_head"]

@@ -33,7 +33,6 @@ from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_shee
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
-from ..publishing import write_json
 from .arguments import class_names_of, parse_arguments
 from .finetuning import (
     FineTuned,
@@ -42,7 +41,7 @@ from .finetuning import (
     limit_batch_size,
     weights_fingerprint,
 )
-from .heads import load_head, trained_head
+from .heads import evaluate_head, load_head, trained_head
 from .run_log import run_record
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
 from .segmentation_settings import SegmentationArguments
@@ -462,15 +461,8 @@ def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:
         class_names=args.class_names,
         drawn=SegmentationDataset(pairs, image_processor, args.reduce_labels),
     )
-    metrics, folder = trainer.evaluate(), Path(args.output_dir)
-    if trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer.log_metrics("eval", metrics)
-        metrics = trainer.describe_results(metrics)
-        content = {**run_record(args.recipe()), "num_images": len(pairs), "images": fingerprint_of_pairs(pairs)}
-        write_json(folder / "evaluation.json", {**content, "metrics": metrics})
-        print(f"Done: evaluation.json and segmentation.png are in {folder}.")
-    return FineTuned(model, metrics, folder)
+    record = {**run_record(args.recipe()), "num_images": len(pairs), "images": fingerprint_of_pairs(pairs)}
+    return evaluate_head(trainer, record, "segmentation.png")
 
 
 def _load_trained(args: SegmentationArguments) -> tuple[UperNetForSemanticSegmentation, tuple[int, int] | None]:
