@@ -157,6 +157,18 @@ def finetuning_table(runs: Path) -> str:
     return text
 
 
+def longer_scratch_table() -> str:
+    """Returns the accuracy on photographs of training from scratch for longer, next to that of short runs of both."""
+    rows = []
+    for labels in (307, 3068):
+        patterns = [f"clothing/pretrained-{labels}-seed*", f"clothing/scratch-{labels}-seed*"]
+        patterns.append(f"clothing_scratch/scratch_long-{labels}-seed*")
+        epochs = [read(next(RECORDS.glob(pattern)))["recipe"]["num_train_epochs"] for pattern in patterns]
+        cells = [f"{number:g}: {finetuned(pattern)}" for number, pattern in zip(epochs, patterns, strict=True)]
+        rows.append([f"{labels:,}", *cells])
+    return table(["labels", "pre-trained, epochs", "from scratch, epochs", "from scratch for longer, epochs"], rows)
+
+
 def finetuned(pattern: str) -> str:
     """Returns the accuracy of fine-tuned runs, by the pattern of their folders."""
     return mean_and_deviation([read(run)["metrics"]["eval_accuracy"] for run in sorted(RECORDS.glob(pattern))])
@@ -510,6 +522,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10 all labels": lambda: finetuned("cifar10/pretrained-50000-seed*"),
     "cifar10 from scratch": lambda: finetuned("cifar10/scratch-50000-seed*"),
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),
+    "clothing longer from scratch": longer_scratch_table,
     "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
     "clothing choices": lambda: evaluation_table("variant", CLOTHING_CHOICES),
     "clothing schedules": schedules_table,
