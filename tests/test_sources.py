@@ -199,6 +199,52 @@ def test_tar__cut_or_compressed_is_told(tmp_path):
         open_images(str(tmp_path / "empty.tar"))
 
 
+def test_tar__with_more_after_its_last_member_is_refused_and_without_an_end_noted(tmp_path):
+    write_tar(tmp_path / "a.tar", {"one": picture(1), "two": picture(2), "three": picture(3)})
+    content = (tmp_path / "a.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        _, second, *_, end = *(member.offset for member in tar), tar.offset
+    broken = {
+        "damaged": content[:second] + b"x" * 512 + content[second + 512 :],
+        "cut": content[: second + 100],
+        "two": content + content,
+    }
+    for name, kept in broken.items():
+        (tmp_path / f"{name}.tar").write_bytes(kept)
+        with pytest.raises(ValueError, match=f"{name}.tar can't be read .*it is damaged, or several in one"):
+            open_images(str(tmp_path / f"{name}.tar"))
+    for stop in (second, end):  # between two members nothing tells what is missing, but that there is no end
+        (tmp_path / "short.tar").write_bytes(content[:stop])
+        assert "short.tar lacks the zeros" in open_images(str(tmp_path / "short.tar")).notes[0]
+    assert not any("lacks" in note for note in open_images(str(tmp_path / "a.tar")).notes)
+
+
+def test_tar__files_with_two_names_are_two_images_and_other_links_are_counted(tmp_path):
+    make(tmp_path / "made", "1.png")
+    os.link(tmp_path / "made" / "1.png", tmp_path / "made" / "2.png")
+    os.symlink("1.png", tmp_path / "made" / "3.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "made", ".")
+    images = open_images(str(tmp_path / "a.tar"))
+    assert sorted(images.key(index) for index in range(len(images))) == ["1.png", "2.png"]
+    assert np.array_equal(np.array(images[0]), np.array(images[1]))
+    assert images.notes[0].endswith("left out: 1 x link.")
+
+
+def test_tar__without_the_zeros_of_its_files_is_refused(tmp_path):
+    array, content = np.full((1, 64, 64), 7, np.uint8), io.BytesIO()
+    np.save(content, array)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:  # as tar --sparse writes it: the first bytes, and how many more
+        info = tarfile.TarInfo("a.npy")
+        info.size, info.pax_headers = 128, {"GNU.sparse.size": str(len(content.getvalue())), "GNU.sparse.map": "0,128"}
+        tar.addfile(info, io.BytesIO(content.getvalue()[:128]))
+        info = tarfile.TarInfo("b.npy")  # whose bytes would be taken for the rest
+        info.size = len(content.getvalue())
+        tar.addfile(info, io.BytesIO(content.getvalue()))
+    with pytest.raises(ValueError, match="a.npy is packed without its zeros"):
+        open_images(str(tmp_path / "a.tar"))
+
+
 def write_parquet(path, numbers, rows_per_group):
     import datasets
 

@@ -43,31 +43,21 @@ class TarImages(ImageSource):
         self.name, self._files, self._descriptors, self.notes = name, list(files), OrderedDict(), []
         names, places, labels, others = [], [], [], Counter()
         for number, file in enumerate(files):
-            classes, found = {}, {}
             try:
                 with tarfile.open(file, "r:") as tar:
-                    for member in tar:
-                        stem, extension = os.path.splitext(member.name)
-                        if not member.isfile():
-                            continue
-                        if extension == ".cls":
-                            classes[stem] = tar.extractfile(member).read().decode().strip()
-                        elif lies_in_left_behind(member.name):
-                            others["left behind by programs"] += 1
-                        elif _is_image_in(tar, member):
-                            found[member.name] = (number, member.offset_data, member.size)
-                        else:
-                            others[extension or "none"] += 1
+                    found, classes = _members_of(tar, others)
+                    if not _has_end(tar):
+                        self.notes.append(f"{file} lacks the zeros that a tar ends with: it may be cut off.")
             except (tarfile.TarError, ValueError) as error:
                 raise ValueError(
-                    f"{file} can't be read as an uncompressed tar ({error}). Decompress .tar.gz files with gunzip: "
-                    "images are read in place."
+                    f"{file} can't be read as an uncompressed tar ({error}). Copy or pack it again, or decompress it "
+                    "with gunzip: images are read in place."
                 ) from error
             pictures = set(without_masks(list(map(_plain, found))))
             kept = [name for name in found if _plain(name) in pictures]
             others["masks by their names"] += len(found) - len(kept)
             names.extend(kept)
-            places.extend(found[name] for name in kept)
+            places.extend((number, *found[name]) for name in kept)
             labels.extend(classes.get(os.path.splitext(name)[0], classes.get(_key(name))) for name in kept)
         others += Counter()  # without zeros
         seen = ", ".join(f"{count} x {extension}" for extension, count in sorted(others.items()))
@@ -116,6 +106,57 @@ class TarImages(ImageSource):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_descriptors": OrderedDict()}
+
+
+def _members_of(tar: tarfile.TarFile, others: Counter) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Returns the (offset, size) of each image in a tar by its name, and the content of `.cls` members by their stems.
+
+    Args:
+        tar (`tarfile.TarFile`): The tar, freshly opened.
+        others (`Counter`): What is left out is counted in it.
+
+    Raises:
+        tarfile.ReadError: If an image is not stored as it is.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    classes = {}
+    for member in tar:
+        stem, extension = os.path.splitext(member.name)
+        if member.islnk() and member.linkname in found:  # a file with two names is packed once
+            found[member.name] = found[member.linkname]
+        elif member.issym() or member.islnk():
+            others["link"] += 1
+        elif not member.isfile():
+            continue
+        elif extension == ".cls":
+            classes[stem] = tar.extractfile(member).read().decode().strip()
+        elif lies_in_left_behind(member.name):
+            others["left behind by programs"] += 1
+        elif _is_image_in(tar, member):
+            if member.issparse():
+                raise tarfile.ReadError(f"{member.name} is packed without its zeros, by tar --sparse")
+            found[member.name] = (member.offset_data, member.size)
+        else:
+            others[extension or "none"] += 1
+    return found, classes
+
+
+def _has_end(tar: tarfile.TarFile) -> bool:
+    """Returns whether zeros follow the last member, as in every tar that is complete.
+
+    Raises:
+        tarfile.ReadError: If something else follows, which tarfile takes for the end in silence.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    length = 0
+    while rest := tar.fileobj.read(2**20):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"after byte {tar.offset:,}, where no member begins, there is more: it is damaged, or several in one"
+            )
+        length += len(rest)
+    return length > 0
 
 
 def _is_image_in(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
