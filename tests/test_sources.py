@@ -231,6 +231,14 @@ def test_tar__files_with_two_names_are_two_images_and_other_links_are_counted(tm
     assert images.notes[0].endswith("left out: 1 x link.")
 
 
+def test_tar__members_are_not_kept_in_memory(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", {str(number): picture(number) for number in range(9)})
+    opened, open_tar = [], tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *args: opened.append(open_tar(*args)) or opened[-1])
+    assert len(open_images(str(tmp_path / "a.tar"))) == 9
+    assert len(opened[0].members) <= 1
+
+
 def test_tar__without_the_zeros_of_its_files_is_refused(tmp_path):
     array, content = np.full((1, 64, 64), 7, np.uint8), io.BytesIO()
     np.save(content, array)

@@ -121,6 +121,7 @@ def _members_of(tar: tarfile.TarFile, others: Counter) -> tuple[dict[str, tuple[
     found: dict[str, tuple[int, int]] = {}
     classes = {}
     for member in tar:
+        vars(tar)["members"].clear()  # all are kept there, which takes gigabytes for millions of images
         stem, extension = os.path.splitext(member.name)
         if member.islnk() and member.linkname in found:  # a file with two names is packed once
             found[member.name] = found[member.linkname]
