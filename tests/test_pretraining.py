@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """The pre-training engine, called from Python. What needs several processes or a kill is in test_processes.py."""
 
+import errno
 import io
 import json
 import os
@@ -30,6 +31,7 @@ from hf_mae.training import run_evaluation, run_images
 from hf_mae.training.choices import DEFAULTS
 from hf_mae.training.initial_model import build_model
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
+from hf_mae.training.run_batches import RunBatches
 from hf_mae.training.step_guard import RunStopped
 
 
@@ -493,6 +495,41 @@ def test_run__replaces_an_unsuitable_picture_that_the_check_did_not_see(tmp_path
     assert result.metrics["step"] == 8
     (line,) = (tmp_path / "unreadable.txt").read_text().splitlines()
     assert line.startswith(f"image {unseen} of squares\tUnsuitableImageError: The image's shape (9,)")
+
+
+@pytest.mark.slow
+def test_run__whose_images_go_away_saves_its_last_step(tmp_path):
+    """As those of a file server that is restarted. Hours may lie between two checkpoints."""
+
+    class Away(Squares):
+        reads_left = 0
+
+        def __getitem__(self, index):
+            Away.reads_left -= 1
+            if Away.reads_left < 0:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return picture(index)
+
+    settings = {"model": "tiny", "config_overrides": SMALL, "image_size": 16, "patch_size": 8, "held_out": 0}
+    settings.update(max_steps=4, effective_batch_size=8, logging_steps=1, eval_images=8, eval_steps=4)
+    with pytest.raises(OSError, match="None of 10 images tried"):
+        pretrain(Away(), tmp_path / "run", **settings)  # nothing is lost yet: a mistake of the user
+
+    def stop_at_step_2(self, original=RunBatches.__next__):
+        taken.append(1)
+        Away.reads_left = 0 if len(taken) == 3 else 10**9
+        return original(self)
+
+    taken, Away.reads_left = [], 10**9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunBatches, "__next__", stop_at_step_2)
+        with pytest.raises(RunStopped, match="None of 10 images tried .* is saved at step 2") as stopped:
+            pretrain(Away(), tmp_path / "run", **settings)
+    assert stopped.value.exit_status == 1
+    Away.reads_left = 10**9
+    for name in ("run", "whole"):
+        pretrain(Away(), tmp_path / name, **settings)
+    assert same_tensors("model.safetensors", tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow

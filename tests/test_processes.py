@@ -246,6 +246,8 @@ def test_worker_killed__ends_the_run(tmp_path):
     status, printed = ends(process, children)
     assert status == 1
     assert "A loader worker was killed" in printed
+    assert "The run is saved at step" in printed
+    assert list(tmp_path.glob("checkpoint-*"))
 
 
 def test_files_gone_in_mid_run__end_the_run(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from conftest import write_few_bits
 
 from hf_mae import MAEImageProcessor
+from hf_mae.data.decoding import UnreadableImagesError
 from hf_mae.modeling.reading_mae import (
     ReadingSettings,
     UnsuitableImageError,
@@ -647,6 +648,9 @@ def test_errors__of_loader_workers_are_one_line():
     message = "Caught UnsuitableImageError in DataLoader worker process 0.\nOriginal Traceback ...\n"
     inner = UnsuitableImageError(f"{message}hf_mae.modeling.formats_mae.UnsuitableImageError: a.tif: The image ...\n")
     assert str(inner) == "a.tif: The image ..."
+    message = "Caught UnreadableImagesError in DataLoader worker process 0.\nOriginal Traceback ...\n"
+    inner = UnreadableImagesError(f"{message}hf_mae.data.decoding.UnreadableImagesError: None of 10 images ...\n")
+    assert str(inner) == "None of 10 images ..."
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 10, 12, 15, 16])

@@ -40,6 +40,14 @@ _JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by further pictures, which phone
 _ATTEMPTS = 10
 
 
+class UnreadableImagesError(OSError):
+    """Raised if none of several images from all over a source can be read: all are broken, or the source is gone."""
+
+    def __init__(self, message: str):
+        # A loader worker passes errors on with their whole traceback in the message; its last line is the message.
+        super().__init__(message.rsplit("UnreadableImagesError: ", 1)[-1].strip())
+
+
 def decoder_name() -> str:
     """Returns the name of the JPEG decoder: `simplejpeg` if it is installed, else `PIL`."""
     return "PIL" if simplejpeg is None else "simplejpeg"
@@ -63,7 +71,8 @@ def read_image(
     Raises:
         UnsuitableImageError: If the image is intact but does not suit the settings. By default it is not replaced,
             since all others may be of the same kind.
-        OSError: If none of ten images, from all over the source, can be read, or the process has too many open files.
+        UnreadableImagesError: If none of ten images, from all over the source, can be read.
+        OSError: If the process has too many open files.
     """
     unreadable, attempts = {}, min(_ATTEMPTS, len(images))
     stride = max(int(len(images) * 0.618), 1)  # far away: broken files are often neighbours
@@ -74,7 +83,7 @@ def read_image(
             return result, candidate, unreadable
         unreadable[images.describe(candidate)] = reason
     name, reason = list(unreadable.items())[-1]
-    raise OSError(
+    raise UnreadableImagesError(
         f"None of {attempts} images tried could be read. The last one is {name}: {reason}. Remove or repair the files."
     )
 
@@ -287,6 +296,7 @@ def _decode_jpeg(
 
 
 __all__ = [
+    "UnreadableImagesError",
     "crop_and_resize",
     "decode_unless_jpeg",
     "decoder_name",

@@ -55,7 +55,7 @@ from .distributed import (
 from .initial_model import build_model, reading_processor, stored_processor
 from .optimization import build_optimizer
 from .pretraining_settings import MACHINE_SETTINGS, PretrainingSettings
-from .run_batches import PREFETCH, RunBatches, choose_num_workers
+from .run_batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
 from .run_evaluation import RunEvaluation, num_twins
 from .run_images import look_at_images, open_run_images
 from .run_log import (
@@ -122,20 +122,22 @@ class PretrainingRun:
                 self.announce()
                 self.train()
                 return self.finish()
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                # torch raises the first at any time, the queue of a worker that is gone the other two.
-                if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                if (failure := failure_of_loader(error, begun=self.bar is not None)) is None:
                     raise
-                raise RunStopped(
-                    "A loader worker was killed, perhaps for lack of memory or of shared memory. Lower "
-                    "`dataloader_num_workers`, or give a container more with --shm-size. The same call or command "
-                    "continues from the last checkpoint."
-                ) from error
+                raise RunStopped(f"{failure} {self._save_alone()}") from error
             finally:
                 end_workers(children)
                 unlock_run(self.output_dir)
                 if self.bar is not None:
                     self.bar.close()
+
+    def _save_alone(self) -> str:
+        """Saves the last step when there is no next one, unless others wait for it. Returns how the run goes on."""
+        unsaved = self.bar is not None and self.step > 0 and not self.goes_back
+        if unsaved and self.accelerator.num_processes == 1 and self.guard.bad_steps_in_a_row == 0 and self.save():
+            return f"The run is saved at step {self.step}: the same call or command continues from there."
+        return "The same call or command continues from the last checkpoint."
 
     # ------------------------------------------------------------------------------------------------------------------
     # Plan

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..data.datasets import PretrainingDataset, collate
+from ..data.decoding import UnreadableImagesError
 from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
 from ..data.sources import ImageSource
 from ..modeling.configuration_mae import MAEConfig
@@ -119,4 +120,24 @@ def choose_num_workers(
     return workers
 
 
-__all__ = ["PREFETCH", "RunBatches", "choose_num_workers"]
+def failure_of_loader(error: Exception, begun: bool) -> str | None:
+    """Returns what ended the loader of a run and what to do, or `None` if an error is of another kind.
+
+    Args:
+        error (`Exception`): What was raised.
+        begun (`bool`): Whether steps were taken. Before, images that can't be read are a mistake of the user.
+    """
+    if isinstance(error, UnreadableImagesError):
+        return f"{error} If a disk or a file server is away, wait until it is back." if begun else None
+    # torch raises the first at any time, the queue of a worker that is gone the other two.
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+        return None
+    if not isinstance(error, RuntimeError | ConnectionError | EOFError):
+        return None
+    return (
+        "A loader worker was killed, perhaps for lack of memory or of shared memory. Lower `dataloader_num_workers`, "
+        "or give a container more with --shm-size."
+    )
+
+
+__all__ = ["PREFETCH", "RunBatches", "choose_num_workers", "failure_of_loader"]
