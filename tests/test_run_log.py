@@ -45,6 +45,20 @@ def test_unreadable__are_counted_once_named_and_limited(tmp_path):
     log.add({"c.png": "cut"})
     assert "3 of 10 images can't be read, more than `max_unreadable` 0.2 allows" in log.problem()
     assert (tmp_path / "unreadable.txt").read_bytes().splitlines()[1] == b"caf\xe9.png\tempty"
+    assert f"{tmp_path / 'unreadable.txt'}. Repair them where they are and delete that file" in log.problem()
+    (tmp_path / "unreadable.txt").unlink()  # else those that are repaired would count for ever
+    assert UnreadableImages(tmp_path, 10, max_share=0.2).problem() is None
+
+
+def test_unreadable__names_of_several_lines_are_one_line_and_count_once_when_a_run_goes_on(tmp_path):
+    found = {"two\nlines.png": "cut", "a\ttab.png": "a\r\nb", "\u2028.png": "cut", "a  b.png": "cut"}
+    for _ in range(2):
+        log = UnreadableImages(tmp_path, 10, max_share=0.5)
+        log.add(found)
+        assert len(log) == 4
+        assert log.problem() is None
+    lines = (tmp_path / "unreadable.txt").read_text().splitlines()
+    assert lines == ["two lines.png\tcut", "a tab.png\ta b", " .png\tcut", "a  b.png\tcut"]
 
 
 def test_throughput__does_not_count_pauses_and_gives_advice_once():

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -271,7 +272,7 @@ class UnreadableImages:
         """
         self.path, self.num_images, self.max_share = Path(output_dir) / "unreadable.txt", num_images, max_share
         text = self.path.read_text(encoding="utf-8", errors="surrogateescape") if self.path.exists() else ""
-        self.names = {line.split("\t")[0] for line in text.splitlines()}
+        self.names = {line.split("\t")[0] for line in text.split("\n") if line}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -283,6 +284,8 @@ class UnreadableImages:
             found (`dict[str, str]`): Reasons by names.
             write (`bool`, *optional*, defaults to `True`): Whether to write the file, which one process does.
         """
+        # A name may hold ends of lines and tabs: as blanks, or the next run would take it for others.
+        found = {" ".join(re.split(r"\s", name)): " ".join(reason.split()) for name, reason in found.items()}
         new = [f"{name}\t{reason}" for name, reason in found.items() if name not in self.names]
         self.names.update(found)
         if new and write:
@@ -295,9 +298,9 @@ class UnreadableImages:
             return None
         return (
             f"{len(self.names):,} of {self.num_images:,} images can't be read, more than `max_unreadable` "
-            f"{self.max_share:g} allows. They are named in {self.path}. Repair them where they are, or raise "
-            "`max_unreadable`, and start the run again: it goes on from its last checkpoint. Without them it would be "
-            "another run."
+            f"{self.max_share:g} allows. They are named in {self.path}. Repair them where they are and delete that "
+            "file, or raise `max_unreadable`, and start the run again: it goes on from its last checkpoint. Without "
+            "them it would be another run."
         )
 
 
