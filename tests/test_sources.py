@@ -302,6 +302,33 @@ def test_parquet__of_plain_bytes_and_broken_files(tmp_path):
         open_images(str(tmp_path))
 
 
+def test_parquet__columns_of_numbered_values_are_read_as_their_values(tmp_path):
+    """As pandas writes a `Categorical`."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    buffers = [io.BytesIO() for _ in range(4)]
+    for number, buffer in enumerate(buffers):
+        picture(number % 3).save(buffer, "PNG")
+    contents, classes = pa.array([buffer.getvalue() for buffer in buffers]), pa.array(["dog", "cat", None, "dog"])
+    table = pa.table({"image": contents.dictionary_encode(), "label": classes.dictionary_encode()})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    images = open_images(str(tmp_path / "a.parquet"))
+    assert (images.labels.tolist(), images.label_names) == ([1, 0, -1, 1], ["cat", "dog"])
+    assert np.array_equal(np.array(images[3]), np.array(picture(0)))
+
+
+def test_arrow__files_that_are_no_stream_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.feather
+
+    pyarrow.feather.write_feather(pa.table({"image": [b"x"]}), str(tmp_path / "feather.arrow"))
+    (tmp_path / "empty.arrow").touch()
+    for name in ("feather", "empty"):
+        with pytest.raises(ValueError, match=rf"{name}.arrow can't be read as an Arrow stream.*save_to_disk"):
+            open_images(str(tmp_path / f"{name}.arrow"))
+
+
 def test_arrow__files_without_a_description(tmp_path):
     import datasets
 

@@ -343,12 +343,17 @@ def _below_common_folder(files: Sequence[str]) -> list[str]:
 
 
 def _features(schema) -> dict:
-    """Returns the columns of a parquet file by name, as features of `datasets`, or Arrow types where it names none."""
+    """Returns the columns of a parquet file by name, as features of `datasets`, or Arrow types where it names none.
+
+    Of a column whose values are numbered, such as a `Categorical` of pandas, it is the type of the values.
+    """
     import datasets
+    import pyarrow as pa
 
     stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
     known = datasets.Features.from_dict(stored) if stored else {}
-    return {field.name: known.get(field.name, field.type) for field in schema}
+    types = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
+    return {name: known.get(name, kind) for name, kind in types.items()}
 
 
 def _group_bytes(parquet, group: int, column: str) -> int:

@@ -170,7 +170,7 @@ def _from_folder(folder: str, split: str | None, labels: str, columns: dict) -> 
         os.path.join(folder, directory, name)
         for directory, names in listing
         for name in names
-        if extension_of(name) in SHARD_EXTENSIONS and not (name.startswith("cache-") and name.endswith(".arrow"))
+        if name.lower().endswith(SHARD_EXTENSIONS) and not (name.startswith("cache-") and name.endswith(".arrow"))
     ]  # without what `datasets` has kept of maps and filters
     if not shards or any(is_image(name) for _, names in listing for name in names):
         if split == "test":
@@ -218,8 +218,20 @@ def _from_shards(files: list[str], name: str, columns: dict) -> ImageSource:
         return ParquetImages(files, name, **columns)
     import datasets
 
-    dataset = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
-    return DatasetImages(dataset, name, **columns)
+    return DatasetImages(datasets.concatenate_datasets([_read_arrow(file) for file in files]), name, **columns)
+
+
+def _read_arrow(file: str) -> "Dataset":
+    import datasets
+    import pyarrow
+
+    try:
+        return datasets.Dataset.from_file(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{file} can't be read as an Arrow stream: {error}. Repair it or, if it has Arrow's file format (Feather), "
+            "write the data again by `Dataset.save_to_disk`, or as parquet."
+        ) from error
 
 
 def _from_hub(data: str, split: str, config: str | None, columns: dict) -> ParquetImages | None:
