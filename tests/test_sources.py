@@ -318,6 +318,16 @@ def test_parquet__columns_of_numbered_values_are_read_as_their_values(tmp_path):
     assert np.array_equal(np.array(images[3]), np.array(picture(0)))
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.tar"])
+def test_shards__that_a_mac_left_behind_are_left_out(tmp_path, name):
+    if name == "a.tar":
+        write_tar(tmp_path / name, {"x": picture(1)})
+    else:
+        write_parquet(tmp_path / name, [1], 1)
+    (tmp_path / f"._{name}").write_bytes(b"\0\5\26\7")
+    assert len(open_images(str(tmp_path))) == 1
+
+
 def test_arrow__files_that_are_no_stream_are_named(tmp_path):
     import pyarrow as pa
     import pyarrow.feather

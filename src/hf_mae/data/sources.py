@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 
 from ..modeling.reading_mae import DEFAULT_SETTINGS, ReadingSettings, extension_of
-from .folders import SHARD_EXTENSIONS, TEST, TRAIN, FolderImages, find_splits, is_image, walk
+from .folders import SHARD_EXTENSIONS, TEST, TRAIN, FolderImages, find_splits, is_image, lies_in_left_behind, walk
 from .image_source import ImageSource, digest
 from .parts import PagedImages, TiledImages
 from .shards import DatasetImages, ParquetImages, TarImages, holds_images
@@ -170,7 +170,9 @@ def _from_folder(folder: str, split: str | None, labels: str, columns: dict) -> 
         os.path.join(folder, directory, name)
         for directory, names in listing
         for name in names
-        if name.lower().endswith(SHARD_EXTENSIONS) and not (name.startswith("cache-") and name.endswith(".arrow"))
+        if name.lower().endswith(SHARD_EXTENSIONS)
+        and not lies_in_left_behind(name)
+        and not (name.startswith("cache-") and name.endswith(".arrow"))
     ]  # without what `datasets` has kept of maps and filters
     if not shards or any(is_image(name) for _, names in listing for name in names):
         if split == "test":
