@@ -278,6 +278,16 @@ def test_parquet__is_read_by_row_group_and_not_copied(tmp_path, monkeypatch):
     assert np.array_equal(np.array(pickle.loads(pickle.dumps(images))[11]), np.array(picture(11)))
 
 
+def test_parquet__that_is_cut_while_it_is_read_raises_an_error(tmp_path):
+    """Were it mapped into memory, the process would be killed."""
+    write_parquet(tmp_path / "a.parquet", range(6), 3)
+    images = open_images(str(tmp_path / "a.parquet"))
+    assert np.array_equal(np.array(images[0]), np.array(picture(0)))
+    os.truncate(tmp_path / "a.parquet", 100)
+    with pytest.raises(OSError, match="too short|stream"):
+        images[5]
+
+
 def test_parquet__over_a_file_system_reads_the_same(tmp_path):
     import fsspec
 

@@ -329,7 +329,8 @@ class ParquetImages(ImageSource):
                 self._open.clear()
             path = self._files[number]
             file = path if self._filesystem is None else self._filesystem.open(path)
-            self._open[key] = pyarrow.parquet.ParquetFile(file, memory_map=self._filesystem is None)
+            # Not mapped into memory, where a file that is cut, or a file server that is away, would kill the process.
+            self._open[key] = pyarrow.parquet.ParquetFile(file, memory_map=False)
         return self._open[key]
 
     def __getstate__(self) -> dict:
