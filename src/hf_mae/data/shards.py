@@ -323,14 +323,17 @@ class ParquetImages(ImageSource):
     def _parquet(self, number: int):
         import pyarrow.parquet
 
+        if len(self._open) > _CACHED_ROW_GROUPS:
+            self._open.clear()
+        if self._filesystem is None:
+            # Not mapped into memory, where a file that is cut, or a file server that is away, would kill the process.
+            # Opened for each read, since an open file holds memory of its last one; only what its end says is kept.
+            parquet = pyarrow.parquet.ParquetFile(self._files[number], metadata=self._open.get(number))
+            self._open[number] = parquet.metadata
+            return parquet
         key = (os.getpid(), number)  # opened again in a worker, since forked processes share the position of a file
         if key not in self._open:
-            if len(self._open) > _CACHED_ROW_GROUPS:
-                self._open.clear()
-            path = self._files[number]
-            file = path if self._filesystem is None else self._filesystem.open(path)
-            # Not mapped into memory, where a file that is cut, or a file server that is away, would kill the process.
-            self._open[key] = pyarrow.parquet.ParquetFile(file, memory_map=False)
+            self._open[key] = pyarrow.parquet.ParquetFile(self._filesystem.open(self._files[number]))
         return self._open[key]
 
     def __getstate__(self) -> dict:
