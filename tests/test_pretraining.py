@@ -31,7 +31,7 @@ from hf_mae.training import run_evaluation, run_images
 from hf_mae.training.choices import DEFAULTS
 from hf_mae.training.initial_model import build_model
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
-from hf_mae.training.run_batches import RunBatches
+from hf_mae.training.run_batches import RunBatches, failure_of_loader
 from hf_mae.training.step_guard import RunStopped
 
 
@@ -495,6 +495,17 @@ def test_run__replaces_an_unsuitable_picture_that_the_check_did_not_see(tmp_path
     assert result.metrics["step"] == 8
     (line,) = (tmp_path / "unreadable.txt").read_text().splitlines()
     assert line.startswith(f"image {unseen} of squares\tUnsuitableImageError: The image's shape (9,)")
+
+
+def test_failures_of_loaders__say_what_to_do():
+    no_room = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback ...\nRuntimeError: unable to "
+    no_room += "allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)\n"
+    killed = "DataLoader worker (pid 7) is killed by signal: Killed."
+    assert "no room in shared memory. Lower `data" in failure_of_loader(RuntimeError(no_room), begun=False)
+    for error in (RuntimeError(killed), ConnectionResetError(104, "reset"), EOFError()):
+        assert "worker was killed, perhaps for lack of memory" in failure_of_loader(error, begun=True)
+    for error in (RuntimeError("CUDA out of memory"), OSError(28, "No space left on device")):
+        assert failure_of_loader(error, begun=True) is None
 
 
 @pytest.mark.slow

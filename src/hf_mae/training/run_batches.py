@@ -129,15 +129,15 @@ def failure_of_loader(error: Exception, begun: bool) -> str | None:
     """
     if isinstance(error, UnreadableImagesError):
         return f"{error} If a disk or a file server is away, wait until it is back." if begun else None
-    # torch raises the first at any time, the queue of a worker that is gone the other two.
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+    what = "A loader worker was killed, perhaps for lack of memory or of shared memory"
+    if isinstance(error, RuntimeError):  # torch raises it at any time, the queue of a worker that is gone the others
+        if "allocate shared memory" in str(error):
+            what = "A loader worker found no room in shared memory"
+        elif "DataLoader worker (pid" not in str(error):
+            return None
+    elif not isinstance(error, ConnectionError | EOFError):
         return None
-    if not isinstance(error, RuntimeError | ConnectionError | EOFError):
-        return None
-    return (
-        "A loader worker was killed, perhaps for lack of memory or of shared memory. Lower `dataloader_num_workers`, "
-        "or give a container more with --shm-size."
-    )
+    return f"{what}. Lower `dataloader_num_workers`, or give a container more with --shm-size."
 
 
 __all__ = ["PREFETCH", "RunBatches", "choose_num_workers", "failure_of_loader"]
