@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from conftest import make
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_mae import MAEForImageClassification
 from hf_mae.data.sampling import default_num_workers
-from hf_mae.training import distributed
-from hf_mae.training.distributed import shard_model
+from hf_mae.modeling.reading_mae import ReadingSettings
+from hf_mae.training import distributed, run_images
+from hf_mae.training.distributed import call_in_all_processes, shard_model
 from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
 
@@ -71,6 +73,57 @@ def test_labels_on_a_device__are_checked_without_waiting_for_it(tiny_config, lab
     with torch.device("meta"):
         model = MAEForImageClassification(tiny_config(num_labels=3))
         assert model(torch.randn(2, 3, 32, 32), labels=labels.to("meta")).loss.shape == ()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Processes that agree
+
+
+NAMES = [f"{number}.png" for number in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "difference"),
+    [
+        pytest.param(NAMES[:-1], {}, r"images to train on: 27 \(\w+\) and 26 \(\w+\)", id="one is missing"),
+        pytest.param([*NAMES[:-1], "x.png"], {}, r"images to train on: 27 \((\w+)\) and 27 \((?!\1)", id="other names"),
+        pytest.param(NAMES, {"learning_rate": 1e-3}, "learning_rate: None and 0.001", id="other settings"),
+        pytest.param(NAMES, {"dataloader_num_workers": 3, "nodata": float("nan")}, None, id="what may differ"),
+    ],
+)
+def test_run__whose_processes_have_other_images_or_settings_is_refused(
+    tmp_path, monkeypatch, names, changes, difference
+):
+    """Wherever the folder lies. No process would notice by itself, and the batches would be those of no run."""
+    processes = []
+
+    def gather(mine):
+        processes.append(mine)
+        return list(processes)
+
+    monkeypatch.setattr(run_images, "gather_from_processes", gather)
+    make(tmp_path / "first", *NAMES)
+    make(tmp_path / "second", *names)
+    nodata = {"nodata": changes.pop("nodata")} if "nodata" in changes else {}
+    run_images.open_run_images(PretrainingSettings(data=str(tmp_path / "first"), **nodata), None, ReadingSettings())
+    settings = PretrainingSettings(data=str(tmp_path / "second"), **nodata, **changes)
+    if difference is None:
+        assert len(run_images.open_run_images(settings, None, ReadingSettings()).train) == 27
+    else:
+        with pytest.raises(ValueError, match=rf"(?s)Process 0 \(on .*\) and process 1 \(on .*{difference}"):
+            run_images.open_run_images(settings, None, ReadingSettings())
+
+
+def test_error__of_one_process_ends_all_with_its_reason(monkeypatch):
+    monkeypatch.setattr(distributed, "gather_from_processes", lambda mine: [mine, None, "the disk is not there"])
+    with pytest.raises(ValueError, match=r"Process 2 has ended: the disk is not there"):
+        call_in_all_processes(lambda: "images")
+
+    def fail():
+        raise FileNotFoundError("not here")
+
+    with pytest.raises(FileNotFoundError, match="not here"):
+        call_in_all_processes(fail)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -101,6 +101,27 @@ def call_in_main_process(function: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
+def call_in_all_processes(function: Callable[[], Result]) -> Result:
+    """Calls a function in every process. Where it fails in one, all raise an error, and none waits for the others.
+
+    Args:
+        function (`Callable`): Takes nothing, and does not exchange anything with other processes. `OSError` and
+            `ValueError` are its errors that reach the other processes.
+    """
+    result, error = None, None
+    try:
+        result = function()
+    except (OSError, ValueError) as raised:
+        error = raised
+    errors = gather_from_processes(None if error is None else str(error))
+    if error is not None:
+        raise error
+    for number, message in enumerate(errors):
+        if message is not None:
+            raise ValueError(f"Process {number} has ended: {message}")
+    return result
+
+
 def gather_from_processes(value: Result) -> list[Result]:
     """Returns what every process passed, in the order of the processes. Every process must call this.
 
@@ -137,6 +158,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 __all__ = [
+    "call_in_all_processes",
     "call_in_main_process",
     "gather_from_processes",
     "gather_model",

@@ -2,7 +2,8 @@
 # Copyright 2026 The hf_mae authors
 """Opens the images of a pre-training run, and looks at some of them before its first step."""
 
-from dataclasses import dataclass, field
+import platform
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,18 +12,22 @@ import numpy as np
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import channel_statistics
 from ..data.held_out import default_share, hold_out
+from ..data.image_source import digest
 from ..data.labels import forget_other_classes, has_classes
 from ..data.scores import describe_weights, weights_by_loss
 from ..data.sources import ImageSource, open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import ReadingSettings
-from .distributed import call_in_main_process
+from .arguments import comparable
+from .distributed import call_in_all_processes, call_in_main_process, gather_from_processes
 from .pretraining_settings import PretrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _MOST_HELD_OUT = 1000  # images: as many as an evaluation takes
+# Settings in which the processes of a run may differ: where a machine has its files, and how many of its cores read.
+_OF_A_PROCESS = {"data", "output_dir", "sample_by_loss", "dataloader_num_workers"}
 
 
 @dataclass
@@ -47,13 +52,23 @@ def open_run_images(
     images: "ImageSource | Dataset | DatasetDict | None",
     reading: ReadingSettings | None,
 ) -> RunImages:
-    """Opens the images that the settings name, holds some out, and weighs the others.
+    """Opens the images that the settings name, holds some out, and weighs the others. Every process must call this.
 
     Args:
         settings ([`PretrainingSettings`]): Source, held-out share (set here where it is open and needed), weights.
         images ([`ImageSource`], `Dataset`, `DatasetDict` or `None`): Replaces the source of the settings.
         reading ([`ReadingSettings`] or `None`): How stored values of the source of the settings are read.
+
+    Raises:
+        OSError: If a process finds no images.
+        ValueError: If processes have different images or settings.
     """
+    found = call_in_all_processes(lambda: _open(settings, images, reading))
+    _check_agreement(settings, found)
+    return found
+
+
+def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None) -> RunImages:
     if isinstance(images, ImageSource):
         found = RunImages(images, None)
     else:
@@ -73,6 +88,27 @@ def open_run_images(
         found.weights = weights_by_loss(settings.sample_by_loss, found.train)
         found.notes.append(describe_weights(found.weights))
     return found
+
+
+def _check_agreement(settings: PretrainingSettings, images: RunImages):
+    """Refuses a run whose processes have different images or settings.
+
+    Nothing else would notice. The main process decides for all from where a run goes on, and a process with other
+    images takes them for those of the main process: it makes the batches of a run that nobody asked for.
+    """
+    facts = {name: comparable(value) for name, value in asdict(settings).items() if name not in _OF_A_PROCESS}
+    for what, source in (("images to train on", images.train), ("images to evaluate on", images.test)):
+        facts[what] = None if source is None else f"{len(source):,} ({source.fingerprint})"
+    facts["weights of images"] = None if images.weights is None else digest(images.weights)
+    (first, its_machine), *others = gather_from_processes((facts, platform.node()))
+    for number, (theirs, machine) in enumerate(others, start=1):
+        lines = [f"{name}: {first[name]} and {theirs[name]}" for name in facts if first[name] != theirs[name]]
+        if lines:
+            where = f"Process 0 (on {its_machine}) and process {number} (on {machine})"
+            raise ValueError(
+                "\n  ".join([f"{where} of this run differ in", *lines]) + "\nAll need the same images under the same "
+                "names and the same settings. Look for a disk that is not mounted, or a copy that is not complete."
+            )
 
 
 def look_at_images(
