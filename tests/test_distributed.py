@@ -2,6 +2,9 @@
 # Copyright 2026 The hf_mae authors
 """Which device and precision a run has, how processes share CPUs, and models that are wrapped or sharded."""
 
+import signal
+import threading
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +16,7 @@ from hf_mae import MAEForImageClassification
 from hf_mae.data.sampling import default_num_workers
 from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.training import distributed, run_images
-from hf_mae.training.distributed import call_in_all_processes, shard_model
+from hf_mae.training.distributed import call_in_all_processes, joining_processes, shard_model, uses_cpu
 from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
 
@@ -73,6 +76,60 @@ def test_labels_on_a_device__are_checked_without_waiting_for_it(tiny_config, lab
     with torch.device("meta"):
         model = MAEForImageClassification(tiny_config(num_labels=3))
         assert model(torch.randn(2, 3, 32, 32), labels=labels.to("meta")).loss.shape == ()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Processes that find each other
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_gpu", "expected"),
+    [
+        pytest.param({"LOCAL_RANK": "1"}, False, True, id="launched, without a GPU"),
+        pytest.param({"LOCAL_RANK": "1"}, True, False, id="launched, with one"),
+        pytest.param({}, False, False, id="not launched: Accelerate chooses"),
+        pytest.param({"ACCELERATE_USE_CPU": "true"}, True, True, id="asked for"),
+    ],
+)
+def test_launched_processes__are_on_the_cpu_where_there_is_no_gpu(monkeypatch, environment, has_gpu, expected):
+    """Else Accelerate would take each of them for a run of one process, all of them in the same folder."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in ("LOCAL_RANK", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert uses_cpu() is expected
+
+
+def test_processes_that_do_not_meet__say_which_variables_may_be_left_over(monkeypatch, capsys):
+    for error in (dist.DistNetworkError("address already in use"), ValueError("MASTER_ADDR expected, but not set")):
+        expected = f"could not meet: {error}.*RANK, LOCAL_RANK, .* left over .* unset them"
+        with pytest.raises(ValueError, match=expected), joining_processes():
+            raise error
+    with pytest.raises(ValueError, match="^another setting$"), joining_processes():
+        raise ValueError("another setting")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(distributed, "_PATIENCE", 0.0)
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "node7"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    with joining_processes():
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):
+                thread.join()
+    assert "Waiting for the other processes of 2, which meet at node7:29500" in capsys.readouterr().err
+
+
+def test_signals__end_a_process_that_waits_for_others():
+    """torch waits in C++, where no handler is called."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        during = signal.getsignal(signal.SIGTERM)
+        with joining_processes():
+            assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is during
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Shards a model over processes (FSDP2), gathers it again, and lets one process decide for all."""
+"""Joins the processes of a run, lets one decide for all, shards a model over them (FSDP2) and gathers it again."""
 
+import os
 import platform
+import signal
+import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate.state import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -16,8 +24,63 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..data.sampling import default_num_workers, usable_cpus
 from ..modeling.modeling_mae import MAEForPreTraining, MAELayer
+from .step_guard import STOP_SIGNALS
 
 Result = TypeVar("Result")
+_PATIENCE = 30.0  # seconds until a process that waits for the others says so
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Start
+
+
+def uses_cpu() -> bool:
+    """Returns whether a run is on the CPU by the environment, or because a launcher started it where there is no GPU.
+
+    Without a GPU Accelerate joins launched processes only if it has been asked for the CPU. Else each would take itself
+    for the whole run, and all would write into the same folder.
+    """
+    has_gpu = torch.accelerator.is_available() and not torch.backends.mps.is_available()  # of which a Mac has one
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or ("LOCAL_RANK" in os.environ and not has_gpu)
+
+
+def join_processes() -> PartialState:
+    """Starts the communication of the processes that a launcher has started, if one has."""
+    with joining_processes():
+        # The main process may be busy for long: listing a million files, hashing a large checkpoint.
+        return PartialState(cpu=uses_cpu(), timeout=timedelta(minutes=30))
+
+
+@contextmanager
+def joining_processes() -> Iterator[None]:
+    """Says what a process waits for that does not find the others, lets signals end it, and what to do about errors.
+
+    torch waits for half an hour without a word, and in it no handler of a signal is called.
+    """
+    way_out = (
+        "A launcher such as torchrun sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. If none started "
+        "this process, they are left over from another run: unset them."
+    )
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    text = f"Waiting for the other processes of {os.environ.get('WORLD_SIZE')}, which meet at {place}. {way_out}"
+    reminder = threading.Timer(_PATIENCE, lambda: print(text, file=sys.stderr, flush=True))
+    reminder.daemon = True
+    reminder.start()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in set(STOP_SIGNALS) if in_main_thread}
+    try:
+        yield
+    except (ValueError, dist.DistError) as error:
+        if not isinstance(error, dist.DistError) and "MASTER_ADDR" not in str(error) and "rendezvous" not in str(error):
+            raise  # of other settings
+        raise ValueError(f"The processes of this run could not meet: {error}. {way_out}") from error
+    finally:
+        reminder.cancel()
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sharded models
 
 
 def shard_model(model: MAEForPreTraining) -> MAEForPreTraining:
@@ -78,6 +141,10 @@ def place_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if isinstance(parameter, DTensor) and tensor.ndim > 0:
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return tensor
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Decisions
 
 
 def call_in_main_process(function: Callable[[], Result]) -> Result:
@@ -164,7 +231,10 @@ __all__ = [
     "gather_model",
     "has_bf16",
     "is_sharded",
+    "join_processes",
+    "joining_processes",
     "local_num_workers",
     "place_like",
     "shard_model",
+    "uses_cpu",
 ]

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -46,7 +45,7 @@ from .checkpointing import (
     unlock_run,
     write_manifest,
 )
-from .distributed import call_in_main_process, has_bf16, local_num_workers
+from .distributed import call_in_main_process, has_bf16, joining_processes, local_num_workers, uses_cpu
 from .optimization import layer_decay_parameter_groups
 from .pretraining_settings import ColumnSettings, HeldOutSettings, StoredValueSettings, names_of
 from .step_guard import RunStopped, StopSignals, end_workers, with_prepared_workers
@@ -115,7 +114,7 @@ class FineTuningArguments(TrainingArguments):
         fit_values(self)
         # What depends on the machine is asked here and not at import, which should not touch a GPU.
         # transformers does not look at the environment in a run of one process, Accelerate does.
-        self.use_cpu: bool = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+        self.use_cpu: bool = self.use_cpu or uses_cpu()
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
@@ -126,7 +125,8 @@ class FineTuningArguments(TrainingArguments):
             self.accelerator_config: dict | None = {"non_blocking": self.dataloader_pin_memory}
         workers = self.dataloader_num_workers
         self.dataloader_num_workers = int(on_gpu) if workers is None else workers
-        super().__post_init__()  # starts the communication of processes
+        with joining_processes():
+            super().__post_init__()
         if workers is None and on_gpu:  # on a CPU the model has better use for the cores
             self.dataloader_num_workers = local_num_workers()
         # DataLoader refuses persistent workers where there are none.

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
@@ -50,6 +49,7 @@ from .distributed import (
     gather_from_processes,
     gather_model,
     has_bf16,
+    join_processes,
     shard_model,
 )
 from .initial_model import build_model, reading_processor, stored_processor
@@ -146,8 +146,7 @@ class PretrainingRun:
         """Starts Accelerate: devices, processes, precision and trackers."""
         settings = self.settings
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
-        # The main process may be busy for long: listing a million files, hashing a large checkpoint.
-        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(minutes=30))
+        state = join_processes()
         self.of_machine = set() if settings.bf16 is not None else {"bf16"}  # what the machine decides, and no recipe
         if settings.bf16 is None:
             settings.bf16 = has_bf16(state.device)
