@@ -28,6 +28,9 @@ COMMANDS = {
     "push": ("hf_mae.publishing:push_command", "Write the model card and push a model to the Hub."),
 }
 
+# Several processes share the work of these. All others would do it once in each process, over the same files.
+SHARED = ("pretrain", "finetune", "segment", "detect", "probe")
+
 
 def wait_passively():
     """Makes idle threads of OpenMP sleep instead of spin. To be called before torch is loaded, which reads it once.
@@ -69,6 +72,10 @@ def main(argv: list[str] | None = None):
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(COMMANDS)}."
         _end(f"hf-mae: there is no command {command!r}. {hint}", 2)
+    count = os.environ.get("WORLD_SIZE", "1") if "LOCAL_RANK" in os.environ else "1"
+    if command not in SHARED and count != "1" and not {"-h", "--help"} & set(arguments):
+        way_out = "Start it without a launcher. If there was none, unset LOCAL_RANK: it is left over from another run."
+        _end(f"hf-mae {command}: it works in one process, and WORLD_SIZE says that {count} were started. {way_out}", 2)
     module, function = COMMANDS[command][0].split(":")
     try:
         getattr(importlib.import_module(module), function)(arguments, prog=f"hf-mae {command}")
@@ -111,7 +118,8 @@ def _overview() -> str:
             *lines,
             "",
             "hf-mae <command> --help lists the arguments of a command. --traceback shows where an error came from.",
-            "With several processes: accelerate launch -m hf_mae <command>, or torchrun -m hf_mae <command>.",
+            f"{', '.join(SHARED[:-1])} and {SHARED[-1]} work in several processes, too:",
+            "accelerate launch -m hf_mae <command>, or torchrun -m hf_mae <command>.",
         ]
     )
 

@@ -101,6 +101,22 @@ def test_mistakes__end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, m
     assert printed.strip().splitlines()[-1].startswith("hf-mae")
 
 
+@pytest.mark.parametrize(
+    "command", sorted({*hf_mae_command.COMMANDS} - {"pretrain", "finetune", "segment", "detect", "probe"})
+)
+def test_command_of_one_process__refuses_to_do_its_work_in_each_of_several(capsys, monkeypatch, command):
+    """All would write the same files. The help is there for all, and a lonely `WORLD_SIZE` starts no processes."""
+    monkeypatch.setitem(hf_mae_command.COMMANDS, command, (f"{__name__}:say", ""))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert hf_mae(capsys, command)[0] == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert hf_mae(capsys, command, "--help")[0] == 0
+    status, printed = hf_mae(capsys, command)
+    assert status == 2
+    assert printed.startswith(f"hf-mae {command}: it works in one process, and WORLD_SIZE says that 2 were started.")
+
+
 def test_traceback__is_shown_when_asked_for(capsys):
     with pytest.raises(OSError, match="no/such-data"):
         hf_mae(capsys, "pretrain", "--data", "no/such-data", "--traceback")

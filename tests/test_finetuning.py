@@ -18,7 +18,7 @@ from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcess
 from hf_mae.data.augmentation import BatchAugmentation, RandomAugmentation, RandomOrientation
 from hf_mae.data.datasets import ClassificationDataset, align_labels, check_labels, collate_labelled
 from hf_mae.data.sources import open_images
-from hf_mae.evaluation.probing import ProbingTrainer, probe_command
+from hf_mae.evaluation.probing import ProbingArguments, ProbingTrainer, probe_command
 from hf_mae.training.classification import ClassificationTrainer, finetune_command
 from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 
@@ -313,3 +313,10 @@ def test_linear_probing__with_crops(call, pretrained, folder, tmp_path):
     assert model.config.pooling == "mean"
     with pytest.raises(ValueError, match="`base_learning_rates`.*`fast`"):
         call(probe_command, *arguments, "--base_learning_rates", "1", "2")
+
+
+def test_linear_probing__fast_is_refused_in_several_processes(tmp_path, monkeypatch):
+    """Each would compute the features of all images, and print the same figures."""
+    monkeypatch.setattr(ProbingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="`fast` works in one process, and 2 were started"):
+        ProbingArguments(str(tmp_path), model_name_or_path="model", fast=True, use_cpu=True)

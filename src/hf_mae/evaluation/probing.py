@@ -122,6 +122,11 @@ class ProbingArguments(
             raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
         if self.pooling == "attentive" and not self.fast:
             raise ValueError("Attentive `pooling` is trained on tokens of uncropped images: set `fast`.")
+        if self.fast and self.world_size > 1:
+            raise ValueError(
+                f"`fast` works in one process, and {self.world_size} were started: each would compute all features. "
+                "Start it without a launcher, or leave `fast` out."
+            )
         if self.base_learning_rates is None and self.pooling == "attentive":
             self.base_learning_rates = list(LEARNING_RATES)
         if self.base_learning_rates is None:
