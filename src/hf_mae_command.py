@@ -28,6 +28,10 @@ COMMANDS = {
     "push": ("hf_mae.publishing:push_command", "Write the model card and push a model to the Hub."),
 }
 
+_LOST_CONNECTION = (
+    "Another process of this run has ended or does not answer; look for its message. The same command goes on from the "
+    "last checkpoint."
+)
 # Several processes share the work of these. All others would do it once in each process, over the same files.
 SHARED = ("pretrain", "finetune", "segment", "detect", "probe")
 
@@ -80,12 +84,14 @@ def main(argv: list[str] | None = None):
     try:
         getattr(importlib.import_module(module), function)(arguments, prog=f"hf-mae {command}")
     except (Exception, KeyboardInterrupt) as error:
-        status = _exit_status(error)
+        status, message = _exit_status(error), str(error)
+        if status is None and _is_lost_connection(error):
+            status, message = 1, _LOST_CONNECTION
         if show_traceback or status is None:
             raise
         from hf_mae.cli import in_flags
 
-        _end(f"hf-mae {command}: {in_flags(str(error)) or type(error).__name__}", status)
+        _end(f"hf-mae {command}: {in_flags(message) or type(error).__name__}", status)
 
 
 def _exit_status(error: BaseException) -> int | None:
@@ -98,6 +104,11 @@ def _exit_status(error: BaseException) -> int | None:
         return 1
     missing_extra = isinstance(error, ImportError | RuntimeError) and "pip install" in str(error)
     return 2 if isinstance(error, ValueError | OSError) or missing_extra else None
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Returns whether torch says, in an error without a type of its own, that it no longer reaches a process."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo/transport", "ncclRemoteError"))
 
 
 def _end(message: str, status: int):

@@ -117,6 +117,29 @@ def test_command_of_one_process__refuses_to_do_its_work_in_each_of_several(capsy
     assert printed.startswith(f"hf-mae {command}: it works in one process, and WORLD_SIZE says that 2 were started.")
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:9901."), 1),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ],
+)
+def test_end_of_another_process__is_said_in_one_line(capsys, monkeypatch, error, status):
+    """The process that ended has said why; torch's traceback in all others would only hide that."""
+
+    def fail(argv, prog):
+        raise error
+
+    monkeypatch.setattr(sys.modules[__name__], "say", fail)
+    monkeypatch.setitem(hf_mae_command.COMMANDS, "pretrain", (f"{__name__}:say", ""))
+    if status is None:
+        with pytest.raises(RuntimeError, match="mat1"):
+            hf_mae(capsys, "pretrain")
+    else:
+        line = "hf-mae pretrain: Another process of this run has ended or does not answer; look for its message. "
+        assert hf_mae(capsys, "pretrain") == (1, f"{line}The same command goes on from the last checkpoint.\n")
+
+
 def test_traceback__is_shown_when_asked_for(capsys):
     with pytest.raises(OSError, match="no/such-data"):
         hf_mae(capsys, "pretrain", "--data", "no/such-data", "--traceback")
