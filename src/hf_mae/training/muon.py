@@ -189,7 +189,8 @@ def _orthogonalize(matrices: list[torch.Tensor], dtype: torch.dtype) -> torch.Te
     if processes == 1:
         return stack
     gathered = stack.new_empty(processes * share, *stack.shape[1:])
-    dist.all_gather_into_tensor(gathered, stack)
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # which torch 2.13 warns of
+    gather(gathered, stack)
     return gathered[: len(matrices)]
 
 
