@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PLAIN, locked_by_another_process
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
@@ -168,6 +169,32 @@ def test_checkpoint__that_is_incomplete_is_passed_over(call, short, tmp_path, lo
     assert "checkpoint-6 is broken" in log()
     again = load_file(out / "model.safetensors")
     assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["_save_checkpoint", "save_model"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),  # of torch.save
+    ],
+)
+def test_full_disk__ends_the_run_with_what_to_do(call, short, tmp_path, monkeypatch, when, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Trainer, when, fail)
+    strategy = "epoch" if when == "_save_checkpoint" else "no"
+    arguments = [*short, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", strategy]
+    with pytest.raises(
+        RunStopped, match="could not be saved in .*out.* MB are free: .*: make room, and the same"
+    ) as stop:
+        call(finetune_command, *arguments)
+    assert stop.value.exit_status == 1
+    monkeypatch.undo()
+    call(finetune_command, *arguments)
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

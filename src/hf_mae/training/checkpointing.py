@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +25,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..publishing import write_json
 from .distributed import call_in_main_process, gather_from_processes, gather_model, is_sharded, place_like
+from .step_guard import RunStopped
 
 logger = logging.get_logger(__name__)
 
@@ -94,6 +95,25 @@ def save_checkpoint(
         for old in done[max(save_total_limit, 1) :]:
             remove_checkpoint(old)
     return final
+
+
+@contextmanager
+def naming_failed_saves(output_dir: str | os.PathLike) -> Iterator[None]:
+    """Ends a run of transformers' `Trainer` that can't save, as on a full disk, with what to do about it.
+
+    Raises:
+        RunStopped: For errors of the disk, of safetensors and of `torch.save`.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # where torch.save writes
+            raise
+        free = shutil.disk_usage(output_dir).free / 1e6 if Path(output_dir).exists() else 0
+        raise RunStopped(
+            f"The run could not be saved in {output_dir}, where {free:,.0f} MB are free: {error}. Complete checkpoints "
+            "stay: make room, and the same command goes on from the last one."
+        ) from error
 
 
 def _make_room(final: Path, partial: Path) -> bool:
@@ -434,6 +454,7 @@ __all__ = [
     "load_training_state",
     "load_weights",
     "lock_run",
+    "naming_failed_saves",
     "refuse_to_delete",
     "remove_checkpoint",
     "save_checkpoint",

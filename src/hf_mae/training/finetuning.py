@@ -40,6 +40,7 @@ from .checkpointing import (
     hash_files,
     list_checkpoints,
     lock_run,
+    naming_failed_saves,
     refuse_to_delete,
     remove_checkpoint,
     unlock_run,
@@ -545,7 +546,8 @@ class FineTuningTrainer(Trainer):
             remove_checkpoint(checkpoint)
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go when this one is complete
         try:
-            super()._save_checkpoint(model, trial)
+            with naming_failed_saves(self.args.output_dir):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()  # each process has written its random state
@@ -578,7 +580,8 @@ class FineTuningTrainer(Trainer):
             self.seconds_before = 0.0 if checkpoint is None else _seconds_of(checkpoint)
             record = {**record, "hours": self._train_until_stopped(checkpoint) / 3600}
             self.finish_model()
-            self.save_model(_internal_call=True)  # it is pushed later, together with its card
+            with naming_failed_saves(self.args.output_dir):
+                self.save_model(_internal_call=True)  # it is pushed later, together with its card
             metrics = self.evaluate() if self.eval_dataset is not None else {}
             if self.is_world_process_zero():
                 if metrics:
