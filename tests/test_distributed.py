@@ -2,21 +2,30 @@
 # Copyright 2026 The hf_mae authors
 """Which device and precision a run has, how processes share CPUs, and models that are wrapped or sharded."""
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
-from conftest import make
+from conftest import make, patience
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_mae import MAEForImageClassification
 from hf_mae.data.sampling import default_num_workers
 from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.training import distributed, run_images
-from hf_mae.training.distributed import call_in_all_processes, joining_processes, shard_model, uses_cpu
+from hf_mae.training.distributed import (
+    call_in_all_processes,
+    join_processes,
+    joining_processes,
+    shard_model,
+    uses_cpu,
+)
 from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
 
@@ -130,6 +139,37 @@ def test_signals__end_a_process_that_waits_for_others():
         assert signal.getsignal(signal.SIGTERM) is during
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_twice(rank, port):
+    """What a process does in a script with two runs. Those of the second do not meet until both look for each other."""
+    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    settings |= {"TORCHELASTIC_USE_AGENT_STORE": True, "ACCELERATE_USE_CPU": True, "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ.update({name: str(value) for name, value in settings.items()})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for number in (1, 2):
+        time.sleep(rank * (number - 1))
+        assert join_processes().num_processes == 2
+        total = torch.ones(())
+        dist.all_reduce(total)
+        assert total == 2
+        dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+    os._exit(0)  # of a fork: what pytest would do at the end is not for this process
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, which is much faster than starting Python")
+def test_second_run_of_a_script__finds_the_new_processes_in_the_store_of_torchrun():
+    """The store still has the addresses of the first run, where nobody is any more."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=run_twice, args=(rank, store.port)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(patience(60))
+        process.kill()
+        assert process.exitcode == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------

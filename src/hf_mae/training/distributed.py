@@ -28,6 +28,8 @@ from .step_guard import STOP_SIGNALS
 
 Result = TypeVar("Result")
 _PATIENCE = 30.0  # seconds until a process that waits for the others says so
+_LONGEST_WAIT = timedelta(minutes=30)  # the main process may be busy: listing a million files, hashing a checkpoint
+_joined = 0  # how often this process has looked for others
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Start
@@ -46,8 +48,7 @@ def uses_cpu() -> bool:
 def join_processes() -> PartialState:
     """Starts the communication of the processes that a launcher has started, if one has."""
     with joining_processes():
-        # The main process may be busy for long: listing a million files, hashing a large checkpoint.
-        return PartialState(cpu=uses_cpu(), timeout=timedelta(minutes=30))
+        return PartialState(cpu=uses_cpu(), timeout=_LONGEST_WAIT)
 
 
 @contextmanager
@@ -68,6 +69,7 @@ def joining_processes() -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, signal.SIG_DFL) for number in set(STOP_SIGNALS) if in_main_thread}
     try:
+        _join_again()
         yield
     except (ValueError, dist.DistError) as error:
         if not isinstance(error, dist.DistError) and "MASTER_ADDR" not in str(error) and "rendezvous" not in str(error):
@@ -77,6 +79,23 @@ def joining_processes() -> Iterator[None]:
         reminder.cancel()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _join_again():
+    """Joins the processes of a second run in the same Python processes, under torchrun.
+
+    Its store outlives the first run, and the addresses that the processes had then are still in it: a process that is
+    faster than the others would take those for the new ones.
+    """
+    global _joined
+    _joined += 1
+    if _joined == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    port, rank, count = (int(os.environ[name]) for name in ("MASTER_PORT", "RANK", "WORLD_SIZE"))
+    store = dist.PrefixStore(
+        f"hf_mae-{_joined}", dist.TCPStore(os.environ["MASTER_ADDR"], port, count, timeout=_LONGEST_WAIT)
+    )
+    dist.init_process_group(store=store, rank=rank, world_size=count, timeout=_LONGEST_WAIT)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
