@@ -373,15 +373,65 @@ def test_mistakes__are_found_before_any_work(run, pretrained, folder, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_masks__are_not_evaluated_on_the_images_that_probes_are_trained_on(tmp_path):
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-        for number in range(3):
-            mask = PIL.Image.fromarray(np.eye(8, dtype=np.uint8))
-            mask.save(tmp_path / name / f"{number}.png")
-    args = EvaluationArguments(model=["a"], data=str(tmp_path), held_out=0)
+def opened(data, **settings):
+    return open_evaluated(EvaluationArguments(model=["a"], data=str(data), **settings), MAEImageProcessor())
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """Returns a function that makes a folder of images with masks of the classes 0 and another."""
+
+    def make(count, other=1):
+        for name in ("images", "masks"):
+            (tmp_path / "masked" / name).mkdir(parents=True)
+            for number in range(count):
+                mask = PIL.Image.fromarray(other * np.eye(8, dtype=np.uint8))
+                mask.save(tmp_path / "masked" / name / f"{number:02}.png")
+        return tmp_path / "masked"
+
+    return make
+
+
+def test_masks__are_not_evaluated_on_the_images_that_probes_are_trained_on(masked):
     with pytest.raises(ValueError, match="has no images to evaluate on: set `held_out`"):
-        open_evaluated(args, MAEImageProcessor())
+        opened(masked(3), held_out=0)
+
+
+def test_masks__classes_may_have_names_so_that_numbers_may_be_left_out(masked, tmp_path):
+    data = masked(3, other=2)
+    with pytest.raises(ValueError, match="set `class_names`"):
+        opened(data)
+    (tmp_path / "names.txt").write_text("ground\nwater\ntrees\n")
+    assert opened(data, class_names=[str(tmp_path / "names.txt")]).num_labels == 3
+    with pytest.raises(ValueError, match="has the class 2, but there are 2 `class_names`"):
+        opened(data, class_names=["ground", "water"])
+
+
+def test_training_images__are_as_many_as_the_table_says(folder, masked):
+    """Probes of labels were trained on fewer than it said, those of masks on more than were asked for."""
+    labels, masks = opened(folder, max_train_images=20), opened(masked(24), max_train_images=20)
+    assert str(labels).endswith("data/val, with 20 to train on")
+    assert str(masks).endswith("masked, with 20 to train on")
+    assert len(labels.train) == len(masks.train) == len(masks.train_pairs) == 20
+    everything = opened(folder).train
+    expected = [everything.describe(index) for index in np.arange(20) * 24 // 20]  # evenly spaced
+    assert [labels.train.describe(index) for index in range(20)] == expected
+
+
+def test_settings__that_nothing_would_be_done_with_are_refused(folder, flat, masked):
+    pairs, rows = masked(3), "".join(f"{number}.png,{number + 0.5}\n" for number in range(5))
+    (flat / "metadata.csv").write_text(f"file_name,label\n{rows}")  # numbers, and no classes
+    for data, settings in (
+        (flat, {"few_labels": [5]}),
+        (flat, {"label_column": ["label"]}),
+        (pairs, {"label_column": ["label"]}),
+        (pairs, {"few_labels": [5]}),
+        (folder, {"reduce_labels": True}),
+        (folder, {"class_names": ["a", "b", "c"]}),
+    ):
+        (name,) = settings
+        with pytest.raises(ValueError, match=f"`{name}` needs (labels|masks).* but `task` is"):
+            opened(data, **settings)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

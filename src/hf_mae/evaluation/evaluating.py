@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..data.checking import check_embedded, check_images
 from ..data.datasets import EvaluationDataset, PretrainingDataset
-from ..data.held_out import SelectedImages
+from ..data.held_out import SelectedImages, select
 from ..data.image_source import ImageSource, digest
 from ..data.label_values import SINGLE
 from ..data.labels import has_classes, names_of_labels, number_labels, open_labelled, open_with_labels
@@ -27,7 +27,7 @@ from ..data.sampling import spread_indices
 from ..data.sources import open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
-from ..training.arguments import fit_values, parse_arguments, recipe_of
+from ..training.arguments import fit_values, parse_arguments, read_class_names, recipe_of
 from ..training.classification import ClassificationArguments, finetune
 from ..training.finetuning import HeldOutArguments
 from ..training.optimization import default_effective_batch_size
@@ -104,6 +104,10 @@ class EvaluatedArguments:
     reduce_labels: bool = HfArg(
         default=False, help="Masks: 0 means that a pixel does not count, and classes count from 1, as in ADE20K."
     )
+    class_names: list[str] | None = HfArg(
+        default=None,
+        help="Masks: names of the classes 0, 1, ..., or a file with one in each line. Default: their numbers.",
+    )
 
 
 @dataclass
@@ -151,12 +155,30 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments)
             raise ValueError("`batch_size` and `few_labels` must be at least 1, `max_train_images` at least 20.")
         if self.max_patches < 100:
             raise ValueError(f"`max_patches` must be at least 100, got {self.max_patches}.")
-        if self.few_labels and self.task in ("images", "masks"):
-            raise ValueError(f"`few_labels` needs labels, but `task` is {self.task}.")
+        if self.task is not None:
+            self.check_task(self.task)
+        self.class_names = read_class_names(self.class_names)
         self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
 
+    def check_task(self, task: str):
+        """Refuses settings that nothing is done with, so that nobody takes the figures for those that were asked for.
+
+        Args:
+            task (`str`): What the images are evaluated with.
+
+        Raises:
+            ValueError: If one needs labels or masks, and the images are evaluated without them.
+        """
+        needed = {"few_labels": "labels", "label_column": "labels", "reduce_labels": "masks", "class_names": "masks"}
+        for name, kind in needed.items():
+            if getattr(self, name) and task != kind:
+                what = "masks" if kind == "masks" else "labels, one class for each image"
+                raise ValueError(
+                    f"`{name}` needs {what}, but `task` is {task}. Where it is not set the data decide. Leave one out."
+                )
+
     # What [`open_pairs`] asks for beyond the fields.
-    class_names, sample_side, process_index = None, 1, 0
+    sample_side, process_index = 1, 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -217,8 +239,15 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
         image_processor ([`MAEImageProcessor`]): Says how files are read.
 
     Raises:
-        ValueError: If there are no images to evaluate on, or no labels or masks where these are asked for.
+        ValueError: If there are no images to evaluate on, no labels or masks where these are asked for, or settings
+            that need them.
     """
+    images = _open(args, image_processor)
+    args.check_task(images.task)
+    return images
+
+
+def _open(args: EvaluationArguments, image_processor: MAEImageProcessor) -> EvaluatedImages:
     columns = {"image_column": args.image_column, "dataset_config": args.dataset_config}
     options = {**columns, "tile": args.tile, "reading": image_processor.reading}
     if args.task == "masks" or (args.task is None and args.data is not None and _has_masks(Path(args.data))):
@@ -226,6 +255,8 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
         name = args.data or "the embedded sample"
         if train_pairs == test_pairs:  # `held_out` is 0
             raise ValueError(f"{name} has no images to evaluate on: set `held_out`, or put some below a folder `val`.")
+        chosen = spread_indices(ImagesOfPairs(train_pairs, name), args.max_train_images)
+        train_pairs = [train_pairs[index] for index in chosen]
         sources = ImagesOfPairs(train_pairs, f"{name} (train)"), ImagesOfPairs(test_pairs, name)
         return EvaluatedImages("masks", *sources, len(names), train_pairs, test_pairs)
     if args.task == "images":  # a table need not name all of them
@@ -246,6 +277,7 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
         )
     names = names_of_labels(train)
     number_labels(names, train, test)
+    train = select(train, np.isin(np.arange(len(train)), spread_indices(train, args.max_train_images)))
     return EvaluatedImages("labels", train, test, len(names))
 
 
@@ -334,8 +366,7 @@ class Judge:
 
     def _with_labels(self, encoder: FrozenEncoder, rows: list[Row]) -> dict[int, torch.Tensor]:
         train, test = (
-            EvaluationDataset(images, encoder.image_processor, count)
-            for images, count in ((self.images.train, self.args.max_train_images), (self.images.test, None))
+            EvaluationDataset(images, encoder.image_processor) for images in (self.images.train, self.images.test)
         )
         train_features = self._store(encoder, rows, train, "training images")
         test_features = self._store(encoder, rows, test, "evaluation images")
