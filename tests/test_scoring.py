@@ -4,6 +4,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -191,6 +192,13 @@ def test_score__mistakes_are_named(score, pretrained, photos, tmp_path):
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="None of the images of .* has a loss"):
         score(tmp_path / "broken")
+
+
+def test_score__names_the_labels_whose_numbers_it_writes(score, folder):
+    rows, metadata, _ = score(folder, "--sheet_images", 0)
+    assert metadata["label_names"] == ["blue", "green", "red"]
+    names = [metadata["label_names"][label] for label in rows["label"]]
+    assert names == [Path(name).parent.name for name in rows["name"]]
 
 
 def test_score__never_writes_over_the_images_nor_among_them(pretrained, photos, tmp_path):

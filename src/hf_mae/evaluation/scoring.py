@@ -236,7 +236,7 @@ def score_images(args: ScoringArguments) -> Path:
     """Writes the loss of each image of a source to a file and returns its path. Prints progress and the extremes.
 
     The metadata of the file say which images, which model and which masks: `source`, `fingerprint`, `num_images`,
-    `model`, `weights` (a hash), `num_masks`, `mask_ratio`, `seed` and `image_size`, each as JSON.
+    `label_names`, `model`, `weights` (a hash), `num_masks`, `mask_ratio`, `seed` and `image_size`, each as JSON.
 
     Args:
         args ([`ScoringArguments`]): The settings.
@@ -255,6 +255,7 @@ def score_images(args: ScoringArguments) -> Path:
     if args.mask_ratio is None:
         args.mask_ratio = model.config.mask_ratio
     metadata = {"source": images.name, "fingerprint": images.fingerprint, "num_images": len(images)}
+    metadata["label_names"] = images.label_names
     metadata.update(model=args.model, weights=hash_of_weights(model), image_size=image_processor.crop_height_width)
     metadata.update({name: getattr(args, name) for name in ("num_masks", "mask_ratio", "seed")})
     scorer, dataset = Scorer(model, args), ImagesToScore(images, image_processor)
