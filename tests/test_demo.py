@@ -145,6 +145,32 @@ def test_predict_all__can_be_done_with_every_share_of_the_slider(explorer, opene
     assert explorer.predict_all(opened[0], least, most)[2].startswith("16 masks")
 
 
+def test_predict_all__says_nothing_of_patches_without_data(tiny_model, tmp_path):
+    """As anomaly maps of files do. The border of no-data had the highest loss of the picture."""
+    processor = MAEImageProcessor.for_image_size(32, num_channels=1, nodata=0)
+    pixels = np.random.default_rng(0).integers(1, 255, (37, 37), dtype=np.uint8)
+    pixels[:20] = 0
+    PIL.Image.fromarray(pixels).save(tmp_path / "half.png")
+    explorer = Explorer(tiny_model(num_channels=1), processor, ReadableImages(open_images(str(tmp_path)), processor))
+    explorer.pictures_to_choose()
+    inputs = processor(str(tmp_path / "half.png"), return_tensors="pt", return_valid=True)
+    expected = explorer.model.reconstruct_all(inputs.pixel_values, valid=inputs.valid).patch_losses
+    assert expected.isnan().sum() == 12  # 3 of 4 rows
+    for view in (explorer.upload(str(tmp_path / "half.png"), *MASK)[0], explorer.choose(*MASK, click(0))[0]):
+        status = explorer.predict_all(view, 0.75, 4)[2]
+        low, high = np.nanmin(expected), np.nanmax(expected)
+        assert status == f"4 masks; losses of patches from {low:.2f} (black) to {high:.2f} (yellow)."
+
+
+def test_upload__says_by_its_name_what_is_wrong_with_a_file(explorer, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    np.save(tmp_path / "bands.npy", np.zeros((5, 40, 40), dtype=np.uint8))
+    for name, reason in (("text.jpg", "cannot identify image file 'text.jpg'"), ("bands.npy", "The image's shape is")):
+        with pytest.raises(ValueError, match=rf"^{name} can't be shown: {reason}") as found:
+            explorer.upload(str(tmp_path / name), *MASK)
+        assert str(tmp_path) not in str(found.value)
+
+
 @pytest.mark.parametrize("channels", [1, 5])
 def test_pictures__of_any_number_of_channels(tiny_model, channels, tmp_path):
     processor = MAEImageProcessor.for_image_size(32, num_channels=channels)
@@ -155,13 +181,15 @@ def test_pictures__of_any_number_of_channels(tiny_model, channels, tmp_path):
     assert {(each.mode, each.size) for each in pictures} == {("RGB", (352, 352))}
 
 
-def test_nearest__are_other_pictures_of_the_folder(tiny_model, tmp_path):
+def test_nearest__are_other_pictures_of_the_folder(tiny_model, tmp_path, capsys):
     for number in range(12):
         picture(number, (32, 32)).save(tmp_path / f"{number:02}.png")
     (tmp_path / "03.png").write_bytes(b"no picture")
     images = ReadableImages(open_images(str(tmp_path)), MAEImageProcessor.for_image_size(32))
     explorer = Explorer(tiny_model(), images.image_processor, images, with_neighbors=True)
     assert explorer.bank == [0, 1, 2, *range(4, 12)]
+    assert "Skipped" in (printed := capsys.readouterr().out)
+    assert "03.png, which can't be read" in printed
     assert [each.size for each in explorer.pictures_to_choose()] == [(96, 96)] * 9  # ten places, one unreadable
     *_, nearest = explorer.choose(*MASK, click(4))
     distances = [float(text) for _, text in nearest]
@@ -233,6 +261,17 @@ def test_space__of_a_folder_holds_the_model_and_builds_its_page(pretrained, tmp_
     assert isinstance(demo, gradio.Blocks)
     names = {function.name for function in demo.fns.values()}
     assert {"upload", "choose", "hide", "toggle", "attend", "predict_all"} <= names
+
+
+def test_page__keeps_its_pictures_where_a_click_cannot_be_answered(pretrained, monkeypatch):
+    gradio, warnings = pytest.importorskip("gradio"), []
+    monkeypatch.setattr(gradio, "Warning", warnings.append)
+    demo = build_demo(DemoArguments(model=str(pretrained), device="cpu"))
+    handlers = {function.name: function for function in demo.fns.values()}
+    assert handlers["predict_all"].fn(None, 0.75, 4) == gradio.skip()
+    assert handlers["toggle"].fn(None, click(5, 5)) == gradio.skip()
+    assert warnings == ["Choose or upload a picture first."] * 2
+    assert {name for name, handler in handlers.items() if handler.collects_event_data} == {"choose", "toggle", "attend"}
 
 
 @pytest.mark.slow

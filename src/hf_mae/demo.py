@@ -8,7 +8,9 @@ extra, and is imported only where a page is built.
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,7 +19,9 @@ import PIL.ImageDraw
 import torch
 from torch.utils.data import DataLoader, Subset
 from transformers.hf_argparser import HfArg
+from transformers.image_processing_utils import BatchFeature
 
+from .data.decoding import try_to_read
 from .data.image_source import ImageSource
 from .data.sampling import spread_indices
 from .evaluation.feature_sheets import nearest_images
@@ -34,6 +38,7 @@ from .evaluation.visualization import enlarged, heat_map, load_trained, loss_map
 from .modeling.image_processing_mae import MAEImageProcessor
 from .modeling.masking_mae import choose_mask, number_of_masks
 from .modeling.modeling_mae import MAEForPreTraining
+from .modeling.reading_mae import OpenedImage
 from .training.arguments import fit_values, parse_arguments, recipe_of
 
 _SIDE, _THUMBNAIL = 336, 96  # pixels of the shorter side that smaller pictures are enlarged to
@@ -84,10 +89,12 @@ class View:
     Attributes:
         pixel_values (`torch.Tensor` of shape `(1, channels, height, width)`): The picture.
         mask (`torch.BoolTensor` of shape `(1, num_patches)`): True = hidden.
+        valid (`torch.BoolTensor` of shape `(1, height, width)`, *optional*): False where pixels are no-data.
     """
 
     pixel_values: torch.Tensor
     mask: torch.Tensor
+    valid: torch.Tensor | None = None
 
 
 class Explorer:
@@ -119,7 +126,10 @@ class Explorer:
 
     def _compute_features(self, indices: list[int]):
         features = []
-        for found, _, pixel_values, _ in DataLoader(Subset(self.images, indices), _BATCH, collate_fn=collate_readable):
+        batches = DataLoader(Subset(self.images, indices), _BATCH, collate_fn=collate_readable)
+        for found, _, pixel_values, messages in batches:
+            for message in messages:
+                print(message, flush=True)
             if found:
                 self.bank += found
                 features.append(self._pooled(pixel_values))
@@ -169,10 +179,10 @@ class Explorer:
         Returns:
             As [`Explorer.upload`].
         """
-        index, name, pixel_values, reason = self.images[self.choices[event.index]]
-        if pixel_values is None:
-            raise ValueError(reason)
-        return self._opened(pixel_values[None], ratio, kind, seed)
+        features, reason = try_to_read(self.images.images, self.choices[event.index], self._read)
+        if features is None:
+            raise ValueError(f"The picture can't be read: {reason}")
+        return self._opened(features, ratio, kind, seed)
 
     def upload(self, path: str, ratio: float, kind: str, seed: float) -> tuple:
         """Opens a file, in any format that the image processor reads.
@@ -184,12 +194,25 @@ class Explorer:
         Returns:
             The view, the original, then as [`Explorer.hide`] without the view, the attention of the class token, two
             empty places for [`Explorer.predict_all`] and its text, and the nearest pictures.
-        """
-        return self._opened(self.image_processor(path, return_tensors="pt").pixel_values[:1], ratio, kind, seed)
 
-    def _opened(self, pixel_values: torch.Tensor, ratio: float, kind: str, seed: float) -> tuple:
-        pixel_values = pixel_values.to(self.model.device)
-        view = View(pixel_values, pixel_values.new_zeros(1, self.grid_size[0] * self.grid_size[1], dtype=torch.bool))
+        Raises:
+            ValueError: If it can't be read, or does not suit the model.
+        """
+        try:
+            features = self._read(path)
+        except Exception as error:  # of any type, as decoders raise them
+            name = Path(path).name  # the folder is one of Gradio's
+            reason = str(error).replace(path, name).removeprefix(f"{name}: ")
+            raise ValueError(f"{name} can't be shown: {reason}") from error
+        return self._opened(features, ratio, kind, seed)
+
+    def _read(self, picture: OpenedImage | str) -> BatchFeature:
+        return self.image_processor(picture, return_tensors="pt", return_valid=True)
+
+    def _opened(self, features: BatchFeature, ratio: float, kind: str, seed: float) -> tuple:
+        pixel_values, valid = (features[name][:1].to(self.model.device) for name in ("pixel_values", "valid"))
+        mask = pixel_values.new_zeros(1, self.grid_size[0] * self.grid_size[1], dtype=torch.bool)
+        view = View(pixel_values, mask, valid)
         view, *shown = self.hide(view, ratio, kind, seed)
         original, attention = self.attend(view)
         return view, original, *shown, attention, None, None, "", self.nearest(view)
@@ -267,11 +290,12 @@ class Explorer:
             num_masks (`float`): Number of masks.
 
         Returns:
-            The reconstruction, the loss of each patch from black to yellow, and the range of the losses.
+            The reconstruction, the loss of each patch from black to yellow, black where there is no data, and the range
+            of the losses.
         """
-        pixel_values = self._checked(view).pixel_values
+        pixel_values, valid = self._checked(view).pixel_values, view.valid
         number = number_of_masks(ratio, int(num_masks))
-        whole = self.model.reconstruct_all(pixel_values, number, ratio)
+        whole = self.model.reconstruct_all(pixel_values, number, ratio, valid=valid)
         picture = self._picture(whole.reconstruction)
         (losses,), (low, high) = loss_maps(whole.patch_losses, picture.size)
         return picture, losses, f"{number} masks; losses of patches from {low:.2f} (black) to {high:.2f} (yellow)."
@@ -421,7 +445,7 @@ def _add_controls(gr: ModuleType, explorer: Explorer) -> SimpleNamespace:
             *_SHARES, max(ratio, _SHARES[0]), step=0.05, label="Share of hidden patches", buttons=[]
         )
         controls.kind = gr.Radio(kinds, value=explorer.usual_kind, label="Kind of mask")
-        controls.seed = gr.Number(0, label="Seed of the mask", precision=0, minimum=0)
+        controls.seed = gr.Number(0, label="Seed of the mask", precision=0, minimum=0, maximum=2**53)
     with gr.Group():
         controls.masks = gr.Slider(*_MASKS, 4, step=1, label="Number of masks", buttons=[])
         controls.predict_all = gr.Button("Predict every patch", variant="primary", elem_id="predict-all", size="md")
@@ -474,13 +498,28 @@ def _connect(explorer: Explorer, demo, view, gallery, controls: SimpleNamespace,
     if explorer.choices:
         first = SimpleNamespace(index=0)
         demo.load(lambda ratio, kind, seed: explorer.choose(ratio, kind, seed, first), mask, opened)
-    gallery.select(choose, mask, opened)
-    controls.upload.upload(explorer.upload, [controls.upload, *mask], opened)
+    gallery.select(_warning(choose), mask, opened)
+    controls.upload.upload(_warning(explorer.upload), [controls.upload, *mask], opened)
     for change in (controls.ratio.release, controls.kind.change, controls.seed.change):
-        change(explorer.hide, [view, *mask], masked)
-    shown.seen.select(toggle, view, masked)
-    shown.original.select(attend, view, [shown.original, shown.attention])
-    controls.predict_all.click(explorer.predict_all, [view, controls.ratio, controls.masks], whole)
+        change(_warning(explorer.hide), [view, *mask], masked)
+    shown.seen.select(_warning(toggle), view, masked)
+    shown.original.select(_warning(attend), view, [shown.original, shown.attention])
+    controls.predict_all.click(_warning(explorer.predict_all), [view, controls.ratio, controls.masks], whole)
+
+
+def _warning(handler: Callable) -> Callable:
+    """Returns a handler that warns of a mistake and leaves all pictures, where Gradio would replace them by errors."""
+    gr = import_gradio()
+
+    @wraps(handler)  # with its annotations, by which Gradio knows what it takes
+    def handle(*values):
+        try:
+            return handler(*values)
+        except (ValueError, OSError) as error:
+            gr.Warning(str(error))
+            return gr.skip()
+
+    return handle
 
 
 # ----------------------------------------------------------------------------------------------------------------------
