@@ -164,6 +164,34 @@ def test_progress__survives_missing_values_spikes_and_single_points():
     assert progress_picture([]).size == (1200, 474)
 
 
+def test_loss_curve__of_negative_losses_falls_too():
+    """As those of a target of one's own may be."""
+    line = places_of(loss_curve([(0, -0.5), (50, -1.0), (100, -2.0)], size=(400, 200)), NAVY, (52, 0, 250, 200))
+    assert min(line)[1] < 60 < 130 < max(line)[1]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The texts of the pictures that are drawn."""
+    texts = []
+    monkeypatch.setattr(
+        "hf_mae.evaluation.progress._Canvas.text", lambda canvas, place, text, *_, **__: texts.append(text)
+    )
+    return texts
+
+
+def test_progress__names_the_newest_value_also_of_a_run_that_diverges(written):
+    progress_picture([{"step": step, "loss": loss} for step, loss in enumerate([0.9, 0.8, 0.7, 0.8, 50.0])])
+    assert "training 50" in written
+    assert "1.6" in written  # the axis ends there, at twice the median
+    assert "1.8" not in written
+
+
+def test_progress__has_no_ticks_between_two_steps(written):
+    loss_curve([(1, 0.9), (2, 0.8), (3, 0.5)])
+    assert [text for text in written if text in "123"] == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize(("size", "height"), [((300, 100), 100), ((2352, 500), 250)])
 def test_progress__has_the_sheet_below(size, height):
     picture = progress_picture([], PIL.Image.new("RGB", size, "red"))

@@ -27,11 +27,13 @@ class Panel:
     curves: dict[str, list[tuple[float, float]]]  # by name: (step, value) in ascending order of steps
     constants: dict[str, float] = field(default_factory=dict)
     low: float | None = None  # the lower end of the axis; by default the lowest value
+    highest: float = math.inf  # points above it are drawn at it
     unit: str = ""
 
     def limits(self) -> tuple[float, float]:
         """Returns the lowest and the highest value, with some room."""
-        values = [value for points in self.curves.values() for _, value in points] + list(self.constants.values())
+        values = [min(value, self.highest) for points in self.curves.values() for _, value in points]
+        values += self.constants.values()
         low, high = min(values) if self.low is None else self.low, max(values)
         room = 0.06 * (high - low) or 0.1 * abs(high) or 1
         return low - (room if self.low is None else 0), high + room
@@ -89,11 +91,11 @@ def _loss_panel(lines: Sequence[Mapping[str, float]]) -> Panel:
         "eval_loss_interpolation": "interpolation",
     }
     constants = {name: points[-1][1] for name, points in _curves(lines, names).items()}
-    for name, points in curves.items():
-        highest = max([2 * float(np.median([value for _, value in points])), *constants.values()])
-        curves[name] = [(step, min(value, highest)) for step, value in points]
+    medians = [float(np.median([value for _, value in points])) for points in curves.values()]
+    # Losses of targets other than pixels may be negative.
+    highest = max([*(median + abs(median) for median in medians), *constants.values()], default=math.inf)
     title = "Loss; dashed: predictors that have learnt nothing" if constants else "Loss"
-    return Panel(title, curves, constants)
+    return Panel(title, curves, constants, highest=highest)
 
 
 def _curves(
@@ -167,7 +169,8 @@ class _Canvas:
             labels.append((y, f"{name} {value:.3g}{panel.unit}", "dimgray"))
         for name, points in panel.curves.items():
             color = _COLORS.get(name, "navy")
-            places = [(left + (step - ends[0]) * scale_x, bottom - (value - low) * scale_y) for step, value in points]
+            shown = [(step, min(value, panel.highest)) for step, value in points]
+            places = [(left + (step - ends[0]) * scale_x, bottom - (value - low) * scale_y) for step, value in shown]
             places = _thinned(places)
             if len(places) > 1:
                 self.line(places, color, 2)
@@ -183,7 +186,8 @@ class _Canvas:
             y = bottom - (value - limits[0]) / (limits[1] - limits[0]) * (bottom - top)
             self.line([(left, y), (right, y)], "#e4e4e4")
             self.text((left - 6, y), f"{value:.10g}", "dimgray", "rm")
-        for step in round_values(*ends, count=max((right - left) // 90, 2)) if ends[1] > ends[0] else ends[:1]:
+        steps = round_values(*ends, count=max((right - left) // 90, 2)) if ends[1] > ends[0] else ends[:1]
+        for step in (step for step in steps if step == round(step)):  # of two steps there is no half one
             x = left + (step - ends[0]) / max(ends[1] - ends[0], 1) * (right - left)
             self.line([(x, bottom), (x, bottom + 4)], "gray")
             self.text((x, bottom + 7), _short(step), "dimgray", "ma")
