@@ -11,15 +11,22 @@ import pytest
 import torch
 from conftest import PLAIN
 from safetensors.torch import load_file
+from torch import nn
 
 pytest.importorskip("kornia")
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.augmentation import BatchAugmentation, RandomAugmentation, RandomOrientation
 from hf_mae.data.datasets import ClassificationDataset, align_labels, check_labels, collate_labelled
+from hf_mae.data.labels import open_labelled
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.probing import ProbingArguments, ProbingTrainer, probe_command
-from hf_mae.training.classification import ClassificationTrainer, finetune_command
+from hf_mae.training.classification import (
+    ClassificationArguments,
+    ClassificationTrainer,
+    finetune,
+    finetune_command,
+)
 from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -111,6 +118,30 @@ def test_fine_tuning__another_set_of_classes_starts_anew(call, pretrained, folde
     model = MAEForImageClassification.from_pretrained(tmp_path / "second")
     assert model.config.label2id == {"blue": 0, "crimson": 1, "green": 2}
     assert model.classifier.weight.abs().max() < 1e-4
+
+
+def reversed_classifier(tiny_config, folder):
+    """Saves a classifier of three colours in an order of its own, whose weights are all 1, and returns the folder."""
+    names = ["red", "green", "blue"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    model = MAEForImageClassification(tiny_config(pooling="class", **labels))
+    nn.init.ones_(model.classifier.weight)
+    model.save_pretrained(folder)
+    MAEImageProcessor.for_image_size(32).save_pretrained(folder)
+    return str(folder)
+
+
+def test_fine_tuning__given_images_keep_the_numbers_of_their_labels(tiny_config, folder, tmp_path, monkeypatch):
+    """In evaluation they are those of the next model, whose training images kept theirs."""
+    monkeypatch.setattr("hf_mae.training.classification._build_trainer", lambda *_: pytest.fail("of another order"))
+    images = open_labelled(str(folder))
+    before = [(each.labels.tolist(), list(each.label_names)) for each in images]
+    model = reversed_classifier(tiny_config, tmp_path / "model")
+    args = ClassificationArguments(model_name_or_path=model, output_dir=str(tmp_path / "out"), use_cpu=True)
+    with pytest.raises(pytest.fail.Exception, match="of another order"):
+        finetune(args, images=images)
+    assert [(each.labels.tolist(), list(each.label_names)) for each in images] == before
+    assert before[0][1] == ["blue", "green", "red"]
 
 
 def test_fine_tuning__mistakes(call, pretrained, folder, tmp_path):

@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Fine-tunes a pre-trained encoder on labelled images: classes, several classes an image, or numbers."""
 
+import copy
 import csv
 import sys
 from collections.abc import Callable
@@ -371,7 +372,8 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
 
     Args:
         args ([`ClassificationArguments`]): The settings.
-        images (`(train, test)`, *optional*): Labelled images to train and to evaluate on, in place of `args.data`.
+        images (`(train, test)`, *optional*): Labelled images to train and to evaluate on, in place of `args.data`. They
+            stay as they are, also where the model numbers the classes in another way.
 
     Returns:
         [`FineTuned`]: The model, its figures on the evaluation images, and the folder that holds it.
@@ -390,7 +392,7 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
     options |= args.held_out_options
     if images is None:
         images = open_labelled(args.data, args.label_column, args.problem_type, **options)
-    train_images, test_images = images
+    train_images, test_images = map(copy.copy, images)
     fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
     model = build_classifier(args, train_images)
     config = model.config
