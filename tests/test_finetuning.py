@@ -24,6 +24,7 @@ from hf_mae.evaluation.probing import ProbingArguments, ProbingTrainer, probe_co
 from hf_mae.training.classification import (
     ClassificationArguments,
     ClassificationTrainer,
+    build_classifier,
     finetune,
     finetune_command,
 )
@@ -142,6 +143,17 @@ def test_fine_tuning__given_images_keep_the_numbers_of_their_labels(tiny_config,
         finetune(args, images=images)
     assert [(each.labels.tolist(), list(each.label_names)) for each in images] == before
     assert before[0][1] == ["blue", "green", "red"]
+
+
+def test_fine_tuning__a_classifier_of_other_features_starts_anew(tiny_config, folder, tmp_path, capsys):
+    train_images, _ = open_labelled(str(folder))
+    model = reversed_classifier(tiny_config, tmp_path / "model")
+    for pooling, goes_on in (("class", True), ("mean", False), ("attentive", False)):
+        options = {"output_dir": str(tmp_path / "out"), "use_cpu": True, "pooling": pooling}
+        built = build_classifier(ClassificationArguments(model_name_or_path=model, **options), train_images)
+        assert bool((built.classifier.weight == 1).all()) == goes_on
+        assert ("features of `pooling` class" in capsys.readouterr().out) == (not goes_on)
+        assert built.config.label2id == {"red": 0, "green": 1, "blue": 2}
 
 
 def test_fine_tuning__mistakes(call, pretrained, folder, tmp_path):

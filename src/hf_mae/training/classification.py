@@ -327,7 +327,8 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
     for name in ("image_size", "num_pooling_queries"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
-    starts_anew = bool(known) and names != known and not args.from_scratch
+    same = names == known and args.pooling == stored.pooling  # a classifier of the same classes on the same features
+    starts_anew = bool(known) and not same and not args.from_scratch
     if args.from_scratch:
         model = MAEForImageClassification(MAEConfig.from_pretrained(args.model_name_or_path, **changes))
     else:
@@ -335,7 +336,12 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
             args.model_name_or_path, **changes, ignore_mismatched_sizes=starts_anew
         )
     if starts_anew:
-        print(f"The classes differ from the {len(known)} that the classifier knows: it starts anew.")
+        why = (
+            f"The classes differ from the {len(known)} that the classifier knows"
+            if names != known
+            else f"The classifier was trained on features of `pooling` {stored.pooling}, not {args.pooling}"
+        )
+        print(f"{why}: it starts anew.")
         model.classifier = nn.Linear(model.config.hidden_size, model.config.num_labels)
         model._init_weights(model.classifier)
     if args.num_trainable_layers is not None:
