@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
+from hf_mae import MAEImageProcessor
 from hf_mae.data import shards
 from hf_mae.evaluation.probing import probe_command
 from hf_mae.training.classification import ClassificationTrainer, finetune_command
@@ -53,6 +54,24 @@ def test_run__does_not_delete_what_it_starts_from(call, short, pretrained):
     with pytest.raises(ValueError, match="`overwrite_output_dir` would delete .*pretrained"):
         call(finetune_command, *short, "--output_dir", pretrained, "--overwrite_output_dir")
     assert (pretrained / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", [finetune_command, probe_command])
+def test_run__that_cannot_start_deletes_nothing(call, tiny_model, folder, tmp_path, command):
+    (tmp_path / "out").mkdir()
+    for name in ("experiment.json", "model.safetensors"):  # what an earlier run has left
+        (tmp_path / "out" / name).write_text("{}")
+    common = ["--data", folder, "--output_dir", tmp_path / "out", "--overwrite_output_dir"]
+    for fields, flags, message in (
+        ({"num_channels": 5}, [], "has 3 band"),
+        ({"image_size": (32, 64)}, ["--rotate90"], "`rotate90` needs square images"),
+    ):
+        tiny_model(**fields).save_pretrained(tmp_path / "model")
+        size, channels = fields.get("image_size", 32), fields.get("num_channels", 3)
+        MAEImageProcessor.for_image_size(size, num_channels=channels).save_pretrained(tmp_path / "model")
+        with pytest.raises(ValueError, match=message):
+            call(command, "--model_name_or_path", tmp_path / "model", *common, *flags)
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["experiment.json", "model.safetensors"]
 
 
 @pytest.mark.slow

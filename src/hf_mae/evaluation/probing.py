@@ -546,10 +546,11 @@ def probe(args: ProbingArguments) -> FineTuned:
     if not args.fast:
         limit_batch_size(args, len(train_images))
     fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
-    checkpoint = check_experiment(args, "probe", fingerprints)
     model = _build_classifier(args, names)
     image_processor = image_processor.with_image_size(model.config.image_size)
     check_sources(image_processor, train_images, test_images)
+    args.check_rotation(image_processor.crop_height_width)
+    checkpoint = check_experiment(args, "probe", fingerprints)  # deletes, if it is to, when all else is right
     record = run_record(recipe, train_images)
     if not args.fast:
         trainer = _build_trainer(args, model, image_processor, train_images, test_images)

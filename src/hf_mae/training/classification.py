@@ -405,6 +405,7 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
     number_labels(class_names_of(config), train_images, test_images)
     image_processor = image_processor.with_image_size(config.image_size)
     check_sources(image_processor, train_images, test_images)
+    args.check_rotation(image_processor.crop_height_width)
     checkpoint = check_experiment(args, "finetune", fingerprints)  # deletes, if it is to, when all else is right
     trainer = _build_trainer(args, model, image_processor, train_images, test_images)
     if trainer.is_world_process_zero():
