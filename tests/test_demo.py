@@ -249,6 +249,18 @@ def test_space__has_the_settings_of_the_page(tmp_path):
     assert eval(call, written) == DemoArguments(model="org/name", **settings)
 
 
+def test_space__is_not_written_of_a_model_that_its_page_could_not_show(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_model().mae.save_pretrained(tmp_path / "encoder")
+    for name, flags, message in (
+        ("encoder", [], "holds no decoder"),
+        ("model", ["--image_size", "30"], "not a multiple of `patch_size`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            demo_command(["--model", str(tmp_path / name), "--space", str(tmp_path / "space"), *flags], "hf-mae demo")
+        assert not (tmp_path / "space").exists()
+
+
 @pytest.mark.slow
 def test_space__of_a_folder_holds_the_model_and_builds_its_page(pretrained, tmp_path):
     gradio = pytest.importorskip("gradio")

@@ -359,8 +359,7 @@ def load_explorer(args: DemoArguments) -> Explorer:
     Raises:
         ValueError: If the model has no decoder, or there are no images.
     """
-    sizes = {} if args.image_size is None else {"image_size": args.image_size}
-    model = load_trained(MAEForPreTraining, args.model, **sizes).to(args.device)
+    model = _load_model(args).to(args.device)
     image_processor = MAEImageProcessor.from_pretrained(args.model)
     if args.image_size is not None:
         image_processor = image_processor.with_image_size(args.image_size)
@@ -371,6 +370,11 @@ def load_explorer(args: DemoArguments) -> Explorer:
         print(f"Features of {min(args.num_images, len(images)):,} images from {printable(images.name)}", flush=True)
     readable = ReadableImages(images, image_processor)
     return Explorer(model, image_processor, readable, args.data is not None, args.num_images)
+
+
+def _load_model(args: DemoArguments) -> MAEForPreTraining:
+    sizes = {} if args.image_size is None else {"image_size": args.image_size}
+    return load_trained(MAEForPreTraining, args.model, **sizes)
 
 
 def _shows(images: ImageSource, image_processor: MAEImageProcessor) -> bool:
@@ -566,7 +570,7 @@ def write_space(args: DemoArguments) -> Path:
             page is to do with them.
 
     Raises:
-        ValueError: If the folder is not empty, or the images are on this machine.
+        ValueError: If the folder is not empty, the images are on this machine, or the page could not show the model.
     """
     from . import __version__
 
@@ -578,6 +582,8 @@ def write_space(args: DemoArguments) -> Path:
             f"`data` {args.data} is on this machine, where the Space can't read it. Name a data set on the "
             "Hub, or none."
         )
+    if Path(args.model).is_dir():
+        _load_model(args)  # raises if the page could not show it
     folder.mkdir(parents=True, exist_ok=True)
     title, argument, models, imports = args.model, repr(args.model), f"models:\n- {args.model}\n", ""
     if Path(args.model).is_dir():
@@ -598,7 +604,6 @@ def write_space(args: DemoArguments) -> Path:
 
 def _copy_model(source: Path, target: Path):
     """Copies the files that `from_pretrained` reads, and no checkpoints of a run."""
-    load_trained(MAEForPreTraining, str(source))  # raises if it can't be shown
     target.mkdir()
     for pattern in ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"):
         for file in source.glob(pattern):
