@@ -14,7 +14,7 @@ import torch
 from conftest import write_few_bits
 
 from hf_mae import MAEImageProcessor
-from hf_mae.data.decoding import UnreadableImagesError
+from hf_mae.data.decoding import UnreadableImagesError, crop_and_resize
 from hf_mae.modeling.reading_mae import (
     ReadingSettings,
     UnsuitableImageError,
@@ -677,6 +677,21 @@ def test_jpeg2000__with_a_sign_is_refused(tmp_path):
         (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(np.zeros((16, 16), dtype), level=0))
         with pytest.raises(UnsuitableImageError, match="signed JPEG 2000.*Convert"):
             stored(tmp_path / "a.jp2", 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "deep PNG"])
+def test_pictures__of_an_exif_that_is_broken_are_intact(tmp_path, kind):
+    array = values("uint16" if kind == "deep PNG" else "uint8", 3).transpose(1, 2, 0)
+    if kind == "JPEG":
+        PIL.Image.fromarray(array).save(tmp_path / "a.jpg", exif=b"Exif\0\0Lorem ipsum")
+    else:
+        content = b"Lorem ipsum"
+        chunk = struct.pack(">I", len(content)) + b"eXIf" + content + struct.pack(">I", zlib.crc32(b"eXIf" + content))
+        (tmp_path / "a.png").write_bytes(png(array, 16 if kind == "deep PNG" else 8, 2, chunk))
+    path = str(next(tmp_path.iterdir()))
+    assert read_stored(open_image(path), 3).pixels.shape == (3, 9, 13)
+    (crop,) = crop_and_resize(open_image(path), [(0, 0, 9, 13)], (9, 13), 3)
+    torch.testing.assert_close(crop, to_byte_range(read_stored(open_image(path), 3)))
 
 
 @pytest.mark.parametrize("kind", ["JPEG of 12 bits", "JPEG 2000 of 5 bands", "PFM of colours"])

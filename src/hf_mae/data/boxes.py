@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..modeling.formats_mae import EXIF_ORIENTATION, ORIENTATIONS
+from ..modeling.formats_mae import ORIENTATIONS, exif_orientation
 from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.reading_mae import UnsuitableImageError, fill_missing, read_stored, to_byte_range
 from .augmentation import RandomOrientation
@@ -252,7 +252,7 @@ def _places(images: ImageSource, image_processor: MAEImageProcessor) -> list[tup
 
 
 def _displayed_size(image, image_processor: MAEImageProcessor) -> tuple[int, int, int]:
-    exif = image.getexif().get(EXIF_ORIENTATION, 1) if isinstance(image, PIL.Image.Image) else 1
+    exif = exif_orientation(image) if isinstance(image, PIL.Image.Image) else 1
     exif = exif if exif in ORIENTATIONS else 1
     if not isinstance(image, PIL.Image.Image) or image.format == "TIFF":  # Pillow turns a TIFF by itself
         height, width = read_stored(image, image_processor.num_channels, image_processor.reading).size

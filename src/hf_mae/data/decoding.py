@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageFile
 import torch
 
-from ..modeling.formats_mae import EXIF_ORIENTATION, ORIENTATIONS
+from ..modeling.formats_mae import ORIENTATIONS, exif_orientation
 from ..modeling.image_processing_mae import NO_DATA_SHARE, resize
 from ..modeling.reading_mae import (
     DEFAULT_SETTINGS,
@@ -189,7 +189,7 @@ def oriented_size(image: PIL.Image.Image | StoredImage) -> tuple[int, int]:
 
 def _orientation_of(image: PIL.Image.Image) -> tuple[bool, bool, bool]:
     """Returns whether the EXIF orientation swaps rows and columns, and then flips the rows, the columns."""
-    return ORIENTATIONS.get(image.getexif().get(EXIF_ORIENTATION), (False, False, False))
+    return ORIENTATIONS.get(exif_orientation(image), (False, False, False))
 
 
 def crop_and_resize(

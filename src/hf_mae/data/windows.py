@@ -15,7 +15,7 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
-from ..modeling.formats_mae import EXIF_ORIENTATION
+from ..modeling.formats_mae import exif_orientation
 from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.reading_mae import (
     OpenedImage,
@@ -308,7 +308,7 @@ def sizes_of(pairs: list[Pair], image_processor: MAEImageProcessor) -> list[tupl
 
     def size(opened: OpenedImage) -> tuple[int, int]:
         # Of a TIFF that is to be turned Pillow states the size before or after that, as its version has it.
-        turned_tiff = getattr(opened, "format", None) == "TIFF" and opened.getexif().get(EXIF_ORIENTATION, 1) != 1
+        turned_tiff = getattr(opened, "format", None) == "TIFF" and exif_orientation(opened) not in (None, 1)
         if isinstance(opened, PIL.Image.Image) and not turned_tiff:
             with opened if hasattr(opened, "filename") else nullcontext():  # one from memory is used again
                 return oriented_size(opened)

@@ -204,6 +204,14 @@ def joined(pages: Sequence[StoredImage]) -> StoredImage:
     )
 
 
+def exif_orientation(picture: PIL.Image.Image) -> int | None:
+    """Returns the EXIF orientation of a picture, `None` if it has none, or an EXIF that is broken."""
+    try:
+        return picture.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # of any type; the pixels may be intact
+        return None
+
+
 def oriented(image: StoredImage, orientation: int | None) -> StoredImage:
     """Returns an image as its EXIF orientation, 1 to 8, says that it is to be seen."""
     swap, flip_rows, flip_columns = ORIENTATIONS.get(orientation, (False, False, False))
@@ -247,7 +255,7 @@ class DeepPicture(ImageFile):
 
     def read(self, page: int = 0) -> StoredImage:
         with PIL.Image.open(self._stream()) as image:
-            return oriented(read_deep(image), image.getexif().get(EXIF_ORIENTATION))
+            return oriented(read_deep(image), exif_orientation(image))
 
 
 def is_deep(image: PIL.Image.Image) -> bool:

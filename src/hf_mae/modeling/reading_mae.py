@@ -18,7 +18,6 @@ import PIL.ImageCms
 import torch
 
 from .formats_mae import (
-    EXIF_ORIENTATION,
     ArrayFile,
     DeepPicture,
     DicomFile,
@@ -28,6 +27,7 @@ from .formats_mae import (
     NiftiFile,
     StoredImage,
     UnsuitableImageError,
+    exif_orientation,
     extension_by_content,
     is_deep,
     joined,
@@ -238,7 +238,7 @@ def read_stored(
         else:
             image = _read_pillow(image, num_channels, settings)
         if orient:  # after reading: Pillow has then turned a TIFF by itself, and says that nothing is left to do
-            image = oriented(image, picture.getexif().get(EXIF_ORIENTATION))
+            image = oriented(image, exif_orientation(picture))
     elif isinstance(image, ImageFile):
         image = image.read_all() if pages > 1 and settings.pages == "channels" else image.read()
     else:
