@@ -25,6 +25,7 @@ from hf_mae.modeling.reading_mae import (
     read_stored,
     to_byte_range,
 )
+from hf_mae.modeling.tiff_mae import TiffFile
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -251,6 +252,82 @@ def test_tiff__orientation_is_applied_whoever_reads_it(tmp_path, orientation, dt
     turned = [array, np.fliplr(array), np.rot90(array, 2), np.flipud(array), array.T, np.rot90(array, -1)]
     turned += [np.rot90(array, 2).T, np.rot90(array)]
     assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels[0], turned[orientation - 1])
+
+
+@pytest.mark.parametrize("in_windows", [False, True])
+def test_tiff__a_palette_keeps_its_opacity_whoever_reads_it(tmp_path, in_windows):
+    image = PIL.Image.new("PA", (3, 2))
+    image.putpalette([200, 10, 20, 30, 40, 50])
+    image.putdata([(0, 255), (1, 255), (1, 0), (0, 0), (1, 100), (0, 100)])
+    image.save(tmp_path / "a.tif")
+    path = str(tmp_path / "a.tif")
+    opened = TiffFile(path).read_window(slice(0, 2), slice(0, 3)) if in_windows else open_image(path)
+    pixels = read_stored(opened, 4).pixels
+    assert pixels[:, 0, 1].tolist() == [30, 40, 50, 255]
+    assert pixels[3].tolist() == [[255, 255, 0], [0, 100, 100]]
+    missing = to_byte_range(read_stored(opened, 4), ReadingSettings(nodata=1))[0].isnan()
+    assert missing.tolist() == [[False, True, True], [False, True, False]]
+
+
+def without_tag(path, number):
+    """Gives a tag of a small TIFF of tifffile or Pillow a number that nobody knows."""
+    content = path.read_bytes()
+    tag = struct.pack("<HHI", number, 3, 1)
+    assert content.count(tag) == 1
+    path.write_bytes(content.replace(tag, struct.pack("<H", 65000) + tag[2:]))
+
+
+@pytest.mark.parametrize("in_windows", [False, True])
+@pytest.mark.parametrize("kind", ["fax", "uint8", "float32"])
+def test_tiff__that_does_not_say_what_0_is_has_it_black_unless_it_is_a_fax(tmp_path, kind, in_windows):
+    """As libtiff has it."""
+    array = np.eye(8, dtype="uint8" if kind == "fax" else kind)
+    if kind == "fax":
+        PIL.Image.fromarray(array.astype(bool)).save(tmp_path / "a.tif", compression="group4")
+    else:
+        tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack")
+    without_tag(tmp_path / "a.tif", 262)
+    path = str(tmp_path / "a.tif")
+    opened = TiffFile(path).read_window(slice(0, 8), slice(0, 8)) if in_windows else open_image(path)
+    image = read_stored(opened, 1)
+    assert np.array_equal(image.pixels[0], array)
+    assert image.inverted == (kind == "fax")
+
+
+def test_tiff__a_band_of_which_nothing_is_said_is_no_opacity(tmp_path):
+    array = values("uint8", 4)
+    tifffile.imwrite(tmp_path / "a.tif", array.transpose(1, 2, 0), photometric="rgb")
+    without_tag(tmp_path / "a.tif", 338)
+    assert np.array_equal(stored(tmp_path / "a.tif", 4).pixels, array)
+    with pytest.raises(UnsuitableImageError, match="4 band.*the model 3 channels"):
+        stored(tmp_path / "a.tif", 3)
+
+
+@pytest.mark.parametrize("kind", ["listed as strips", "surplus"])
+def test_tiff__tiles_that_pillow_would_misplace(tmp_path, kind):
+    array = values("uint8", size=(32, 32))[0]
+    tifffile.imwrite(tmp_path / "a.tif", array, tile=(16, 16), metadata=None)
+    content = (tmp_path / "a.tif").read_bytes()
+    if kind == "surplus":  # half of the rows, with all tiles
+        height = struct.pack("<HHI", 257, 4, 1)
+        changed = content.replace(height + struct.pack("<I", 32), height + struct.pack("<I", 16))
+        array = array[:16]
+    else:
+        changed = content.replace(struct.pack("<HH", 324, 4), struct.pack("<HH", 273, 4))
+        changed = changed.replace(struct.pack("<H", 325), struct.pack("<H", 279))
+    assert changed != content
+    (tmp_path / "a.tif").write_bytes(changed)
+    assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels[0], array)
+
+
+def test_tiff__jpeg_of_16_bits_which_pillow_opens_and_does_not_decode(tmp_path):
+    pytest.importorskip("imagecodecs")
+    array = values("uint16")[0]
+    tifffile.imwrite(tmp_path / "a.tif", array, compression="jpeg", compressionargs={"lossless": True})
+    content, bits = (tmp_path / "a.tif").read_bytes(), struct.pack("<HHI", 258, 3, 1)
+    content = content.replace(bits + struct.pack("<H", 12), bits + struct.pack("<H", 16))  # tifffile says 12
+    (tmp_path / "a.tif").write_bytes(content)
+    assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels[0], array)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])

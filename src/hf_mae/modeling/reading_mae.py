@@ -38,7 +38,15 @@ from .formats_mae import (
     unopened_kind,
     with_opacity,
 )
-from .tiff_mae import TIFF_SIGNATURES, declared_nodata, exact_tiff, open_tiff, pages_of_tiff, tiff_tag
+from .tiff_mae import (
+    TIFF_SIGNATURES,
+    declared_nodata,
+    exact_tiff,
+    open_tiff,
+    pages_of_tiff,
+    tiff_tag,
+    white_is_zero,
+)
 
 # What Pillow decodes by itself: no EPS or PS, which start another program, and none of its stubs.
 _PILLOW = """
@@ -482,7 +490,7 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
         return _read_grey(image, bits)
     if opaque:
         image = image.convert(image.mode.removesuffix("A"))
-    numbers = np.asarray(image)[None] if image.format == "TIFF" and image.mode == "P" else None
+    numbers = np.asarray(image.getchannel(0))[None] if image.format == "TIFF" and image.mode in ("P", "PA") else None
     image_in_mode = _with_mode(image, num_channels, settings)
     array = np.asarray(image_in_mode)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
@@ -512,10 +520,11 @@ def _bits_of_grey(image: PIL.Image.Image) -> int:
 def _read_grey(image: PIL.Image.Image, bits: int) -> StoredImage:
     """Returns the values of a picture of one band as stored. Pillow stretches those of fewer bits to 8."""
     array, white, tiff = native(np.array(image)), 2**bits - 1, image.format == "TIFF"
-    inverted = tiff and tiff_tag(image, 262) == (0,)
+    photometric, compression = ((tiff_tag(image, number) or (None,))[0] for number in (262, 259))
+    inverted = tiff and white_is_zero(photometric, compression)
     if image.mode in ("1", "L"):
         array = array // np.uint8(255 // white) if bits < 8 else array
-        if inverted:  # Pillow has inverted the values already, and no-data is one of those that are stored
+        if tiff and not photometric:  # Pillow has inverted the values already; no-data is one of those that are stored
             array = np.uint8(white) - array
     elif image.mode == "I" and (image.format == "PNG" or bits == 16):
         array = array.astype(np.int16 if tiff else np.uint16)

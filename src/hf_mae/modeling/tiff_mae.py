@@ -30,19 +30,25 @@ from .formats_mae import (
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _VIRTUAL_SLIDES = ("svs", "ndpi", "scn", "philips", "bif", "avs")
 # Tags and their values. Source: TIFF 6.0; GDAL's GTiff driver for _NODATA.
-_NODATA, _PALETTE, _YCBCR, _JPEG, _WEBP, _LERC = 42113, 3, 6, 7, 50001, 34887
+_PHOTOMETRIC, _NODATA, _PALETTE, _YCBCR, _JPEG, _WEBP, _LERC = 262, 42113, 3, 6, 7, 50001, 34887
 _LERC_PARAMETERS = 50674  # the version, and whether the content is compressed once more: 0 no, 1 deflate, 2 Zstandard
 _LERC_MASK = (
     "LERC keeps its opacity or no-data as a mask of its own, which is read only of floats. Compress it otherwise: "
     "gdal_translate -co COMPRESS=DEFLATE."
 )
 _JPEGS = (6, _JPEG)  # the old way to store them in a TIFF and the new one
+_FAXES = (2, 3, 4)
 _PLAIN_PHOTOMETRICS = (0, 1, 2, _PALETTE, 34892)  # min is white, min is black, RGB, palette, linear raw
 
 
 def tiff_tag(image: PIL.Image.Image, number: int):
     value = image.tag_v2.get(number) if hasattr(image, "tag_v2") else None
     return (value,) if isinstance(value, int) else value
+
+
+def white_is_zero(photometric: int | None, compression: int) -> bool:
+    """Returns whether 0 is white. Of files that do not say it, though they must, it is in faxes, as libtiff has it."""
+    return photometric == 0 or (photometric is None and compression in _FAXES)
 
 
 def declared_nodata(image: PIL.Image.Image) -> float | None:
@@ -126,6 +132,10 @@ def _pillow_is_exact(image: PIL.Image.Image) -> bool:
     kind, compression = ((tiff_tag(image, number) or (1,))[0] for number in (262, 259))
     if compression == _WEBP or (kind == _YCBCR and compression not in _JPEGS) or 0 in _byte_counts(image):
         return False  # Pillow opens these and fails to decode them; a strip of no bytes holds nothing but no-data
+    if compression in _JPEGS and max(bits) > 8:
+        return False  # as above
+    if tiff_tag(image, 322) and len(tiff_tag(image, 324) or ()) != _num_tiles(image):
+        return False  # Pillow takes tiles that are listed as strips for such, and lays surplus ones over the first
     if kind == _PALETTE and max(tiff_tag(image, 320) or (256,)) < 256:
         return False  # Pillow takes the high byte of each entry, and these have but a low one
     if (tiff_tag(image, 284) or (1,))[0] == 2 and (max(bits) > 8 or image.mode in ("LA", "PA")):
@@ -144,7 +154,15 @@ def _pillow_is_exact(image: PIL.Image.Image) -> bool:
         and image.mode != "RGBX"
         and 1 not in extra
         and (0 not in extra)
+        and (extra or image.mode not in ("LA", "PA", "RGBA"))  # Pillow takes a band that nothing is said of for opacity
     )
+
+
+def _num_tiles(image: PIL.Image.Image) -> int:
+    (width,), (height,), *_ = (tiff_tag(image, number) for number in (322, 323))
+    columns, rows = (math.ceil(side / tile) for side, tile in zip(image.size, (width, height), strict=True))
+    planes = (tiff_tag(image, 277) or (1,))[0] if tiff_tag(image, 284) == (2,) else 1
+    return rows * columns * planes
 
 
 def _byte_counts(image: PIL.Image.Image) -> tuple[int, ...]:
@@ -276,7 +294,8 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
     if page.photometric == _PALETTE:
         numbers, colours = array[:1], np.asarray(page.colormap)
         # Entries have 16 bits, of which the high ones count. Some programs write 8 bits into the low ones.
-        array = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)[:, array[0]]
+        colours = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)[:, array[0]]
+        array = np.concatenate([colours, (array[1:] * (255 / (2**bits - 1))).astype(np.uint8)])  # with its opacity
     elif array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize:
         limit = 2**bits - 1
     if page.photometric not in _PLAIN_PHOTOMETRICS and (page.photometric, page.compression) != (_YCBCR, _JPEG):
@@ -294,7 +313,7 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
         nodata=_parse_nodata(page.tags[_NODATA].value) if _NODATA in page.tags else None,
         missing=_tiff_mask(page, tiff, rows, columns),
         numbers=numbers,
-        inverted=page.photometric == 0,
+        inverted=white_is_zero(page.photometric if _PHOTOMETRIC in page.tags else None, page.compression),
         alpha=bool(extra) and extra[-1] in (1, 2),
         premultiplied=extra[-1:] == [1],
     )
