@@ -756,6 +756,72 @@ def test_jpeg2000__with_a_sign_is_refused(tmp_path):
             stored(tmp_path / "a.jp2", 1)
 
 
+def psd(bands, bits=8, colours=3, layers=None, resources=b""):
+    """Returns a PSD of bands (bands, height, width). `layers` is what stands for their number, negative for opacity."""
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, len(bands), *bands.shape[1:], bits, colours)
+    section = b"" if layers is None else struct.pack(">Ih", 2, layers)
+    content = np.packbits(bands, axis=2) if bits == 1 else bands
+    parts = [struct.pack(">I", len(part)) + part for part in (b"", resources, section)]
+    return header + b"".join(parts) + b"\0\0" + content.tobytes()
+
+
+def test_psd__colours_lie_on_white_already(tmp_path):
+    opacity = np.array([[0, 51, 255]])
+    colours = np.array([[[100, 100, 100]], [[0, 0, 0]], [[200, 200, 200]]])
+    on_white = np.rint(colours * opacity / 255 + 255 - opacity).astype(np.uint8)
+    (tmp_path / "a.psd").write_bytes(psd(np.concatenate([on_white, opacity[None].astype(np.uint8)]), layers=-1))
+    assert np.array_equal(stored(tmp_path / "a.psd", 3).pixels, on_white)
+    assert stored(tmp_path / "a.psd", 3, background=0).pixels[:, 0].T.tolist() == [[0] * 3, [20, 0, 40], [100, 0, 200]]
+    assert np.array_equal(stored(tmp_path / "a.psd", 4).pixels[3], opacity)
+
+
+@pytest.mark.parametrize("layers", [None, 2])
+def test_psd__a_selection_that_was_saved_is_no_opacity(tmp_path, layers):
+    bands = values("uint8", 4)
+    (tmp_path / "a.psd").write_bytes(psd(bands, layers=layers))
+    assert np.array_equal(stored(tmp_path / "a.psd", 3).pixels, bands[:3])
+
+
+def test_psd__that_holds_nothing_but_layers_is_refused(tmp_path):
+    version = struct.pack(">4sHHII?", b"8BIM", 1057, 0, 5, 1, False) + b"\0"
+    (tmp_path / "a.psd").write_bytes(psd(values("uint8", 3), layers=1, resources=version))
+    with pytest.raises(UnsuitableImageError, match="layers, but not the picture.*maximize compatibility"):
+        stored(tmp_path / "a.psd", 3)
+
+
+@pytest.mark.parametrize("kind", ["psd", "xbm"])
+def test_bitmaps__of_psd_and_xbm_have_0_for_white(tmp_path, kind):
+    bits = np.eye(8, dtype=np.uint8)
+    rows = ",".join(f"0x{1 << row:02x}" for row in range(8))
+    text = f"#define a_width 8\n#define a_height 8\nstatic char a_bits[] = {{\n{rows}}};\n"
+    (tmp_path / f"a.{kind}").write_bytes(psd(bits[None], bits=1, colours=0) if kind == "psd" else text.encode())
+    assert np.array_equal(scaled(tmp_path / f"a.{kind}", 1)[0], (1 - bits) * 255)
+
+
+def test_bmp__of_rle4_which_pillow_mixes_up_is_refused(tmp_path):
+    palette, content = bytes(range(64)), b"\0\3\x12\x30\0\1"  # three pixels: 1, 2, 3
+    sizes = struct.pack("<IiiHHIIiiII", 40, 3, 1, 1, 4, 2, len(content), 0, 0, 16, 0)
+    header = struct.pack("<2sIII", b"BM", 54 + 64 + len(content), 0, 54 + 64)
+    (tmp_path / "a.bmp").write_bytes(header + sizes + palette + content)
+    with pytest.raises(UnsuitableImageError, match="RLE4.*Convert it to PNG"):
+        stored(tmp_path / "a.bmp", 3)
+
+
+def test_jpeg2000__a_palette_may_have_a_colour_twice(tmp_path):
+    array = np.arange(4, dtype=np.uint8).repeat(4).reshape(4, 4)
+    PIL.Image.fromarray(array).save(tmp_path / "a.jp2")
+    palette = [[0, 0, 0], [0, 0, 0], [9, 8, 7], [1, 2, 3]]
+    boxes = [b"pclr" + struct.pack(">HB", 4, 3) + bytes([7] * 3) + bytes(sum(palette, []))]
+    boxes.append(b"cmap" + b"".join(struct.pack(">HBB", 0, 1, band) for band in range(3)))
+    added = b"".join(struct.pack(">I", 4 + len(box)) + box for box in boxes)
+    content = (tmp_path / "a.jp2").read_bytes().replace(b"colr\1\0\0\0\0\0\x11", b"colr\1\0\0\0\0\0\x10")
+    start = content.index(b"jp2h") - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    head = struct.pack(">I", length + len(added)) + content[start + 4 : start + length]
+    (tmp_path / "a.jp2").write_bytes(content[:start] + head + added + content[start + length :])
+    assert stored(tmp_path / "a.jp2", 3).pixels[:, :, 0].T.tolist() == palette
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "deep PNG"])
 def test_pictures__of_an_exif_that_is_broken_are_intact(tmp_path, kind):
     array = values("uint16" if kind == "deep PNG" else "uint8", 3).transpose(1, 2, 0)

@@ -386,6 +386,40 @@ def _read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage:
     return StoredImage((pixels >> ((8 if bits <= 8 else 16) - bits))[None], limit=2**bits - 1)
 
 
+def with_whole_palette(image: PIL.Image.Image):
+    """Gives a JPEG 2000 all colours of its palette: Pillow leaves out those that are there twice, and moves the others.
+
+    Source: ISO/IEC 15444-1, annex I.5.3.4.
+    """
+    content = reopened(image).getvalue()
+    start = content.index(b"pclr") + 4
+    count, bands = struct.unpack_from(">HB", content, start)
+    entries = content[start + 3 + bands :][: count * bands]
+    if {3: "RGB", 4: "RGBA"}.get(bands) == image.palette.mode:
+        image.putpalette(entries, image.palette.mode)
+
+
+def psd_opacity(image: PIL.Image.Image) -> str:
+    """Returns what the fourth band of a PSD is: `"opacity"`, or a `"selection"` that somebody saved.
+
+    It is the opacity of the whole picture if the number of layers is negative. Source: Adobe Photoshop File Formats
+    Specification, "Layer and mask information section".
+
+    Raises:
+        UnsuitableImageError: If the file holds nothing but layers. In place of the picture there is white or black.
+    """
+    if any(number == 1057 and data[4:5] == b"\0" for number, _, data in image.resources):
+        raise UnsuitableImageError(
+            "The file holds layers, but not the picture that they make. Save it with 'maximize compatibility', or as "
+            "PNG."
+        )
+    image.fp.seek(26)
+    for _ in range(2):  # colours, resources
+        image.fp.seek(int.from_bytes(image.fp.read(4), "big"), os.SEEK_CUR)
+    length, layers, number = struct.unpack(">IIh", image.fp.read(10).ljust(10, b"\0"))
+    return "opacity" if length and layers and number < 0 else "selection"
+
+
 def unopened_kind(stream: IO[bytes]) -> str | None:
     """Returns what a file is that Pillow does not take for an image though it is one, or `None` for others."""
     stream.seek(0)

@@ -34,9 +34,11 @@ from .formats_mae import (
     native,
     open_arrays,
     oriented,
+    psd_opacity,
     read_deep,
     unopened_kind,
     with_opacity,
+    with_whole_palette,
 )
 from .tiff_mae import (
     TIFF_SIGNATURES,
@@ -484,7 +486,11 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
         return read_deep(image)
     if image.format == "SGI" and image.tile and (image.tile[0][0] == "SGI16" or image.tile[0][3][-1] == 2):
         raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
-    bits, opaque = _bits_of_grey(image), _is_opaque_tga(image)
+    if image.format == "BMP" and image.tile and image.info.get("compression") == 2:
+        raise UnsuitableImageError("BMP files compressed as RLE4 can't be read right. Convert it to PNG.")
+    if image.format == "JPEG2000" and image.mode == "P" and image.tile:
+        with_whole_palette(image)
+    bits, opaque = _bits_of_grey(image), _has_no_opacity(image)
     image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
         return _read_grey(image, bits)
@@ -494,17 +500,21 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
     image_in_mode = _with_mode(image, num_channels, settings)
     array = np.asarray(image_in_mode)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return StoredImage(
-        array, nodata=declared_nodata(image), numbers=numbers, alpha=image_in_mode.mode in ("LA", "RGBA")
-    )
+    alpha = image_in_mode.mode in ("LA", "RGBA")
+    on_white = alpha and image.format == "PSD"  # its colours are, so that without the white they are premultiplied
+    if on_white and settings.bands is None:
+        array = np.concatenate([array[:-1] - np.minimum(array[:-1], 255 - array[-1:]), array[-1:]])
+    return StoredImage(array, nodata=declared_nodata(image), numbers=numbers, alpha=alpha, premultiplied=on_white)
 
 
-def _is_opaque_tga(image: PIL.Image.Image) -> bool:
-    """Returns whether a TGA says that its fourth byte is no opacity, which Pillow takes it for. It is often 0."""
+def _has_no_opacity(image: PIL.Image.Image) -> bool:
+    """Returns whether a TGA or PSD says that its fourth band is no opacity, which Pillow takes it for."""
+    if image.format == "PSD" and image.tile:
+        return psd_opacity(image) == "selection"
     if image.format != "TGA" or image.mode not in ("LA", "RGBA") or not image.tile:
         return False
     image.fp.seek(17)
-    return image.fp.read(1)[0] & 15 == 0
+    return image.fp.read(1)[0] & 15 == 0  # the band is often 0
 
 
 def _bits_of_grey(image: PIL.Image.Image) -> int:
@@ -522,6 +532,7 @@ def _read_grey(image: PIL.Image.Image, bits: int) -> StoredImage:
     array, white, tiff = native(np.array(image)), 2**bits - 1, image.format == "TIFF"
     photometric, compression = ((tiff_tag(image, number) or (None,))[0] for number in (262, 259))
     inverted = tiff and white_is_zero(photometric, compression)
+    inverted |= image.mode == "1" and image.format in ("PSD", "XBM")  # whose zeros are white; Pillow does not say it
     if image.mode in ("1", "L"):
         array = array // np.uint8(255 // white) if bits < 8 else array
         if tiff and not photometric:  # Pillow has inverted the values already; no-data is one of those that are stored
