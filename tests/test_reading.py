@@ -1051,6 +1051,45 @@ def test_dicom__x_rays_use_their_bits_and_monochrome1_is_inverted(tmp_path, phot
     torch.testing.assert_close(scaled(tmp_path / "x.dcm", 1)[0], expected)
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int16"])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_dicom__values_that_lie_in_the_highest_bits_keep_them(tmp_path, dtype, frames):
+    """As older files have them: 12 of 16 bits, the highest of which is the sixteenth."""
+    array = (values(dtype, frames) >> 4).astype(dtype)
+    elements = {"NumberOfFrames": frames} if frames > 1 else {}
+    dicom(tmp_path / "a.dcm", array << 4, BitsStored=12, HighBit=15, **elements)
+    image = stored(tmp_path / "a.dcm", frames, pages="channels")
+    assert np.array_equal(image.pixels, array)
+    assert image.limit == (4095 if dtype == "uint16" else None)
+
+
+def test_dicom__of_floats_gives_its_values(tmp_path):
+    """As parametric maps are, without any bits stored."""
+    array = values("float32")[0]
+    dicom(tmp_path / "a.dcm", array, FloatPixelData=array.tobytes())
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    del data.PixelData, data.BitsStored, data.HighBit
+    data.save_as(tmp_path / "a.dcm")
+    assert np.array_equal(stored(tmp_path / "a.dcm", 1).pixels[0], array)
+
+
+@pytest.mark.parametrize("kind", ["US", "OW"])
+def test_dicom__a_table_of_12_bits_gives_values_and_white(tmp_path, kind):
+    pydicom = pytest.importorskip("pydicom")
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "US", [4, 100, 12])
+    entries = [0, 7, 1000, 4095]
+    table.add_new("LUTData", kind, entries if kind == "US" else np.array(entries, "<u2").tobytes())
+    dicom(tmp_path / "a.dcm", np.array([[0, 100], [101, 102], [103, 999]], np.uint16), ModalityLUTSequence=[table])
+    image = stored(tmp_path / "a.dcm", 1)
+    assert image.pixels.tolist() == [[[0, 0], [7, 1000], [4095, 4095]]]
+    assert image.limit == 4095
+    del table.LUTDescriptor, table.LUTData  # an empty table says nothing
+    dicom(tmp_path / "a.dcm", np.array([[0, 100]], np.uint16), ModalityLUTSequence=[table])
+    assert stored(tmp_path / "a.dcm", 1).pixels.tolist() == [[[0, 100]]]
+
+
 def test_dicom__colours_frames_and_files_without_extension(tmp_path):
     colours = values("uint8", 3).transpose(1, 2, 0).copy()
     dicom(tmp_path / "IM0001", colours)

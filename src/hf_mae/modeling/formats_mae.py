@@ -480,21 +480,24 @@ class DicomFile(ImageFile):
             array, limit = self._colours(array)
         elif array.ndim == 2:
             missing = self._padding(array)
-            if (rescaled := self._rescaled(array, page)) is not None:
-                array, limit = rescaled, None
+            array, limit = self._rescaled(array, page, limit)
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         return StoredImage(array, limit, missing=missing, inverted=header.PhotometricInterpretation == "MONOCHROME1")
 
     def _decode(self, page: int) -> np.ndarray:
         """Returns the stored values of a frame, colours as RGB."""
-        pixels = library("pydicom.pixels", "dicom", "A DICOM file")
+        pixels, shift = library("pydicom.pixels", "dicom", "A DICOM file"), self._shift()
         try:
-            if self.num_pages > 1:
+            if self.num_pages > 1 and not shift:
                 try:
                     return pixels.pixel_array(self._stream(), index=page)
                 except (AttributeError, ValueError):  # such as deflated files, which can't be read in part
                     pass
-            return pixels.pixel_array(self._parsed(), index=page)
+            data = self._parsed()
+            if not shift:
+                return pixels.pixel_array(data, index=page)
+            data.BitsStored += shift  # else pydicom would cut the highest bits off
+            return pixels.pixel_array(data, index=page) >> shift
         except (RuntimeError, NotImplementedError) as error:
             reason = str(error).lower()
             if not any(word in reason for word in ("transfer syntax", "plugin", "decompress")):
@@ -503,6 +506,12 @@ class DicomFile(ImageFile):
                 "Its pixels can't be decoded. If the decoder is missing, install it: pip install 'hf-mae[dicom]'. "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
+
+    def _shift(self) -> int:
+        """Returns how many bits lie below those of a value, as older files have it that are not compressed."""
+        header = self._header
+        shift = int(header.get("HighBit") or 0) + 1 - int(header.get("BitsStored") or 32)
+        return 0 if shift <= 0 or header.file_meta.TransferSyntaxUID.is_encapsulated else shift
 
     def _colours(self, array: np.ndarray) -> tuple[np.ndarray, int]:
         """Returns the colours that the palette has for the stored values, and which of their values is white."""
@@ -521,19 +530,25 @@ class DicomFile(ImageFile):
         low, high = sorted(np.array([values[0] if value is None else value for value in values]).astype(array.dtype))
         return ((array >= low) & (array <= high))[None]
 
-    def _rescaled(self, array: np.ndarray, page: int) -> np.ndarray | None:
-        """Returns the values of a frame in the unit that the header gives them, or `None` if it gives none."""
+    def _rescaled(self, array: np.ndarray, page: int, limit: int | None) -> tuple[np.ndarray, int | None]:
+        """Returns the values of a frame in the unit that the header gives them, if any, and which of them is white."""
         header = self._header
         frames, shared = header.get("PerFrameFunctionalGroupsSequence"), header.get("SharedFunctionalGroupsSequence")
         for group in (*(frames[page : page + 1] if frames else ()), *(shared or ())):  # enhanced, of many frames
             if group.get("PixelValueTransformationSequence"):
                 header = group.PixelValueTransformationSequence[0]
                 break
-        if header.get("ModalityLUTSequence"):
-            return native(library("pydicom.pixels", "dicom", "A DICOM file").apply_modality_lut(array, header))
+        if (tables := header.get("ModalityLUTSequence")) and tables[0].get("LUTDescriptor"):
+            entries, (_, first, bits) = tables[0].LUTData, tables[0].LUTDescriptor
+            if isinstance(entries, bytes):
+                entries = np.frombuffer(entries, "<u2" if self._header.original_encoding[1] else ">u2")
+            places = (array.astype(np.int64) - first).clip(0, len(entries) - 1)
+            return np.asarray(entries, dtype=np.uint16)[places], 2**bits - 1
         # One may be there without the other, or be empty.
         slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
-        return None if (slope, intercept) == (1, 0) else array.astype(np.float64) * slope + intercept
+        if (slope, intercept) == (1, 0):
+            return array, limit
+        return array.astype(np.float64) * slope + intercept, None
 
 
 class NiftiFile(ImageFile):
