@@ -837,10 +837,12 @@ def test_pictures__of_an_exif_that_is_broken_are_intact(tmp_path, kind):
     torch.testing.assert_close(crop, to_byte_range(read_stored(open_image(path), 3)))
 
 
-@pytest.mark.parametrize("kind", ["JPEG of 12 bits", "JPEG 2000 of 5 bands", "PFM of colours"])
+@pytest.mark.parametrize("kind", ["JPEG of 12 bits", "JPEG 2000 of 5 bands", "PFM of colours", "PSD of 16 bits"])
 def test_pictures__that_pillow_does_not_open_are_not_taken_for_broken(tmp_path, kind):
     if kind.startswith("PFM"):
         content = b"PF\n4 4\n-1.0\n" + bytes(4 * 4 * 3 * 4)
+    elif kind.startswith("PSD"):
+        content = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, 4, 4, 16, 3) + bytes(4 * 4 * 3 * 2 + 14)
     else:
         imagecodecs = pytest.importorskip("imagecodecs")
         content = (
@@ -1088,6 +1090,18 @@ def test_dicom__a_table_of_12_bits_gives_values_and_white(tmp_path, kind):
     del table.LUTDescriptor, table.LUTData  # an empty table says nothing
     dicom(tmp_path / "a.dcm", np.array([[0, 100]], np.uint16), ModalityLUTSequence=[table])
     assert stored(tmp_path / "a.dcm", 1).pixels.tolist() == [[[0, 100]]]
+
+
+def test_dicom__that_nothing_here_decodes_says_how_to_unpack_it(tmp_path, monkeypatch):
+    pydicom = pytest.importorskip("pydicom")
+    dicom(tmp_path / "a.dcm", values("uint8")[0])
+
+    def fail(*args, **options):
+        raise RuntimeError("Unable to decode as exceptions were raised by all available plugins")
+
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", fail)
+    with pytest.raises(UnsuitableImageError, match=r"hf-mae\[dicom\].*gdcmconv --raw OLD NEW"):
+        stored(tmp_path / "a.dcm", 1)
 
 
 def test_dicom__colours_frames_and_files_without_extension(tmp_path):

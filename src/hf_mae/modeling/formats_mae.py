@@ -241,7 +241,7 @@ def native(array: np.ndarray) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# PNG, PGM and JPEG 2000 whose values Pillow changes, and kinds of JPEG, JPEG 2000 and PFM that it does not open
+# PNG, PGM and JPEG 2000 whose values Pillow changes, and kinds of JPEG, JPEG 2000, PFM and PSD that it does not open
 
 
 class DeepPicture(ImageFile):
@@ -423,7 +423,9 @@ def psd_opacity(image: PIL.Image.Image) -> str:
 def unopened_kind(stream: IO[bytes]) -> str | None:
     """Returns what a file is that Pillow does not take for an image though it is one, or `None` for others."""
     stream.seek(0)
-    start = stream.read(12)
+    start = stream.read(24)
+    if start[:4] == b"8BPS" and (bits := start[23]) > 8:
+        return f"PSD of {bits} bits"
     if start[:3] in (b"PF\n", b"PF ", b"PF\r"):
         return "PFM of colours"
     if start[4:8] == b"jP  " or start[:4] == b"\xff\x4f\xff\x51":
@@ -503,7 +505,8 @@ class DicomFile(ImageFile):
             if not any(word in reason for word in ("transfer syntax", "plugin", "decompress")):
                 raise  # broken
             raise UnsuitableImageError(
-                "Its pixels can't be decoded. If the decoder is missing, install it: pip install 'hf-mae[dicom]'. "
+                "Its pixels can't be decoded. If the decoder is missing, install it: pip install 'hf-mae[dicom]'. Else "
+                "unpack the file by the command that this installs: gdcmconv --raw OLD NEW. "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
 
@@ -597,7 +600,10 @@ class FitsFile(ImageFile):
         self._start = math.ceil(position / 2880) * 2880
         axes = [int(self._header[f"NAXIS{axis + 1}"]) for axis in range(int(self._header.get("NAXIS", 0)))]
         if len(axes) < 2:
-            raise UnsuitableImageError("The image's first part is no image. Only the first part of FITS files is read.")
+            raise UnsuitableImageError(
+                "The image's first part is no image, and only the first part of FITS files is read. Save the image in "
+                "a FITS or TIFF file of its own."
+            )
         self.num_pages, self.size = math.prod(axes[2:]), (axes[1], axes[0])
 
     def read(self, page: int = 0) -> StoredImage:
