@@ -365,7 +365,10 @@ def test_tiff__grey_and_opacity_that_are_stored_as_planes(tmp_path, compression)
 
 @pytest.mark.parametrize(
     ("dtype", "opaque"),
-    [("float32", 1), ("float32", 255), ("int32", 255), ("uint32", 255), ("uint32", 2**32 - 1), ("int16", 32767)],
+    [
+        *(("float32", 1), ("float32", 255), ("int32", 255), ("uint32", 255), ("uint32", 2**32 - 1), ("int16", 32767)),
+        *(("int16", 255), ("uint16", 255), ("uint16", 65535)),
+    ],
 )
 def test_tiff__opacity_is_of_255_where_gdal_writes_deep_values(tmp_path, dtype, opaque):
     array = np.full((4, 5, 4), 100, dtype=dtype)
@@ -608,6 +611,12 @@ def test_png__palette_with_transparency(tmp_path):
     assert pixels[:, 1, 1].tolist() == [255, 255, 255]
     assert pixels[:, 0, 0].tolist() == [200, 10, 10]
     assert stored(tmp_path / "a.png", 4).pixels[:, 1, 1].tolist() == [0, 0, 0, 0]
+
+
+def test_png__a_colour_that_stands_for_transparency_makes_a_band(tmp_path):
+    PIL.Image.new("RGB", (4, 3), (200, 10, 10)).save(tmp_path / "a.png", transparency=(200, 10, 10))
+    for settings in ({}, {"bands": (1, 2, 3, 4)}):
+        assert stored(tmp_path / "a.png", 4, **settings).pixels[:, 0, 0].tolist() == [200, 10, 10, 0]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
@@ -856,6 +865,17 @@ def test_pictures__that_pillow_does_not_open_are_not_taken_for_broken(tmp_path, 
             open_image(file, ".jpg")
     with pytest.raises(PIL.UnidentifiedImageError):
         open_image(content[:2] + bytes(40), ".jpg")
+
+
+@pytest.mark.parametrize("white", [15, 300])
+def test_values__above_the_white_of_the_file_are_refused(tmp_path, white):
+    """Else they would wrap around in 8 bits, or be cut off."""
+    content = np.array([[3, white + 1]], ">u2" if white > 255 else "u1").tobytes()
+    (tmp_path / "a.pgm").write_bytes(f"P5 2 1 {white}\n".encode() + content)
+    with pytest.raises(UnsuitableImageError, match=f"values up to {white + 1}.* {white} is white.*`value_range`"):
+        scaled(tmp_path / "a.pgm", 1)
+    shown = scaled(tmp_path / "a.pgm", 1, value_range=(0, 2 * white))[0, 0]
+    torch.testing.assert_close(shown, torch.tensor([3, white + 1]) * 255 / (2 * white))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

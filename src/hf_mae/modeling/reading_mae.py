@@ -314,11 +314,11 @@ def _composite(image: StoredImage, settings: ReadingSettings) -> StoredImage:
 def _opaque(alpha: np.ndarray, limit: float | None) -> float:
     """Returns the value of an opacity band that means opaque.
 
-    Of values deeper than 16 bits it is 255 for GDAL, and 1 or the largest of the type for others.
+    Of values deeper than 8 bits it is 255 for GDAL, and 1 or the largest of the type for others.
     """
     if alpha.dtype.kind == "f":
         return 255 if alpha.size and np.nanmax(alpha) > 1 else 1
-    deep = alpha.dtype.itemsize > 2 and (not alpha.size or alpha.max() <= 255)
+    deep = alpha.dtype.itemsize > 1 and (not alpha.size or alpha.max() <= 255)
     return 255 if deep else limit or np.iinfo(alpha.dtype).max
 
 
@@ -390,12 +390,16 @@ def to_byte_range(image: StoredImage, settings: ReadingSettings = DEFAULT_SETTIN
 
 
 def _scaled_by_type(image: StoredImage, pixels: torch.Tensor, missing: torch.Tensor | None) -> torch.Tensor:
+    known = pixels if missing is None else pixels[~missing.expand(pixels.shape)]
+    if image.limit is not None and known.numel() and (highest := known.float().max().item()) > image.limit:
+        raise UnsuitableImageError(
+            f"The image holds values up to {highest:g}, and says that {image.limit:g} is white. Set `value_range`."
+        )
     if pixels.dtype == torch.uint8 and 255 % (image.limit or 255) == 0:  # 1, 2, 4 or 8 bits
         return pixels * (255 // int(image.limit)) if image.limit not in (None, 255) else pixels
     if pixels.dtype in (torch.uint8, torch.uint16) or (image.limit and not pixels.is_floating_point()):
         return pixels.float() / ((image.limit or 65535) / 255)
-    known = pixels.double() if missing is None else pixels.double()[~missing.expand(pixels.shape)]
-    low, high = (value.item() for value in known.aminmax()) if known.numel() else (0.0, 0.0)
+    low, high = (value.item() for value in known.double().aminmax()) if known.numel() else (0.0, 0.0)
     if not pixels.is_floating_point() or low < 0 or high > 1:
         raise UnsuitableImageError(
             f"The image holds {str(pixels.dtype).removeprefix('torch.')} values from {low:g} to {high:g}; only uint8, "
@@ -553,8 +557,9 @@ def _with_mode(image: PIL.Image.Image, num_channels: int, settings: ReadingSetti
         lab, rgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
         image = PIL.ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
     transparent = image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info
-    if settings.bands is not None:  # bands as stored; a palette has none
-        return image.convert("RGBA" if transparent else "RGB") if image.mode in ("P", "PA") else image
+    if settings.bands is not None:  # bands as stored; a palette has none, and a colour that stands for transparency one
+        made = image.mode in ("P", "PA") or "transparency" in image.info
+        return image.convert("RGBA" if transparent else "RGB") if made else image
     wanted = "L" if num_channels == 1 or image.mode in ("LA", "La") else "RGB"
     wanted += "A" if transparent else ""
     return image if image.mode == wanted else image.convert(wanted)
