@@ -765,13 +765,16 @@ def test_jpeg2000__with_a_sign_is_refused(tmp_path):
             stored(tmp_path / "a.jp2", 1)
 
 
-def psd(bands, bits=8, colours=3, layers=None, resources=b""):
+def psd(bands, bits=8, colours=3, layers=None, resources=b"", packed=False):
     """Returns a PSD of bands (bands, height, width). `layers` is what stands for their number, negative for opacity."""
     header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, len(bands), *bands.shape[1:], bits, colours)
     section = b"" if layers is None else struct.pack(">Ih", 2, layers)
     content = np.packbits(bands, axis=2) if bits == 1 else bands
+    if packed:  # row by row, their lengths in front
+        rows = [bytes([bands.shape[2] - 1]) + row.tobytes() for row in bands.reshape(-1, bands.shape[2])]
+        content = np.array([len(row) for row in rows], ">u2").tobytes() + b"".join(rows)
     parts = [struct.pack(">I", len(part)) + part for part in (b"", resources, section)]
-    return header + b"".join(parts) + b"\0\0" + content.tobytes()
+    return header + b"".join(parts) + bytes([0, packed]) + bytes(content)
 
 
 def test_psd__colours_lie_on_white_already(tmp_path):
@@ -788,6 +791,14 @@ def test_psd__colours_lie_on_white_already(tmp_path):
 def test_psd__a_selection_that_was_saved_is_no_opacity(tmp_path, layers):
     bands = values("uint8", 4)
     (tmp_path / "a.psd").write_bytes(psd(bands, layers=layers))
+    assert np.array_equal(stored(tmp_path / "a.psd", 3).pixels, bands[:3])
+
+
+@pytest.mark.parametrize("further", [0, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_psd__further_bands_do_not_move_the_colours(tmp_path, further, packed):
+    bands = values("uint8", 3 + further)
+    (tmp_path / "a.psd").write_bytes(psd(bands, packed=packed))
     assert np.array_equal(stored(tmp_path / "a.psd", 3).pixels, bands[:3])
 
 
@@ -816,19 +827,28 @@ def test_bmp__of_rle4_which_pillow_mixes_up_is_refused(tmp_path):
         stored(tmp_path / "a.bmp", 3)
 
 
-def test_jpeg2000__a_palette_may_have_a_colour_twice(tmp_path):
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_jpeg2000__a_palette_may_have_a_colour_twice(tmp_path, order):
+    """Pillow would leave it out, and take channels that come in another order as they come."""
     array = np.arange(4, dtype=np.uint8).repeat(4).reshape(4, 4)
     PIL.Image.fromarray(array).save(tmp_path / "a.jp2")
     palette = [[0, 0, 0], [0, 0, 0], [9, 8, 7], [1, 2, 3]]
-    boxes = [b"pclr" + struct.pack(">HB", 4, 3) + bytes([7] * 3) + bytes(sum(palette, []))]
+    boxes = [b"xml abcdefghijklmnop"]  # no box of channels
+    boxes.append(b"pclr" + struct.pack(">HB", 4, 3) + bytes([7] * 3) + bytes(sum(palette, [])))
     boxes.append(b"cmap" + b"".join(struct.pack(">HBB", 0, 1, band) for band in range(3)))
+    channels = b"".join(struct.pack(">HHH", channel, 0, colour) for channel, colour in enumerate(order))
+    boxes.append(b"cdef" + struct.pack(">H", 3) + channels)
     added = b"".join(struct.pack(">I", 4 + len(box)) + box for box in boxes)
     content = (tmp_path / "a.jp2").read_bytes().replace(b"colr\1\0\0\0\0\0\x11", b"colr\1\0\0\0\0\0\x10")
     start = content.index(b"jp2h") - 4
     (length,) = struct.unpack_from(">I", content, start)
     head = struct.pack(">I", length + len(added)) + content[start + 4 : start + length]
     (tmp_path / "a.jp2").write_bytes(content[:start] + head + added + content[start + length :])
-    assert stored(tmp_path / "a.jp2", 3).pixels[:, :, 0].T.tolist() == palette
+    if order == (1, 2, 3):
+        assert stored(tmp_path / "a.jp2", 3).pixels[:, :, 0].T.tolist() == palette
+        return
+    with pytest.raises(UnsuitableImageError, match="channels .* unusual order. Convert it to TIFF"):
+        stored(tmp_path / "a.jp2", 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "deep PNG"])

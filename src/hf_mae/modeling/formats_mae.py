@@ -386,24 +386,43 @@ def _read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage:
     return StoredImage((pixels >> ((8 if bits <= 8 else 16) - bits))[None], limit=2**bits - 1)
 
 
-def with_whole_palette(image: PIL.Image.Image):
+def prepare_jpeg2000(image: PIL.Image.Image):
     """Gives a JPEG 2000 all colours of its palette: Pillow leaves out those that are there twice, and moves the others.
 
-    Source: ISO/IEC 15444-1, annex I.5.3.4.
+    Source: ISO/IEC 15444-1, annexes I.5.3.4 and I.5.3.6.
+
+    Raises:
+        UnsuitableImageError: If the channels are in another order than colours are, which Pillow does not look at.
     """
-    content = reopened(image).getvalue()
-    start = content.index(b"pclr") + 4
-    count, bands = struct.unpack_from(">HB", content, start)
-    entries = content[start + 3 + bands :][: count * bands]
-    if {3: "RGB", 4: "RGBA"}.get(bands) == image.palette.mode:
-        image.putpalette(entries, image.palette.mode)
+    boxes = _jpeg2000_header(reopened(image).getvalue())
+    channels = struct.iter_unpack(">HHH", boxes.get(b"cdef", b"")[2:])
+    if any(kind == 0 and 0 < colour < 65535 and colour != channel + 1 for channel, kind, colour in channels):
+        raise UnsuitableImageError("The channels of this JPEG 2000 are in an unusual order. Convert it to TIFF.")
+    if image.mode == "P" and b"pclr" in boxes:
+        count, bands = struct.unpack_from(">HB", boxes[b"pclr"])
+        if {3: "RGB", 4: "RGBA"}.get(bands) == image.palette.mode:
+            image.putpalette(boxes[b"pclr"][3 + bands :][: count * bands], image.palette.mode)
 
 
-def psd_opacity(image: PIL.Image.Image) -> str:
-    """Returns what the fourth band of a PSD is: `"opacity"`, or a `"selection"` that somebody saved.
+def _jpeg2000_header(content: bytes) -> dict[bytes, bytes]:
+    """Returns the contents of the boxes in the header of a JPEG 2000, by their kinds."""
+    boxes, position, end = {}, 0, len(content)
+    while position + 8 <= end:
+        length, kind = struct.unpack_from(">I4s", content, position)
+        if kind == b"jp2h":  # the others lie in it
+            position, end = position + 8, position + length
+        elif length >= 8:
+            boxes[kind] = content[position + 8 : position + length]
+            position += length
+        else:  # no boxes, or one that is larger than any of the header
+            break
+    return boxes
 
-    It is the opacity of the whole picture if the number of layers is negative. Source: Adobe Photoshop File Formats
-    Specification, "Layer and mask information section".
+
+def prepare_psd(image: PIL.Image.Image) -> bool:
+    """Puts right where the bands of a PSD begin, and returns whether it says that the fourth is the opacity.
+
+    Else that is a selection that somebody saved. Source: Adobe Photoshop File Formats Specification.
 
     Raises:
         UnsuitableImageError: If the file holds nothing but layers. In place of the picture there is white or black.
@@ -413,11 +432,16 @@ def psd_opacity(image: PIL.Image.Image) -> str:
             "The file holds layers, but not the picture that they make. Save it with 'maximize compatibility', or as "
             "PNG."
         )
+    image.fp.seek(12)
+    further = int.from_bytes(image.fp.read(2), "big") - len(image.tile)
+    if image.tile[0][0] == "packbits":  # all bands have lengths of rows in front, also those that Pillow leaves out
+        skipped = 2 * image.height * further
+        image.tile = [tile._replace(offset=tile.offset + skipped) for tile in image.tile]
     image.fp.seek(26)
     for _ in range(2):  # colours, resources
         image.fp.seek(int.from_bytes(image.fp.read(4), "big"), os.SEEK_CUR)
     length, layers, number = struct.unpack(">IIh", image.fp.read(10).ljust(10, b"\0"))
-    return "opacity" if length and layers and number < 0 else "selection"
+    return length > 0 and layers > 0 and number < 0
 
 
 def unopened_kind(stream: IO[bytes]) -> str | None:

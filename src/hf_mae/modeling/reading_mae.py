@@ -34,11 +34,11 @@ from .formats_mae import (
     native,
     open_arrays,
     oriented,
-    psd_opacity,
+    prepare_jpeg2000,
+    prepare_psd,
     read_deep,
     unopened_kind,
     with_opacity,
-    with_whole_palette,
 )
 from .tiff_mae import (
     TIFF_SIGNATURES,
@@ -492,8 +492,8 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
         raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
     if image.format == "BMP" and image.tile and image.info.get("compression") == 2:
         raise UnsuitableImageError("BMP files compressed as RLE4 can't be read right. Convert it to PNG.")
-    if image.format == "JPEG2000" and image.mode == "P" and image.tile:
-        with_whole_palette(image)
+    if image.format == "JPEG2000" and image.tile:
+        prepare_jpeg2000(image)
     bits, opaque = _bits_of_grey(image), _has_no_opacity(image)
     image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
@@ -514,7 +514,7 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
 def _has_no_opacity(image: PIL.Image.Image) -> bool:
     """Returns whether a TGA or PSD says that its fourth band is no opacity, which Pillow takes it for."""
     if image.format == "PSD" and image.tile:
-        return psd_opacity(image) == "selection"
+        return not prepare_psd(image)
     if image.format != "TGA" or image.mode not in ("LA", "RGBA") or not image.tile:
         return False
     image.fp.seek(17)
