@@ -851,6 +851,14 @@ def test_jpeg2000__a_palette_may_have_a_colour_twice(tmp_path, order):
         stored(tmp_path / "a.jp2", 3)
 
 
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_pictures__that_are_too_large_for_pillow_say_the_way_out(tmp_path, monkeypatch, extension):
+    PIL.Image.new("L", (8, 4)).save(tmp_path / f"a.{extension}")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(OSError, match=r"32 pixels\) exceeds .*in windows \(`tile`\) as a TIFF"):
+        open_image(str(tmp_path / f"a.{extension}"))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "deep PNG"])
 def test_pictures__of_an_exif_that_is_broken_are_intact(tmp_path, kind):
     array = values("uint16" if kind == "deep PNG" else "uint8", 3).transpose(1, 2, 0)

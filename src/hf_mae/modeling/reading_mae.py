@@ -156,10 +156,15 @@ def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
         return NiftiFile(file)
     if start.startswith(b"SIMPLE  ="):
         return FitsFile(file)
-    if start.startswith(TIFF_SIGNATURES):
-        return open_tiff(file)
     try:
+        if start.startswith(TIFF_SIGNATURES):
+            return open_tiff(file)
         image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except PIL.Image.DecompressionBombError as error:
+        # Its header may be broken, so that it is not taken for unsuitable.
+        raise OSError(
+            f"{str(error).split(',')[0]}. Read it in windows (`tile`) as a TIFF, or make it smaller"
+        ) from error
     except PIL.UnidentifiedImageError as error:
         with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
             kind = unopened_kind(stream)
