@@ -851,6 +851,27 @@ def test_jpeg2000__a_palette_may_have_a_colour_twice(tmp_path, order):
         stored(tmp_path / "a.jp2", 3)
 
 
+@pytest.mark.parametrize("depth", [8, 16])
+def test_png__whose_pixels_are_damaged_is_broken_though_it_has_all_rows(tmp_path, depth):
+    array = np.zeros((9, 13, 3), np.uint16)
+    content = png(array, depth, 2)
+    rows = zlib.compress(bytes([0]) * 9 * (13 * 3 * depth // 8 + 1))
+    assert content.count(rows) == 1
+    (tmp_path / "a.png").write_bytes(content.replace(rows, zlib.compress(bytes([0, 99] * 9 * (13 * 3 * depth // 8)))))
+    with pytest.raises(OSError, match="damaged: a checksum"):
+        stored(tmp_path / "a.png", 3)
+
+
+def test_png__of_frames_that_are_damaged_is_broken(tmp_path):
+    frames = [PIL.Image.fromarray(each) for each in values("uint8", 3)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[content.rindex(b"fdAT") + 20] ^= 1
+    opened = open_image(bytes(content), ".png")
+    with pytest.raises(OSError, match="damaged: a checksum"):
+        page_of(opened, 2)
+
+
 @pytest.mark.parametrize("extension", ["png", "tif"])
 def test_pictures__that_are_too_large_for_pillow_say_the_way_out(tmp_path, monkeypatch, extension):
     PIL.Image.new("L", (8, 4)).save(tmp_path / f"a.{extension}")

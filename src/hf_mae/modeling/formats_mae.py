@@ -23,6 +23,7 @@ from typing import IO
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import torch
 
 EXIF_ORIENTATION = 0x0112
@@ -287,8 +288,29 @@ def read_deep(image: PIL.Image.Image) -> StoredImage:
     return {"PNG": _read_deep_png, "PPM": _read_deep_pnm, "JPEG2000": _read_deep_jpeg2000}[image.format](image)
 
 
+def check_png(image: PIL.Image.Image):
+    """Raises an error if the pixels of a PNG are damaged. Pillow takes what comes once it has all rows.
+
+    Raises:
+        OSError: If a checksum does not agree.
+    """
+    if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
+        return
+    content, position = memoryview(reopened(image).getbuffer()), 8
+    while position + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        end = position + 8 + length
+        if (
+            kind in (b"IDAT", b"fdAT")
+            and zlib.crc32(content[position + 4 : end]).to_bytes(4, "big") != content[end : end + 4]
+        ):
+            raise OSError("its pixels are damaged: a checksum of the PNG does not agree")
+        position = end + 4
+
+
 def _read_deep_png(image: PIL.Image.Image) -> StoredImage:
     """Returns a PNG of 16 bits and several bands, of which Pillow would keep the high bytes only."""
+    check_png(image)
     mode = str(image.tile[0][3])
     parts, tile = [], image.tile
     # Pillow's reader of little-endian values takes the byte that is the lower one here. Grey with opacity has four
@@ -311,8 +333,11 @@ def with_opacity(pixels: np.ndarray, key: int | tuple[int, ...], white: int) -> 
 
 
 def reopened(image: PIL.Image.Image) -> io.BytesIO:
+    position = image.fp.tell()
     image.fp.seek(0)
-    return io.BytesIO(image.fp.read())
+    content = io.BytesIO(image.fp.read())
+    image.fp.seek(position)
+    return content
 
 
 def _pnm_header(image: PIL.Image.Image) -> tuple[int, int, int, int]:
@@ -384,64 +409,6 @@ def _read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage:
         )
     pixels = np.asarray(PIL.Image.open(reopened(image)))
     return StoredImage((pixels >> ((8 if bits <= 8 else 16) - bits))[None], limit=2**bits - 1)
-
-
-def prepare_jpeg2000(image: PIL.Image.Image):
-    """Gives a JPEG 2000 all colours of its palette: Pillow leaves out those that are there twice, and moves the others.
-
-    Source: ISO/IEC 15444-1, annexes I.5.3.4 and I.5.3.6.
-
-    Raises:
-        UnsuitableImageError: If the channels are in another order than colours are, which Pillow does not look at.
-    """
-    boxes = _jpeg2000_header(reopened(image).getvalue())
-    channels = struct.iter_unpack(">HHH", boxes.get(b"cdef", b"")[2:])
-    if any(kind == 0 and 0 < colour < 65535 and colour != channel + 1 for channel, kind, colour in channels):
-        raise UnsuitableImageError("The channels of this JPEG 2000 are in an unusual order. Convert it to TIFF.")
-    if image.mode == "P" and b"pclr" in boxes:
-        count, bands = struct.unpack_from(">HB", boxes[b"pclr"])
-        if {3: "RGB", 4: "RGBA"}.get(bands) == image.palette.mode:
-            image.putpalette(boxes[b"pclr"][3 + bands :][: count * bands], image.palette.mode)
-
-
-def _jpeg2000_header(content: bytes) -> dict[bytes, bytes]:
-    """Returns the contents of the boxes in the header of a JPEG 2000, by their kinds."""
-    boxes, position, end = {}, 0, len(content)
-    while position + 8 <= end:
-        length, kind = struct.unpack_from(">I4s", content, position)
-        if kind == b"jp2h":  # the others lie in it
-            position, end = position + 8, position + length
-        elif length >= 8:
-            boxes[kind] = content[position + 8 : position + length]
-            position += length
-        else:  # no boxes, or one that is larger than any of the header
-            break
-    return boxes
-
-
-def prepare_psd(image: PIL.Image.Image) -> bool:
-    """Puts right where the bands of a PSD begin, and returns whether it says that the fourth is the opacity.
-
-    Else that is a selection that somebody saved. Source: Adobe Photoshop File Formats Specification.
-
-    Raises:
-        UnsuitableImageError: If the file holds nothing but layers. In place of the picture there is white or black.
-    """
-    if any(number == 1057 and data[4:5] == b"\0" for number, _, data in image.resources):
-        raise UnsuitableImageError(
-            "The file holds layers, but not the picture that they make. Save it with 'maximize compatibility', or as "
-            "PNG."
-        )
-    image.fp.seek(12)
-    further = int.from_bytes(image.fp.read(2), "big") - len(image.tile)
-    if image.tile[0][0] == "packbits":  # all bands have lengths of rows in front, also those that Pillow leaves out
-        skipped = 2 * image.height * further
-        image.tile = [tile._replace(offset=tile.offset + skipped) for tile in image.tile]
-    image.fp.seek(26)
-    for _ in range(2):  # colours, resources
-        image.fp.seek(int.from_bytes(image.fp.read(4), "big"), os.SEEK_CUR)
-    length, layers, number = struct.unpack(">IIh", image.fp.read(10).ljust(10, b"\0"))
-    return length > 0 and layers > 0 and number < 0
 
 
 def unopened_kind(stream: IO[bytes]) -> str | None:

@@ -9,6 +9,7 @@ keeps exactly; the other files go to the readers of formats_mae.py and tiff_mae.
 import io
 import math
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,7 @@ from .formats_mae import (
     NiftiFile,
     StoredImage,
     UnsuitableImageError,
+    check_png,
     exif_orientation,
     extension_by_content,
     is_deep,
@@ -34,9 +36,8 @@ from .formats_mae import (
     native,
     open_arrays,
     oriented,
-    prepare_jpeg2000,
-    prepare_psd,
     read_deep,
+    reopened,
     unopened_kind,
     with_opacity,
 )
@@ -205,6 +206,8 @@ def page_of(image: OpenedImage, page: int) -> OpenedImage:
         return image
     if image.format == "TIFF":  # a copy of Pillow's would lose what the tags say of the values
         return ImagePage(exact_tiff(image), page)
+    if image.format == "PNG" and image.fp is not None:  # it is given up once the frames are read
+        check_png(image)
     image.seek(page)
     return image.copy()
 
@@ -497,8 +500,10 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
         raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
     if image.format == "BMP" and image.tile and image.info.get("compression") == 2:
         raise UnsuitableImageError("BMP files compressed as RLE4 can't be read right. Convert it to PNG.")
+    if image.format == "PNG" and image.tile:
+        check_png(image)
     if image.format == "JPEG2000" and image.tile:
-        prepare_jpeg2000(image)
+        _prepare_jpeg2000(image)
     bits, opaque = _bits_of_grey(image), _has_no_opacity(image)
     image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
@@ -516,10 +521,68 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
     return StoredImage(array, nodata=declared_nodata(image), numbers=numbers, alpha=alpha, premultiplied=on_white)
 
 
+def _prepare_jpeg2000(image: PIL.Image.Image):
+    """Gives a JPEG 2000 all colours of its palette: Pillow leaves out those that are there twice, and moves the others.
+
+    Source: ISO/IEC 15444-1, annexes I.5.3.4 and I.5.3.6.
+
+    Raises:
+        UnsuitableImageError: If the channels are in another order than colours are, which Pillow does not look at.
+    """
+    boxes = _jpeg2000_header(reopened(image).getvalue())
+    channels = struct.iter_unpack(">HHH", boxes.get(b"cdef", b"")[2:])
+    if any(kind == 0 and 0 < colour < 65535 and colour != channel + 1 for channel, kind, colour in channels):
+        raise UnsuitableImageError("The channels of this JPEG 2000 are in an unusual order. Convert it to TIFF.")
+    if image.mode == "P" and b"pclr" in boxes:
+        count, bands = struct.unpack_from(">HB", boxes[b"pclr"])
+        if {3: "RGB", 4: "RGBA"}.get(bands) == image.palette.mode:
+            image.putpalette(boxes[b"pclr"][3 + bands :][: count * bands], image.palette.mode)
+
+
+def _jpeg2000_header(content: bytes) -> dict[bytes, bytes]:
+    """Returns the contents of the boxes in the header of a JPEG 2000, by their kinds."""
+    boxes, position, end = {}, 0, len(content)
+    while position + 8 <= end:
+        length, kind = struct.unpack_from(">I4s", content, position)
+        if kind == b"jp2h":  # the others lie in it
+            position, end = position + 8, position + length
+        elif length >= 8:
+            boxes[kind] = content[position + 8 : position + length]
+            position += length
+        else:  # no boxes, or one that is larger than any of the header
+            break
+    return boxes
+
+
+def _prepare_psd(image: PIL.Image.Image) -> bool:
+    """Puts right where the bands of a PSD begin, and returns whether it says that the fourth is the opacity.
+
+    Else that is a selection that somebody saved. Source: Adobe Photoshop File Formats Specification.
+
+    Raises:
+        UnsuitableImageError: If the file holds nothing but layers. In place of the picture there is white or black.
+    """
+    if any(number == 1057 and data[4:5] == b"\0" for number, _, data in image.resources):
+        raise UnsuitableImageError(
+            "The file holds layers, but not the picture that they make. Save it with 'maximize compatibility', or as "
+            "PNG."
+        )
+    image.fp.seek(12)
+    further = int.from_bytes(image.fp.read(2), "big") - len(image.tile)
+    if image.tile[0][0] == "packbits":  # all bands have lengths of rows in front, also those that Pillow leaves out
+        skipped = 2 * image.height * further
+        image.tile = [tile._replace(offset=tile.offset + skipped) for tile in image.tile]
+    image.fp.seek(26)
+    for _ in range(2):  # colours, resources
+        image.fp.seek(int.from_bytes(image.fp.read(4), "big"), os.SEEK_CUR)
+    length, layers, number = struct.unpack(">IIh", image.fp.read(10).ljust(10, b"\0"))
+    return length > 0 and layers > 0 and number < 0
+
+
 def _has_no_opacity(image: PIL.Image.Image) -> bool:
     """Returns whether a TGA or PSD says that its fourth band is no opacity, which Pillow takes it for."""
     if image.format == "PSD" and image.tile:
-        return not prepare_psd(image)
+        return not _prepare_psd(image)
     if image.format != "TGA" or image.mode not in ("LA", "RGBA") or not image.tile:
         return False
     image.fp.seek(17)
