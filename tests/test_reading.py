@@ -506,6 +506,21 @@ def test_tiff__webp_which_pillow_opens_and_does_not_decode(tmp_path):
     assert np.array_equal(stored(tmp_path / "a.tif", 3).pixels, expected.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("kind", ["subsampled", "LogLuv"])
+def test_tiff__that_nothing_here_decodes_is_unsuitable_and_not_broken(tmp_path, kind):
+    array, photometric = values("uint8", 3).transpose(1, 2, 0), "ycbcr" if kind == "subsampled" else "rgb"
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric=photometric, compression="deflate")
+    if kind == "subsampled":
+        old, new = (struct.pack("<HHIHH", 530, 3, 2, share, share) for share in (1, 2))
+    else:
+        old, new = (struct.pack("<HHIH", 259, 3, 1, number) for number in (32946, 34676))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert content.count(old) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(old, new))
+    with pytest.raises(UnsuitableImageError, match="can't be decoded .*not supported.*Convert it"):
+        TiffFile(str(tmp_path / "a.tif")).read()
+
+
 def test_tiff__lerc_keeps_its_nan(tmp_path):
     pytest.importorskip("imagecodecs")
     array = values("float32", 1, (16, 16))[0]

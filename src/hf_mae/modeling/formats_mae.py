@@ -497,7 +497,7 @@ class DicomFile(ImageFile):
                 raise  # broken
             raise UnsuitableImageError(
                 "Its pixels can't be decoded. If the decoder is missing, install it: pip install 'hf-mae[dicom]'. Else "
-                "unpack the file by the command that this installs: gdcmconv --raw OLD NEW. "
+                "try to unpack the file by the command that this installs: gdcmconv --raw OLD NEW. "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
 

@@ -268,10 +268,14 @@ def _read_page(page) -> np.ndarray:
 def _decode_tiff(decode: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return decode()
-    except ValueError as error:
+    except (NotImplementedError, ValueError) as error:
         if "imagecodecs" in str(error):
             raise UnsuitableImageError(
                 f"The image's compression needs imagecodecs: pip install 'hf-mae[tiff]' ({error})."
+            ) from error
+        if "not supported" in str(error):
+            raise UnsuitableImageError(
+                f"The image can't be decoded ({error}). Convert it, for example by gdal_translate -co COMPRESS=DEFLATE."
             ) from error
         raise
 
