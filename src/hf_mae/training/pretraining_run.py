@@ -125,6 +125,7 @@ class PretrainingRun:
             except (RuntimeError, OSError, EOFError) as error:
                 if (failure := failure_of_loader(error, begun=self.bar is not None)) is None:
                     raise
+                end_workers(children)  # else torch would raise an error for one that is gone while the run is saved
                 raise RunStopped(f"{failure} {self._save_alone()}") from error
             finally:
                 end_workers(children)
