@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+import errno
 import hashlib
 import io
 import os
@@ -581,6 +582,24 @@ def test_tar__many_shards_need_few_open_files(tmp_path, monkeypatch):
     for index in [*range(12), 0, 11, 3]:
         assert np.array_equal(np.array(images[index]), np.array(picture(index)))
     assert len(os.listdir("/proc/self/fd")) - before <= 4
+
+
+def test_tar__that_became_stale_is_opened_again(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", {"one": picture(1)})
+    images, read, stale = open_images(str(tmp_path / "a.tar")), os.pread, []
+
+    def stale_at_first(descriptor, *args):
+        stale.append(descriptor)
+        if len(stale) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(descriptor, *args)
+
+    monkeypatch.setattr(os, "pread", stale_at_first)
+    with pytest.raises(OSError, match="Stale"):
+        images[0]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(stale[0])
+    assert np.array_equal(np.array(images[0]), np.array(picture(1)))
 
 
 def test_parquet__large_row_groups_are_bounded_and_told(tmp_path, monkeypatch):

@@ -78,7 +78,12 @@ class TarImages(ImageSource):
     def __getitem__(self, index: int) -> OpenedImage:
         number, offset, size = (int(value) for value in self._places[index])
         # pread needs no position in the file, which forked workers would share with each other.
-        content = os.pread(self._descriptor(number), size, offset)
+        descriptor = self._descriptor(number)
+        try:
+            content = os.pread(descriptor, size, offset)
+        except OSError:  # once a file server was away, an open file may stay stale, and one that is opened again is not
+            os.close(self._descriptors.pop(number))
+            raise
         if len(content) < size:
             raise EOFError(f"the shard ends after {len(content)} of {size} bytes")
         return open_image(content, extension_of(self._names[index]))

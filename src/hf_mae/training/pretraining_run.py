@@ -123,9 +123,9 @@ class PretrainingRun:
                 self.train()
                 return self.finish()
             except (RuntimeError, OSError, EOFError) as error:
+                end_workers(children)  # else torch raises the error of a dead worker again while the run is saved
                 if (failure := failure_of_loader(error, begun=self.bar is not None)) is None:
                     raise
-                end_workers(children)  # else torch would raise an error for one that is gone while the run is saved
                 raise RunStopped(f"{failure} {self._save_alone()}") from error
             finally:
                 end_workers(children)
@@ -226,9 +226,8 @@ class PretrainingRun:
         """Returns what a run that is finished already has left."""
         self.print(f"The run in {self.output_dir} is finished: {self.schedule.max_steps} steps. Nothing to do.")
         model = self._stored_model(self.output_dir)
-        metrics = last_metrics(self.output_dir) if self.is_main else {}
         self.end_processes()
-        return PretrainingResult(self.output_dir, metrics, model.eval())
+        return PretrainingResult(self.output_dir, last_metrics(self.output_dir) if self.is_main else {}, model.eval())
 
     # ------------------------------------------------------------------------------------------------------------------
     # Build
