@@ -336,8 +336,8 @@ def _meanings(record: dict, model: MAEPreTrainedModel) -> str:
     if "effective_rank" in metrics:
         text += (
             "The effective rank says how many directions the features use (exp of the entropy of their centred "
-            f"singular values, at most {model.config.hidden_size}). A high rank and many crops that are found show that "
-            "the features of images differ, but not how well they serve a task."
+            f"singular values, at most {model.config.hidden_size}). A high rank and many crops that are found show "
+            "that the features of images differ, but not how well they serve a task."
         )
     return text.strip()
 
