@@ -2,7 +2,6 @@
 # Copyright 2026 The hf_mae authors
 import json
 import os
-import struct
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and a test that tries it should fail at once
 # Threads only wait for each other in models this small: on a busy machine of two cores forty times as long.
@@ -72,29 +71,6 @@ def make(folder, *names, size=(40, 30)):
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(number, size).save(folder / name)
-
-
-def write_few_bits(path, array, bits, photometric="minisblack", nodata=None):
-    """Writes a TIFF of 1, 2 or 4 bits, several values to a byte, of a width that fills all bytes."""
-    planes = np.unpackbits(array[..., None], axis=2)[..., -bits:]
-    content = np.packbits(planes.reshape(len(array), -1), axis=1).tobytes()
-    white = {"miniswhite": 0, "minisblack": 1, "palette": 3}[photometric]
-    tags = {256: (4, array.shape[1]), 257: (4, len(array)), 258: (3, bits), 259: (3, 1), 262: (3, white)}
-    tags |= {273: (4, 8), 277: (3, 1), 278: (4, len(array)), 279: (4, len(content))}
-    after = 8 + len(content)
-    if photometric == "palette":
-        colours = np.arange(3 * 2**bits, dtype="<u2") * 1000
-        content += colours.tobytes()
-        tags[320] = (3, after, colours.size)
-        after = 8 + len(content)
-    entries = b"".join(
-        struct.pack("<HHI", number, kind, n[0] if n else 1) + struct.pack("<I", value)
-        for number, (kind, value, *n) in sorted(tags.items())
-    )
-    if nodata is not None:
-        entries += struct.pack("<HHI4s", 42113, 2, 2, f"{nodata}\0".encode())
-    header = struct.pack("<2sHI", b"II", 42, after)
-    path.write_bytes(header + content + struct.pack("<H", len(entries) // 12) + entries + bytes(4))
 
 
 def names_of(images):

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import picture
-from test_reading import dicom
+from image_files import dicom
 
 from hf_mae import MAEForPreTraining, MAEImageProcessor
 from hf_mae_command import main

@@ -11,7 +11,7 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import write_few_bits
+from image_files import write_few_bits
 from safetensors import safe_open
 from torch import nn
 from transformers import UperNetConfig, UperNetForSemanticSegmentation

@@ -17,7 +17,7 @@ import PIL.ImageDraw
 import pytest
 import tifffile
 import torch
-from conftest import write_few_bits
+from image_files import write_few_bits
 from transformers import TrainingArguments, UperNetConfig, UperNetForSemanticSegmentation
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 

@@ -399,7 +399,8 @@ def to_byte_range(image: StoredImage, settings: ReadingSettings = DEFAULT_SETTIN
 
 def _scaled_by_type(image: StoredImage, pixels: torch.Tensor, missing: torch.Tensor | None) -> torch.Tensor:
     known = pixels if missing is None else pixels[~missing.expand(pixels.shape)]
-    if image.limit is not None and known.numel() and (highest := known.float().max().item()) > image.limit:
+    is_full = image.limit is None or (pixels.dtype == torch.uint8 and image.limit == 255)
+    if not is_full and known.numel() and (highest := known.float().max().item()) > image.limit:
         raise UnsuitableImageError(
             f"The image holds values up to {highest:g}, and says that {image.limit:g} is white. Set `value_range`."
         )
