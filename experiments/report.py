@@ -523,6 +523,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10 from scratch": lambda: finetuned("cifar10/scratch-50000-seed*"),
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),
     "clothing longer from scratch": longer_scratch_table,
+    "clothing from scratch, few labels": lambda: finetuned("clothing_scratch/scratch_long-307-seed*"),
+    "clothing from scratch, all labels": lambda: finetuned("clothing_scratch/scratch_long-3068-seed*"),
     "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
     "clothing choices": lambda: evaluation_table("variant", CLOTHING_CHOICES),
     "clothing schedules": schedules_table,
