@@ -26,6 +26,7 @@ from hf_mae.training.distributed import (
     shard_model,
     uses_cpu,
 )
+from hf_mae.training.experiment import check_experiment
 from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
 
@@ -195,10 +196,12 @@ def test_run__whose_processes_have_other_images_or_settings_is_refused(
     processes = []
 
     def gather(mine):
+        if mine is None:  # no error
+            return [None]
         processes.append(mine)
         return list(processes)
 
-    monkeypatch.setattr(run_images, "gather_from_processes", gather)
+    monkeypatch.setattr(distributed, "gather_from_processes", gather)
     make(tmp_path / "first", *NAMES)
     make(tmp_path / "second", *names)
     nodata = {"nodata": changes.pop("nodata")} if "nodata" in changes else {}
@@ -209,6 +212,16 @@ def test_run__whose_processes_have_other_images_or_settings_is_refused(
     else:
         with pytest.raises(ValueError, match=rf"(?s)Process 0 \(on .*\) and process 1 \(on .*{difference}"):
             run_images.open_run_images(settings, None, ReadingSettings())
+
+
+def test_fine_tuning__whose_processes_have_other_images_is_refused_before_the_folder_is_compared(tmp_path, monkeypatch):
+    args = FineTuningArguments(str(tmp_path / "out"), use_cpu=True)
+    monkeypatch.setattr(
+        distributed, "gather_from_processes", lambda mine: [({"images": "a", "task": "x"}, "one"), mine]
+    )
+    with pytest.raises(ValueError, match="(?s)process 1 .* of this run differ in.*\n  images: a and b\n"):
+        check_experiment(args, "x", {"images": "b"})
+    assert not (tmp_path / "out").exists()
 
 
 def test_error__of_one_process_ends_all_with_its_reason(monkeypatch):

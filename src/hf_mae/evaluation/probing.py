@@ -28,15 +28,14 @@ from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImage
 from ..publishing import HubPush
 from ..training.arguments import parse_arguments
 from ..training.checkpointing import unlock_run
+from ..training.experiment import check_experiment, labelled_fingerprints
 from ..training.finetuning import (
     FineTuned,
     FineTuningArguments,
     FineTuningTrainer,
     OrientationArguments,
     ReadingArguments,
-    check_experiment,
     check_sources,
-    labelled_fingerprints,
     limit_batch_size,
     most_probable,
     write_record,

@@ -46,15 +46,14 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..publishing import write_json
 from .arguments import class_names_of, parse_arguments
+from .experiment import check_experiment, labelled_fingerprints
 from .finetuning import (
     FineTuned,
     FineTuningArguments,
     FineTuningTrainer,
     OrientationArguments,
     ReadingArguments,
-    check_experiment,
     check_sources,
-    labelled_fingerprints,
 )
 from .optimization import scaled_learning_rate
 from .run_log import run_record

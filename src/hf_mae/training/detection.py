@@ -30,7 +30,8 @@ from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing import license_of
 from .arguments import class_names_of, parse_arguments
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
-from .finetuning import FineTuned, FineTuningTrainer, check_experiment, check_sources, weights_fingerprint
+from .experiment import check_experiment, weights_fingerprint
+from .finetuning import FineTuned, FineTuningTrainer, check_sources
 from .heads import evaluate_head, load_head, trained_head
 from .run_log import run_record
 

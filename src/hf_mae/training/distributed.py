@@ -208,6 +208,27 @@ def call_in_all_processes(function: Callable[[], Result]) -> Result:
     return result
 
 
+def check_agreement(facts: dict):
+    """Refuses a run whose processes have different images or settings. Every process must call this.
+
+    Args:
+        facts (`dict`): What defines the run, by name.
+
+    Raises:
+        ValueError: If a process has other facts than the first one.
+    """
+    (first, its_machine), *others = gather_from_processes((facts, platform.node()))
+    for number, (theirs, machine) in enumerate(others, start=1):
+        names = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
+        lines = [f"{name}: {first.get(name)} and {theirs.get(name)}" for name in names]
+        if lines:
+            where = f"Process 0 (on {its_machine}) and process {number} (on {machine})"
+            raise ValueError(
+                "\n  ".join([f"{where} of this run differ in", *lines]) + "\nAll need the same images under the same "
+                "names and the same settings. Look for a disk that is not mounted, or a copy that is not complete."
+            )
+
+
 def gather_from_processes(value: Result) -> list[Result]:
     """Returns what every process passed, in the order of the processes. Every process must call this.
 
@@ -246,6 +267,7 @@ def has_bf16(device: torch.device) -> bool:
 __all__ = [
     "call_in_all_processes",
     "call_in_main_process",
+    "check_agreement",
     "gather_from_processes",
     "gather_model",
     "has_bf16",

@@ -3,8 +3,8 @@
 """Trains what is built on a pre-trained encoder: Trainer with the paper's defaults, and what all tasks share.
 
 A task (see `classification.py` and `segmentation.py`) brings its data, its model and a [`FineTuningTrainer`]. Shared
-are the settings, the layer-wise learning rates, the check of the output folder, complete checkpoints, the end of a run
-that is stopped or diverges, and what is left behind: model, figures, record and card.
+are the settings, the layer-wise learning rates, complete checkpoints, the end of a run that is stopped or diverges,
+and what is left behind: model, figures, record and card. `experiment.py` checks the output folder.
 """
 
 import json
@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 from argparse import SUPPRESS
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,53 +29,34 @@ from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 from transformers.utils import logging
 
 from ..data.checking import check_images
-from ..data.image_source import ImageSource, digest
+from ..data.image_source import ImageSource
 from ..data.sampling import RowGroupSampler
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing import HubPush, link_files, save_record, write_model_card
 from .arguments import fit_values, recipe_of
 from .checkpointing import (
-    delete_run,
-    find_defect,
-    hash_files,
-    list_checkpoints,
-    lock_run,
     naming_failed_saves,
-    refuse_to_delete,
     remove_checkpoint,
     unlock_run,
     write_manifest,
 )
-from .distributed import call_in_main_process, has_bf16, joining_processes, local_num_workers, uses_cpu
+from .distributed import (
+    call_in_main_process,
+    has_bf16,
+    joining_processes,
+    local_num_workers,
+    uses_cpu,
+)
 from .optimization import layer_decay_parameter_groups
 from .pretraining_settings import ColumnSettings, HeldOutSettings, StoredValueSettings, names_of
 from .step_guard import RunStopped, StopSignals, end_workers, with_prepared_workers
 
 logger = logging.get_logger(__name__)
 
-EXPERIMENT = "experiment.json"
-# Settings that leave the experiment what it is: where it reads and writes, how it logs, saves and evaluates. What is
-# read is compared by its content, the sizes of batches by their product.
-_NOT_COMPARED = {"output_dir", "overwrite_output_dir", "data", "model_name_or_path", "run_name", "report_to"}
-_NOT_COMPARED |= {"per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"}
-_NOT_COMPARED |= {"bf16", "fp16", "tf32", "use_cpu", "disable_tqdm", "full_determinism", "num_neighbors"}
-_PREFIXES_NOT_COMPARED: tuple[str, ...] = (
-    "logging_",
-    "log_",
-    "save_",
-    "eval_",
-    "dataloader_",
-    "ddp_",
-    "torch_compile",
-    "do_",
-)
-_PREFIXES_NOT_COMPARED += ("gradient_checkpointing", "activation_checkpointing", "torch_empty_cache", "include_")
 # What follows from the machine or the task is no part of a recipe.
 _NOT_IN_RECIPE = {"output_dir", "data", "overwrite_output_dir", "bf16", "use_cpu", "batch_eval_metrics"}
 _NOT_IN_RECIPE |= {"dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"}
 _SECONDS = "training_seconds.json"  # in checkpoints: the time until then
-_LEFT_BY_A_RUN: tuple[str, ...] = (EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json")
-_LEFT_BY_A_RUN += ("training_args.bin", "segmentation.png", "detections.png", "confusion.png", "predictions.csv")
 
 
 @dataclass
@@ -235,91 +216,9 @@ class FineTuned:
     output_dir: Path
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The output folder
-
-
-def check_experiment(args: FineTuningArguments, task: str, fingerprints: dict) -> Path | None:
-    """Decides whether a run starts in its output folder, goes on there, or is refused, and writes `experiment.json`.
-
-    From then on until the end of [`FineTuningTrainer.run`] no other process can start a run in the folder.
-
-    Args:
-        args ([`FineTuningArguments`]): The settings, as they were given.
-        task (`str`): Which command it is.
-        fingerprints (`dict`): What tells the data and the initial weights from others, by name.
-
-    Returns:
-        `Path`: The newest complete checkpoint to go on from, or `None` to start.
-
-    Raises:
-        ValueError: If the folder holds another experiment or a model of unknown origin, or another process runs there.
-    """
-    output_dir = Path(args.output_dir)
-    with args.main_process_first(local=False), ExitStack() as if_refused:
-        if output_dir.exists() and not output_dir.is_dir():
-            raise ValueError(f"{output_dir} is a file. Choose another `output_dir`.")
-        if args.overwrite_output_dir:
-            refuse_to_delete(output_dir, args.model_name_or_path)
-        if args.process_index == 0:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            lock_run(output_dir)
-            if_refused.callback(unlock_run, output_dir)
-        if args.process_index == 0 and args.overwrite_output_dir:
-            _delete_experiment(output_dir)
-        settings = {
-            name: value
-            for name, value in recipe_of(args, _NOT_COMPARED).items()
-            if not name.startswith(_PREFIXES_NOT_COMPARED)
-        }
-        batch = {"effective batch size": args.effective_batch_size}
-        experiment = json.loads(json.dumps({"task": task, **settings, **batch, **fingerprints}))
-        _compare(output_dir, experiment)
-        if args.process_index == 0 and not (output_dir / EXPERIMENT).exists():
-            partial_file = output_dir / f".{EXPERIMENT}.partial"
-            partial_file.write_text(json.dumps(experiment, indent=2) + "\n", encoding="utf-8")
-            partial_file.replace(output_dir / EXPERIMENT)
-        if_refused.pop_all()
-        return latest_complete_checkpoint(output_dir)
-
-
-def _compare(output_dir: Path, experiment: dict):
-    way_out = "Choose another `output_dir`, or set `overwrite_output_dir` to delete what is there."
-    if not (output_dir / EXPERIMENT).exists():
-        if (output_dir / "config.json").exists() or list_checkpoints(output_dir):
-            raise ValueError(f"{output_dir} holds a model or checkpoints, but no {EXPERIMENT} of this run. {way_out}")
-        return
-    theirs = json.loads((output_dir / EXPERIMENT).read_text(encoding="utf-8"))
-    names = [name for name in {**experiment, **theirs} if experiment.get(name) != theirs.get(name)]
-    differences = [
-        f"{name}: {theirs.get(name, 'the default')} there, {experiment.get(name, 'the default')} now" for name in names
-    ]
-    if differences:
-        raise ValueError("\n  ".join([f"{output_dir} holds another run. It differs in", *differences]) + f"\n{way_out}")
-
-
-def _delete_experiment(output_dir: Path):
-    if not output_dir.is_dir():
-        return
-    delete_run(output_dir)
-    for pattern in _LEFT_BY_A_RUN:
-        for path in output_dir.glob(pattern):
-            path.unlink()
-
-
 def _seconds_of(checkpoint: Path) -> float:
     path = checkpoint / _SECONDS
     return json.loads(path.read_text()) if path.exists() else 0.0
-
-
-def latest_complete_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """Returns the newest checkpoint of a fine-tuning run that was saved completely. The log names broken ones."""
-    for checkpoint in list_checkpoints(output_dir):
-        defect = find_defect(checkpoint, required=("trainer_state.json",))
-        if defect is None:
-            return checkpoint
-        logger.warning(f"{checkpoint} is broken and not used: {defect}.")
-    return None
 
 
 def limit_batch_size(args: FineTuningArguments, num_images: int):
@@ -339,32 +238,6 @@ def limit_batch_size(args: FineTuningArguments, num_images: int):
             f"{num_images} in all and `per_device_train_batch_size` {args.per_device_train_batch_size}."
         )
     args.per_device_train_batch_size = size
-
-
-def labelled_fingerprints(
-    model_name_or_path: str | None, train_images: ImageSource, test_images: ImageSource | None
-) -> dict:
-    """Returns the fingerprints of a run on labelled images, see [`check_experiment`].
-
-    Args:
-        model_name_or_path (`str`, *optional*): Where the initial weights come from.
-        train_images ([`ImageSource`]): Images to train on.
-        test_images ([`ImageSource`], *optional*): Images to evaluate on.
-    """
-    labels = [images.labels for images in (train_images, test_images) if images is not None]
-    return {
-        "images": train_images.fingerprint,
-        "evaluation images": None if test_images is None else test_images.fingerprint,
-        "labels": digest(*labels),
-        "initial weights": weights_fingerprint(model_name_or_path),
-    }
-
-
-def weights_fingerprint(model_name_or_path: str | None) -> str | None:
-    """Returns what tells initial weights from others: of a folder its content, else the name on the Hub."""
-    if model_name_or_path is None or not Path(model_name_or_path).is_dir():
-        return model_name_or_path
-    return hash_files(*sorted(Path(model_name_or_path).glob("*.safetensors")))[:16]
 
 
 def most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -688,12 +561,8 @@ __all__ = [
     "OrientationArguments",
     "ReadingArguments",
     "SeededDataset",
-    "check_experiment",
     "check_sources",
-    "labelled_fingerprints",
-    "latest_complete_checkpoint",
     "limit_batch_size",
     "most_probable",
-    "weights_fingerprint",
     "write_record",
 ]

@@ -2,7 +2,6 @@
 # Copyright 2026 The hf_mae authors
 """Opens the images of a pre-training run, and looks at some of them before its first step."""
 
-import platform
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from ..data.sources import ImageSource, open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import ReadingSettings
 from .arguments import comparable
-from .distributed import call_in_all_processes, call_in_main_process, gather_from_processes
+from .distributed import call_in_all_processes, call_in_main_process, check_agreement
 from .pretraining_settings import PretrainingSettings
 
 if TYPE_CHECKING:
@@ -100,15 +99,7 @@ def _check_agreement(settings: PretrainingSettings, images: RunImages):
     for what, source in (("images to train on", images.train), ("images to evaluate on", images.test)):
         facts[what] = None if source is None else f"{len(source):,} ({source.fingerprint})"
     facts["weights of images"] = None if images.weights is None else digest(images.weights)
-    (first, its_machine), *others = gather_from_processes((facts, platform.node()))
-    for number, (theirs, machine) in enumerate(others, start=1):
-        lines = [f"{name}: {first[name]} and {theirs[name]}" for name in facts if first[name] != theirs[name]]
-        if lines:
-            where = f"Process 0 (on {its_machine}) and process {number} (on {machine})"
-            raise ValueError(
-                "\n  ".join([f"{where} of this run differ in", *lines]) + "\nAll need the same images under the same "
-                "names and the same settings. Look for a disk that is not mounted, or a copy that is not complete."
-            )
+    check_agreement(facts)
 
 
 def look_at_images(

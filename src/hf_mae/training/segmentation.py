@@ -34,13 +34,8 @@ from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from .arguments import class_names_of, parse_arguments
-from .finetuning import (
-    FineTuned,
-    FineTuningTrainer,
-    check_experiment,
-    limit_batch_size,
-    weights_fingerprint,
-)
+from .experiment import check_experiment, weights_fingerprint
+from .finetuning import FineTuned, FineTuningTrainer, limit_batch_size
 from .heads import evaluate_head, load_head, trained_head
 from .run_log import run_record
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
