@@ -584,6 +584,22 @@ def test_tar__many_shards_need_few_open_files(tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) - before <= 4
 
 
+def test_parquet__of_paths_starts_at_its_own_folder(tmp_path, monkeypatch):
+    make(tmp_path / "data", "pictures/0.png", "pictures/1.png")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    names = ["pictures/0.png", str(tmp_path / "data" / "pictures" / "1.png")]
+    parquet.write_table(pyarrow.table({"image": names}), tmp_path / "data" / "train.parquet")
+    images = open_images(str(tmp_path / "data" / "train.parquet"), image_column="image")
+    assert [np.array_equal(np.array(images[n]), np.array(picture(n))) for n in (0, 1)] == [True, True]
+    # A path that is not there starts where the command was started.
+    (tmp_path / "data" / "train.parquet").rename(tmp_path / "train.parquet")
+    monkeypatch.chdir(tmp_path / "data")
+    assert np.array_equal(
+        np.array(open_images(str(tmp_path / "train.parquet"), image_column="image")[0]), np.array(picture(0))
+    )
+
+
 def test_tar__that_became_stale_is_opened_again(tmp_path, monkeypatch):
     write_tar(tmp_path / "a.tar", {"one": picture(1)})
     images, read, stale = open_images(str(tmp_path / "a.tar")), os.pread, []

@@ -283,7 +283,8 @@ class ParquetImages(ImageSource):
             self._cache[group] = (rows, unread - 1)
         if len(self._cache) > self.row_groups_at_once:
             self._cache.popitem(last=False)
-        return _open_cell(row, self._type)
+        folder = os.path.dirname(self._files[self._row_of(index)[0]]) if self._filesystem is None else ""
+        return _open_cell(row, self._type, folder)
 
     def describe(self, index: int) -> str:
         number, row = self._row_of(index)
@@ -457,18 +458,22 @@ def names_of_classes(feature) -> list[str] | None:
     return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
 
-def _open_cell(cell, feature) -> OpenedImage:
-    """Opens the image in a cell: the content of a file, a path, or an array as nested lists."""
+def _open_cell(cell, feature, folder: str = "") -> OpenedImage:
+    """Opens the image in a cell: the content of a file, a path, or an array as nested lists.
+
+    A relative path starts at the folder of the shard, or else at that where the command was started.
+    """
+    if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
+        cell = cell["path"]
+    if isinstance(cell, str):
+        below = os.path.join(folder, cell)
+        return open_image(below if os.path.exists(below) else cell)
     if isinstance(cell, dict):
-        if cell.get("bytes") is None and cell.get("path"):
-            return open_image(cell["path"])
         cell, extension = cell.get("bytes"), extension_of(cell.get("path") or "")
     else:
         extension = ""
     if cell is None:
         raise ValueError("its row holds no image")
-    if isinstance(cell, str):
-        return open_image(cell)
     return open_image(cell, extension) if isinstance(cell, bytes) else np.array(cell, dtype=feature.dtype)
 
 
