@@ -395,6 +395,11 @@ CLOTHING_CHOICES = {
 }
 
 
+# Runs of experiments/clothing_time.sh.
+CLOTHING_TIME = {
+    "clothing_time/batch_128-seed*": "batches of 128: the recipe clothing",
+    "clothing_time/batch_64-seed*": "batches of 64",
+}
 AUTOMATIC = {
     "automatic/chosen-seed*": "as chosen: 128 pixels in patches of 16, batches of 64, one view, crops from a fifth",
     "automatic/pixels_96-seed*": "96 pixels in patches of 12",
@@ -528,6 +533,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "clothing first": lambda: evaluation_table("pre-trained on", CLOTHING_STARTS),
     "clothing choices": lambda: evaluation_table("variant", CLOTHING_CHOICES),
     "clothing schedules": schedules_table,
+    "clothing equal time": lambda: evaluation_table("variant", CLOTHING_TIME),
     "clothing wsd, few labels": lambda: finetuned("clothing_wsd/pretrained-307-seed*"),
     "clothing wsd, all labels": lambda: finetuned("clothing_wsd/pretrained-3068-seed*"),
     "detection": detection_table,
