@@ -140,6 +140,14 @@ def test_bool_masked_pos__is_taken_as_it_is(tiny_model):
     assert output.logits.shape == (6, 10, 8 * 8 * 3)
 
 
+@pytest.mark.parametrize("hidden", [0.5, 1.0, 256, -1], ids=str)
+def test_bool_masked_pos__of_another_type_hides_what_is_not_zero(tiny_model, hidden):
+    """Also where the number is no byte: of 0.5 and 256 a byte would be 0."""
+    mask = torch.arange(N).expand(6, N) < 10
+    output = tiny_model(image_size=(32, 64))(IMAGES, bool_masked_pos=mask * hidden)
+    assert torch.equal(output.mask, mask)
+
+
 def test_three_ways_to_say_the_same_mask__same_loss(tiny_model):
     model = tiny_model(image_size=(32, 64))
     by_noise = model(IMAGES, noise=torch.rand(6, N))
@@ -171,6 +179,7 @@ def test_ratio_zero__finite_loss_over_all_patches(model):
         ({"ids_keep": torch.arange(33).expand(6, 33)}, r"ids_keep.*got \(6, 33\)"),
         ({"ids_keep": torch.tensor([[3, 3]] * 6)}, r"ids_keep.*different patches in \[0, 32\)"),
         ({"ids_keep": torch.tensor([[3, 32]] * 6)}, r"ids_keep.*different patches in \[0, 32\)"),
+        ({"ids_keep": torch.tensor([[0.0, 1.0]] * 6)}, r"ids_keep.* integers .*got torch.float32: ids_keep.long\(\)"),
         ({"noise": torch.rand(6, N).numpy()}, r"noise.*tensor, got ndarray: torch.as_tensor\(noise\)"),
         ({"ids_keep": [[0, 1]] * 6}, "ids_keep.*tensor, got list"),
         (

@@ -120,6 +120,8 @@ def _check_mask_arguments(pixel_values: torch.Tensor, grid_size: tuple[int, int]
                 f"{name}.to(pixel_values.device)."
             )
         if name == "ids_keep":
+            if given.dtype not in (torch.int64, torch.int32):
+                raise ValueError(f"`ids_keep` must be integers of 64 or 32 bits, got {given.dtype}: ids_keep.long().")
             fits = given.ndim == 2 and given.shape[0] == num_images and given.shape[1] <= rows * columns
             expected = f"(batch, at most the number of patches) = ({num_images}, <= {rows * columns})"
         else:
@@ -134,7 +136,8 @@ def _check_mask_arguments(pixel_values: torch.Tensor, grid_size: tuple[int, int]
 
 def _order_of_mask(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Returns patch indices (B, N), the visible ones first and each group in raster order, and the number of these."""
-    counts = mask.bool().logical_not().sum(dim=1)
+    mask = mask.bool()  # of other types everything but 0 is hidden
+    counts = mask.logical_not().sum(dim=1)
     num_kept = int(counts[0])
     if (counts != num_kept).any():
         raise ValueError(
