@@ -244,6 +244,22 @@ def test_export__what_cannot_be_is_refused(tmp_path, tiny_model, tiny_config, lo
     assert "this model was made with layer_norm_eps=1e-05" in log()
 
 
+@pytest.mark.parametrize("layout", ["timm", "vit", "official"])
+def test_export__adapters_are_merged_first(tmp_path, tiny_config, layout):
+    """Without `qkv`, which an adapter renames, the other library would start with new weights."""
+    peft = pytest.importorskip("peft")
+    model = MAEModel(tiny_config())
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False))
+    path = tmp_path / ("out.pth" if layout == "official" else "out")
+    with pytest.raises(ValueError, match=r"has mae\.layers\.0\.attention\.qkv\..*no place.*merge_and_unload"):
+        hf_mae.export_checkpoint(model, path, layout)
+    assert not path.exists()
+    merged = adapted.merge_and_unload()
+    hf_mae.export_checkpoint(merged, path, layout)
+    again = hf_mae.import_checkpoint(path, num_attention_heads=merged.config.num_attention_heads)
+    assert torch.equal(again.layers[0].attention.qkv.weight, merged.layers[0].attention.qkv.weight)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # From files to files
 

@@ -546,6 +546,11 @@ def _their_tensors(model: MAEPreTrainedModel, layout: str) -> tuple[dict[str, to
             sizes = (*_pair(model.config.patch_size), model.config.num_channels)
             tensor = tensor.unflatten(1, sizes).permute(0, 3, 1, 2)
         if not their_names:
+            if name.startswith(("mae.", "fc_norm.", "classifier.")) and name != "mae.embeddings.mask_token":
+                raise ValueError(
+                    f"The model has {name}, for which {LAYOUTS[layout].title} has no place. If it has an adapter, "
+                    "export peft.PeftModel.from_pretrained(base_model, adapter).merge_and_unload()."
+                )
             left_out.append(name)
             continue
         for their_name, part in zip(their_names, tensor.chunk(len(their_names)), strict=True):
