@@ -24,6 +24,7 @@ from transformers import (
 import hf_mae
 from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.conversion.command import convert_checkpoint, convert_command
+from hf_mae.conversion.image_processors import find_image_processor
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Out
@@ -372,6 +373,62 @@ def test_export__image_processors_that_theirs_cannot_be(tiny_model, tmp_path, lo
     white = PIL.Image.new("RGB", (50, 50), "white")
     stock = ViTImageProcessor.from_pretrained(tmp_path / "wide")(white, return_tensors="pt").pixel_values
     torch.testing.assert_close(stock, wide(white, return_tensors="pt").pixel_values)
+
+
+@pytest.mark.parametrize("layout", ["vit", "vit_mae", "timm"])
+@pytest.mark.parametrize(
+    ("size", "resample"),
+    [({"shortest_edge": 32}, 3), ({"shortest_edge": 40}, 2), ({"height": 32, "width": 32}, 3)],
+    ids=["no margin", "bilinear", "squashed"],
+)
+def test_export__image_processors_come_back(tiny_model, tmp_path, layout, size, resample):
+    """Their crop, their share of the picture and their filter, not those of the official code."""
+    crop = {"height": 32, "width": 32}
+    processor = MAEImageProcessor(size=size, crop_size=crop, resample=resample)
+    model = tiny_model() if layout == "vit_mae" else tiny_model().mae
+    hf_mae.export_checkpoint(model, tmp_path / "out", layout, processor)
+    again = find_image_processor(tmp_path / "out", layout, model.config)
+    image = picture(size=(70, 50))
+    assert torch.equal(*(each(image, return_tensors="pt").pixel_values for each in (again, processor)))
+    larger = find_image_processor(tmp_path / "out", layout, tiny_model(image_size=64).config)
+    if layout != "timm":  # which states the share, and rounds
+        expected = {side: 2 * value for side, value in size.items()}
+        assert {side: value for side, value in dict(larger.size).items() if value} == expected
+    assert larger.crop_height_width == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": (1, 1, 1), "image_std": (0.5, 1, 2)},
+        {"do_rescale": False, "image_mean": (120, 110, 100), "image_std": (50, 60, 70)},
+    ],
+    ids=str,
+)
+def test_export__timm_gives_the_same_pixel_values(tiny_model, tmp_path, steps):
+    """timm takes (value / 255 - mean) / std, and resizes to the side over `crop_pct`, rounded down."""
+    processor = MAEImageProcessor(size={"shortest_edge": 35}, crop_size={"height": 24, "width": 24}, **steps)
+    hf_mae.export_checkpoint(tiny_model(image_size=24).mae, tmp_path / "out", "timm", processor)
+    stated = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    colour = (200, 100, 50)
+    mean, std = torch.tensor(stated["mean"]), torch.tensor(stated["std"])
+    ours = processor(PIL.Image.new("RGB", (40, 40), colour), return_tensors="pt").pixel_values[0, :, 12, 12]
+    torch.testing.assert_close((torch.tensor(colour) / 255 - mean) / std, ours)
+    assert (stated["crop_mode"], stated["interpolation"]) == ("center", "bicubic")
+    assert int(24 / stated["crop_pct"]) == 35
+
+
+def test_export__timm_is_told_of_squashed_images_and_not_of_deep_ones(tiny_model, tmp_path, log):
+    squashed = MAEImageProcessor(size={"height": 32, "width": 32}, resample=2)
+    hf_mae.export_checkpoint(tiny_model().mae, tmp_path / "out", "timm", squashed)
+    stated = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert (stated["crop_mode"], stated["crop_pct"], stated["interpolation"]) == ("squash", 1, "bilinear")
+    assert "timm's transform" not in log()
+    scenes = MAEImageProcessor.for_image_size(32, value_range=[0, 10000], sample_type="uint16")
+    hf_mae.export_checkpoint(tiny_model().mae, tmp_path / "deep", "timm", scenes)
+    assert "timm's transform is not that of the image processor" in log()
 
 
 def test_export__encoder_without_its_final_norm_is_refused(tiny_config, tmp_path):

@@ -16,7 +16,6 @@ from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from ..modeling.configuration_mae import MAEConfig, _pair, fields_of_pixio
-from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..publishing import write_json
@@ -182,7 +181,7 @@ def write_folder(
     path: Path,
     layout: str,
     tensors: dict[str, torch.Tensor],
-    image_processor: MAEImageProcessor | None,
+    transform: dict,
 ):
     """Writes a folder of weights and configuration that another library loads.
 
@@ -191,12 +190,12 @@ def write_folder(
         path (`Path`): Folder to make.
         layout (`str`): `"vit"`, `"vit_mae"`, `"pixio"` or `"timm"`.
         tensors (`dict[str, torch.Tensor]`): The weights under the names of the layout.
-        image_processor ([`MAEImageProcessor`], *optional*): What timm states about images in the configuration.
+        transform (`dict`): What timm states about images in the configuration.
     """
     path.mkdir(exist_ok=True)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     if layout == "timm":
-        write_json(path / "config.json", _timm_config(model, image_processor))
+        write_json(path / "config.json", _timm_config(model, transform))
         return
     kinds = {MAEForPreTraining: "ForPreTraining", MAEForImageClassification: "ForImageClassification"}
     has_decoder = layout == "vit_mae" or not isinstance(model, MAEForPreTraining)
@@ -209,7 +208,7 @@ def write_folder(
     write_json(path / "config.json", fields)
 
 
-def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor | None) -> dict:
+def _timm_config(model: MAEPreTrainedModel, transform: dict) -> dict:
     """Returns a `config.json` of timm: one of its architectures, with everything that differs as `model_args`."""
     config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
     num_classes = config.num_labels if has_classifier else 0
@@ -234,11 +233,8 @@ def _timm_config(model: MAEPreTrainedModel, image_processor: MAEImageProcessor |
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "num_classes": num_classes,
+        **transform,
     }
-    if image_processor is not None:
-        weights.update(mean=image_processor.image_mean, std=image_processor.image_std)
-        if edge := image_processor.size.shortest_edge:
-            weights["crop_pct"] = min(_pair(config.image_size)) / edge
     labels = {"label_names": [config.id2label[index] for index in range(num_classes)]} if has_classifier else {}
     return {
         "architecture": "vit_base_patch16_224",

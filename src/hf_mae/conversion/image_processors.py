@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Image processors of other implementations: ours from what lies next to their weights, and theirs from ours."""
 
+import math
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .names import PIXIO_LAYOUTS
 logger = logging.get_logger(__name__)
 
 _STEPS = ("do_rescale", "rescale_factor", "do_normalize")
-_FILTERS = (0, 2, 3)  # of PIL that our image processor has: nearest, bilinear, bicubic
+_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # that our image processor has: names of timm, numbers of PIL
 # How files are read: what image processors of transformers, which are given 8-bit RGB, have no settings for.
 _READING = ("value_range", "bands", "nodata", "pages")
 
@@ -24,9 +25,10 @@ _READING = ("value_range", "bands", "nodata", "pages")
 def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConfig) -> MAEImageProcessor:
     """Returns the image processor of a checkpoint of hf_mae, or one with the numbers that are next to the weights.
 
-    Where there is no mean, that of ImageNet is taken, and the log says so. The central part of an image is cropped, as
-    the official MAE code does. Unless a crop is stated, it is resized as a whole for Pixio, and for a ViT of
-    transformers whose image processor does that.
+    Where there is no mean, that of ImageNet is taken, and the log says so. A crop that is stated is taken with its size
+    and filter: one of transformers' image processors, or timm's `crop_pct` and `crop_mode`. Otherwise the central part
+    of an image is cropped, as the official MAE code does, or the image is resized as a whole for Pixio, and for a ViT
+    of transformers whose image processor does that.
 
     Args:
         source (`str` or `os.PathLike`): File, folder or name on the Hub of the weights.
@@ -45,9 +47,12 @@ def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConf
             "channels). Change them in preprocessor_config.json if the model was trained with others."
         )
     options.update(num_channels=config.num_channels, **statistics)
-    stretches = layout == "vit" and stated.get("do_resize", False) and "shortest_edge" not in _as_dict(stated["size"])
+    if steps := _stated_crop(stated, of_model.get("pretrained_cfg") or {}, config):
+        return MAEImageProcessor(**options, **steps).with_image_size(config.image_size)
+    size = _as_dict(stated.get("size"))
+    stretches = layout == "vit" and stated.get("do_resize", False) and "shortest_edge" not in size
     if (stretches or layout in PIXIO_LAYOUTS) and not stated.get("do_center_crop"):
-        if stretches and stated.get("resample") in _FILTERS:  # MAE's and Pixio's is bicubic, whatever a file says
+        if stretches and stated.get("resample") in _FILTERS.values():  # MAE's and Pixio's is bicubic, whatever is said
             options["resample"] = stated["resample"]
         height, width = _pair(config.image_size)
         return MAEImageProcessor(size={"height": height, "width": width}, **options)
@@ -61,7 +66,21 @@ def _read(folder: str, name: str) -> dict:
 
 def _as_dict(size) -> dict:
     """Returns a stated size; one number is that of both sides."""
-    return size if isinstance(size, dict) else {}
+    return {side: value for side, value in size.items() if value} if isinstance(size, dict) else {}
+
+
+def _stated_crop(stated: dict, of_timm: dict, config: MAEConfig) -> dict:
+    """Returns size, crop and filter, if a crop is stated."""
+    sides, crop_pct = _pair(config.image_size), of_timm.get("crop_pct")
+    size, crop, resample = _as_dict(stated.get("size")), _as_dict(stated.get("crop_size")), stated.get("resample")
+    if crop_pct:
+        height, width = (math.floor(side / crop_pct) for side in sides)
+        squashes = of_timm.get("crop_mode") == "squash"
+        size = {"height": height, "width": width} if squashes else {"shortest_edge": min(height, width)}
+        crop, resample = {"height": sides[0], "width": sides[1]}, _FILTERS.get(of_timm.get("interpolation", ""))
+    elif not stated.get("do_center_crop") or len(crop) != 2 or set(size) not in ({"shortest_edge"}, set(crop)):
+        return {}
+    return {"size": size, "crop_size": crop, **({"resample": resample} if resample in _FILTERS.values() else {})}
 
 
 def _statistics(stated: dict, of_model: dict, num_channels: int) -> dict:
@@ -98,6 +117,49 @@ def _of_hf_mae(folder: str, config: MAEConfig) -> MAEImageProcessor:
     return processor if same_size else processor.with_image_size(config.image_size)
 
 
+def timm_transform(image_processor: MAEImageProcessor) -> dict:
+    """Returns what a configuration of timm says about images, so that its evaluation transform takes the same steps.
+
+    Args:
+        image_processor ([`MAEImageProcessor`]): Ours.
+    """
+    processor, channels = image_processor, image_processor.num_channels
+    if not _reads_bytes(processor) or not processor.do_resize:
+        logger.warning(
+            "timm's transform is not that of the image processor: it resizes 8-bit colours. Use that of hf_mae."
+        )
+    scale = (
+        255 * processor.rescale_factor if processor.do_rescale else 255
+    )  # timm divides by 255 and normalises, always
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    whole = (processor.size.height, processor.size.width) if processor.size.height else None
+    crop = whole if whole and not processor.do_center_crop else processor.crop_height_width
+    side, resized = (crop[0], whole[0]) if whole else (min(crop), processor.size.shortest_edge)
+    if not _reads_bytes(processor) or not processor.do_resize or (whole and whole[0] * crop[1] != whole[1] * crop[0]):
+        logger.warning(
+            "timm's transform is not that of the image processor: it resizes 8-bit colours, both sides alike. Use the "
+            "image processor of hf_mae."
+        )
+    crop_pct = side / resized
+    return {
+        "mean": [value / scale for value in _per_channel(mean, channels)],
+        "std": [value / scale for value in _per_channel(std, channels)],
+        "interpolation": {number: name for name, number in _FILTERS.items()}[processor.resample],
+        "crop_mode": "squash" if whole else "center",
+        # timm rounds side / crop_pct down, and must not get one pixel less.
+        "crop_pct": crop_pct if math.floor(side / crop_pct) == resized else math.nextafter(crop_pct, 0),
+    }
+
+
+def _per_channel(value: float | list | tuple, channels: int) -> list[float]:
+    return list(value) if isinstance(value, list | tuple) else [value] * channels
+
+
+def _reads_bytes(image_processor: MAEImageProcessor) -> bool:
+    """Returns whether an image processor takes pictures of 8 bits as they are, as those of others do."""
+    return not image_processor.is_deep and all(getattr(image_processor, name, None) is None for name in _READING)
+
+
 def write_stock_processor(folder: Path, layout: str, image_processor: MAEImageProcessor):
     """Writes a `preprocessor_config.json` for an image processor of transformers, which takes the same steps.
 
@@ -110,7 +172,7 @@ def write_stock_processor(folder: Path, layout: str, image_processor: MAEImagePr
     """
     # The class that AutoImageProcessor has for Pixio is BiT's.
     kind, ours = "BitImageProcessor" if layout == "pixio" else "ViTImageProcessor", image_processor.to_dict()
-    if image_processor.is_deep or any(ours.get(name) is not None for name in _READING):
+    if not _reads_bytes(image_processor):
         logger.warning(
             f"No image processor is written: {kind} takes 8-bit colours, and the model was trained on values that are "
             "read in another way (value_range, bands, nodata, pages, more than 8 bits). Use that of hf_mae."
@@ -127,4 +189,4 @@ def write_stock_processor(folder: Path, layout: str, image_processor: MAEImagePr
     write_json(folder / "preprocessor_config.json", {**theirs, "image_processor_type": kind})
 
 
-__all__ = ["find_image_processor", "write_stock_processor"]
+__all__ = ["find_image_processor", "timm_transform", "write_stock_processor"]

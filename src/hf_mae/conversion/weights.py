@@ -28,7 +28,7 @@ from .files import (
     read_checkpoint,
     write_folder,
 )
-from .image_processors import write_stock_processor
+from .image_processors import timm_transform, write_stock_processor
 from .names import (
     LAYOUTS,
     PIXIO_LAYOUTS,
@@ -447,7 +447,8 @@ def export_checkpoint(
     theirs, left_out = _their_tensors(model, layout)
     path.parent.mkdir(parents=True, exist_ok=True)
     if LAYOUTS[layout].is_folder:
-        write_folder(model, path, layout, theirs, image_processor)
+        transform = timm_transform(image_processor) if layout == "timm" and image_processor is not None else {}
+        write_folder(model, path, layout, theirs, transform)
         if image_processor is not None and layout != "timm":  # there the configuration says it
             write_stock_processor(path, layout, image_processor)
     else:
