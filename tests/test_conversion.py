@@ -288,6 +288,10 @@ def test_pickles__say_what_they_hold_and_do_not_advise_danger(tmp_path):
         hf_mae.import_checkpoint(tmp_path / "path.pth")
     assert "weights_only" not in str(error.value)
     assert error.value.__cause__ is None
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    with pytest.warns(match="TorchScript"), pytest.raises(OSError, match="it is a program of TorchScript") as error:
+        hf_mae.import_checkpoint(tmp_path / "program.pt")
+    assert "weights_only" not in str(error.value)
 
 
 BROKEN = {  # file, content, what is said
@@ -337,8 +341,10 @@ def test_files_that_are_none(tmp_path):
         hf_mae.import_checkpoint(tmp_path / "missing.pth")
     with pytest.raises(OSError, match="There is no checkpoint 'missing.pth'"):
         hf_mae.import_checkpoint("missing.pth")
+    with pytest.raises(OSError, match="There is no folder 'runs/missing', and the Hub has given no weights of this"):
+        hf_mae.import_checkpoint("runs/missing")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(OSError, match="was not loaded"):
+    with pytest.raises(OSError, match=r"was not loaded: it is no file of torch\.save"):
         hf_mae.import_checkpoint(tmp_path / "text.pth")
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="holds no weights: none of model.safetensors"):

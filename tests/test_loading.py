@@ -77,6 +77,16 @@ def test_names_of_a_compiled_model__as_save_pretrained_writes_them(tiny_model, t
     )
 
 
+def test_folder_without_a_model__is_an_error_that_names_it(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "here")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match=r"empty.* holds no model: there is no config\.json"):
+        MAEModel.from_pretrained(tmp_path / "empty")
+    with pytest.raises(OSError, match=r"here.nowhere holds no model: there is no config\.json"):
+        MAEModel.from_pretrained(tmp_path / "here", subfolder="nowhere")
+    assert type(MAEModel.from_pretrained(tmp_path, subfolder="here")) is MAEModel
+
+
 def test_other_widths__are_refused_with_the_fields_that_may_differ(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     for model_class in (MAEForPreTraining, MAEModel):

@@ -5,6 +5,7 @@
 import argparse
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -99,6 +100,8 @@ def _read_folder(name: str, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict
         for shard in shards:
             state_dict.update(_split_content(_load_file(Path(cached_file(name, shard, **hub_kwargs))))[0])
         return state_dict, stated
+    if not os.path.exists(name):
+        raise OSError(f"There is no folder {name!r}, and the Hub has given no weights of this name.")
     raise OSError(f"{name} holds no weights: none of {', '.join(WEIGHT_FILES)}.")
 
 
@@ -144,8 +147,15 @@ def _load_file(path: Path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Not the message of torch, which advises to unpickle everything.
-        held = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {held[1]}, which is neither tensor nor plain value" if held else _last_line(error)
+        held, reason = re.search(r"GLOBAL (\S+)", str(error)), _last_line(error)
+        if held:
+            reason = f"it holds {held[1]}, which is neither tensor nor plain value"
+        elif "TorchScript" in str(error):
+            reason = (
+                "it is a program of TorchScript; save its state dict: torch.save(torch.jit.load(path).state_dict())"
+            )
+        elif isinstance(error, pickle.UnpicklingError | LookupError | EOFError):
+            reason = "it is no file of torch.save, or holds more than tensors and plain values"
         raise OSError(f"{os.fspath(path)!r} is not a checkpoint of tensors and was not loaded: {reason}.") from None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.utils import find_adapter_config_file, is_peft_available, logging
+from transformers.utils import CONFIG_NAME, find_adapter_config_file, is_peft_available, logging
 
 from .configuration_mae import MAEConfig, _pair
 from .patches_mae import patch_resampling, resample_position_table
@@ -89,6 +89,7 @@ class LoadingMixin:
                 another `patch_size` the weights for patches (see [`LoadingMixin.resize_patches`]).
 
         Raises:
+            OSError: If it is not there.
             ValueError: If the checkpoint is of another architecture or has no encoder.
         """
         source = pretrained_model_name_or_path
@@ -100,6 +101,9 @@ class LoadingMixin:
         if not stored and (base := _base_of_adapter(source, hub_kwargs)) is not None:
             kwargs["adapter_kwargs"] = {"_adapter_model_path": source, "revision": kwargs.pop("revision", None)}
             return cls.from_pretrained(base, *model_args, config=config, channel_init=channel_init, **kwargs)
+        if not stored:
+            folder = os.path.join(source, hub_kwargs.get("subfolder") or "")
+            raise OSError(f"{folder} holds no model: there is no {CONFIG_NAME}.")
         if stored.get("model_type") in ("vit_mae", "vit", "pixio") and cls._from_repository is not None:
             source, stored, config, kwargs = cls._read_foreign(source, config, kwargs, hub_kwargs)
         elif stored.get("model_type") != cls.config_class.model_type:
