@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     ViTConfig,
     ViTForImageClassification,
+    ViTForMaskedImageModeling,
 )
 
 import hf_mae
@@ -487,6 +488,37 @@ def test_timm_pooling__that_is_not_ours_is_refused(tmp_path, pooling, has_fc_nor
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"The timm model pools by '{pooling}'"):
         hf_mae.import_checkpoint(tmp_path / "out")
+
+
+def test_timm_activation__is_the_one_that_is_stated(tmp_path):
+    """The tensors do not show it."""
+    hf_mae.export_checkpoint(MAEModel(MAEConfig(**TINY)), tmp_path / "out", "timm")
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    for theirs, ours in (("relu", "relu"), ("gelu_tanh", "gelu_pytorch_tanh")):
+        config["model_args"]["act_layer"] = theirs
+        path.write_text(json.dumps(config))
+        assert hf_mae.import_checkpoint(tmp_path / "out").config.hidden_act == ours
+    config["model_args"]["act_layer"] = "unheard_of"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="configuration does not fit.*unheard_of"):
+        hf_mae.import_checkpoint(tmp_path / "out")
+
+
+def test_quantised_weights__are_refused(official_weights):
+    """Read as they are, they would be a hundred times too large."""
+    name = "blocks.0.mlp.fc1.weight"
+    weights = {**official_weights, name: (official_weights[name] * 100).to(torch.int8)}
+    with pytest.raises(ValueError, match=r"mae\.layers\.0\.mlp\.fc1\.weight.* holds torch\.int8.*back to floats"):
+        hf_mae.import_checkpoint(weights, **OFFICIAL_HEADS)
+
+
+def test_masked_image_model__gives_its_encoder(tmp_path, log):
+    stock = perturbed(ViTForMaskedImageModeling(ViTConfig(**VIT, encoder_stride=8)))
+    stock.save_pretrained(tmp_path)
+    ours = hf_mae.import_checkpoint(tmp_path)
+    torch.testing.assert_close(computed(ours), computed(stock.vit), **EXACT)
+    assert "no place for them: decoder.0.bias, decoder.0.weight, vit.embeddings.mask_token" in log()
 
 
 def test_pooler__is_left_out_by_name(tmp_path, log):

@@ -71,8 +71,8 @@ _OF_TRANSFORMERS = ("vit", "vit_mae", "pixio")
 _DECODER = r"decoder\w*|neck"
 _CLASSIFIER = r"pre_logits|attn_pool|head_dist"
 _LEFT_OUT = (
-    rf"(\w+\.)?({_DECODER}|{_CLASSIFIER}|\w*heads?|fc|fc_norm|\w*classifier\w*|pooler|projector|projection_head|"
-    r"proj_head|predictor|mask_token|data_preprocessor|criterion|loss\w*|logit_scale)(\.|$)"
+    rf"((vit\.)?\w+\.)?({_DECODER}|{_CLASSIFIER}|\w*heads?|fc|fc_norm|\w*classifier\w*|pooler|projector|"
+    r"projection_head|proj_head|predictor|mask_token|data_preprocessor|criterion|loss\w*|logit_scale)(\.|$)"
 )
 
 
@@ -241,6 +241,11 @@ def _check_needed(layout: str, title: str, tensors: dict[str, torch.Tensor]):
             f"The names are those of {title}, but there is no "
             f"{', '.join(name for names in theirs.values() for name in names)}."
         )
+    if quantised := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise ValueError(
+            f"{quantised[0]} (as hf_mae calls it) holds {tensors[quantised[0]].dtype}: numbers of steps, whose size is "
+            "stated elsewhere. Bring the weights back to floats with the library that made them."
+        )
     for name, rank in _RANKS.items():
         if name in tensors and tensors[name].ndim != rank:
             raise ValueError(
@@ -361,6 +366,9 @@ def _stated_fields(stated: dict, has_fc_norm: bool, has_classifier: bool) -> dic
         for theirs, ours in (("num_heads", "num_attention_heads"), ("img_size", "image_size")):
             if theirs in model_args:
                 fields.setdefault(ours, model_args[theirs])
+        act = model_args.get("act_layer")  # which the tensors do not show
+        if act is not None:
+            fields.setdefault("hidden_act", {"gelu_tanh": "gelu_pytorch_tanh"}.get(act, act))
         if stated.get("label_names"):
             fields.setdefault("id2label", dict(enumerate(stated["label_names"])))
         pooling = model_args.get("global_pool", stated.get("global_pool", "token"))
