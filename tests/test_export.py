@@ -255,6 +255,9 @@ def test_export__adapters_are_merged_first(tmp_path, tiny_config, layout):
     with pytest.raises(ValueError, match=r"has mae\.layers\.0\.attention\.qkv\..*no place.*merge_and_unload"):
         hf_mae.export_checkpoint(model, path, layout)
     assert not path.exists()
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(OSError, match="adapter holds an adapter, and no model.*merge_and_unload"):
+        hf_mae.import_checkpoint(tmp_path / "adapter")
     merged = adapted.merge_and_unload()
     hf_mae.export_checkpoint(merged, path, layout)
     again = hf_mae.import_checkpoint(path, num_attention_heads=merged.config.num_attention_heads)

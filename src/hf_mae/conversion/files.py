@@ -102,6 +102,11 @@ def _read_folder(name: str, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict
         return state_dict, stated
     if not os.path.exists(name):
         raise OSError(f"There is no folder {name!r}, and the Hub has given no weights of this name.")
+    if os.path.exists(os.path.join(name, "adapter_config.json")):
+        raise OSError(
+            f"{name} holds an adapter, and no model. Save peft.PeftModel.from_pretrained(base_model, "
+            f"{name!r}).merge_and_unload() with save_pretrained, and take that folder."
+        )
     raise OSError(f"{name} holds no weights: none of {', '.join(WEIGHT_FILES)}.")
 
 
