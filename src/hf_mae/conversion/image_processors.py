@@ -124,13 +124,7 @@ def timm_transform(image_processor: MAEImageProcessor) -> dict:
         image_processor ([`MAEImageProcessor`]): Ours.
     """
     processor, channels = image_processor, image_processor.num_channels
-    if not _reads_bytes(processor) or not processor.do_resize:
-        logger.warning(
-            "timm's transform is not that of the image processor: it resizes 8-bit colours. Use that of hf_mae."
-        )
-    scale = (
-        255 * processor.rescale_factor if processor.do_rescale else 255
-    )  # timm divides by 255 and normalises, always
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)  # timm always divides by 255 and normalises
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     whole = (processor.size.height, processor.size.width) if processor.size.height else None
     crop = whole if whole and not processor.do_center_crop else processor.crop_height_width
