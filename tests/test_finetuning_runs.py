@@ -96,6 +96,17 @@ def test_run__that_goes_on_adds_up_its_hours(call, short, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+def test_run__that_ended_within_an_epoch_stays_as_it_is_when_it_is_started_again(call, short, tmp_path):
+    """Trainer looks whether it is at the end after a step only, and would take a third one."""
+    call(finetune_command, *short, "--max_steps", 2)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    call(finetune_command, *short, "--max_steps", 2)
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [finetune_command, probe_command])
 def test_run__is_alone_in_its_folder_until_its_end(call, short, tmp_path, command):
     """Another process is refused before anything is changed; a run that is refused or has ended keeps nobody out."""

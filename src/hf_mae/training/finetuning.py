@@ -366,6 +366,11 @@ class FineTuningTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def _run_epoch(self, *args, **kwargs):
+        """Trains for an epoch. Trainer would take a step more if a run that has taken its last is started again."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """Computes the gradients of a batch and returns its loss, which is checked before the optimizer's step."""
         self._seed_part_of_step()
