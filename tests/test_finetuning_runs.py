@@ -98,7 +98,8 @@ def test_run__that_goes_on_adds_up_its_hours(call, short, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_run__that_ended_within_an_epoch_stays_as_it_is_when_it_is_started_again(call, short, tmp_path):
     """Trainer looks whether it is at the end after a step only, and would take a third one."""
-    call(finetune_command, *short, "--max_steps", 2)
+    said = call(finetune_command, *short, "--max_steps", 2)
+    assert f"Done: model, card and eval_results.json are in {tmp_path / 'out'}." in said
     weights = load_file(tmp_path / "out" / "model.safetensors")
     call(finetune_command, *short, "--max_steps", 2)
     again = load_file(tmp_path / "out" / "model.safetensors")

@@ -411,6 +411,8 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
         _print_plan(args, model, len(trainer.train_dataset), train_images)
     record = {**run_record(recipe, train_images), "num_images": len(trainer.train_dataset)}
     metrics = trainer.run(record, checkpoint)
+    if trainer.is_world_process_zero():
+        print(f"Done: model, card and eval_results.json are in {args.output_dir}.", flush=True)
     return FineTuned(model, metrics, Path(args.output_dir))
 
 
