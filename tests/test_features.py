@@ -288,6 +288,12 @@ def test_extraction__unsuitable_images_are_found_before_the_work(run, checkpoint
         run("--model_name_or_path", tmp_path / "model", *arguments)
 
 
+def test_extraction__says_before_the_work_that_the_file_cannot_be_written(tmp_path):
+    (tmp_path / "features.parquet.partial").mkdir()
+    with pytest.raises(OSError, match=r"features\.parquet\.partial"):
+        features.FeatureFile(tmp_path / "features.parquet", {})
+
+
 def test_extraction__does_not_replace_the_images(run, checkpoint, tmp_path):
     pq.write_table(pa.table({"image": [b"a picture"]}), tmp_path / "shard.parquet")
     files = ["--data", tmp_path / "shard.parquet", "--output", tmp_path / "shard.parquet"]

@@ -321,6 +321,7 @@ class FeatureFile:
         self.output, self.metadata = Path(output), {name: json.dumps(value) for name, value in metadata.items()}
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.partial = self.output.with_name(self.output.name + ".partial")
+        self.partial.write_bytes(b"")  # where none can be written, that is said before the work
         self.parquet, self.batches = self.output.suffix == ".parquet", []
         self.texts: dict[str, list[str]] = {"name": []}
         self.writer: pq.ParquetWriter | None = None
