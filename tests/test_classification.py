@@ -310,6 +310,8 @@ def test_loading__says_that_there_is_no_such_folder(load, tmp_path):
 def test_loading__of_a_folder_without_a_model_gives_no_default(tmp_path):
     with pytest.raises(OSError, match="holds no model: there is no config.json"):
         MAEConfig.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="holds no model: there is no config.json"):
+        MAEImageProcessor.from_pretrained(tmp_path)
 
 
 def test_loading__half_an_encoder_is_reported_by_name(tiny_model, tmp_path, log):

@@ -34,7 +34,10 @@ class CommandParser(HfArgumentParser):
         namespace, unknown = self.parse_known_intermixed_args(argv)  # positional arguments may follow flags
         if unknown:
             known = [name for action in self._actions for name in action.option_strings if "-" not in name[2:]]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            wanted = unknown[0].split("=")[0]
+            same = {"--model", "--model_name_or_path"}  # what a command calls one of these, others call the other
+            close = [name for name in known if wanted in same and name in same]
+            close = close or difflib.get_close_matches(wanted, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else f" See {self.prog} --help."
             raise ValueError(f"There is no argument {unknown[0]}.{hint}")
         return namespace

@@ -288,7 +288,8 @@ def _parser(prog: str, description: str, output: str) -> CommandParser:
     """Returns the arguments that both commands share."""
     parser = CommandParser(prog=prog, description=description)
     parser.add_argument("model_name_or_path", help="Checkpoint: a folder, or a name on the Hub.")
-    parser.add_argument("images", nargs="*", help="Pictures, or folders of them. Default: the embedded images.")
+    # With a default, or argparse would call them required where the model is missing.
+    parser.add_argument("images", nargs="*", default=[], help="Pictures, or folders. Default: the embedded images.")
     parser.add_argument("--num_images", type=int, default=6, help="How many are taken of a folder, evenly spread.")
     parser.add_argument("--image_size", type=int, help="Pixels, a multiple of the patch. Default: the checkpoint's.")
     parser.add_argument("--columns", type=int, default=2, help="Images in a row of the sheet.")

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 
 @contextmanager
 def explaining_missing(name: str | os.PathLike) -> Iterator[None]:
-    """Says that there is no such folder, where libraries ask the Hub for it and complain about repositories.
+    """Says that there is no such folder, or no model in it, where libraries complain about repositories of the Hub.
 
     Args:
         name (`str` or `os.PathLike`): What is being loaded: a folder, or a name on the Hub.
@@ -27,6 +27,8 @@ def explaining_missing(name: str | os.PathLike) -> Iterator[None]:
         yield
     except (OSError, HFValidationError) as error:
         name = os.fspath(name)
+        if os.path.isdir(name) and not os.path.exists(os.path.join(name, "config.json")):
+            raise OSError(f"{name} holds no model: there is no config.json.") from error
         if os.path.exists(name):
             raise
         message = f"There is no folder {name!r}"

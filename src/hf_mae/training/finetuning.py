@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 from transformers.utils import logging
 
@@ -109,6 +110,8 @@ class FineTuningArguments(TrainingArguments):
         self.dataloader_num_workers = int(on_gpu) if workers is None else workers
         with joining_processes():
             super().__post_init__()
+        if "tensorboard" in self.report_to and not is_tensorboard_available():  # transformers would blame torch
+            raise ValueError("`report_to` tensorboard: it is not installed (pip install tensorboard).")
         if workers is None and on_gpu:  # on a CPU the model has better use for the cores
             self.dataloader_num_workers = local_num_workers()
         # DataLoader refuses persistent workers where there are none.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from transformers.hf_argparser import HfArg
 
 from .arguments import config_changes, fit_values, parse_duration, text_of_changes
@@ -285,9 +286,11 @@ class PretrainingSettings(
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
         if self.report_to is not None and self.report_to not in {str(each.value) for each in get_available_trackers()}:
+            known = [tracker.value for tracker in LoggerType if tracker != LoggerType.ALL]
+            if self.report_to in known:
+                raise ValueError(f"`report_to` {self.report_to}: it is not installed (pip install {self.report_to}).")
             raise ValueError(
-                f"`report_to` {self.report_to}: Accelerate knows no such tracker, or it is not installed "
-                f"(pip install {self.report_to})."
+                f"`report_to` {self.report_to}: Accelerate knows no such tracker. Choose one of {', '.join(known)}."
             )
         if min(self.image_std or [1]) <= 0:
             raise ValueError(f"`image_std` must be above 0, got {self.image_std}.")
