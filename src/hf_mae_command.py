@@ -89,9 +89,9 @@ def main(argv: list[str] | None = None):
             status, message = 1, _LOST_CONNECTION
         if show_traceback or status is None:
             raise
-        from hf_mae.cli import in_flags
-
-        _end(f"hf-mae {command}: {in_flags(message) or type(error).__name__}", status)
+        cli = sys.modules.get("hf_mae.cli")  # not imported: if Ctrl-C came while torch was loaded, that fails
+        message = cli.in_flags(message) if cli else message
+        _end(f"hf-mae {command}: {message or type(error).__name__}", status)
 
 
 def _exit_status(error: BaseException) -> int | None:

@@ -149,6 +149,18 @@ def test_end_of_another_process__is_said_in_one_line(capsys, monkeypatch, error,
         assert hf_mae(capsys, "pretrain") == (1, f"{line}The same command goes on from the last checkpoint.\n")
 
 
+def test_ctrl_c__while_torch_is_loaded_does_not_load_it_again(capsys, monkeypatch):
+    """What was loaded in part may not load a second time, and the error of that would hide the Ctrl-C."""
+
+    def load(module):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hf_mae_command.importlib, "import_module", load)
+    monkeypatch.delitem(sys.modules, "hf_mae.cli")
+    assert hf_mae(capsys, "score") == (130, "hf-mae score: KeyboardInterrupt\n")
+    assert "hf_mae.cli" not in sys.modules
+
+
 def test_traceback__is_shown_when_asked_for(capsys):
     with pytest.raises(OSError, match="no/such-data"):
         hf_mae(capsys, "pretrain", "--data", "no/such-data", "--traceback")
