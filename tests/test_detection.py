@@ -399,5 +399,5 @@ def test_classes__without_boxes_are_named(pretrained, call, tmp_path, monkeypatc
 
 def test_missing_libraries__are_named(monkeypatch, call):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ImportError, match=r"pip install hf-mae\[detect\]"):
+    with pytest.raises(ImportError, match=r'pip install "hf-mae\[detect\]"'):
         call(script.detect_command, "--preset", "tiny")

@@ -22,7 +22,7 @@ def check_libraries():
     except ImportError as error:
         raise ImportError(
             f"Detection needs scipy, to match boxes, and faster-coco-eval, for the figures ({error}): "
-            "pip install hf-mae[detect]."
+            'pip install "hf-mae[detect]".'
         ) from error
 
 

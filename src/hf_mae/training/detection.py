@@ -47,7 +47,8 @@ _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
 
 Boxes are COCO files, YOLO folders (images/ and labels/), Pascal VOC files, or a column of objects in metadata.jsonl, in
 parquet files or on the Hub; the format is found by a look. Without --data scenes are made of the embedded pictures of
-clothes. The same command continues an interrupted run. Needs pip install hf-mae[detect]."""
+clothes. The same command continues an interrupted run. Needs pip install "hf-mae[detect]".
+"""
 
 _HEADS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "dfine": (DFineConfig, DFineForObjectDetection),
