@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 help:
 	@echo "make pretrain   pre-train a small MAE on the embedded images, draw a sheet, load it back (minutes on a CPU)"
-	@echo "make test       run the tests, under ten minutes on two quiet cores"
+	@echo "make test       run the tests, five to eight minutes on two quiet cores"
 	@echo "make test-fast  run those that take a minute together, for daily work"
 	@echo "make test-all   run the long proofs, too"
 	@echo "make check      verify format, lint, types and spelling;  make style: format the code"
