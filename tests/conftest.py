@@ -11,6 +11,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # and idle threads sleep
 
+import multiprocessing
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -81,6 +82,21 @@ def names_of(images):
 def patience(seconds):
     """Returns a time budget that grows with the load of the machine."""
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def run_two_forks(target, *arguments):
+    """Calls a function in two forks of this process, with (rank, *arguments), and checks that both succeed.
+
+    The function must end by `os._exit(0)`: what pytest would do at the end is not for a fork.
+    """
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=target, args=(rank, *arguments)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(patience(60))
+        process.kill()
+        assert process.exitcode == 0
 
 
 def metrics(output_dir, name):

@@ -2,7 +2,6 @@
 # Copyright 2026 The hf_mae authors
 """Which device and precision a run has, how processes share CPUs, and models that are wrapped or sharded."""
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
-from conftest import make, patience
+from conftest import make, run_two_forks
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_mae import MAEForImageClassification
@@ -163,14 +162,7 @@ def run_twice(rank, port):
 def test_second_run_of_a_script__finds_the_new_processes_in_the_store_of_torchrun():
     """The store still has the addresses of the first run, where nobody is any more."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=run_twice, args=(rank, store.port)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(patience(60))
-        process.kill()
-        assert process.exitcode == 0
+    run_two_forks(run_twice, store.port)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@
 import copy
 import json
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import SMALL, STEPS, SignalAt, metrics, patience, same_tensors
+from conftest import SMALL, STEPS, SignalAt, metrics, run_two_forks, same_tensors
 from safetensors.torch import load_file, save_file
 
 from hf_mae import MAEForPreTraining, MAEImageProcessor, pretrain
@@ -257,14 +256,7 @@ def test_two_processes__take_the_steps_of_one(tiny_config, tmp_path):
     """Replicated (DDP) with bit-equal weights in both, and sharded (FSDP2), where matrices are cut unevenly."""
     # Half of 45 or 27 rows is no whole number, and half of the rows of q, k and v ends within k.
     config = tiny_config(hidden_size=36, intermediate_size=45, decoder_intermediate_size=27)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=be_one_of_two, args=(rank, config, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(patience(60))
-        process.kill()
-        assert process.exitcode == 0
+    run_two_forks(be_one_of_two, config, tmp_path)
     model, optimizer = take_steps(config)
     first, second = (load_file(tmp_path / f"replicated-{rank}.safetensors") for rank in (0, 1))
     sharded = MAEForPreTraining.from_pretrained(tmp_path / "sharded" / "checkpoint-3")
