@@ -283,7 +283,7 @@ class ParquetImages(ImageSource):
             self._cache[group] = (rows, unread - 1)
         if len(self._cache) > self.row_groups_at_once:
             self._cache.popitem(last=False)
-        folder = os.path.dirname(self._files[self._row_of(index)[0]]) if self._filesystem is None else ""
+        folder = os.path.dirname(self._files[int(self._groups[group, 0])]) if self._filesystem is None else ""
         return _open_cell(row, self._type, folder)
 
     def describe(self, index: int) -> str:
@@ -329,15 +329,16 @@ class ParquetImages(ImageSource):
     def _parquet(self, number: int):
         import pyarrow.parquet
 
-        if len(self._open) > _CACHED_ROW_GROUPS:
+        # A remote file is opened again in a worker, since forked processes share the position of a file.
+        key = number if self._filesystem is None else (os.getpid(), number)
+        if key not in self._open and len(self._open) > _CACHED_ROW_GROUPS:
             self._open.clear()
         if self._filesystem is None:
             # Not mapped into memory, where a file that is cut, or a file server that is away, would kill the process.
             # Opened for each read, since an open file holds memory of its last one; only what its end says is kept.
-            parquet = pyarrow.parquet.ParquetFile(self._files[number], metadata=self._open.get(number))
-            self._open[number] = parquet.metadata
+            parquet = pyarrow.parquet.ParquetFile(self._files[number], metadata=self._open.get(key))
+            self._open[key] = parquet.metadata
             return parquet
-        key = (os.getpid(), number)  # opened again in a worker, since forked processes share the position of a file
         if key not in self._open:
             self._open[key] = pyarrow.parquet.ParquetFile(self._filesystem.open(self._files[number]))
         return self._open[key]

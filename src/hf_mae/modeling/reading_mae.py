@@ -505,7 +505,9 @@ def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSet
         check_png(image)
     if image.format == "JPEG2000" and image.tile:
         _prepare_jpeg2000(image)
-    bits, opaque = _bits_of_grey(image), _has_no_opacity(image)
+    bits, opaque = _bits_of_grey(image), _is_opaque_tga(image)
+    if image.format == "PSD" and image.tile:
+        opaque = not _prepare_psd(image)
     image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
         return _read_grey(image, bits)
@@ -580,14 +582,12 @@ def _prepare_psd(image: PIL.Image.Image) -> bool:
     return length > 0 and layers > 0 and number < 0
 
 
-def _has_no_opacity(image: PIL.Image.Image) -> bool:
-    """Returns whether a TGA or PSD says that its fourth band is no opacity, which Pillow takes it for."""
-    if image.format == "PSD" and image.tile:
-        return not _prepare_psd(image)
+def _is_opaque_tga(image: PIL.Image.Image) -> bool:
+    """Returns whether a TGA says that its fourth byte is no opacity, which Pillow takes it for. It is often 0."""
     if image.format != "TGA" or image.mode not in ("LA", "RGBA") or not image.tile:
         return False
     image.fp.seek(17)
-    return image.fp.read(1)[0] & 15 == 0  # the band is often 0
+    return image.fp.read(1)[0] & 15 == 0
 
 
 def _bits_of_grey(image: PIL.Image.Image) -> int:
