@@ -29,8 +29,10 @@ for seed in "${@:-0}"; do
     echo "batch_256 $seed --effective_batch_size 256"
     echo "views_2 $seed --views_per_image 2"
     echo "prediction_50 $seed --config_overrides $model,prediction_ratio=0.5"
+    echo "crops_fifth $seed --crop_scale_min 0.2"
     echo "muon_80 $seed --num_train_epochs 80"
     echo "batch_64_80 $seed --num_train_epochs 80 --effective_batch_size 64"
+    echo "crops_fifth_80 $seed --num_train_epochs 80 --crop_scale_min 0.2"
     echo "wsd_80 $seed --num_train_epochs 80 --schedule wsd"
     echo "adamw_80 $seed --num_train_epochs 80 --optimizer adamw --base_learning_rate 4e-3"
 done | xargs -P "${JOBS:-2}" -L 1 bash -c 'one "$@"' one
