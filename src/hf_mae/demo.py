@@ -551,15 +551,11 @@ license: apache-2.0
 {models}---
 
 A page to try {model}, a masked autoencoder: hide and show patches of a picture and see what the model predicts for
-them, what a patch attends to, and how badly each patch is predicted from others. Made with
-[hf_mae](https://pypi.org/project/hf-mae); the license above is that of this page.
+them, what a patch attends to, and how badly each patch is predicted from others. Made with hf_mae;
+the license above is that of this page.
 """
 _NOT_OF_A_SPACE = {"model", "space", "port", "share", "device"}  # settings of this machine, and the model itself
-# Spaces without a GPU need no CUDA libraries. Gradio itself is installed by `sdk_version`.
-_REQUIREMENTS = """--extra-index-url https://download.pytorch.org/whl/cpu
-torch
-hf-mae=={version}
-"""
+_REQUIREMENTS = "hf-mae=={version}\n"  # brings torch. Gradio itself is installed by `sdk_version`.
 
 
 def write_space(args: DemoArguments) -> Path:
