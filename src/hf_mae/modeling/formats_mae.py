@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Opens image files that Pillow can't read as they are stored, and gives their values unchanged.
+"""What all readers of image files share, and those of formats that Pillow does not read.
 
-DICOM by pydicom and NIfTI by nibabel, both of them optional; FITS, arrays and deep PNG, PGM and JPEG 2000 without
-another library. TIFF is in tiff_mae.py. A file whose pixels would be changed, dropped or made up is refused by
+DICOM by pydicom and NIfTI by nibabel, both of them optional; FITS and arrays without another library. Pictures are in
+pictures_mae.py and TIFF in tiff_mae.py. A file whose pixels would be changed, dropped or made up is refused by
 [`UnsuitableImageError`]. reading_mae.py decides which reader a file goes to.
 """
 
@@ -11,15 +11,11 @@ import gzip
 import importlib
 import io
 import math
-import os
-import re
-import struct
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import IO
 
 import numpy as np
 import PIL.Image
@@ -27,7 +23,6 @@ import PIL.ImageFile
 import torch
 
 EXIF_ORIENTATION = 0x0112
-_EIGHT_BITS = 7  # as JPEG 2000 writes it: without a sign, and one less
 # (swap rows and columns, then flip rows, flip columns) of each orientation. Source: Exif 2.3, section 4.6.4.
 ORIENTATIONS = {
     2: (False, False, True),
@@ -241,202 +236,13 @@ def native(array: np.ndarray) -> np.ndarray:
     return array.astype(kind, copy=False).view(kind)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# PNG, PGM and JPEG 2000 whose values Pillow changes, and kinds of JPEG, JPEG 2000, PFM and PSD that it does not open
-
-
-class DeepPicture(ImageFile):
-    """A picture that Pillow opens but would cut to 8 bits, or shift or stretch to 8 or 16 bits."""
-
-    num_pages = 1
-
-    def __init__(self, file: str | bytes, size: tuple[int, int]):
-        super().__init__(file)
-        self.size = size
-
-    def read(self, page: int = 0) -> StoredImage:
-        with PIL.Image.open(self._stream()) as image:
-            return oriented(read_deep(image), exif_orientation(image))
-
-
-def is_deep(image: PIL.Image.Image) -> bool:
-    """Returns whether Pillow, which has opened a picture but not decoded it, would change its values."""
-    if image.format == "PNG":
-        if not image.tile and image.mode in ("RGB", "RGBA") and _png_depth(image) == 16:
-            raise UnsuitableImageError("Pillow has decoded it already, to 8 of its 16 bits. Give the path instead.")
-        mode = str(image.tile[0][3]) if image.tile else ""
-        return mode.endswith(";16B") and not mode.startswith("I")
-    if image.format == "PPM" and image.tile:
-        return _pnm_header(image)[2] not in (0, 255)
-    if image.format != "JPEG2000" or not image.tile or image.mode == "P":
-        return False
-    return any(kind != _EIGHT_BITS for kind in _jpeg2000_components(image.fp))
-
-
-def _png_depth(image: PIL.Image.Image) -> int | None:
-    """Returns the bits of a value in the file of a PNG that Pillow has decoded, if the file is known."""
-    name = getattr(image, "filename", "")
-    if not isinstance(name, str) or not os.path.isfile(name):
-        return None
-    with open(name, "rb") as stream:
-        header = stream.read(25)
-    return header[24] if header[12:16] == b"IHDR" else None
-
-
-def read_deep(image: PIL.Image.Image) -> StoredImage:
-    """Returns the values of a picture for which [`is_deep`] is true."""
-    return {"PNG": _read_deep_png, "PPM": _read_deep_pnm, "JPEG2000": _read_deep_jpeg2000}[image.format](image)
-
-
-def check_png(image: PIL.Image.Image):
-    """Raises an error if the pixels of a PNG are damaged. Pillow takes what comes once it has all rows.
-
-    Raises:
-        OSError: If a checksum does not agree.
-    """
-    if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
-        return
-    content, position = memoryview(reopened(image).getbuffer()), 8
-    while position + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, position)
-        end = position + 8 + length
-        if (
-            kind in (b"IDAT", b"fdAT")
-            and zlib.crc32(content[position + 4 : end]).to_bytes(4, "big") != content[end : end + 4]
-        ):
-            raise OSError("its pixels are damaged: a checksum of the PNG does not agree")
-        position = end + 4
-
-
-def _read_deep_png(image: PIL.Image.Image) -> StoredImage:
-    """Returns a PNG of 16 bits and several bands, of which Pillow would keep the high bytes only."""
-    check_png(image)
-    mode = str(image.tile[0][3])
-    parts, tile = [], image.tile
-    # Pillow's reader of little-endian values takes the byte that is the lower one here. Grey with opacity has four
-    # bytes a pixel, as RGBA has.
-    for reading in ("RGBA",) if mode == "LA;16B" else (mode, mode.replace(";16B", ";16L")):
-        part = PIL.Image.open(reopened(image))
-        part.tile = [part.tile[0]._replace(args=reading) if hasattr(tile[0], "_replace") else (*tile[0][:3], reading)]
-        parts.append(np.asarray(part).astype(np.uint16))
-    high, low = (parts[0][..., 0::2], parts[0][..., 1::2]) if mode == "LA;16B" else parts
-    pixels, key = (high * 256 + low).transpose(2, 0, 1), image.info.get("transparency")
-    if mode == "RGB;16B" and isinstance(key, tuple):
-        pixels = with_opacity(pixels, key, 65535)
-    return StoredImage(pixels, alpha=len(pixels) in (2, 4))
-
-
-def with_opacity(pixels: np.ndarray, key: int | tuple[int, ...], white: int) -> np.ndarray:
-    """Returns pixels (bands, height, width) and their opacity: 0 where they are the key of a PNG, else `white`."""
-    opaque = (pixels != np.reshape(key, (-1, 1, 1))).any(axis=0, keepdims=True)
-    return np.concatenate([pixels, opaque.astype(pixels.dtype) * pixels.dtype.type(white)])
-
-
 def reopened(image: PIL.Image.Image) -> io.BytesIO:
+    """Returns the content of the file that Pillow has opened."""
     position = image.fp.tell()
     image.fp.seek(0)
     content = io.BytesIO(image.fp.read())
     image.fp.seek(position)
     return content
-
-
-def _pnm_header(image: PIL.Image.Image) -> tuple[int, int, int, int]:
-    """Returns width, height, largest value, and where the values begin; 0 as largest value if it has none."""
-    image.fp.seek(0)
-    content, fields, position = image.fp.read(4096), [], 2
-    if content[:2] not in (b"P2", b"P3", b"P5", b"P6"):
-        return *image.size, 0, 0
-    while len(fields) < 3:
-        while content[position : position + 1].isspace():
-            position += 1
-        if content[position : position + 1] == b"#":
-            position = content.index(b"\n", position)
-            continue
-        end = position
-        while content[end : end + 1].isdigit():
-            end += 1
-        fields.append(int(content[position:end]))
-        position = end
-    return *fields, position + 1
-
-
-def _read_deep_pnm(image: PIL.Image.Image) -> StoredImage:
-    """Returns a PGM or PPM whose white is not 255 as stored. Pillow would keep 8 bits or stretch the values."""
-    width, height, largest, start = _pnm_header(image)
-    content = reopened(image).getvalue()
-    shape = (height, width, 3 if content[:2] in (b"P3", b"P6") else 1)
-    if content[:2] in (b"P5", b"P6"):
-        pixels = np.frombuffer(content, ">u2" if largest > 255 else "u1", math.prod(shape), start)
-    else:
-        words = re.sub(rb"#[^\r\n]*", b" ", content[start:]).split()  # comments may lie among the values
-        pixels = np.array(words[: math.prod(shape)], dtype=np.uint16)
-    pixels = pixels.astype(np.uint16 if largest > 255 else np.uint8)
-    return StoredImage(pixels.reshape(shape).transpose(2, 0, 1), limit=largest)
-
-
-def _jpeg2000_components(stream: IO[bytes]) -> bytes:
-    """Returns a byte for each component of a JPEG 2000: its bits minus 1, plus 128 if it is signed; none if not found.
-
-    Source: ISO/IEC 15444-1, annexes A.5.1 and I.4.
-    """
-    position, length, kind = 0, 12, b"jP  "
-    stream.seek(0)
-    if stream.read(4) != b"\xff\x4f\xff\x51":  # boxes, one of which holds the pictures, after metadata of any length
-        while kind != b"jp2c":
-            position += length
-            stream.seek(position)
-            header = stream.read(16)
-            if len(header) < 16 or length < 8:
-                return b""
-            length, kind = struct.unpack_from(">I4s", header)
-            start = position + 8
-            if length == 1:
-                length, start = int.from_bytes(header[8:], "big"), position + 16
-        position = start
-    stream.seek(position + 40)
-    (count,) = struct.unpack(">H", stream.read(2))
-    return stream.read(3 * count)[::3]
-
-
-def _read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage:
-    """Returns grey JPEG 2000 as stored, which Pillow shifts up to 8 or 16 bits; refuses signed values and colours."""
-    kinds = _jpeg2000_components(image.fp)
-    bits, signed = (kinds[0] & 127) + 1, any(kind > 127 for kind in kinds)
-    if len(kinds) > 1 or signed or bits > 16:
-        raise UnsuitableImageError(
-            f"The image is {'signed ' if signed else ''}JPEG 2000 of {bits} bits and {len(kinds)} band(s), which "
-            "Pillow can't read in full. Convert it to TIFF."
-        )
-    pixels = np.asarray(PIL.Image.open(reopened(image)))
-    return StoredImage((pixels >> ((8 if bits <= 8 else 16) - bits))[None], limit=2**bits - 1)
-
-
-def unopened_kind(stream: IO[bytes]) -> str | None:
-    """Returns what a file is that Pillow does not take for an image though it is one, or `None` for others."""
-    stream.seek(0)
-    start = stream.read(24)
-    if start[:4] == b"8BPS" and (bits := start[23]) > 8:
-        return f"PSD of {bits} bits"
-    if start[:3] in (b"PF\n", b"PF ", b"PF\r"):
-        return "PFM of colours"
-    if start[4:8] == b"jP  " or start[:4] == b"\xff\x4f\xff\x51":
-        kinds = _jpeg2000_components(stream)
-        return f"JPEG 2000 of {len(kinds)} bands" if len(kinds) > 4 else None
-    bits = _jpeg_bits(stream) if start[:3] == b"\xff\xd8\xff" else 8
-    return None if bits == 8 else f"JPEG of {bits} bits"
-
-
-def _jpeg_bits(stream: IO[bytes]) -> int:
-    """Returns the bits of the values in a JPEG, 8 if it does not say. Source: ITU-T T.81, annex B.2.2."""
-    position = 2
-    while True:
-        stream.seek(position)
-        segment = stream.read(5)
-        if len(segment) < 5 or segment[0] != 0xFF:
-            return 8
-        if 0xC0 <= segment[1] <= 0xCF and segment[1] not in (0xC4, 0xC8, 0xCC):  # those are tables
-            return segment[4]
-        position += 2 + int.from_bytes(segment[2:4], "big")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,12 @@
 # Copyright 2026 The hf_mae authors
 """Reads images as they are stored, and turns stored values into the range that a model takes.
 
-Training and the image processor both read with these functions, so that they see the same pixels. Pillow reads what it
-keeps exactly; the other files go to the readers of formats_mae.py and tiff_mae.py.
+Training and the image processor both read with these functions, so that they see the same pixels. What is special about
+a format is in pictures_mae.py, tiff_mae.py and formats_mae.py.
 """
 
-import io
 import math
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +18,6 @@ import torch
 
 from .formats_mae import (
     ArrayFile,
-    DeepPicture,
     DicomFile,
     FitsFile,
     ImageFile,
@@ -28,40 +25,19 @@ from .formats_mae import (
     NiftiFile,
     StoredImage,
     UnsuitableImageError,
-    check_png,
     exif_orientation,
     extension_by_content,
-    is_deep,
     joined,
     native,
     open_arrays,
     oriented,
-    read_deep,
-    reopened,
-    unopened_kind,
-    with_opacity,
 )
-from .tiff_mae import (
-    TIFF_SIGNATURES,
-    declared_nodata,
-    exact_tiff,
-    open_tiff,
-    pages_of_tiff,
-    tiff_tag,
-    white_is_zero,
-)
+from .pictures_mae import PICTURE_EXTENSIONS, frame_of, num_frames, open_picture, read_picture
+from .tiff_mae import TIFF_SIGNATURES, exact_tiff, open_tiff, pages_of_tiff
 
-# What Pillow decodes by itself: no EPS or PS, which start another program, and none of its stubs.
-_PILLOW = """
-    .apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .flc .fli .ftc .ftu .gbr .gif .icb .icns .ico .iim .im .j2c
-    .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .msp .pbm .pcd .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi
-    .ras .rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm
-"""
 _DICOM = (".dcm", ".dicom", ".ima")
 _SLIDES = (".ndpi", ".scn", ".svs")  # TIFFs of scanners
-IMAGE_EXTENSIONS = (*_PILLOW.split(), *_DICOM, ".fit", ".fits", ".nii", ".nii.gz", ".npy", ".npz", *_SLIDES)
-# Formats whose further pictures are not pages: other views of a photograph, sizes of an icon, layers of a drawing.
-_ONE_PICTURE = ("MPO", "ICO", "ICNS", "CUR", "PSD")
+IMAGE_EXTENSIONS = (*PICTURE_EXTENSIONS, *_DICOM, ".fit", ".fits", ".nii", ".nii.gz", ".npy", ".npz", *_SLIDES)
 
 
 @dataclass(frozen=True)
@@ -160,22 +136,12 @@ def open_image(file: str | bytes, extension: str | None = None) -> OpenedImage:
     try:
         if start.startswith(TIFF_SIGNATURES):
             return open_tiff(file)
-        image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        return open_picture(file)
     except PIL.Image.DecompressionBombError as error:
         # Its header may be broken, so that it is not taken for unsuitable.
         raise OSError(
             f"{str(error).split(',')[0]}. Read it in windows (`tile`) as a TIFF, or make it smaller"
         ) from error
-    except PIL.UnidentifiedImageError as error:
-        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
-            kind = unopened_kind(stream)
-        if kind is None:
-            raise
-        raise UnsuitableImageError(f"The image is a {kind}, which Pillow can't read. Convert it to TIFF.") from error
-    if not is_deep(image):
-        return image
-    image.close()
-    return DeepPicture(file, image.size[::-1])
 
 
 def _first_bytes(file: str | bytes) -> bytes:
@@ -191,9 +157,7 @@ def num_pages(image: OpenedImage) -> int:
         return image.num_pages
     if isinstance(image, PIL.Image.Image) and image.format == "TIFF":
         return len(pages_of_tiff(image)) if getattr(image, "is_animated", False) else 1
-    if isinstance(image, PIL.Image.Image) and image.format not in _ONE_PICTURE:
-        return getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
-    return 1
+    return num_frames(image) if isinstance(image, PIL.Image.Image) else 1
 
 
 def page_of(image: OpenedImage, page: int) -> OpenedImage:
@@ -206,10 +170,7 @@ def page_of(image: OpenedImage, page: int) -> OpenedImage:
         return image
     if image.format == "TIFF":  # a copy of Pillow's would lose what the tags say of the values
         return ImagePage(exact_tiff(image), page)
-    if image.format == "PNG" and image.fp is not None:  # it is given up once the frames are read
-        check_png(image)
-    image.seek(page)
-    return image.copy()
+    return frame_of(image, page)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -254,7 +215,7 @@ def read_stored(
         if pages > 1 and settings.pages == "channels":
             image = joined([read_stored(page_of(image, page), 1, settings, orient=False) for page in range(pages)])
         else:
-            image = _read_pillow(image, num_channels, settings)
+            image = read_picture(image, num_channels, as_stored=settings.bands is not None)
         if orient:  # after reading: Pillow has then turned a TIFF by itself, and says that nothing is left to do
             image = oriented(image, exif_orientation(picture))
     elif isinstance(image, ImageFile):
@@ -487,151 +448,6 @@ def as_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     # torch takes no negative strides, and warns of arrays that are read-only.
     usable = pixels.flags.writeable and min(pixels.strides, default=1) >= 0
     return torch.from_numpy(pixels if usable else pixels.copy())
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Pictures of Pillow
-
-
-def _read_pillow(image: PIL.Image.Image, num_channels: int, settings: ReadingSettings) -> StoredImage:
-    """Returns the values of a picture. 8-bit colours become RGB or grey, unless `settings.bands` chooses from them."""
-    if is_deep(image):
-        return read_deep(image)
-    if image.format == "SGI" and image.tile and (image.tile[0][0] == "SGI16" or image.tile[0][3][-1] == 2):
-        raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
-    if image.format == "BMP" and image.tile and image.info.get("compression") == 2:
-        raise UnsuitableImageError("BMP files compressed as RLE4 can't be read right. Convert it to PNG.")
-    if image.format == "PNG" and image.tile:
-        check_png(image)
-    if image.format == "JPEG2000" and image.tile:
-        _prepare_jpeg2000(image)
-    bits, opaque = _bits_of_grey(image), _is_opaque_tga(image)
-    if image.format == "PSD" and image.tile:
-        opaque = not _prepare_psd(image)
-    image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
-    if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
-        return _read_grey(image, bits)
-    if opaque:
-        image = image.convert(image.mode.removesuffix("A"))
-    numbers = np.asarray(image.getchannel(0))[None] if image.format == "TIFF" and image.mode in ("P", "PA") else None
-    image_in_mode = _with_mode(image, num_channels, settings)
-    array = np.asarray(image_in_mode)
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    alpha = image_in_mode.mode in ("LA", "RGBA")
-    on_white = alpha and image.format == "PSD"  # its colours are, so that without the white they are premultiplied
-    if on_white and settings.bands is None:
-        array = np.concatenate([array[:-1] - np.minimum(array[:-1], 255 - array[-1:]), array[-1:]])
-    return StoredImage(array, nodata=declared_nodata(image), numbers=numbers, alpha=alpha, premultiplied=on_white)
-
-
-def _prepare_jpeg2000(image: PIL.Image.Image):
-    """Gives a JPEG 2000 all colours of its palette: Pillow leaves out those that are there twice, and moves the others.
-
-    Source: ISO/IEC 15444-1, annexes I.5.3.4 and I.5.3.6.
-
-    Raises:
-        UnsuitableImageError: If the channels are in another order than colours are, which Pillow does not look at.
-    """
-    boxes = _jpeg2000_header(reopened(image).getvalue())
-    channels = struct.iter_unpack(">HHH", boxes.get(b"cdef", b"")[2:])
-    if any(kind == 0 and 0 < colour < 65535 and colour != channel + 1 for channel, kind, colour in channels):
-        raise UnsuitableImageError("The channels of this JPEG 2000 are in an unusual order. Convert it to TIFF.")
-    if image.mode == "P" and b"pclr" in boxes:
-        count, bands = struct.unpack_from(">HB", boxes[b"pclr"])
-        if {3: "RGB", 4: "RGBA"}.get(bands) == image.palette.mode:
-            image.putpalette(boxes[b"pclr"][3 + bands :][: count * bands], image.palette.mode)
-
-
-def _jpeg2000_header(content: bytes) -> dict[bytes, bytes]:
-    """Returns the contents of the boxes in the header of a JPEG 2000, by their kinds."""
-    boxes, position, end = {}, 0, len(content)
-    while position + 8 <= end:
-        length, kind = struct.unpack_from(">I4s", content, position)
-        if kind == b"jp2h":  # the others lie in it
-            position, end = position + 8, position + length
-        elif length >= 8:
-            boxes[kind] = content[position + 8 : position + length]
-            position += length
-        else:  # no boxes, or one that is larger than any of the header
-            break
-    return boxes
-
-
-def _prepare_psd(image: PIL.Image.Image) -> bool:
-    """Puts right where the bands of a PSD begin, and returns whether it says that the fourth is the opacity.
-
-    Else that is a selection that somebody saved. Source: Adobe Photoshop File Formats Specification.
-
-    Raises:
-        UnsuitableImageError: If the file holds nothing but layers. In place of the picture there is white or black.
-    """
-    if any(number == 1057 and data[4:5] == b"\0" for number, _, data in image.resources):
-        raise UnsuitableImageError(
-            "The file holds layers, but not the picture that they make. Save it with 'maximize compatibility', or as "
-            "PNG."
-        )
-    image.fp.seek(12)
-    further = int.from_bytes(image.fp.read(2), "big") - len(image.tile)
-    if image.tile[0][0] == "packbits":  # all bands have lengths of rows in front, also those that Pillow leaves out
-        skipped = 2 * image.height * further
-        image.tile = [tile._replace(offset=tile.offset + skipped) for tile in image.tile]
-    image.fp.seek(26)
-    for _ in range(2):  # colours, resources
-        image.fp.seek(int.from_bytes(image.fp.read(4), "big"), os.SEEK_CUR)
-    length, layers, number = struct.unpack(">IIh", image.fp.read(10).ljust(10, b"\0"))
-    return length > 0 and layers > 0 and number < 0
-
-
-def _is_opaque_tga(image: PIL.Image.Image) -> bool:
-    """Returns whether a TGA says that its fourth byte is no opacity, which Pillow takes it for. It is often 0."""
-    if image.format != "TGA" or image.mode not in ("LA", "RGBA") or not image.tile:
-        return False
-    image.fp.seek(17)
-    return image.fp.read(1)[0] & 15 == 0
-
-
-def _bits_of_grey(image: PIL.Image.Image) -> int:
-    """Returns the bits of a value in the file of a picture of one band, which Pillow may not have decoded yet."""
-    if image.format == "TIFF":
-        return (tiff_tag(image, 258) or (1,))[0]
-    if image.mode == "L":
-        mode = image.tile[0][3] if getattr(image, "tile", None) else ""  # as the file stores it
-        return {"L;2": 2, "L;4": 4}.get(mode if isinstance(mode, str) else "", 8)
-    return {"1": 1, "I": 32, "F": 32}.get(image.mode, 16)
-
-
-def _read_grey(image: PIL.Image.Image, bits: int) -> StoredImage:
-    """Returns the values of a picture of one band as stored. Pillow stretches those of fewer bits to 8."""
-    array, white, tiff = native(np.array(image)), 2**bits - 1, image.format == "TIFF"
-    photometric, compression = ((tiff_tag(image, number) or (None,))[0] for number in (262, 259))
-    inverted = tiff and white_is_zero(photometric, compression)
-    inverted |= image.mode == "1" and image.format in ("PSD", "XBM")  # whose zeros are white; Pillow does not say it
-    if image.mode in ("1", "L"):
-        array = array // np.uint8(255 // white) if bits < 8 else array
-        if tiff and not photometric:  # Pillow has inverted the values already; no-data is one of those that are stored
-            array = np.uint8(white) - array
-    elif image.mode == "I" and (image.format == "PNG" or bits == 16):
-        array = array.astype(np.int16 if tiff else np.uint16)
-    pixels, key = array[None], image.info.get("transparency")
-    limit = white if array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize else None
-    if isinstance(key, int) and array.dtype.kind == "u":
-        key = min(key, 1) if image.mode == "1" else key
-        pixels = with_opacity(pixels, key, limit or np.iinfo(array.dtype).max)
-    return StoredImage(pixels, limit, declared_nodata(image), inverted=inverted, alpha=len(pixels) == 2)
-
-
-def _with_mode(image: PIL.Image.Image, num_channels: int, settings: ReadingSettings) -> PIL.Image.Image:
-    """Returns an 8-bit picture of colours in the mode that has the channels of the model, and its opacity if any."""
-    if image.mode == "LAB":  # the one mode that convert() can't convert from
-        lab, rgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
-        image = PIL.ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    transparent = image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info
-    if settings.bands is not None:  # bands as stored; a palette has none, and a colour that stands for transparency one
-        made = image.mode in ("P", "PA") or "transparency" in image.info
-        return image.convert("RGBA" if transparent else "RGB") if made else image
-    wanted = "L" if num_channels == 1 or image.mode in ("LA", "La") else "RGB"
-    wanted += "A" if transparent else ""
-    return image if image.mode == wanted else image.convert(wanted)
 
 
 __all__ = [
