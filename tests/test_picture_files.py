@@ -312,6 +312,21 @@ def test_png__of_frames_that_are_damaged_is_broken(tmp_path):
         page_of(opened, 2)
 
 
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_png__a_text_of_any_length_changes_nothing(tmp_path, kind, depth):
+    """Pillow takes a picture with a text or profile of more than a megabyte for broken."""
+    content = b"Comment\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + zlib.compress(bytes(2**21))
+    orientation = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6" />'
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((kind, content), (b"iTXt", orientation))
+    ]
+    array = values(f"uint{depth}", 3)
+    (tmp_path / "a.png").write_bytes(png(array.transpose(1, 2, 0), depth, 2, b"".join(chunks)))
+    assert np.array_equal(stored(tmp_path / "a.png", 3).pixels, np.rot90(array, -1, (1, 2)))
+
+
 @pytest.mark.parametrize("extension", ["png", "tif"])
 def test_pictures__that_are_too_large_for_pillow_say_the_way_out(tmp_path, monkeypatch, extension):
     PIL.Image.new("L", (8, 4)).save(tmp_path / f"a.{extension}")

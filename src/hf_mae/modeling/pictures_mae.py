@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
@@ -54,8 +55,10 @@ def open_picture(file: str | bytes) -> "PIL.Image.Image | DeepPicture":
     """
     try:
         image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
-    except PIL.UnidentifiedImageError as error:
+    except (OSError, ValueError) as error:
         with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
+            if "MAX_TEXT" in str(error) and (short := _without_texts(content := stream.read())) != content:
+                return open_picture(short)
             kind = _unopened_kind(stream)
         if kind is None:
             raise
@@ -214,16 +217,28 @@ def check_png(image: PIL.Image.Image):
     """
     if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
         return
-    content, position = memoryview(reopened(image).getbuffer()), 8
-    while position + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, position)
-        end = position + 8 + length
-        if (
-            kind in (b"IDAT", b"fdAT")
-            and zlib.crc32(content[position + 4 : end]).to_bytes(4, "big") != content[end : end + 4]
-        ):
+    for chunk in _png_chunks(reopened(image).getbuffer()):
+        if chunk[4:8] in (b"IDAT", b"fdAT") and zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
             raise OSError("its pixels are damaged: a checksum of the PNG does not agree")
-        position = end + 4
+
+
+def _png_chunks(content: bytes | memoryview) -> Iterator[memoryview]:
+    """Yields the chunks of a PNG: each the length of its data, its kind, the data, and a checksum."""
+    content, position = memoryview(content), 8
+    while position + 12 <= len(content):
+        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+        yield content[position:end]
+        position = end
+
+
+def _without_texts(content: bytes) -> bytes:
+    """Returns a PNG without its texts and profiles, of which Pillow reads no more than a megabyte each.
+
+    They change nothing, but for the two kinds that may hold an EXIF orientation.
+    """
+    kinds, kept = (b"tEXt", b"zTXt", b"iTXt", b"iCCP"), (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+    chunks = map(bytes, _png_chunks(content))
+    return content[:8] + b"".join(each for each in chunks if each[4:8] not in kinds or each[8:].startswith(kept))
 
 
 def _png_depth(image: PIL.Image.Image) -> int | None:
@@ -414,9 +429,9 @@ def _is_opaque_tga(image: PIL.Image.Image) -> bool:
 
 
 def _unopened_kind(stream: IO[bytes]) -> str | None:
-    """Returns what a file is that Pillow does not take for an image though it is one, or `None` for others."""
+    """Returns what a file is that Pillow does not open though it is an image, or `None` for others."""
     stream.seek(0)
-    start = stream.read(24)
+    start = stream.read(24).ljust(24, b"\0")
     if start[:4] == b"8BPS" and (bits := start[23]) > 8:
         return f"PSD of {bits} bits"
     if start[:3] in (b"PF\n", b"PF ", b"PF\r"):
