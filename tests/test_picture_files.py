@@ -371,6 +371,40 @@ def test_pictures__that_pillow_does_not_open_are_not_taken_for_broken(tmp_path, 
         open_image(content[:2] + bytes(40), ".jpg")
 
 
+def bmp(bits, compression=0, masks=()):
+    header = struct.pack("<IiiHHII16x", 40, 8, 2, 1, bits, compression, 0) + struct.pack(f"<{len(masks)}I", *masks)
+    return struct.pack("<2sIII", b"BM", 14 + len(header) + 64, 0, 14 + len(header)) + header + bytes(64)
+
+
+def tga(kind, bits, palette_bits=0):
+    header = struct.pack("<BBBHHBHHHHBB", 0, palette_bits > 0, kind, 0, 4, palette_bits, 0, 0, 4, 2, bits, 0)
+    return header + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (bmp(2), "BMP .*pixel depth"),
+        (bmp(24, compression=4), "BMP .*compression"),
+        (bmp(16, 3, masks=(0xF00, 0xF0, 0xF)), "BMP .*bitfields"),
+        (struct.pack("<4B6H49xBH60x", 10, 5, 1, 4, 0, 0, 7, 1, 72, 72, 1, 4) + bytes(8), "PCX .*mode"),
+        (tga(2, 15), "TGA of 15 bits"),
+        (tga(9, 8, palette_bits=15), "TGA of 15 bits"),
+        (tga(1, 8, palette_bits=32), "palette of this TGA"),
+        (tga(1, 16, palette_bits=24), "palette of this TGA"),
+        (tga(2, 24, palette_bits=24), "palette of this TGA"),
+    ],
+    ids=range(9),
+)
+def test_pictures__of_rare_kinds_are_unsuitable_and_not_broken(tmp_path, content, kind):
+    (tmp_path / "a.tga").write_bytes(content)
+    for file in (str(tmp_path / "a.tga"), content):
+        with pytest.raises(UnsuitableImageError, match=f"{kind}.*Convert it to TIFF"):
+            open_image(file, ".tga")
+    for kind in (1, 3):  # a palette of grey pictures does not count
+        assert not read_stored(open_image(tga(kind, 8, palette_bits=24), ".tga"), 3).pixels.any()
+
+
 @pytest.mark.parametrize("white", [15, 300])
 def test_values__above_the_white_of_the_file_are_refused(tmp_path, white):
     """Else they would wrap around in 8 bits, or be cut off."""

@@ -59,10 +59,13 @@ def open_picture(file: str | bytes) -> "PIL.Image.Image | DeepPicture":
         with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
             if "MAX_TEXT" in str(error) and (short := _without_texts(content := stream.read())) != content:
                 return open_picture(short)
-            kind = _unopened_kind(stream)
+            kind = _unopened_kind(stream, str(error))
         if kind is None:
             raise
         raise UnsuitableImageError(f"The image is a {kind}, which Pillow can't read. Convert it to TIFF.") from error
+    palette = image.palette if image.format == "TGA" else None
+    if palette is not None and (image.mode not in ("L", "P") or not image.tile or palette.rawmode == "BGRA"):
+        raise UnsuitableImageError("The palette of this TGA is one that Pillow can't read. Convert it to TIFF.")
     if not is_deep(image):
         return image
     image.close()
@@ -428,10 +431,19 @@ def _is_opaque_tga(image: PIL.Image.Image) -> bool:
 # Kinds that Pillow does not open
 
 
-def _unopened_kind(stream: IO[bytes]) -> str | None:
-    """Returns what a file is that Pillow does not open though it is an image, or `None` for others."""
+def _unopened_kind(stream: IO[bytes], reason: str) -> str | None:
+    """Returns what a file is that Pillow does not open though it is an image, or `None` for others.
+
+    Args:
+        stream (`IO[bytes]`): The file.
+        reason (`str`): Why Pillow does not open it.
+    """
     stream.seek(0)
     start = stream.read(24).ljust(24, b"\0")
+    if re.match("Unsupported BMP (pixel|compression|bitfields)|unknown PCX mode", reason):
+        return f"{'PCX' if 'PCX' in reason else 'BMP'} of a rare kind ({reason})"
+    if start[1] < 2 and start[2] & ~8 in (1, 2, 3) and 15 in (start[16], start[1] * start[7]):
+        return "TGA of 15 bits"
     if start[:4] == b"8BPS" and (bits := start[23]) > 8:
         return f"PSD of {bits} bits"
     if start[:3] in (b"PF\n", b"PF ", b"PF\r"):
