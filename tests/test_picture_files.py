@@ -405,6 +405,13 @@ def test_pictures__of_rare_kinds_are_unsuitable_and_not_broken(tmp_path, content
         assert not read_stored(open_image(tga(kind, 8, palette_bits=24), ".tga"), 3).pixels.any()
 
 
+def test_bands__of_cielab_are_refused_since_two_have_a_sign(tmp_path):
+    PIL.Image.new("LAB", (40, 30), (123, 195, 175)).save(tmp_path / "a.tif")
+    assert stored(tmp_path / "a.tif", 3).pixels.shape == (3, 30, 40)
+    with pytest.raises(UnsuitableImageError, match="`bands` .* CIELAB.* they become RGB"):
+        stored(tmp_path / "a.tif", 1, bands=(1,))
+
+
 @pytest.mark.parametrize("white", [15, 300])
 def test_values__above_the_white_of_the_file_are_refused(tmp_path, white):
     """Else they would wrap around in 8 bits, or be cut off."""

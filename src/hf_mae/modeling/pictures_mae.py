@@ -159,6 +159,11 @@ def _read_grey(image: PIL.Image.Image, bits: int) -> StoredImage:
 
 def _with_mode(image: PIL.Image.Image, num_channels: int, as_stored: bool) -> PIL.Image.Image:
     """Returns an 8-bit picture of colours in the mode that has the channels of the model, and its opacity if any."""
+    if image.mode == "LAB" and as_stored:
+        raise UnsuitableImageError(
+            "`bands` can't choose from the colours of CIELAB, two of which have a sign. Leave it out, and they become "
+            "RGB, or convert the file."
+        )
     if image.mode == "LAB":  # the one mode that convert() can't convert from
         lab, rgb = PIL.ImageCms.createProfile("LAB"), PIL.ImageCms.createProfile("sRGB")
         image = PIL.ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
