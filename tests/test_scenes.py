@@ -2,8 +2,11 @@
 # Copyright 2026 The hf_mae authors
 """Scenes from end to end: features of windows and pages, no-data in the held-out loss, class maps of scenes."""
 
+import io
 import json
 import os
+import re
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -81,6 +84,46 @@ def test_windows__of_palettes_of_few_bits_are_read_as_the_whole_is(tmp_path, bit
     windows = open_images(str(tmp_path), tile=32)
     for (_, top, left), window in zip(windows.parts, windows, strict=True):
         assert np.array_equal(read_stored(window, 3).pixels, whole[:, top : top + 32, left : left + 32])
+
+
+def write_jpeg_scene(path, picture, compression, row_of_blocks):
+    """Writes a TIFF whose strips (of the old way, 6) or tiles (of Hamamatsu's slides, 7) are parts of one JPEG."""
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=95, subsampling=0, restart_marker_blocks=row_of_blocks)
+    content, stated = stream.getvalue(), picture.height if compression == 7 else 8
+    scan = content.index(b"\xff\xda")
+    starts = [scan + 2 + int.from_bytes(content[scan + 2 : scan + 4], "big")]
+    starts += [starts[0] + found.end() for found in re.finditer(rb"\xff[\xd0-\xd7]", content[starts[0] :])]
+    tags = {256: [picture.width], 257: [picture.height], 258: [8] * 3, 259: [compression], 262: [6], 277: [3]}
+    tags |= {278: [stated], 279: [len(content)]}
+    tags |= {271: [0], 65420: [1], 65426: starts} if compression == 7 else {279: [9] * len(starts)}
+    place = 8 + 2 + 12 * (len(tags) + 1) + 4
+    tags[273] = [place] if compression == 7 else [place + start for start in starts]
+    entries, arrays, after = b"", b"", place + len(content)
+    for number, found in sorted(tags.items()):
+        values = struct.pack(f"<{len(found)}I", *found)
+        entries += struct.pack("<HHI", number, 4, len(found))
+        entries += values if len(found) == 1 else struct.pack("<I", after + len(arrays))
+        arrays += values if len(found) > 1 else b""
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    path.write_bytes(header + entries + bytes(4) + content + arrays)
+    return np.asarray(PIL.Image.open(stream)).transpose(2, 0, 1)
+
+
+def test_windows__of_slides_whose_tiles_are_parts_of_one_jpeg(tmp_path):
+    pytest.importorskip("imagecodecs")
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)).resize((96, 64))
+    whole = write_jpeg_scene(tmp_path / "s.tif", picture, 7, row_of_blocks=4)
+    windows = open_images(str(tmp_path), tile=40)
+    for (_, top, left), window in zip(windows.parts, windows, strict=True):
+        assert np.array_equal(read_stored(window, 3).pixels, whole[:, top : top + 40, left : left + 40])
+
+
+def test_windows__of_jpeg_of_the_old_kind_are_refused(tmp_path):
+    write_jpeg_scene(tmp_path / "s.tif", PIL.Image.new("RGB", (96, 64)), 6, row_of_blocks=12)
+    (window, *_) = open_images(str(tmp_path), tile=40)
+    with pytest.raises(UnsuitableImageError, match="JPEG in the old way. Convert it"):
+        read_stored(window, 3)
 
 
 def write_broken_scenes(folder):

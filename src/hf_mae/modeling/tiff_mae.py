@@ -30,13 +30,14 @@ from .formats_mae import (
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _VIRTUAL_SLIDES = ("svs", "ndpi", "scn", "philips", "bif", "avs")
 # Tags and their values. Source: TIFF 6.0; GDAL's GTiff driver for _NODATA.
-_PHOTOMETRIC, _NODATA, _PALETTE, _YCBCR, _JPEG, _WEBP, _LERC = 262, 42113, 3, 6, 7, 50001, 34887
+_PHOTOMETRIC, _NODATA, _PALETTE, _YCBCR = 262, 42113, 3, 6
+_OLD_JPEG, _JPEG, _WEBP, _LERC = 6, 7, 50001, 34887  # ways to compress
 _LERC_PARAMETERS = 50674  # the version, and whether the content is compressed once more: 0 no, 1 deflate, 2 Zstandard
 _LERC_MASK = (
     "LERC keeps its opacity or no-data as a mask of its own, which is read only of floats. Compress it otherwise: "
     "gdal_translate -co COMPRESS=DEFLATE."
 )
-_JPEGS = (6, _JPEG)  # the old way to store them in a TIFF and the new one
+_JPEGS = (_OLD_JPEG, _JPEG)
 _FAXES = (2, 3, 4)
 _PLAIN_PHOTOMETRICS = (0, 1, 2, _PALETTE, 34892)  # min is white, min is black, RGB, palette, linear raw
 
@@ -231,6 +232,11 @@ class TiffFile(ImageFile):
         stored = self._in_file(rows, columns)
         if page.compression == _JPEG and page.axes == "SYX" and page.photometric > 1:
             raise UnsuitableImageError("Windows can't be read of colours that are stored apart and compressed as JPEG.")
+        if page.compression == _OLD_JPEG and len(page.dataoffsets) > 1:
+            raise UnsuitableImageError(
+                "Windows can't be read of strips that are compressed as JPEG in the old way. Convert it, for example "
+                "by gdal_translate -co COMPRESS=DEFLATE -co TILED=YES."
+            )
         array = _decode_tiff(lambda: _read_segments(page, *stored))
         image = oriented(_interpret_tiff(page, array, tiff, *stored), self._orientation)
         return replace(image, origin=(rows.start, columns.start))
@@ -344,7 +350,7 @@ def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
     tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     tile = min(tile[0], page.imagelength), tile[1]
     across, down = math.ceil(page.imagewidth / tile[1]), math.ceil(page.imagelength / tile[0])
-    tables = page.jpegtables if hasattr(page, "jpegtables") else None
+    shared = {name: getattr(page, name, None) for name in ("jpegtables", "jpegheader")}
     for plane in range(samples if separate else 1):
         for y in range(rows.start // tile[0], math.ceil(rows.stop / tile[0])):
             for x in range(columns.start // tile[1], math.ceil(columns.stop / tile[1])):
@@ -357,7 +363,7 @@ def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
                 if page.compression == _LERC:
                     segment, shape = _decode_lerc(page, data, index)
                 else:
-                    segment, _, shape = page.decode(data, index, jpegtables=tables)
+                    segment, _, shape = page.decode(data, index, **shared)
                 segment = segment[0, : shape[1], : shape[2]]  # (rows, columns, samples)
                 top, left = y * tile[0], x * tile[1]
                 part = segment[
