@@ -393,6 +393,25 @@ def test_unsuitable_pictures__are_replaced_and_named_where_some_were_looked_at_b
         EvaluationDataset(images, MAEImageProcessor.for_image_size(16))[0]
 
 
+@pytest.mark.parametrize(("failures", "number"), [(2, errno.EIO), (1, errno.ESTALE), (3, errno.EIO), (1, errno.EACCES)])
+def test_errors_of_a_file_server__are_forgiven_if_they_pass(monkeypatch, tmp_path, failures, number):
+    picture(1).save(tmp_path / "a.png")
+    picture(2).save(tmp_path / "b.png")
+    read, failed = FolderImages.__getitem__, []
+
+    def fail_at_first(self, index):
+        if index == 0 and len(failed) < failures:
+            failed.append(index)
+            raise OSError(number, "Not now")
+        return read(self, index)
+
+    monkeypatch.setattr(FolderImages, "__getitem__", fail_at_first)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    _, index, unreadable = read_image(FolderImages(tmp_path), 0, np.asarray)
+    passed = failures <= 2 and number != errno.EACCES
+    assert (index, len(unreadable)) == ((0, 0) if passed else (1, 1))
+
+
 def test_too_many_open_files__are_no_broken_pictures(monkeypatch, tmp_path):
     picture(1).save(tmp_path / "good.png")
     images = FolderImages(tmp_path)

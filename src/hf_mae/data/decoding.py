@@ -5,6 +5,7 @@
 import errno
 import math
 import re
+import time
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -38,6 +39,8 @@ Result = TypeVar("Result")
 
 _JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by further pictures, which phones write
 _ATTEMPTS = 10
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a file server answers for a moment, at a failover say
+_PAUSES = (0.1, 1.0)  # seconds, before an image is read again after such an error
 
 
 class UnreadableImagesError(OSError):
@@ -93,6 +96,8 @@ def try_to_read(
 ) -> tuple[Result, None] | tuple[None, str]:
     """Reads an image, and returns the result of `load` or why the image is unreadable.
 
+    After an input/output error, as of a file server, it tries again, twice within about a second.
+
     Args:
         images ([`ImageSource`]): The images.
         index (`int`): Which image.
@@ -107,29 +112,34 @@ def try_to_read(
         UnsuitableImageError: If the image is intact but does not suit the settings, unless `replace_unsuitable`.
         OSError: If the process has too many open files.
     """
-    image = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of what it corrects, once an epoch
-            image = images[index]
-            return load(image), None
-    except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
-        if isinstance(error, UnsuitableImageError) and not replace_unsuitable:
-            raise error.of_file(images.describe(index)) from error
-        _raise_if_of_the_machine(error)
-        if isinstance(image, PIL.Image.Image):
-            image.close()
-        # Without addresses, which differ at each attempt: the log says the same once.
-        reason = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")
-        return None, reason.split("\n")[0][:300]
+    for pause in (*_PAUSES, None):
+        image = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PIL warns of what it corrects, once an epoch
+                image = images[index]
+                return load(image), None
+        except Exception as error:  # decoders raise errors of any type: struct.error, SyntaxError, ...
+            if isinstance(error, UnsuitableImageError) and not replace_unsuitable:
+                raise error.of_file(images.describe(index)) from error
+            of_system = _system_error(error)
+            if of_system is not None and of_system.errno in (errno.EMFILE, errno.ENFILE):  # says nothing of a picture
+                raise of_system from None
+            if isinstance(image, PIL.Image.Image):
+                image.close()
+            # Without addresses, which differ at each attempt: the log says the same once.
+            reason = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}").split("\n")[0][:300]
+        if pause is None or of_system is None or of_system.errno not in _PASSING:
+            break
+        time.sleep(pause)
+    return None, reason
 
 
-def _raise_if_of_the_machine(error: BaseException | None):
-    """Raises errors that say nothing of a picture: too many open files."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise error
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Returns the error of the operating system that an error is or comes from, if any."""
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
         error = error.__cause__ or error.__context__
+    return error
 
 
 def random_crop_box(
