@@ -18,7 +18,7 @@ from conftest import picture
 from torch.utils.data import DataLoader
 
 import hf_mae.data.decoding
-from hf_mae.data.datasets import EvaluationDataset, PretrainingDataset, channel_statistics, collate
+from hf_mae.data.datasets import EvaluationDataset, PretrainingDataset, are_counted, channel_statistics, collate
 from hf_mae.data.decoding import (
     crop_and_resize,
     decode_unless_jpeg,
@@ -321,6 +321,9 @@ def test_broken_pictures__are_named_and_replaced_by_another(tmp_path, monkeypatc
     assert torch.equal(sample["pixel_values"], dataset[0, 0, 0]["pixel_values"])
     evaluated = EvaluationDataset(images, MAEImageProcessor.for_image_size(16))
     assert torch.equal(evaluated[0]["pixel_values"], evaluated[1]["pixel_values"])
+    for labels in (np.array([1, 1]), np.array([[0.5], [0.5]]), np.array([[0.0, 1.0], [1.0, 0.0]])):
+        images.labels = labels
+        assert are_counted(torch.stack([evaluated[0]["label"], evaluated[1]["label"]])).tolist() == [False, True]
     assert collate([sample, dataset[0, 1, 0]])["unreadable"] == sample["unreadable"]
 
 

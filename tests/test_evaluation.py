@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from hf_mae import MAEImageProcessor
+from hf_mae.data.datasets import EvaluationDataset
 from hf_mae.data.sources import open_images
+from hf_mae.evaluation.attentive import PatchTokens
 from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
+from hf_mae.evaluation.probing import readable, store_features
 
 
 def test_knn__finds_clusters_and_nothing_in_noise():
@@ -36,6 +39,26 @@ def test_knn__is_exact_under_autocast():
 def test_knn__leave_one_out_does_not_find_itself():
     features = torch.eye(6)
     assert knn_accuracy(features, torch.arange(6)) == 0.0
+
+
+def test_evaluation__leaves_out_of_probes_and_knn_what_cannot_be_read(tiny_model, folder, capsys):
+    def mean_colours(pixel_values):
+        return {"mean": pixel_values.mean(dim=(2, 3))}
+
+    processor, found = MAEImageProcessor.for_image_size(32), []
+    for number in range(2):
+        images = open_images(str(folder))
+        dataset = EvaluationDataset(images, processor)
+        features = readable(store_features(mean_colours, dataset, 5), "images")["mean"]
+        tokens = PatchTokens(lambda pixel_values: pixel_values.mean(dim=2), dataset, memory=10**9 * number)
+        values, labels = zip(*tokens.batches(torch.arange(len(dataset)).split(6)), strict=True)
+        accuracy = Evaluation(images, None, processor, batch_size=16)(tiny_model())["knn_accuracy"]
+        values = torch.cat(values).half()  # as they are kept in memory
+        found.append((*features, values, torch.cat(labels), torch.tensor(accuracy)))
+        (folder / "train" / "green" / "00.png").write_bytes(b"")
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second)
+    assert "1 of 25 images can't be read and are left out" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -348,6 +348,21 @@ def test_last_batch_of_one__is_left_out_of_the_training_of_a_probe_only(call, pr
         assert correct == pytest.approx(round(correct))
 
 
+@pytest.mark.parametrize("command", [finetune_command, probe_command])
+def test_evaluation__leaves_out_what_cannot_be_read(call, pretrained, folder, tmp_path, command):
+    """Not that another image is counted twice, in its place."""
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--num_train_epochs", 1]
+    arguments += ["--per_device_train_batch_size", 8, "--per_device_eval_batch_size", 20]
+    results = []
+    for number in range(2):
+        call(command, *arguments, "--output_dir", tmp_path / str(number))
+        results.append(json.loads((tmp_path / str(number) / "eval_results.json").read_text()))
+        for name in ("blue", "red"):
+            (folder / "val" / name / "00.png").write_bytes(b"")
+    for name in {"eval_loss", "eval_accuracy", "linear_accuracy"} & set(results[0]):
+        assert results[0][name] == pytest.approx(results[1][name]), name
+
+
 @pytest.mark.slow
 def test_drop_last__leaves_evaluation_whole(call, short, folder, tmp_path):
     for path in (folder / "val" / "red").iterdir():

@@ -3,6 +3,7 @@
 """Turns images into samples and batches: random crops to pre-train on, images to evaluate on, labelled crops."""
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,8 @@ from .image_source import ImageSource
 from .sampling import spread_indices
 
 logger = logging.get_logger(__name__)
+
+NOT_COUNTED = -100  # label of an image that another stands in for
 
 
 class PretrainingDataset(Dataset):
@@ -215,7 +218,8 @@ class EvaluationDataset(Dataset):
         """Returns `pixel_values` (channels, height, width), float32, `label` (-1 if there is none) and `position`.
 
         Where the image shows no-data there is `valid` (height, width), too, bool. An unreadable picture is replaced by
-        a readable one and named in the log.
+        a readable one and named in the log. Its label is then `NOT_COUNTED`, or NaN among labels that are no integers,
+        so that no figure of labels counts the other one twice.
         """
 
         def load(image):
@@ -226,6 +230,8 @@ class EvaluationDataset(Dataset):
         (pixel_values, valid), index, unreadable = read_image(self.images, place, load, self.replace_unsuitable)
         warn_of_unreadable(unreadable)
         label = torch.tensor(-1) if self.images.labels is None else torch.as_tensor(self.images.labels[index])
+        if index != place and self.images.labels is not None:
+            label = torch.full_like(label, math.nan if label.is_floating_point() else NOT_COUNTED)
         sample = {"pixel_values": pixel_values, "label": label, "position": position}
         return sample if valid.all() else {**sample, "valid": valid}
 
@@ -382,6 +388,12 @@ def align_labels(images: ImageSource, label_names: list[str]):
     images.labels, images.label_names = np.where(unlabelled, -1, numbers[images.labels]), list(label_names)
 
 
+def are_counted(labels: torch.Tensor) -> torch.Tensor:
+    """Returns of which images of an [`EvaluationDataset`] the labels are their own, bool `(images,)`."""
+    missing = labels.isnan() if labels.is_floating_point() else labels == NOT_COUNTED
+    return ~missing.reshape(len(labels), -1).any(dim=1)
+
+
 def collate_labelled(samples: list[dict]) -> dict[str, torch.Tensor]:
     """Stacks samples of a [`ClassificationDataset`] or [`EvaluationDataset`] into `pixel_values` and `labels`."""
     pixel_values = [sample["pixel_values"] for sample in samples]
@@ -474,11 +486,13 @@ class _Moments(Dataset):
 
 
 __all__ = [
+    "NOT_COUNTED",
     "ClassificationDataset",
     "EvaluationDataset",
     "PretrainingCollator",
     "PretrainingDataset",
     "align_labels",
+    "are_counted",
     "channel_statistics",
     "check_labels",
     "class_names",

@@ -107,15 +107,18 @@ class PatchTokens:
     def batches(self, order: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields tokens `(images, patches, hidden_size)`, float32, and labels `(images,)`, both on the device.
 
+        Images with a negative label, which can't be read, are left out.
+
         Args:
             order (`Sequence` of `torch.LongTensor`): The indices of the images of each batch.
         """
         if self.is_stored:
             for indices in order:
-                tokens, labels = self._tokens[indices], self._labels[indices]
-                yield tokens.to(self.device).float(), labels.to(self.device)
+                indices = indices[self._labels[indices] >= 0]
+                yield self._tokens[indices].to(self.device).float(), self._labels[indices].to(self.device)
             return
         for pixel_values, labels in self._read([indices.tolist() for indices in order]):
+            pixel_values, labels = pixel_values[labels.cpu() >= 0], labels[labels >= 0]
             yield torch.cat([self._encode(part) for part in pixel_values.split(self.batch_size)]), labels
 
     def _store(self, progress: str | None):
@@ -268,10 +271,11 @@ def attentive_accuracies(
         indices (`torch.LongTensor`, *optional*): Which of the images. Default: all.
     """
     indices = torch.arange(len(tokens)) if indices is None else indices.cpu()
-    right = torch.zeros(len(probes), device=tokens.device)
+    right, count = torch.zeros(len(probes), device=tokens.device), 0
     for batch, labels in tokens.batches(indices.split(tokens.batch_size)):
         right += torch.stack([(probe(batch).argmax(dim=1) == labels).sum() for probe in probes])
-    return (right / len(indices)).tolist()
+        count += len(labels)
+    return (right / count).tolist()
 
 
 def with_attentive_probe(model: MAEForImageClassification, probe: AttentiveProbe) -> MAEForImageClassification:

@@ -46,6 +46,7 @@ from .probing import (
     choose_linear_probe,
     hold_out_tenth,
     probe_accuracy,
+    readable,
     store_features,
     train_linear_probes,
 )
@@ -371,7 +372,11 @@ class Judge:
         train_features = self._store(encoder, rows, train, "training images")
         test_features = self._store(encoder, rows, test, "evaluation images")
         for row in rows:
-            found = train_features[row.block], test_features[row.block]
+            first = row is rows[0]  # what can't be read is counted once
+            found = (
+                readable(train_features[row.block], "training images" if first else None),
+                readable(test_features[row.block], "evaluation images" if first else None),
+            )
             self._neighbors(row, *found)
             self._linear(row, *found)
             if self.args.attentive:

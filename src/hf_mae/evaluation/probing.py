@@ -19,7 +19,14 @@ from transformers.hf_argparser import HfArg
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.augmentation import RandomOrientation
-from ..data.datasets import ClassificationDataset, EvaluationDataset, collate_evaluation, collate_labelled
+from ..data.datasets import (
+    NOT_COUNTED,
+    ClassificationDataset,
+    EvaluationDataset,
+    are_counted,
+    collate_evaluation,
+    collate_labelled,
+)
 from ..data.image_source import ImageSource
 from ..data.label_values import SINGLE
 from ..data.labels import names_of_labels, number_labels, open_labelled
@@ -163,7 +170,7 @@ class LinearProbe(nn.Module):
         with torch.no_grad():
             features = self.model.pool(pixel_values)
         logits = self.classifier(self.batch_norm(features.float()))
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels, ignore_index=NOT_COUNTED)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def to_classifier(self) -> MAEForImageClassification:
@@ -301,7 +308,8 @@ def store_features(
     Args:
         encode (`Callable`): Returns features `(batch, hidden_size)` by name for pixel values `(batch, channels, height,
             width)`.
-        dataset ([`EvaluationDataset`]): The images. Without labels those of the features are -1.
+        dataset ([`EvaluationDataset`]): The images. Without labels those of the features are negative, and so are those
+            of images that can't be read, see [`readable`].
         batch_size (`int`): Images of one call.
         num_workers (`int`, *optional*, defaults to 0): Loader processes.
         title (`str`, *optional*): What the progress bar says. Default: no bar.
@@ -317,6 +325,19 @@ def store_features(
             values.setdefault(name, []).append(features.float().cpu())
         labels.append(batch["label"])
     return {name: Features(torch.cat(features), torch.cat(labels)) for name, features in values.items()}
+
+
+def readable(stored: dict[str, Features], what: str | None = None) -> dict[str, Features]:
+    """Returns the features of images that have a label, as those have that could be read.
+
+    Args:
+        stored (`dict[str, Features]`): Of [`store_features`], of labelled images.
+        what (`str`, *optional*): What the images are, to print how many are left out.
+    """
+    known = next(iter(stored.values())).labels >= 0
+    if what is not None and not known.all():
+        print(f"{int((~known).sum()):,} of {len(known):,} {what} can't be read and are left out.", flush=True)
+    return {name: features.at(known) for name, features in stored.items()}
 
 
 def hold_out_tenth(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -402,7 +423,7 @@ def probe_features(
     for name, dataset in (("train", train), ("test", test)):
         title = None if args.disable_tqdm else f"Features, {name}"
         found = store_features(encode, dataset, args.eval_batch_size, args.dataloader_num_workers, title)
-        stored.append(found[args.pooling])
+        stored.append(readable(found, f"images ({name})")[args.pooling])
     train_features, test_features = stored
     settings = {
         "num_epochs": int(args.num_train_epochs),
@@ -511,7 +532,8 @@ class ProbingTrainer(FineTuningTrainer):
 
 
 def _figures(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": (prediction.predictions == prediction.label_ids).mean().item()}
+    known = are_counted(torch.from_numpy(prediction.label_ids)).numpy()
+    return {"accuracy": (prediction.predictions == prediction.label_ids)[known].mean().item()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -648,6 +670,7 @@ __all__ = [
     "probe_command",
     "probe_features",
     "probe_tokens",
+    "readable",
     "store_features",
     "train_linear_probes",
     "with_classifier",

@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import EvalPrediction, set_seed
 from transformers.hf_argparser import HfArg
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.augmentation import BatchAugmentation, Compose, RandomAugmentation, RandomOrientation
-from ..data.datasets import ClassificationDataset, EvaluationDataset, check_labels, collate_labelled
+from ..data.datasets import ClassificationDataset, EvaluationDataset, are_counted, check_labels, collate_labelled
 from ..data.held_out import select
 from ..data.image_source import ImageSource
 from ..data.label_values import MULTI, REGRESSION, SINGLE
@@ -189,6 +190,13 @@ class ClassificationArguments(
 # Training
 
 
+_LOSSES = {
+    SINGLE: nn.functional.cross_entropy,
+    MULTI: nn.functional.binary_cross_entropy_with_logits,
+    REGRESSION: nn.functional.mse_loss,
+}
+
+
 class ClassificationTrainer(FineTuningTrainer):
     """Trains a classifier: augments whole batches on their device, weights classes, scales numbers."""
 
@@ -217,6 +225,10 @@ class ClassificationTrainer(FineTuningTrainer):
         if self.problem_type == REGRESSION:
             scale, offset = (value.to(inputs["labels"].device) for value in (self.scale, self.offset))
             inputs = {**inputs, "labels": (inputs["labels"] - offset) / scale}
+        if not model.training and not (known := are_counted(inputs["labels"])).all():
+            logits = model(pixel_values=inputs["pixel_values"]).logits
+            loss = _LOSSES[self.problem_type](logits.float()[known], inputs["labels"][known]).nan_to_num()
+            return (loss, ImageClassifierOutput(loss, logits)) if kwargs.get("return_outputs") else loss
         if not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
         inputs = self.augmentation(**inputs)
@@ -238,7 +250,8 @@ class ClassificationTrainer(FineTuningTrainer):
         return logits.float() * self.scale.to(logits.device) + self.offset.to(logits.device)
 
     def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
-        self.last = prediction.predictions, prediction.label_ids  # for `describe_results`
+        known = are_counted(torch.from_numpy(prediction.label_ids)).numpy()
+        self.last = prediction.predictions[known], prediction.label_ids[known]  # for `describe_results`
         return figures(*self.last, self.problem_type, self.model.config.num_labels)
 
     @torch.no_grad()
