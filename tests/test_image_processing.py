@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,6 +158,29 @@ def test_grey__is_repeated_for_a_colour_model():
 def test_bad_images__say_what_is_wrong(image, arguments, message):
     with pytest.raises(ValueError, match=message):
         process(image, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_std": [0.0, 0.5, 0.5]}, "image_std above 0, got .* leave it out"),
+        ({"image_std": [0.5, math.nan, 0.5]}, "image_std above 0"),
+        ({"image_std": [0.5, -0.5, 0.5]}, "image_std above 0"),
+        ({"image_mean": [math.inf, 0.5, 0.5]}, "image_mean must be finite"),
+        ({"crop_size": 0}, "crop_size must be at least 1 pixel"),
+        ({"crop_size": {"height": -3, "width": 4}}, "crop_size must be at least 1 pixel"),
+        ({"crop_size": {"shortest_edge": 20}}, "crop_size must be {'height': h, 'width': w}"),
+        ({"size": -1}, "size must be at least 1 pixel"),
+        ({"size": {"height": 8, "width": 0}}, "size must be at least 1 pixel"),
+    ],
+)
+def test_steps__that_no_image_can_go_through_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MAEImageProcessor(**arguments)
+    if not any(math.isnan(value) for name in ("image_mean", "image_std") for value in arguments.get(name, ())):
+        with pytest.raises(ValueError, match=message):
+            MAEImageProcessor()(PIL.Image.new("RGB", (40, 30)), **arguments)
+    MAEImageProcessor(do_resize=False, size=0, do_center_crop=False, crop_size=0)  # which are not used
 
 
 def test_images_of_different_sizes__cannot_be_stacked():

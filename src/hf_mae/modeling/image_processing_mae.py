@@ -106,6 +106,7 @@ _SHALLOW = (
     "RGB before the image processor sees them. Give the path or an array of the stored values to the image processor, "
     "and its output to the model."
 )
+_STEPS = ("do_resize", "size", "do_center_crop", "crop_size", "image_mean", "image_std")
 _READING = ("value_range", "bands", "nodata", "pages", "background", "input_data_format")
 _KEPT_FOR_OTHER_SIZES = (
     *("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize", "input_data_format"),
@@ -184,6 +185,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         if self.image_std is None:
             self.image_std = tuple(IMAGENET_DEFAULT_STD) if self.num_channels == 3 else (0.5,) * self.num_channels
         self._reading(**{name: getattr(self, name) for name in _READING})  # raises if the settings make no sense
+        _check_steps(**{name: getattr(self, name) for name in _STEPS})
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
@@ -342,6 +344,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
     ) -> BatchFeature:
         if do_resize and resample not in _INTERPOLATION:
             raise ValueError(f"resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), got {resample}.")
+        _check_steps(do_resize, size, do_center_crop, crop_size, image_mean, image_std)
         size, crop = size if do_resize else None, (crop_size.height, crop_size.width) if do_center_crop else None
         settings = self.reading
         if not do_rescale:  # then the mean is one of stored values
@@ -504,6 +507,25 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             {"scores": score[score > threshold], "labels": label[score > threshold], "boxes": box[score > threshold]}
             for score, label, box in zip(scores, labels, corners, strict=True)
         ]
+
+
+def _check_steps(do_resize, size: SizeDict, do_center_crop, crop_size: SizeDict, image_mean, image_std):
+    """Raises an error if sides are no pixels, or values can't be normalised.
+
+    Raises:
+        ValueError: That says what is wrong.
+    """
+    for name, sides in (("size", size if do_resize else {}), ("crop_size", crop_size if do_center_crop else {})):
+        if any(side is not None and side < 1 for side in dict(sides).values()):
+            raise ValueError(f"{name} must be at least 1 pixel, got {dict(sides)}.")
+    if do_center_crop and not (crop_size.height and crop_size.width):
+        raise ValueError(f"crop_size must be {{'height': h, 'width': w}}, got {dict(crop_size)}.")
+    mean, std = (np.asarray(value, dtype=np.float64) for value in (image_mean, image_std))
+    if not np.isfinite(mean).all() or not (np.isfinite(std) & (std > 0)).all():
+        raise ValueError(
+            f"image_mean must be finite and image_std above 0, got {image_mean} and {image_std}. A channel that has "
+            "the same value everywhere can't be normalised: leave it out."
+        )
 
 
 def _with_crop(kwargs: dict) -> dict:
