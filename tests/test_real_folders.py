@@ -3,7 +3,9 @@
 """Folders, shards and data sets as people have them: splits by any name, masks, caches, files of two kinds."""
 
 import io
+import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -13,6 +15,9 @@ from conftest import make, names_of, picture
 
 from hf_mae.data.labels import open_labelled
 from hf_mae.data.sources import open_images
+from hf_mae.modeling.reading_mae import ReadingSettings
+from hf_mae.training.pretraining_settings import PretrainingSettings
+from hf_mae.training.run_images import open_run_images
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Splits
@@ -91,6 +96,22 @@ def test_folder__of_a_run_or_an_evaluation_is_left_out(tmp_path, file):
     assert images.label_names == ["a", "b"]
     assert names_of(images) == ["a/1.png", "b/2.png"]
     assert any("evaluation is the folder of a run: left out" in note for note in images.notes)
+
+
+@pytest.mark.parametrize("names", [["1.png", "2.png"], ["train/a/1.png", "train/b/1.png", "val/a/2.png"]])
+def test_folder__is_listed_once_for_all_splits_and_anew_the_next_time(tmp_path, monkeypatch, names):
+    """A million files on a file server take minutes to be listed."""
+    make(tmp_path, *names)
+    settings = PretrainingSettings(data=str(tmp_path), held_out=0)
+    scan, scanned = os.scandir, Counter()
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.update([str(path)]) or scan(path))
+    first = len(open_run_images(settings, None, ReadingSettings()).train)
+    assert set(scanned.values()) == {1}
+    if len(names) == 3:
+        open_labelled(str(tmp_path))
+        assert set(scanned.values()) == {2}
+    make(tmp_path, names[0].replace("1.png", "3.png"))
+    assert len(open_run_images(settings, None, ReadingSettings()).train) == first + 1
 
 
 def test_folder__a_link_to_itself_is_a_file_that_is_left_out(tmp_path):

@@ -6,6 +6,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +40,7 @@ _MASKS = {
 }
 _MASK_SUFFIXES = ("_mask", "-mask", "_masks", "_gt", "_seg", "_segmentation", "_annotation")
 _FINGERPRINTED = 1000  # files whose size is a part of the fingerprint: an instant, also on a file server
+_names: ContextVar[dict | None] = ContextVar("names", default=None)  # in folders that were read
 _MOST_STRAY_FILES = 0.1  # share of files outside the class folders, beyond which the folders are no classes
 
 
@@ -190,14 +193,13 @@ def find_splits(folder: Path) -> dict[str, Path]:
     Without a folder to train on there are none, and a single one next to others may be the class of trains.
     """
     for _ in range(3):
-        with os.scandir(folder) as content:
-            entries = [entry for entry in content if not _is_left_behind(entry.name)]
-        below = [entry.name for entry in entries if _is_folder(entry)]
+        files, below = _names_in(os.fspath(folder))
+        below = [name for name in below if not _is_left_behind(name)]
         splits = {split: folder / name for name in sorted(below, reverse=True) if (split := split_of(name))}
         if "train" in splits and (len(splits) > 1 or len(below) == 1 or not set(TRAIN).isdisjoint(below)):
             return splits
         pictures = [name for name in below if name.lower() in _PICTURES] or below
-        if len(pictures) != 1 or any(is_image(entry.name) for entry in entries):
+        if len(pictures) != 1 or any(map(is_image, files)):
             return {}
         folder /= pictures[0]
     return {}
@@ -227,10 +229,7 @@ def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, lis
         if (status.st_dev, status.st_ino) in entered:
             continue
         entered.add((status.st_dev, status.st_ino))
-        files, below = [], []
-        with os.scandir(os.path.join(folder, directory)) as entries:
-            for entry in entries:
-                (below if _is_folder(entry) else files).append(entry.name)
+        files, below = _names_in(os.path.join(folder, directory))
         if directory and not _RUN_FILES.isdisjoint(files):
             if notes is not None:
                 notes.append(f"{os.path.join(folder, directory)} is the folder of a run: left out.")
@@ -244,6 +243,35 @@ def walk(folder: str, notes: list[str] | None = None) -> Iterator[tuple[str, lis
             notes.append(f"Folders of {where} that are left out: {', '.join(sorted(left_out))}.")
         below = sorted(set(below).difference(left_out), reverse=True)
         pending.extend(os.path.join(directory, name) for name in below)
+
+
+@contextmanager
+def reading_folders_once() -> Iterator[None]:
+    """Keeps the names in folders, for several calls of [`open_images`] that look into the same ones.
+
+    A million files on a file server take minutes to be listed.
+    """
+    known = _names.get()
+    token = _names.set({} if known is None else known)
+    try:
+        yield
+    finally:
+        _names.reset(token)
+
+
+def _names_in(folder: str) -> tuple[list[str], list[str]]:
+    """Returns the names of the files in a folder, and those of the folders in it."""
+    known, folder = _names.get(), os.path.normpath(folder)
+    if known is not None and folder in known:
+        return known[folder]
+    files: list[str] = []
+    below: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            (below if _is_folder(entry) else files).append(entry.name)
+    if known is not None:
+        known[folder] = files, below
+    return files, below
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -347,6 +375,7 @@ __all__ = [
     "has_no_extension",
     "is_image",
     "lies_in_left_behind",
+    "reading_folders_once",
     "split_of",
     "walk",
     "without_masks",

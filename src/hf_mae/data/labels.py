@@ -13,7 +13,7 @@ import numpy as np
 from transformers.utils import logging
 
 from .datasets import align_labels, check_labels, class_names, name_integers
-from .folders import FolderImages
+from .folders import FolderImages, reading_folders_once
 from .held_out import hold_out, select
 from .image_source import ImageSource
 from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
@@ -63,6 +63,7 @@ def has_classes(images: ImageSource) -> bool:
     return problem_type_of(images) == SINGLE and bool(has_label(images).any())
 
 
+@reading_folders_once()
 def open_labelled(
     data: str | None,
     label_column: Sequence[str] | None = None,

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..data.checking import check_embedded, check_images
 from ..data.datasets import EvaluationDataset, PretrainingDataset
+from ..data.folders import reading_folders_once
 from ..data.held_out import SelectedImages, select
 from ..data.image_source import ImageSource, digest
 from ..data.label_values import SINGLE
@@ -248,6 +249,7 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
     return images
 
 
+@reading_folders_once()
 def _open(args: EvaluationArguments, image_processor: MAEImageProcessor) -> EvaluatedImages:
     columns = {"image_column": args.image_column, "dataset_config": args.dataset_config}
     options = {**columns, "tile": args.tile, "reading": image_processor.reading}

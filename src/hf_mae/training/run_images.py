@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import channel_statistics
+from ..data.folders import reading_folders_once
 from ..data.held_out import default_share, hold_out
 from ..data.image_source import digest
 from ..data.labels import forget_other_classes, has_classes
@@ -67,6 +68,7 @@ def open_run_images(
     return found
 
 
+@reading_folders_once()
 def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None) -> RunImages:
     if isinstance(images, ImageSource):
         found = RunImages(images, None)
