@@ -20,7 +20,7 @@ from forked import ForkedPython
 
 from hf_mae import MAEForPreTraining
 from hf_mae.evaluation.baselines import PREDICTORS
-from hf_mae.training.checkpointing import latest_checkpoint, load_optimizer
+from hf_mae.training.checkpointing import latest_checkpoint, load_optimizer, load_training_state
 from hf_mae.training.experiment import latest_complete_checkpoint
 from hf_mae.training.optimization import parameter_groups
 from hf_mae.training.step_guard import StepGuard
@@ -46,8 +46,11 @@ def start_ranks(count, *arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} for rank in range(count))
-    return [ForkedPython(*arguments, environment={**ENVIRONMENT, **shared, **rank}) for rank in ranks]
+    each = arguments if isinstance(arguments[0], list) else [arguments] * count  # for each process, or for all
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} for rank in range(count)]
+    return [
+        ForkedPython(*its, environment={**ENVIRONMENT, **shared, **rank}) for its, rank in zip(each, ranks, strict=True)
+    ]
 
 
 def end(process, code=0):
@@ -248,6 +251,30 @@ def test_worker_killed__ends_the_run(tmp_path):
     assert "A loader worker was killed" in printed
     assert "The run is saved at step" in printed
     assert list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_gone_for_one_process_of_two__save_the_last_step(tmp_path, workers):
+    """Those that wait for its gradients save the same step."""
+    for number in range(80):
+        folder = tmp_path / ("first", "second")[number % 2]  # as two machines have the images
+        folder.mkdir(exist_ok=True)
+        picture(number // 2).save(folder / f"{number // 2}.png")
+    options = {"image_size": 32, "num_channels": 3, "max_steps": 5000, "eval_steps": 10000, "save_steps": 10000}
+    options |= {"dataloader_num_workers": workers, "logging_steps": 1, "output_dir": tmp_path / "run"}
+    flags = [*FLAGS, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+    ranks = start_ranks(
+        2, *(["-m", "hf_mae", "pretrain", *flags, "--data", tmp_path / name] for name in ("first", "second"))
+    )
+    wait_for_steps(tmp_path / "run", 3, ranks[0])
+    shutil.rmtree(tmp_path / "second")
+    for rank in ranks:
+        assert "The last step is saved" in end(rank, 1)
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert latest_checkpoint(tmp_path / "run") == checkpoint
+    assert load_training_state(checkpoint)["step"] == lines[-1]["step"]  # the last one for which both had images
+    assert not any(line.get("skipped") for line in lines)
 
 
 def test_files_gone_in_mid_run__end_the_run(tmp_path):

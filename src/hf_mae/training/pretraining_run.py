@@ -435,7 +435,7 @@ class PretrainingRun:
             # A sharded model sums each part over processes at once, since no process has room for all gradients.
             with nullcontext() if is_last or self.is_sharded else self.accelerator.no_sync(self.model):
                 loss_of_step += self._backward(self._next_batch())
-        self.guard.step(loss_of_step, self.stop_signals.number)
+        self.guard.step(loss_of_step, self.stop_signals.number or self.batches.stop_signal)
         self.optimizer.zero_grad()
         self.step += 1
         self.bar.update()
@@ -454,7 +454,7 @@ class PretrainingRun:
         with self.throughput.waiting():
             batch = next(self.batches)
         self.found_unreadable.update(batch["unreadable"])
-        if self.sample_log:
+        if self.sample_log and not self.batches.failure:
             self.sample_log.write(self.step, batch, self.plain_model.config)
         return batch
 
@@ -467,7 +467,7 @@ class PretrainingRun:
         # Shares may differ by an image, and the gradients of processes are averaged.
         weight = len(pixel_values) * self.accelerator.num_processes / self.schedule.batch_size
         with self.accelerator.autocast():
-            loss = self.model(pixel_values=pixel_values, **inputs).loss * weight
+            loss = self.model(pixel_values=pixel_values, **inputs).loss * (math.nan if self.batches.failure else weight)
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -477,7 +477,8 @@ class PretrainingRun:
     def log_step(self) -> bool:
         """Logs if it is time to. Returns `False` after a rollback, when there is nothing to evaluate or save."""
         self.problem = None
-        if not (self.step % self.settings.logging_steps == 0 or self.is_last or self.guard.stop_signal):
+        due = self.step % self.settings.logging_steps == 0 or self.is_last or self.guard.stop_signal
+        if not due or self._report_unreadable():
             return True
         values, longest_row = self.guard.read()
         if values["skipped"] and not self.skipped:
@@ -493,7 +494,6 @@ class PretrainingRun:
         short = {"loss": f"{values.get('loss', math.nan):.4f}", "lr": f"{learning_rate:.2e}"}
         short.update(wait=f"{values['data_wait']:.0%}", img_s=f"{values['images_per_second']:.0f}")
         self.bar.set_postfix(short, refresh=False)
-        self._report_unreadable()
         if longest_row >= self.settings.max_bad_steps or (self.is_last and self.skipped == self.step):
             self.roll_back(longest_row)
             return False
@@ -514,15 +514,18 @@ class PretrainingRun:
         """Prints a message in the main process, above the progress bar."""
         if self.is_main:
             with tqdm.external_write_mode(file=sys.stdout):
-                self._echo(text)
+                self._echo(text.encode(errors="backslashreplace").decode())  # names of files are any bytes
 
-    def _report_unreadable(self):
+    def _report_unreadable(self) -> bool:
+        """Names unreadable images, and returns whether all are gone for a process, so that the run is to end."""
         found = {name: reason for part in gather_from_processes(self.found_unreadable) for name, reason in part.items()}
         self.found_unreadable = {}
         for line in self.unreadable.add(found, self.is_main):
-            line = line.replace("\t", ": ").encode(errors="backslashreplace").decode()  # names of any bytes
-            self.print(f"Skipped, can't be read: {line}")
+            self.print("Skipped, can't be read: " + line.replace("\t", ": "))
         self.problem = self.unreadable.problem()
+        if failure := next(filter(None, gather_from_processes(self.batches.failure)), None):
+            self.step, self.problem = self.step - self.guard.bad_steps_in_a_row, failure  # those had no images
+        return failure is not None
 
     def roll_back(self, bad_steps: int):
         """Returns to the last checkpoint after too many bad steps in a row.
@@ -553,7 +556,7 @@ class PretrainingRun:
     def evaluate_and_save(self):
         """Evaluates and saves if it is time to, and ends the run if it is to stop."""
         stop_signal, settings = self.guard.stop_signal, self.settings
-        if self._is_to_evaluate and not stop_signal:
+        if self._is_to_evaluate and not (stop_signal or self.batches.failure):
             with self._measuring("evaluation"):
                 self.evaluate()
         # Within a time budget as often as it evaluates, too: a thousand steps may be half of the time.
@@ -647,10 +650,8 @@ class PretrainingRun:
         """
         self.bar.close()
         self.end_processes()
-        if not saved:
-            raise RunStopped("The run ends without having saved its last steps.")
-        if self.problem:
-            raise RunStopped(self.problem)
+        if self.problem or not saved:
+            raise RunStopped(self.problem if saved else "The run ends without having saved its last steps.")
         raise RunStopped(
             f"Stopped by {signal.Signals(stop_signal).name} and saved at step {self.step}. The same call or command"
             f"{', without `overwrite_output_dir`,' * self.settings.overwrite_output_dir} continues from there.",

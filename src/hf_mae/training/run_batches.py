@@ -3,6 +3,7 @@
 """Feeds a pre-training run: the batches of one process, from any step on."""
 
 import math
+import signal
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,6 +30,8 @@ class RunBatches:
         dataset ([`PretrainingDataset`]): Makes the samples.
         loader_options (`dict`): How loaders of this process work, for those of the evaluation, too.
         accumulation (`int`): Batches of a step. Known when the loader has been started.
+        failure (`str` or `None`): Why there are no more batches though other processes wait for this one. They get the
+            last batch again, which does not count, until all of them know.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class RunBatches:
             "worker_init_fn": start_worker,
             "pin_memory": pin_memory,
         }
-        self.accumulation = 0
+        self.accumulation, self.failure, self._last = 0, None, None
 
     def start(self, steps: range, effective_batch_size: int, batch_size: int, share: Mapping[str, int]):
         """Starts a loader of the batches of some steps, in place of the one before.
@@ -90,10 +93,23 @@ class RunBatches:
         prefetch = {"prefetch_factor": PREFETCH} if self.num_workers else {}
         loader = DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, **prefetch, **self.loader_options)
         self.accumulation, self._batches = sampler.accumulation, iter(loader)
+        self._is_alone = share["num_processes"] == 1
 
     def __next__(self) -> dict:
         """Returns the next batch of [`hf_mae.data.datasets.collate`]."""
-        return next(self._batches)
+        try:
+            self._last = next(self._batches) if self.failure is None else self._last
+        except UnreadableImagesError as error:
+            if self._is_alone or self._last is None:
+                raise
+            failure = failure_of_loader(error, begun=True)
+            self.failure = f"{failure} The last step is saved: the same call or command continues from there."
+        return self._last
+
+    @property
+    def stop_signal(self) -> int:
+        """Number of the signal that stands for a wish of this process to end the run, 0 if it has none."""
+        return signal.SIGTERM if self.failure else 0
 
 
 def choose_num_workers(
