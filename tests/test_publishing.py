@@ -285,6 +285,15 @@ def test_card__of_odd_names(saved, name):
     assert f"`{name}`" in card.text
 
 
+def test_card__of_classes_and_folders_whose_names_are_no_utf_8(tiny_config, tmp_path):
+    """As a zip file from Windows leaves them: the end of a long run is no time to find out."""
+    names = ["castle", os.fsdecode(b"schl\xf6sser")]
+    MAEForImageClassification(tiny_config(id2label=dict(enumerate(names)))).save_pretrained(tmp_path)
+    save_record(tmp_path, {"metrics": {"eval_accuracy": 0.75}, "data": os.fsdecode(b"geb\xe4ude")})
+    write_model_card(tmp_path)
+    assert r"castle, schl\udcf6sser" in ModelCard.load(tmp_path / "README.md").text
+
+
 def test_card__changed_by_hand_stays(saved):
     card = saved / "README.md"
     card.write_text(card.read_text().replace("organisation", "us").rsplit("<!--", 1)[0] + "Our own words.\n")

@@ -222,7 +222,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     if not is_model_of_ours(folder):
         if "converted_from" in record:  # else it is a model with our encoder as its backbone
-            card.write_text(_card_of_converted(record, title), encoding="utf-8")
+            card.write_text(_card_of_converted(record, title), encoding="utf-8", errors="backslashreplace")
         return
     model = _empty_model(folder)
     text = ModelCard.from_template(
@@ -243,7 +243,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     )
     text = re.sub(r"\n{3,}", "\n\n", str(text).strip())  # where parts of the template were left out
     card.unlink(missing_ok=True)  # it may be a link to the card of a run
-    card.write_text(f"{text}\n", encoding="utf-8")
+    card.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")  # names are any bytes
 
 
 def _card_of_converted(record: dict, title: str) -> str:

@@ -413,7 +413,7 @@ hf_mae must be installed: transformers does not find code for an encoder within 
 
 {_MARK}. Remove this line to keep your own changes. -->
 """
-    card.write_text(text, encoding="utf-8")
+    card.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def detect(args: DetectionArguments) -> FineTuned:
