@@ -313,17 +313,19 @@ def test_png__of_frames_that_are_damaged_is_broken(tmp_path):
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"zTXt behind"])
 def test_png__a_text_of_any_length_changes_nothing(tmp_path, kind, depth):
     """Pillow takes a picture with a text or profile of more than a megabyte for broken."""
     content = b"Comment\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + zlib.compress(bytes(2**21))
     orientation = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6" />'
-    chunks = [
+    text, first = (
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in ((kind, content), (b"iTXt", orientation))
-    ]
+        for name, data in ((kind[:4], content), (b"iTXt", orientation))
+    )
     array = values(f"uint{depth}", 3)
-    (tmp_path / "a.png").write_bytes(png(array.transpose(1, 2, 0), depth, 2, b"".join(chunks)))
+    behind = kind.endswith(b"behind")  # the pixels
+    file = png(array.transpose(1, 2, 0), depth, 2, first + (b"" if behind else text))
+    (tmp_path / "a.png").write_bytes(file[:-12] + text + file[-12:] if behind else file)
     assert np.array_equal(stored(tmp_path / "a.png", 3).pixels, np.rot90(array, -1, (1, 2)))
 
 

@@ -111,7 +111,7 @@ def read_picture(image: PIL.Image.Image, num_channels: int, as_stored: bool = Fa
     bits, opaque = _bits_of_grey(image), _is_opaque_tga(image)
     if image.format == "PSD" and image.tile:
         opaque = not _prepare_psd(image)
-    image.load()  # before its size is asked for: Pillow turns a TIFF when it loads it
+    _load(image)  # before its size is asked for: Pillow turns a TIFF when it loads it
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
         return _read_grey(image, bits)
     if opaque:
@@ -125,6 +125,15 @@ def read_picture(image: PIL.Image.Image, num_channels: int, as_stored: bool = Fa
     if on_white and not as_stored:
         array = np.concatenate([array[:-1] - np.minimum(array[:-1], 255 - array[-1:]), array[-1:]])
     return StoredImage(array, nodata=declared_nodata(image), numbers=numbers, alpha=alpha, premultiplied=on_white)
+
+
+def _load(image: PIL.Image.Image):
+    """Decodes a picture. A long text that follows the pixels of a PNG, see [`_without_texts`], does not count."""
+    try:
+        image.load()
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
 
 
 def _bits_of_grey(image: PIL.Image.Image) -> int:
@@ -191,7 +200,10 @@ class DeepPicture(ImageFile):
 
     def read(self, page: int = 0) -> StoredImage:
         with PIL.Image.open(self._stream()) as image:
-            return oriented(read_deep(image), exif_orientation(image))
+            stored = read_deep(image)
+            if image.format == "PNG":
+                _load(image)  # its EXIF may follow the pixels
+            return oriented(stored, exif_orientation(image))
 
 
 def is_deep(image: PIL.Image.Image) -> bool:
@@ -267,7 +279,7 @@ def _read_deep_png(image: PIL.Image.Image) -> StoredImage:
     # Pillow's reader of little-endian values takes the byte that is the lower one here. Grey with opacity has four
     # bytes a pixel, as RGBA has.
     for reading in ("RGBA",) if mode == "LA;16B" else (mode, mode.replace(";16B", ";16L")):
-        part = PIL.Image.open(reopened(image))
+        part = PIL.Image.open(io.BytesIO(_without_texts(reopened(image).getvalue())))
         part.tile = [part.tile[0]._replace(args=reading) if hasattr(tile[0], "_replace") else (*tile[0][:3], reading)]
         parts.append(np.asarray(part).astype(np.uint16))
     high, low = (parts[0][..., 0::2], parts[0][..., 1::2]) if mode == "LA;16B" else parts
