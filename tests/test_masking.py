@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_mae.modeling.masking_mae import masking_order, num_kept_patches
+from hf_mae.modeling.masking_mae import check_mask_cells, masking_order, num_kept_patches
 
 IMAGES = torch.randn(6, 3, 32, 64, generator=torch.Generator().manual_seed(1))  # 4 x 8 patches
 GRID, N = (4, 8), 32
@@ -55,6 +55,15 @@ def test_grid__keeps_one_of_every_four(tiny_model):
     assert (cells == cells[:, :1, :1]).all()  # at the same place in each cell
 
 
+def test_grid__of_any_shape_keeps_the_position_with_the_least_noise_in_the_first_cell():
+    """The positions of the first cell are the patches 0, 1, 8 and 9 of 4 x 8."""
+    noise = 1 + torch.rand(1, N)
+    noise[0, [0, 1, 8, 9]] = torch.tensor([0.4, 0.9, 0.1, 0.6])
+    kept = masking_order(noise, GRID, "grid").argsort(dim=1)[0, :16]
+    assert sorted(kept[:8].tolist()) == [8, 10, 12, 14, 24, 26, 28, 30]
+    assert sorted(kept[8:].tolist()) == [0, 2, 4, 6, 16, 18, 20, 22]
+
+
 def test_block__hides_what_lies_together():
     grid, noise = (14, 14), torch.rand(64, 196)
 
@@ -66,6 +75,22 @@ def test_block__hides_what_lies_together():
     assert neighbours_alike("random") == pytest.approx(0.5, abs=0.03)
     assert neighbours_alike("block") > 0.85
     assert neighbours_alike("grid") < 0.52
+
+
+def test_block__rectangles_cover_a_quarter_with_the_sides_that_the_noise_says():
+    """Of 8 x 12 patches a quarter are 24: sides of sqrt(24 * a) and sqrt(24 / a), at the first and the second centre.
+
+    The rank of patch 0, 48 of 96, says a = 0.3 ** 0 for the first, that of patch 1, 72 of 96, a = 0.3 ** 0.5 for the
+    second: 4.9 x 4.9 patches around row 3 and column 4, then 3.6 x 6.6 around row 7 and column 8.
+    """
+    order = [40, 92, *(patch for patch in range(2, 96) if patch not in (40, 92))]
+    order.insert(48, 0)
+    order.insert(72, 1)
+    hidden = masking_order(torch.tensor(order).argsort()[None].float(), (8, 12), "block").argsort(dim=1)[0].flip(0)
+    first = {12 * row + column for row in range(1, 6) for column in range(2, 7)}
+    second = {12 * row + column for row in (6, 7) for column in range(5, 12)}
+    assert set(hidden[:25].tolist()) == first
+    assert set(hidden[:39].tolist()) == first | second
 
 
 def test_block__hides_every_place_now_and_then():
@@ -95,6 +120,7 @@ def test_cells__are_kept_or_hidden_as_a_whole(tiny_model, grid, side, ratio, kep
     output = model.mae(torch.zeros(3, 3, 8 * grid[0], 8 * grid[1]), mask_ratio=ratio)
     assert output.ids_keep.shape[1] == num_kept_patches(grid, ratio, side) == kept * side**2
     visible = ~output.mask.view(3, grid[0] // side, side, grid[1] // side, side).transpose(2, 3)
+    assert num_kept_patches(grid, ratio) == int(grid[0] * grid[1] * (1 - ratio))  # of patches that are no cells
     in_cell = visible.flatten(3).sum(dim=3)
     assert set(in_cell.unique().tolist()) <= {0, side**2}
     assert (in_cell.flatten(1).bool().sum(dim=1) == kept).all()
@@ -129,6 +155,12 @@ def test_cells__of_another_image_size(tiny_model):
     assert model(odd, ids_keep=torch.arange(5)[None]).loss.isfinite()  # the mask itself is given
     with pytest.raises(ValueError, match="hides all 16 patches"):
         model(torch.randn(1, 3, 32, 32), mask_ratio=0.8)  # one of four cells would be too many
+
+
+def test_cells__that_do_not_fill_the_grid_say_what_would():
+    """Patches of 8 x 16 pixels: cells of 2 x 2 patches have 16 x 32."""
+    with pytest.raises(ValueError, match=r"divide 5 x 3 .* multiple of 16 x 32 pixels, such as 32 x 32 or 48 x 64, or"):
+        check_mask_cells("random", 2, (5, 3), (8, 16))
 
 
 def test_bool_masked_pos__is_taken_as_it_is(tiny_model):

@@ -104,6 +104,12 @@ def test_encoder_only_checkpoint__encoder_is_loaded_decoder_is_new(tiny_config, 
     assert info["missing_keys"] == {name for name in model.state_dict() if name.startswith("decoder.")}
 
 
+def test_tokens__have_the_deviation_of_the_configuration(tiny_config):
+    model = MAEForPreTraining(tiny_config(hidden_size=512, decoder_hidden_size=512, num_class_tokens=4))
+    for token in (model.mae.embeddings.cls_token, model.decoder.mask_token):
+        assert token.std().item() == pytest.approx(0.02, rel=0.15)
+
+
 def test_linear_layers__are_xavier_uniform(tiny_config):
     model = MAEForPreTraining(tiny_config(hidden_size=256))
     weight = model.mae.layers[0].attention.qkv.weight.detach()
@@ -157,9 +163,10 @@ def test_encoder__masked_equals_the_choice_of_embedded_tokens(tiny_config):
     torch.testing.assert_close(model(pixels, ids_keep=ids).last_hidden_state, model.layernorm(chosen))
 
 
+@pytest.mark.parametrize("size", [(32, 32), (64, 16), (16, 64)])
 @pytest.mark.parametrize("pooling", ["mean", "class"])
-def test_pooler_output__is_what_the_config_says(tiny_config, pooling):
-    output = MAEModel(tiny_config(pooling=pooling))(images())
+def test_pooler_output__is_what_the_config_says(tiny_config, pooling, size):
+    output = MAEModel(tiny_config(pooling=pooling))(images(2, 3, *size))
     tokens = output.last_hidden_state
     torch.testing.assert_close(output.pooler_output, tokens[:, 1:].mean(dim=1) if pooling == "mean" else tokens[:, 0])
 
@@ -189,8 +196,10 @@ def test_mask_tokens_in_encoder__give_the_encoder_every_place_but_no_hidden_pixe
     assert model.mae(pixels).last_hidden_state.shape == (2, 1 + 16, 32)
 
 
-def test_prediction_ratio__predicts_a_share_in_training_and_all_in_evaluation(tiny_model):
-    model, pixels, noise = tiny_model(prediction_ratio=0.25), images(), torch.rand(2, 16)
+@pytest.mark.parametrize("mask_tokens_in_encoder", [False, True])
+def test_prediction_ratio__predicts_a_share_in_training_and_all_in_evaluation(tiny_model, mask_tokens_in_encoder):
+    model = tiny_model(prediction_ratio=0.25, mask_tokens_in_encoder=mask_tokens_in_encoder)
+    pixels, noise = images(), torch.rand(2, 16)
     assert model(pixels, noise=noise).logits.shape[1] == 12
     output = model.train()(pixels, noise=noise)
     assert output.logits.shape[1] == 3
