@@ -55,6 +55,31 @@ def test_cooldown__that_is_corrected_goes_on_from_its_rate():
     assert corrected.rate_at(95) == 0
 
 
+def test_plan__of_epochs():
+    """80 images in batches of 8 are 10 steps an epoch; the rate is that of 256 images times 8 / 256."""
+    cosine = {"num_train_epochs": 3, "effective_batch_size": 8, "base_learning_rate": 0.32, "warmup_ratio": 0.1}
+    planned = plan_steps(PretrainingSettings(**cosine), num_images=80)
+    assert planned == Plan(8, 10.0, 30, 3, pytest.approx(0.01), 3)
+    assert plan_steps(PretrainingSettings(**{**cosine, "num_train_epochs": 0.01}), num_images=80).max_steps == 1
+    own_batch = plan_steps(PretrainingSettings(**{**cosine, "effective_batch_size": None}), num_images=1000)
+    assert (own_batch.batch_size, own_batch.max_steps) == (32, 94)  # 3 x 31.25
+
+
+def test_plan__of_few_steps_has_one_that_is_no_warmup_and_one_of_cooldown():
+    few = {"max_steps": 10, "effective_batch_size": 8, "learning_rate": 0.5, "warmup_ratio": 0.99}
+    assert plan_steps(PretrainingSettings(**few), num_images=80).warmup_steps == 9
+    assert plan_steps(PretrainingSettings(**{**few, "max_steps": 1}), num_images=80).warmup_steps == 0
+    assert plan(max_steps=2).cooldown == [(1, 0.0), (2, 1.0)]
+
+
+def test_plan__with_a_time_budget_is_open_and_goes_on_so():
+    settings = {**WSD, "max_steps": -1, "time_budget": "2h"}
+    planned = plan(**settings)
+    assert (planned.is_open, planned.max_steps, planned.cooldown_start) == (True, 0, None)
+    stored = state(50, planned, time_budget={"seconds": 3600.0})
+    assert resume_plan(planned, stored, PretrainingSettings(**settings)) == (planned, None)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Settings
 

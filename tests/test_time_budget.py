@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,12 +92,61 @@ def test_pace__that_changes_in_the_cooldown_is_met_once(factor):
     first, second = simulation.decisions
     (start, _), (middle, half), (end, _) = second.cooldown
     assert (start, end) == (first.cooldown_start, second.max_steps)
+    assert start < middle < end
     assert (end > first.max_steps) == (factor < 1)
     assert half == pytest.approx(0.5, abs=0.01)
     assert second.rate_at(middle) == first.rate_at(middle)
     rates = [second.rate_at(step) for step in range(end + 1)]
     assert all(later <= earlier for earlier, later in zip(rates[start:], rates[start + 1 :], strict=False))
     assert rates[-1] == 0
+
+
+class Clock:
+    """A clock that only tests move."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def reviewed(seconds, **costs):
+    """A budget after one step of a second, with what an evaluation and a save cost, and its clock."""
+    clock = Clock()
+    budget = TimeBudget({"seconds": seconds, **costs}, 0.2, 300, clock)
+    for step in (1, 2):
+        clock.now = step
+        budget.review(step, replace(OPEN, eval_steps=100))
+    return budget, clock
+
+
+def test_steps_that_are_left__are_those_that_fit_with_all_that_comes_between():
+    """Of 1000 s the end keeps 1.2 evaluations, two saves and 1 s, here 23 s, and another save of 5 s comes before.
+
+    An evaluation and its save, each 100 steps, take 15 s, another save, each 300 steps, 5 s. After 200 s and as many
+    steps there is time for 657 more, with seven evaluations (the first is due now) and two saves: 657 + 105 + 10 = 772.
+    After 800 there is time for 137, less than a fifth of all: 137 + 30 + 5 = 172.
+    """
+    budget, clock = reviewed(1000, evaluation=10.0, save=5.0)
+    plan = replace(OPEN, eval_steps=100)
+    clock.now = 200
+    assert budget.review(200, plan)[0] == replace(plan, max_steps=857)
+    clock.now = 800
+    assert budget.review(800, plan)[0] == replace(plan, max_steps=937, cooldown=[(800, 0.0), (937, 1.0)])
+
+
+def test_pace__is_that_of_steps_alone_without_the_slowest_and_the_fastest_tenth():
+    """Of twenty intervals two are slow, though short, and two are fast, though long. Evaluations do not count."""
+    budget, clock = reviewed(1e6)
+    step, intervals = 2, [(1, 5.0), *[(10, 10.0), (20, 20.0)] * 7, (30, 15.0), (1, 5.0), (30, 15.0), (10, 10.0)]
+    for steps, seconds in intervals:  # and the one that `reviewed` made
+        with budget.measuring("evaluation"):
+            clock.now += 7
+        clock.now += seconds
+        step += steps
+        budget.review(step, replace(OPEN, eval_steps=100))
+    assert budget.pace == pytest.approx(1.0)
+    assert budget.costs["evaluation"] == 7
 
 
 def test_uneven_steps__count_with_their_mean_and_a_standstill_does_not():
@@ -138,6 +188,17 @@ def test_first_plan__has_fewer_evaluations_where_they_are_slow():
     # An image counts as one of training, of which a second has 64, so that 23,040 images take a tenth of the time.
     assert [evaluations(images) for images in (100, 2304, 4608, 23040, 40000)] == [10, 10, 5, 2, 2]
     assert TimeBudget({"seconds": 3600.0}, 0.2, 1000, lambda: 0.0).first_plan(OPEN, 1.0, 0.05, 7, 0, 0).eval_steps == 7
+
+
+def test_first_plan__is_the_time_without_evaluations_and_the_end():
+    """Of 3600 s the end keeps 1.2 evaluations of 36 s, two saves of 10 s (16 bytes of each parameter) and 1 s: 64.2 s.
+
+    Nine more evaluations leave 3211.8 steps of a second; one every 100 steps leaves 3535.8 / 1.36.
+    """
+    budget = TimeBudget({"seconds": 3600.0}, 0.2, 1000, lambda: 0.0)
+    plan = budget.first_plan(OPEN, 1.0, 0.05, None, evaluated=2304, parameters=125_000_000)
+    assert (plan.max_steps, plan.warmup_steps, plan.eval_steps) == (3211, 161, 321)
+    assert budget.first_plan(OPEN, 1.0, 0.05, 100, evaluated=2304, parameters=125_000_000).max_steps == 2599
 
 
 def test_pace__is_measured_within_a_small_share_of_the_time(monkeypatch):
