@@ -112,6 +112,17 @@ def test_step__is_the_formula_for_matrices_and_torchs_adamw_for_the_others(tiny_
     assert sum(name in expected for name, _ in model.named_parameters()) == 16
 
 
+def test_step__is_the_same_where_matrices_are_too_large_to_be_multiplied_together(tiny_model, monkeypatch):
+    together = tiny_model()
+    apart = copy.deepcopy(together)
+    for model, most in ((together, 2**26), (apart, 1)):
+        monkeypatch.setattr("hf_mae.training.muon._MOST_ELEMENTS", most)
+        set_gradients(model, 0)
+        muon(model).step()
+    for one, other in zip(together.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_step__leaves_out_parameters_without_gradient(tiny_model):
     model = tiny_model()
     optimizer, before = muon(model), copy.deepcopy(model)

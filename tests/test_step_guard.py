@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+import math
 import multiprocessing
 import os
 import queue
@@ -73,6 +74,16 @@ def test_guard__clips_as_torch_does_and_changes_nothing_else(tiny_model):
             optimizer.zero_grad()
         results.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
     assert torch.equal(*results)
+
+
+def test_guard__logs_means_over_the_good_steps_and_by_default_does_not_clip():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    guard = StepGuard(torch.optim.SGD([weight], lr=1.0))
+    for loss, gradient in ((1.0, (3.0, 4.0)), (7.0, (math.nan, 1.0)), (math.inf, (1.0, 1.0)), (4.0, (-5.0, 12.0))):
+        weight.grad = torch.tensor(gradient)
+        guard.step(torch.tensor(loss))
+    assert weight.tolist() == [2, -16]
+    assert guard.read() == ({"loss": 2.5, "grad_norm": 9.0, "skipped": 2}, 2)  # norms of 5 and 13
 
 
 def test_stop_signals__first_is_noted_second_ends_at_once():
