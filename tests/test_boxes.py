@@ -594,6 +594,18 @@ def test_views__boxes_lie_around_what_they_were_drawn_around(size, rotate90):
     assert left_out < 40
 
 
+@pytest.mark.parametrize(("size", "seen_shapes"), [((32, 48), {(12, 24)}), ((48, 48), {(18, 24), (24, 18)})])
+def test_views__only_square_ones_are_turned_by_a_quarter(size, seen_shapes):
+    """A box of half the width and three eighths of the height, 18 x 24 pixels of 48 x 48, 12 x 24 of 32 x 48."""
+    corners = np.array([[0.25, 0.25, 0.75, 0.625]], dtype=np.float32)
+    boxes = Boxes(corners, np.array([0]), np.zeros(1, dtype=bool), (96, 64))
+    boxed = BoxedImages([painted((96, 64), (24, 16, 72, 40))], [boxes], ["a"], "painted")
+    processor = MAEImageProcessor(size={"height": size[0], "width": size[1]}, **GREY)
+    dataset = DetectionDataset(boxed, processor, (1.0, 1.0), RandomOrientation(True, True, rotate90=True))
+    sides = [dataset[0]["labels"]["boxes"][0, 2:].numpy() * size[::-1] for _ in range(30)]
+    assert {(round(height), round(width)) for width, height in sides} == seen_shapes
+
+
 def test_crop_boxes__cut_and_leave_out_what_is_hardly_visible():
     boxes = np.array([[0, 0, 4, 4], [2, 2, 6, 6], [4, 4, 12, 12], [8, 8, 9, 9]], dtype=float)
     cut, kept = crop_boxes(boxes, (2, 2, 6, 6))

@@ -229,6 +229,12 @@ def test_random_augmentation__works_on_the_range_of_the_data():
     assert torch.equal(augment(constant), constant)
 
 
+@pytest.mark.parametrize("magnitude", [1, 9])
+def test_random_augmentation__has_the_share_of_the_largest_magnitude(magnitude):
+    """Magnitudes end at 10 here and at 30 in kornia."""
+    assert RandomAugmentation(magnitude=magnitude).operations.m == pytest.approx(magnitude / 10 * 30)
+
+
 def test_random_orientation__reaches_each_orientation_equally():
     image = torch.arange(9.0).view(1, 3, 3)
     counts = {}
@@ -297,6 +303,37 @@ def test_batch_augmentation__mixes_labels_as_it_mixes_images():
     plain = BatchAugmentation(processor, 5)(pixels, labels)
     assert torch.equal(plain["labels"], labels)
     torch.testing.assert_close(plain["pixel_values"], processor.rescale_and_normalize(pixels))
+
+
+def shares_of_first(size, **settings):
+    """Mixes 500 images, each of a class of its own, and returns which share of each is left, where it is mixed."""
+    processor = MAEImageProcessor.for_image_size(size, num_channels=1)
+    pixels = torch.zeros(500, 1, size, size, dtype=torch.uint8)
+    shares = BatchAugmentation(processor, 500, **settings)(pixels, torch.arange(500))["labels"].diagonal()
+    return shares[shares < 1 - 1e-6]
+
+
+def test_mixup__draws_shares_from_the_beta_distribution():
+    """Beta(a, a) has the variance 1 / (4 (2 a + 1)), the uniform distribution 1 / 12."""
+    assert shares_of_first(4, mixup=0.2).var().item() == pytest.approx(1 / 5.6, abs=0.03)
+    assert shares_of_first(4, mixup=5.0).var().item() == pytest.approx(1 / 44, abs=0.01)
+
+
+def test_cutmix__draws_rectangles_by_the_beta_distribution():
+    """At 1, which is uniform, a fourth of the images keep less than 0.3, some of that beyond the border."""
+    shares = [(shares_of_first(32, cutmix=beta) < 0.3).float().mean().item() for beta in (0.2, 1.0, 5.0)]
+    assert shares == pytest.approx([0.5, 0.25, 0.1], abs=0.07)
+
+
+def test_mixup_and_cutmix__take_turns_at_random():
+    """Images are constant, and stay so in mixup; in cutmix most of them do not."""
+    processor = MAEImageProcessor.for_image_size(16, num_channels=1)
+    pixels = torch.arange(0, 240, 8).byte().view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    augment, cut = BatchAugmentation(processor, 30, mixup=0.8, cutmix=1.0), 0
+    for _ in range(30):
+        mixed = augment(pixels, torch.arange(30))["pixel_values"].flatten(1)
+        cut += bool(((mixed.amax(dim=1) - mixed.amin(dim=1)) > 1e-3).any())
+    assert 5 <= cut <= 25
 
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}])
