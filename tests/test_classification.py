@@ -14,10 +14,10 @@ from transformers import AutoModelForImageClassification
 import hf_mae
 from hf_mae import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.conversion.names import rename
-from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
+from hf_mae.evaluation.probing import LinearProbe, probe_classifier, train_linear_probes
 from hf_mae.modeling.modeling_mae import MAEDropPath
 from hf_mae.modeling.modeling_mae_downstream import fold_batch_norm
-from hf_mae.training.optimization import LARS, layer_decay_parameter_groups
+from hf_mae.training.optimization import LARS, layer_decay_parameter_groups, learning_rate_at
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 PIXELS = torch.linspace(-2, 2, 4 * 3 * 32 * 32).sin().view(4, 3, 32, 32)
@@ -366,3 +366,22 @@ def test_train_linear_probes__separable_classes_and_each_rate_by_itself():
     assert accuracies[1] > 0.95 > accuracies[0]
     _, (alone,) = train_linear_probes(features, labels, base_learning_rates=[1e-4], **settings)
     assert torch.equal(alone.weight, slow.weight)  # what others learn does not reach it
+
+
+def test_train_linear_probes__are_as_those_trained_one_by_one():
+    """With all images in each batch, by LARS at the rates of the paper's schedule: 3 of 15 epochs are a warm-up."""
+    features, labels = torch.randn(64, 8) * 3 + 1, torch.arange(64) % 3
+    settings = {"num_epochs": 15, "batch_size": 1000, "warmup_epochs": 10, "weight_decay": 0.1, "seed": 5}
+    norm, probes = train_linear_probes(features, labels, 3, [0.4, 20.0], **settings)
+    for base_learning_rate, found in zip([0.4, 20.0], probes, strict=True):
+        torch.manual_seed(5)
+        one, own_norm = probe_classifier(8, 3), torch.nn.BatchNorm1d(8, eps=1e-6, affine=False)
+        optimizer = LARS(one.parameters(), lr=0.0, weight_decay=0.1)
+        for step in range(15):
+            optimizer.param_groups[0]["lr"] = base_learning_rate * 64 / 256 * learning_rate_at(step, 15, 3, 1.0)
+            optimizer.zero_grad()
+            F.cross_entropy(one(own_norm(features)), labels).backward()
+            optimizer.step()
+        torch.testing.assert_close(found.weight, one.weight, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.bias, one.bias, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(norm.running_var, own_norm.running_var)

@@ -62,6 +62,16 @@ def test_knn__predicts_as_scikit_learn(neighbors, expected):
     assert "".join(map(str, predicted.flatten().tolist())) == expected
 
 
+def test_knn__takes_numbers_of_neighbours_in_any_order_and_at_most_all():
+    features, classes, queries = synthetic()
+    probe = DenseKNN(patches_of(features, classes))
+    maps = torch.as_tensor(queries, dtype=torch.float32).view(1, 4, 4, 5)
+    most, all_of_them, one = probe.predict(maps, (4, 4), (30, 1000, 1))
+    assert "".join(map(str, most.flatten().tolist())) == "1122212202122112"
+    assert "".join(map(str, one.flatten().tolist())) == "1122202002120012"
+    assert all_of_them.unique().tolist() == [np.bincount(classes).argmax()]
+
+
 # LogisticRegression(C=C, tol=1e-10, max_iter=10000) behind StandardScaler; intercepts without their mean
 WEIGHTS = {
     0.01: [
@@ -183,6 +193,13 @@ def test_collected_patches__are_spread_over_images_and_have_labels():
     assert some.images.bincount().tolist() == [5, 5, 5]
     (few,) = collect_patches(batches_of(label, label, label), 3, 2)
     assert len(few.images.unique()) == len(few.images) == 2
+    together = torch.cat([label, torch.full_like(label, IGNORED), label])
+    maps = torch.arange(48.0).view(3, 4, 4, 1)
+    (others,) = collect_patches(iter([([maps], together)]), 3, 1000)
+    assert others.features.flatten().tolist() == [*range(16), *range(32, 48)]
+    first, again, other = (collect_patches(iter([([maps], together)]), 3, 9, seed)[0].features for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     with pytest.raises(ValueError, match="No pixel of the training images has a class"):
         collect_patches(batches_of(torch.full_like(label, IGNORED)), 1, 10)
 

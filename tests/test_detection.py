@@ -101,6 +101,12 @@ def test_average_precision__of_cases_worked_out_by_hand():
     assert average_precision(truth, {0: found_of(), 1: found_of()})[0]["map"] == 0
 
 
+def test_average_precision__counts_a_hundred_boxes_of_a_picture():
+    boxes = [(0, left, top, left + 10, top + 10) for left in range(0, 100, 10) for top in range(0, 100, 10)]
+    found = {0: found_of(*[(1 - 0.001 * number, *box) for number, box in enumerate(boxes)])}
+    assert average_precision(boxed_of(boxes, names=("a",)), found)[0]["map"] == pytest.approx(1)
+
+
 def test_average_precision__crowds_and_absent_classes_do_not_count():
     truth = boxed_of([(0, 0, 0, 50, 100), (0, 50, 100, 100, 200, 1)], names=("a", "b"))
     found = {0: found_of((0.95, 0, 50, 100, 100, 200), (0.9, 0, 0, 0, 50, 100))}

@@ -65,6 +65,17 @@ def test_twins__are_found_where_crops_differ_less_than_images():
     assert twin_retrieval(images, half_way) == 0.5
 
 
+def test_twins__are_looked_for_in_both_directions():
+    """Directions in degrees, with their opposites, which bring the mean to 0. The nearest second of -80 is -30 and that
+    of 0 is 20, both their twins; but the nearest first of -30 is 0."""
+    first, second = (torch.tensor(degrees) * math.pi / 180 for degrees in ((-80.0, 0.0), (-30.0, 20.0)))
+    first, second = (torch.stack([each.cos(), each.sin()], dim=1) for each in (first, second))
+    first, second = torch.cat([first, -first]), torch.cat([second, -second])
+    assert twin_retrieval(first, second) == twin_retrieval(second, first) == 0.75
+    common = torch.tensor([3.0, -5.0])
+    assert twin_retrieval(first + common, second + common) == 0.75
+
+
 def test_twins__are_found_by_chance_in_noise_and_in_one_point():
     assert twin_retrieval(torch.randn(300, 16), torch.randn(300, 16)) == pytest.approx(1 / 300, abs=0.01)
     assert twin_retrieval(torch.ones(20, 8), torch.ones(20, 8)) == 1 / 20
