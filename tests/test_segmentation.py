@@ -136,6 +136,13 @@ def test_views__move_image_and_mask_alike(turned):
     assert len(centres) > 10
 
 
+def test_views__of_the_size_itself_show_all_of_a_picture_that_is_not_square():
+    mask = PIL.Image.fromarray(np.kron(np.arange(12).reshape(3, 4), np.ones((10, 15))).astype(np.uint8))
+    processor = MAEImageProcessor(size={"height": 6, "width": 8}, num_channels=1)
+    labels = masks.SegmentationDataset([Pair([mask], 0, mask, "tiles")], processor, scale=(1.0, 1.0))[0]["labels"]
+    assert torch.equal(labels, torch.arange(12).view(3, 4).repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
 def test_evaluation__shows_the_whole_image_each_time():
     image = PIL.Image.radial_gradient("L")
     mask = image.point(lambda value: value > 128)
@@ -241,6 +248,13 @@ def test_model__starts_from_the_encoder_and_its_resampled_positions(checkpoint):
     assert [tuple(each.shape[2:]) for each in maps] == [(32, 16), (16, 8), (8, 4), (4, 2)]  # strides 2 to 16, patch 8
 
 
+def sum_of_losses(logits, mask):
+    """Adds up the cross-entropy of all pixels of a picture that count, at its own size."""
+    logits = torch.nn.functional.interpolate(logits, mask.shape, mode="bilinear")
+    truth = torch.from_numpy(mask.astype(np.int64))[None]
+    return torch.nn.functional.cross_entropy(logits, truth, ignore_index=255, reduction="sum").item()
+
+
 @pytest.mark.slow
 def test_run__learns_and_reports_what_the_saved_model_does(checkpoint, tmp_path, capsys):
     data = tmp_path / "data"
@@ -264,7 +278,7 @@ def test_run__learns_and_reports_what_the_saved_model_does(checkpoint, tmp_path,
     model = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "wall", 1: "square", 2: "disc"}
-    both, either, right, counted = np.zeros(3), np.zeros(3), 0, 0
+    both, either, sums = np.zeros(3), np.zeros(3), np.zeros(3)
     for number in range(7):
         pixel_values = processor(PIL.Image.open(data / f"val/images/{number}.png"), return_tensors="pt").pixel_values
         mask = np.array(PIL.Image.open(data / f"val/masks/{number}.png"))
@@ -274,10 +288,14 @@ def test_run__learns_and_reports_what_the_saved_model_does(checkpoint, tmp_path,
         for index in range(3):
             both[index] += ((predicted == index) & (mask == index)).sum()
             either[index] += (((predicted == index) | (mask == index)) & (mask != 255)).sum()
-        right, counted = right + (predicted == mask).sum(), counted + (mask != 255).sum()
+        sums += [(predicted == mask).sum(), sum_of_losses(outputs.logits, mask), (mask != 255).sum()]
     results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     expected = {f"eval_iou_{name}": iou for name, iou in zip(("wall", "square", "disc"), both / either, strict=True)}
-    expected |= {"eval_mean_iou": (both / either).mean(), "eval_pixel_accuracy": right / counted}
+    expected |= {
+        "eval_mean_iou": (both / either).mean(),
+        "eval_pixel_accuracy": sums[0] / sums[2],
+        "eval_loss": sums[1] / sums[2],
+    }
     assert {name: results[name] for name in expected} == pytest.approx(expected, abs=1e-3)
     assert results["eval_mean_iou"] > 0.6  # background alone gives 0.2
     assert PIL.Image.open(tmp_path / "out" / "segmentation.png").size == (6 * 128 + 40, 4 * 132 + 40)
@@ -528,6 +546,12 @@ def test_held_out__0_evaluates_on_the_training_images(tmp_path, capsys):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Masks of other kinds
+
+
+def test_masks__of_python_objects_are_not_unpickled(tmp_path):
+    np.save(tmp_path / "mask.npy", np.array([{"harm": 1}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        masks.read_mask(tmp_path / "mask.npy")
 
 
 def test_masks__of_16_bits_and_arrays_hold_the_same_classes(tmp_path):
