@@ -490,6 +490,16 @@ def test_timm_pooling__that_is_not_ours_is_refused(tmp_path, pooling, has_fc_nor
         hf_mae.import_checkpoint(tmp_path / "out")
 
 
+@pytest.mark.parametrize(("pooling", "ours"), [("avg", "mean"), ("token", "class")])
+def test_timm_pooling__of_an_encoder_is_the_one_that_is_stated(tmp_path, pooling, ours):
+    hf_mae.export_checkpoint(MAEModel(MAEConfig(**TINY)), tmp_path / "out", "timm")
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"]["global_pool"] = pooling
+    path.write_text(json.dumps(config))
+    assert hf_mae.import_checkpoint(tmp_path / "out").config.pooling == ours
+
+
 def test_timm_activation__is_the_one_that_is_stated(tmp_path):
     """The tensors do not show it."""
     hf_mae.export_checkpoint(MAEModel(MAEConfig(**TINY)), tmp_path / "out", "timm")

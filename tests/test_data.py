@@ -572,14 +572,18 @@ def test_order__of_blocks_gives_every_image_once_an_epoch(batch_size, views):
         assert sorted(i for e, i, v in samples if (e, v) == (epoch, views - 1)) == list(range(500))
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
 @pytest.mark.parametrize(("processes", "workers"), [(1, 1), (2, 4), (8, 8)])
-def test_order__of_blocks_lets_each_reader_read_few(processes, workers):
-    """All readers together read little more than every block once, and a batch still mixes many row_groups."""
-    images, batch_size = InRowGroups([100] * 256), 128
+def test_order__of_blocks_lets_each_reader_read_few(processes, workers, epoch):
+    """All readers together read little more than every block once, and a batch still mixes many row_groups.
+
+    Also in an epoch that begins within a batch: the second one begins in step 199.7.
+    """
+    images, batch_size = InRowGroups([100] * 255 + [60]), 128
     order = SampleOrder(images, 0, 1, batch_size)
     reads, mixed = 0, []
     for process in range(processes):
-        sampler = StepBatchSampler(order, batch_size, 128, range(200), process, processes)  # one epoch
+        sampler = StepBatchSampler(order, batch_size, 128, range(200 * epoch, 199 + 200 * epoch), process, processes)
         row_groups = [{index // 100 for _, index, _ in batch} for batch in sampler]
         mixed.append(np.mean([len(b) for b in row_groups]) * processes)
         reads += sum(len(set.union(*row_groups[worker::workers])) for worker in range(workers))

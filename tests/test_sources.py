@@ -269,6 +269,8 @@ def test_parquet__is_read_by_row_group_and_not_copied(tmp_path, monkeypatch):
     assert images.row_groups.tolist() == [3, 3, 1, 5]
     assert images.labels.tolist() == [0, 1] * 6
     assert images.describe(8) == f"{tmp_path}/train-1.parquet:1"
+    places = [f"{tmp_path}/train-{number}.parquet:{row}" for number, rows in ((0, 7), (1, 5)) for row in range(rows)]
+    assert [images.describe(index) for index in range(12)] == places
     read = []
     monkeypatch.setattr(
         ParquetImages, "_read", lambda self, block, r=ParquetImages._read: read.append(block) or r(self, block)
