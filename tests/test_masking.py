@@ -62,6 +62,7 @@ def test_grid__of_any_shape_keeps_the_position_with_the_least_noise_in_the_first
     kept = masking_order(noise, GRID, "grid").argsort(dim=1)[0, :16]
     assert sorted(kept[:8].tolist()) == [8, 10, 12, 14, 24, 26, 28, 30]
     assert sorted(kept[8:].tolist()) == [0, 2, 4, 6, 16, 18, 20, 22]
+    assert all(torch.equal(part, part[noise[0, part].argsort()]) for part in kept.split(8))  # the least noise first
 
 
 def test_block__hides_what_lies_together():
@@ -209,6 +210,7 @@ def test_ratio_zero__finite_loss_over_all_patches(model):
         ({"bool_masked_pos": torch.ones(6, N).bool()}, "hides all 32 patches"),
         ({"bool_masked_pos": torch.arange(6)[:, None] > torch.arange(N)}, r"bool_masked_pos.*\[0, 1, 2, 3, 4, 5\]"),
         ({"ids_keep": torch.arange(33).expand(6, 33)}, r"ids_keep.*got \(6, 33\)"),
+        ({"ids_keep": torch.arange(6)}, r"ids_keep.*got \(6,\)"),
         ({"ids_keep": torch.tensor([[3, 3]] * 6)}, r"ids_keep.*different patches in \[0, 32\)"),
         ({"ids_keep": torch.tensor([[3, 32]] * 6)}, r"ids_keep.*different patches in \[0, 32\)"),
         ({"ids_keep": torch.tensor([[0.0, 1.0]] * 6)}, r"ids_keep.* integers .*got torch.float32: ids_keep.long\(\)"),
@@ -217,6 +219,10 @@ def test_ratio_zero__finite_loss_over_all_patches(model):
         (
             {"bool_masked_pos": torch.zeros(6, N).bool(), "mask_ratio": 0.5},
             "one of `mask_ratio`, `bool_masked_pos` and `ids_keep`",
+        ),
+        (
+            {"valid": torch.ones(6, 64, 32).bool()},
+            r"valid.*\(batch, height, width\) = \(6, 32, 64\), got \(6, 64, 32\)",
         ),
         ({"prediction_ratio": 0.0}, r"prediction_ratio.* in \(0, 1\], got 0.0"),
     ],

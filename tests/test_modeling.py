@@ -5,7 +5,13 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
 from hf_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel
-from hf_mae.modeling.patches_mae import patchify, resample_position_table, sincos_position_table, unpatchify
+from hf_mae.modeling.patches_mae import (
+    patch_resampling,
+    patchify,
+    resample_position_table,
+    sincos_position_table,
+    unpatchify,
+)
 
 
 def images(*shape):
@@ -63,6 +69,15 @@ def test_resampling__is_two_dimensional(new):
     for axis in (0, 1):
         wanted = ((torch.arange(new[axis]) + 0.5) * 4 / new[axis] - 0.5).view([-1, 1] if axis == 0 else [1, -1])
         assert (grid[..., axis] - wanted).abs().max() < 0.35  # bicubic bends at the border
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 32), (4, 2)), ((32, 4), (2, 4)), ((32, 32), (2, 2))])
+def test_patch_resampling__to_fewer_pixels_leaves_none_out(old, new):
+    """Also where one side alone gets shorter: without a filter for that, pixels between new ones would not count."""
+    matrix = patch_resampling(old, new)
+    assert matrix.shape == (old[0] * old[1], new[0] * new[1])
+    assert (matrix.abs().amax(dim=1) > 0).all()
+    torch.testing.assert_close(matrix.sum(dim=0), torch.ones(new[0] * new[1], dtype=torch.float64))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -251,6 +266,19 @@ def test_reconstruct__keeps_visible_patches_and_gives_pixels(tiny_model, norm_pi
         assert after[output.mask].mean() == pytest.approx(5, abs=1.5)
 
 
+def test_reconstruct__shows_what_is_predicted_be_it_all_patches_or_some_hidden_ones(tiny_model):
+    model, pixels, noise = tiny_model(), images(), torch.rand(2, 16)
+    before = patchify(pixels, (8, 8))
+    everything = model(pixels, noise=noise, mask_ratio=0)
+    shown = patchify(model.reconstruct(pixels, noise=noise, mask_ratio=0).reconstruction, (8, 8))
+    index = everything.ids_keep[..., None].expand_as(everything.logits)
+    assert torch.equal(shown.gather(1, index), everything.logits)
+    some = model.reconstruct(pixels, noise=noise, prediction_ratio=0.25)
+    changed = (patchify(some.reconstruction, (8, 8)) != before).any(dim=2)
+    assert changed.sum(dim=1).tolist() == [3, 3]
+    assert not (changed & ~some.mask).any()
+
+
 def test_reconstruct__a_perfect_normalised_prediction_gives_the_image(tiny_model, monkeypatch):
     model, pixels, noise = tiny_model(norm_pix_loss=True), images(), torch.rand(2, 16)
     forward = model.forward
@@ -381,6 +409,7 @@ def test_outputs__by_configuration_and_by_number(tiny_config):
     first, middle, last = model(pixels, output_hidden_states=[0, -1]).hidden_states
     assert middle is None
     assert torch.equal(first, model.embeddings(pixels, (4, 4), None, None))
+    assert torch.equal(first, model(pixels, output_hidden_states=-3).hidden_states[0])
     assert torch.equal(model.layernorm(last), model(pixels).last_hidden_state)
 
 

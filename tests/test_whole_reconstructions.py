@@ -51,6 +51,14 @@ def test_masks__of_a_grid_show_one_place_of_each_cell():
         assert len({(row % 2, column % 2) for row, column in (divmod(patch, 6) for patch in mask.tolist())}) == 1
 
 
+def test_masks__are_dealt_from_a_new_order_each_time_that_all_patches_were_shown():
+    masks = complementary_masks((8, 8), 0.75, 16)
+    assert len({tuple(torch.cat(masks[first : first + 4]).tolist()) for first in (0, 4, 8, 12)}) == 4
+    assert all(map(torch.equal, masks, complementary_masks((8, 8), 0.75, 16, seed=0)))
+    with pytest.raises(ValueError, match=r"`mask_ratio` must be in \[0, 1\), got 1.0"):
+        complementary_masks((8, 8), 1.0, 4)
+
+
 @pytest.mark.parametrize("number", [2, 3, 4, 7, 9, 25])
 @pytest.mark.parametrize("ratio", [0.5, 0.6, 0.75, 0.9])
 def test_masks__show_all_patches_alike_whatever_the_ratio(ratio, number):
