@@ -557,6 +557,19 @@ def test_order__does_not_depend_on_processes_or_accumulation(images, processes, 
     assert batches(processes, per_device, images=images) == batches(1, images=images)
 
 
+def test_order__leaves_no_process_and_no_forward_pass_without_samples():
+    """Of five samples for two processes that take one at a time one pass has two, or else one had none."""
+    order = SampleOrder(20, 0)
+    shares = [list(StepBatchSampler(order, 5, 1, range(1), process, 2)) for process in (0, 1)]
+    assert [[len(batch) for batch in share] for share in shares] == [[1, 1], [1, 2]]
+    assert [list(StepBatchSampler(order, 2, 8, range(1), process, 2))[0] for process in (0, 1)] == [
+        order[0:1],
+        order[1:2],
+    ]
+    with pytest.raises(ValueError, match="`per_device_batch_size` must be at least 1, got 0"):
+        StepBatchSampler(order, 5, 0, range(1))
+
+
 @pytest.mark.parametrize("images", SOURCES.values(), ids=SOURCES.keys())
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_order__goes_on_after_any_step(images, stop):

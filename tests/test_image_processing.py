@@ -62,6 +62,25 @@ def test_rectangles__are_covered_not_stretched():
     assert pixels[..., 2:-2].max() < 0.05
 
 
+@pytest.mark.parametrize(("size", "covering"), [((100, 400), (12, 48)), ((400, 100), (96, 24))])
+def test_rectangles__are_cut_from_the_middle_of_a_picture_that_just_covers_them(size, covering):
+    """A crop of 10 x 20 for a shortest edge of 12 needs 12 x 24, and pictures keep their ratio.
+
+    Along each side the values rise from 0 to 1, and the crop shows its part of them.
+    """
+    settings = {"size": {"shortest_edge": 12}, "crop_size": {"height": 10, "width": 20}, "do_normalize": False}
+    for axis, crop in ((0, 10), (1, 20)):
+        ramp = np.linspace(0, 255, size[axis]).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        shown = process(np.broadcast_to(ramp, (*size, 3)).astype(np.uint8), **settings)
+        assert (shown.max() - shown.min()).item() == pytest.approx((crop - 1) / covering[axis], abs=0.02)
+
+
+def test_crop__of_a_smaller_picture_has_black_around_it():
+    settings = {"crop_size": {"height": 6, "width": 4}, "do_resize": False, "do_normalize": False}
+    shown = process(PIL.Image.new("RGB", (6, 3), "white"), **settings)[0, 0]
+    assert shown.tolist() == [[0] * 4, *[[1] * 4] * 3, [0] * 4, [0] * 4]  # a row above, two below
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "PA"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pil_modes__all_give_the_same_picture(mode, channels):
