@@ -354,6 +354,12 @@ def test_bad_images__say_what_is_wrong(tiny_config, model_class, shape, argument
         model_class(tiny_config())(images(*shape), **arguments)
 
 
+@pytest.mark.parametrize("size", [(32, 40), (36, 32), (32, 0)])
+def test_images__that_patches_which_are_not_square_do_not_divide_are_refused(tiny_config, size):
+    with pytest.raises(ValueError, match=rf"\({size[0]}, {size[1]}\) pixels can't be cut into patches of \(8, 16\)"):
+        MAEModel(tiny_config(patch_size=(8, 16)))(images(1, 3, *size))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 @pytest.mark.parametrize("model_class", [MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone])
 def test_integer_pixels__are_refused_with_the_way_out(tiny_config, model_class, dtype):
@@ -410,6 +416,7 @@ def test_outputs__by_configuration_and_by_number(tiny_config):
     assert middle is None
     assert torch.equal(first, model.embeddings(pixels, (4, 4), None, None))
     assert torch.equal(first, model(pixels, output_hidden_states=-3).hidden_states[0])
+    assert model(pixels, output_hidden_states=[3, -4]).hidden_states == (None, None, None)  # there are no such
     assert torch.equal(model.layernorm(last), model(pixels).last_hidden_state)
 
 

@@ -279,7 +279,8 @@ def test_checkpoint__of_cells_that_do_not_fit_another_size(pretrained):
 
 def test_drop_path_noise__decides_which_branches_run(tiny_model):
     """Two blocks with probabilities 0 and 0.5: what is kept counts twice."""
-    encoder = tiny_model(drop_path_rate=0.5).mae.train()
+    model = tiny_model(drop_path_rate=0.5).train()
+    encoder = model.mae
     noise = torch.tensor([[0.0, 0.0], [0.4, 0.6]]).expand(4, -1, -1).clone()  # skips the second attention
     noise[3, 1] = torch.tensor([0.5, 0.4])  # and of the last image the MLP
     tokens = encoder.embeddings(PIXELS, (4, 4), None, None)
@@ -290,6 +291,11 @@ def test_drop_path_noise__decides_which_branches_run(tiny_model):
     output = encoder(PIXELS, drop_path_noise=noise).last_hidden_state
     torch.testing.assert_close(output, encoder.layernorm(expected))
     assert not torch.equal(encoder(PIXELS).last_hidden_state, output)  # by chance
+    whole = model(
+        PIXELS, mask_ratio=0, noise=torch.arange(16.0).expand(4, -1), drop_path_noise=noise, return_loss=False
+    )
+    decoded = model.decoder(output, whole.ids_keep, None, (4, 4)).last_hidden_state
+    torch.testing.assert_close(whole.logits, decoded)
     encoder.eval()
     assert torch.equal(encoder(PIXELS, drop_path_noise=noise).last_hidden_state, encoder(PIXELS).last_hidden_state)
     with pytest.raises(ValueError, match=r"`drop_path_noise`.*\(4, 2, 2\), got \(4, 2\)"):
