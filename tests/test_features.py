@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Features into a file and through pipelines."""
 
+import functools
 import io
 import json
 import os
@@ -129,6 +130,13 @@ def test_extraction__stores_what_the_model_gives_for_each_image(
     assert f"Skipped {photos}/dog/1.png, which can't be read: " in printed
     assert "5 rows in" in printed
     assert "2 unreadable picture(s) left out" in printed
+
+
+def test_extraction__works_without_progress_bars(run, checkpoint, photos, tmp_path, monkeypatch):
+    """So tqdm is where `TQDM_DISABLE` is set, and its clock then stands still."""
+    monkeypatch.setattr(features, "tqdm", functools.partial(features.tqdm, disable=True))
+    printed = run("--model_name_or_path", checkpoint(), "--data", photos, "--output", tmp_path / "features.parquet")
+    assert re.search(r"5 rows in .* [1-9][0-9,]* images/s", printed)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("parquet", "float16"), ("safetensors", "bfloat16")])

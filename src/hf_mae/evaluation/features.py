@@ -9,6 +9,7 @@ kept in memory until the end. Pictures that cannot be read are named and get no 
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -505,7 +506,7 @@ def extract_features(args: ExtractionArguments) -> Path:
     loader = _loader(args, model, image_processor, images)
     print(f"{len(images):,} images from {printable(images.name)}, on {args.device}", flush=True)
     metadata = {"model": args.model_name_or_path, "label_names": images.label_names}
-    written, skipped = 0, []
+    written, skipped, started = 0, [], time.perf_counter()
     with feature_file(args.output, metadata, args.in_windows) as file, tqdm(total=len(images), unit="image") as bar:
         for indices, names, pixel_values, messages in loader:
             bar.write("".join(f"{message}\n" for message in messages), end="")
@@ -524,7 +525,7 @@ def extract_features(args: ExtractionArguments) -> Path:
         if written == 0:
             raise ValueError(f"None of the images of {images.name} could be read. {skipped[-1]}")
         file.finish()
-    speed = f"{written / bar.format_dict['elapsed']:,.0f} images/s"
+    speed = f"{written / (time.perf_counter() - started):,.0f} images/s"
     print(f"{written:,} rows in {args.output}, {len(skipped)} unreadable picture(s) left out, {speed}")
     return Path(args.output)
 
