@@ -463,6 +463,18 @@ def test_folder__dicom_files_need_no_extension(tmp_path):
     assert names_of(open_images(str(tmp_path))) == ["1.2.840.113", "IM000001"]
 
 
+def test_folder__the_list_of_a_dicom_disc_is_no_image(tmp_path):
+    (tmp_path / "disc" / "P1").mkdir(parents=True)
+    for name in ("DICOMDIR", "P1/IM000001"):
+        (tmp_path / "disc" / name).write_bytes(bytes(128) + b"DICM")
+    with tarfile.open(tmp_path / "disc.tar", "w") as tar:
+        tar.add(tmp_path / "disc", ".")
+    folder, shard = open_images(str(tmp_path / "disc")), open_images(str(tmp_path / "disc.tar"))
+    assert names_of(folder) == [shard.key(0)] == ["P1/IM000001"]
+    assert len(shard) == 1
+    assert "left out: 1 x none" in folder.notes[0]
+
+
 def test_folder__the_first_folder_below_the_root_is_the_class(tmp_path):
     make(tmp_path, "cat/1.png", "cat/deep/er/2.png", "dog/a/1.png", "dog/b/2.png", *(f"cow/{n}.png" for n in range(16)))
     images = open_images(str(tmp_path))

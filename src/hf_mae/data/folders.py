@@ -324,9 +324,13 @@ def without_masks(images: Sequence[str]) -> list[str]:
 
 
 def has_no_extension(name: str) -> bool:
-    """Returns whether a file has no extension, as scanners write DICOM, by its name without a folder."""
+    """Returns whether a file has no extension, as scanners write DICOM, by its name without a folder.
+
+    A `DICOMDIR` is no such file: it lists the images of a disc and begins as they do.
+    """
     extension = extension_of(name)
-    return not extension or extension[1:].isdigit()  # parts of identifiers such as 1.2.840
+    # Numbers are parts of identifiers such as 1.2.840.
+    return (not extension or extension[1:].isdigit()) and name.upper() != "DICOMDIR"
 
 
 def begins_as_dicom(stream: IO[bytes]) -> bool:
