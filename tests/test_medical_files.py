@@ -123,6 +123,18 @@ def test_dicom__x_rays_use_their_bits_and_monochrome1_is_inverted(tmp_path, phot
     torch.testing.assert_close(scaled(tmp_path / "x.dcm", 1)[0], expected)
 
 
+def test_dicom__a_range_means_the_same_brightness_where_0_is_white(tmp_path):
+    brightness = np.array([[0, 1000, 2000, 3000, 4095]], dtype=np.uint16)
+    bits = {"BitsStored": 12, "HighBit": 11}
+    dicom(tmp_path / "1.dcm", 4095 - brightness, PhotometricInterpretation="MONOCHROME1", **bits)
+    dicom(tmp_path / "2.dcm", brightness, PhotometricInterpretation="MONOCHROME2", **bits)
+    for name in ("1.dcm", "2.dcm"):
+        assert scaled(tmp_path / name, 1, value_range=(0, 2000)).flatten().tolist() == [0, 127.5, 255, 255, 255]
+    # No-data is a value of the file: 3095 where the brightness is 1000.
+    filled = scaled(tmp_path / "1.dcm", 1, value_range=(0, 2000), nodata=3095).flatten()
+    assert filled.isnan().tolist() == [False, True, False, False, False]
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int16"])
 @pytest.mark.parametrize("frames", [1, 2])
 def test_dicom__values_that_lie_in_the_highest_bits_keep_them(tmp_path, dtype, frames):

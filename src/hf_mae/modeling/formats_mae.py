@@ -281,7 +281,11 @@ class DicomFile(ImageFile):
             missing = self._padding(array)
             array, limit = self._rescaled(array, page, limit)
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-        return StoredImage(array, limit, missing=missing, inverted=header.PhotometricInterpretation == "MONOCHROME1")
+        image = StoredImage(array, limit, missing=missing, inverted=header.PhotometricInterpretation == "MONOCHROME1")
+        if image.inverted and limit is not None and array.max(initial=0) <= limit:
+            # Turned before a `value_range`, which then means the same brightness in files of both kinds.
+            image = replace(image, pixels=(limit - array).astype(array.dtype), numbers=array, inverted=False)
+        return image
 
     def _decode(self, page: int) -> np.ndarray:
         """Returns the stored values of a frame, colours as RGB."""
