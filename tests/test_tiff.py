@@ -11,6 +11,7 @@ import pytest
 import torch
 from image_files import scaled, stored, values, write_few_bits
 
+from hf_mae.modeling import tiff_mae
 from hf_mae.modeling.reading_mae import (
     ReadingSettings,
     UnsuitableImageError,
@@ -109,6 +110,37 @@ def test_tiff__channels_named_by_the_file_are_bands(tmp_path, kind):
     tifffile.imwrite(path, array, photometric="minisblack", metadata={"axes": "ZYX"}, imagej=kind == "imagej")
     with pytest.raises(UnsuitableImageError, match="3 pages"):
         stored(path, 3)
+
+
+def test_tiff__all_pages_are_read_in_one_go(tmp_path, monkeypatch):
+    """Parsing a file takes a time for each of its pages; once for each page would take minutes for a long stack."""
+    stack, parsed, parse = values("uint16", 9), [], tiff_mae._parsed
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    image = open_image(str(tmp_path / "stack.tif"))
+    monkeypatch.setattr(tiff_mae, "_parsed", lambda file: parsed.append(file) or parse(file))
+    assert np.array_equal(read_stored(image, 9, ReadingSettings(pages="channels")).pixels, stack)
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize("imagej", [True, False])
+def test_tiff__planes_that_follow_the_only_page_are_pages(tmp_path, monkeypatch, imagej):
+    """So ImageJ writes stacks of more than 4 GB; of each page no more than its own bytes is read."""
+    stack, path = values("uint16", 4), tmp_path / "stack.tif"
+    options = {"metadata": {"axes": "ZYX"}, "imagej": imagej, "truncate": True}
+    tifffile.imwrite(path, stack, photometric="minisblack", **options)
+    with pytest.raises(UnsuitableImageError, match="4 pages"):
+        stored(path, 1)
+    assert np.array_equal(stored(path, 4, pages="channels").pixels, stack)
+    with PIL.Image.open(path) as opened, pytest.raises(UnsuitableImageError, match="4 pages"):
+        read_stored(opened, 1)
+    read, counts = tifffile.FileHandle.read_array, []
+    monkeypatch.setattr(
+        tifffile.FileHandle,
+        "read_array",
+        lambda file, kind, count, *rest: counts.append(count) or read(file, kind, count, *rest),
+    )
+    assert np.array_equal(read_stored(page_of(open_image(str(path)), 2), 1).pixels, stack[2:3])
+    assert counts == [stack[2].size]
 
 
 def test_tiff__pyramid_levels_and_thumbnails_are_not_pages(tmp_path):

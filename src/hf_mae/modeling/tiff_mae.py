@@ -8,8 +8,10 @@ Pillow reads those that it keeps exactly, tifffile (optional) all others.
 import io
 import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import dropwhile, takewhile
 
 import numpy as np
@@ -21,6 +23,7 @@ from .formats_mae import (
     ImageFile,
     StoredImage,
     UnsuitableImageError,
+    joined,
     library,
     native,
     oriented,
@@ -39,6 +42,7 @@ _LERC_MASK = (
 )
 _JPEGS = (_OLD_JPEG, _JPEG)
 _FAXES = (2, 3, 4)
+_METAMORPH = 33629  # has an entry for each plane
 _PLAIN_PHOTOMETRICS = (0, 1, 2, _PALETTE, 34892)  # min is white, min is black, RGB, palette, linear raw
 
 
@@ -139,6 +143,8 @@ def _pillow_is_exact(image: PIL.Image.Image) -> bool:
         return False  # Pillow takes tiles that are listed as strips for such, and lays surplus ones over the first
     if kind == _PALETTE and max(tiff_tag(image, 320) or (256,)) < 256:
         return False  # Pillow takes the high byte of each entry, and these have but a low one
+    if _is_stack_in_one_block(image):
+        return False
     if (tiff_tag(image, 284) or (1,))[0] == 2 and (max(bits) > 8 or image.mode in ("LA", "PA")):
         return False  # band after band, even if there is one: Pillow fails to decode them
     if image.mode.startswith("I;16"):
@@ -157,6 +163,16 @@ def _pillow_is_exact(image: PIL.Image.Image) -> bool:
         and (0 not in extra)
         and (extra or image.mode not in ("LA", "PA", "RGBA"))  # Pillow takes a band that nothing is said of for opacity
     )
+
+
+def _is_stack_in_one_block(image: PIL.Image.Image) -> bool:
+    """Returns whether further planes may follow the first page of a TIFF, of which Pillow knows nothing.
+
+    So ImageJ writes stacks of more than 4 GB, tifffile those that it calls truncated, and MetaMorph all.
+    """
+    description = str(image.tag_v2.get(270, ""))
+    of_imagej = description.startswith("ImageJ=") and re.search(r"^images=(?!1\s*$)", description, re.MULTILINE)
+    return bool(of_imagej) or '"truncated": true' in description or _METAMORPH in image.tag_v2
 
 
 def _num_tiles(image: PIL.Image.Image) -> int:
@@ -191,7 +207,7 @@ class TiffFile(ImageFile):
         super().__init__(file)
         with _parsed(self._stream()) as tiff:
             series = tiff.series[0]
-            pages = _tiff_pages(tiff)
+            pages, every = _tiff_pages(tiff)
             self.num_pages = len(pages)
             self.size = pages[0].imagelength, pages[0].imagewidth
             if 0 in self.size:  # tifffile takes a header of nothing but zeros for one without tags
@@ -208,19 +224,28 @@ class TiffFile(ImageFile):
             self._orientation = tags[EXIF_ORIENTATION].value if EXIF_ORIENTATION in tags else 1
             if ORIENTATIONS.get(self._orientation, (False,))[0]:
                 self.size = self.size[::-1]
-            self.declares_nodata = _NODATA in tags or any(page.aspage().subfiletype & 4 for page in tiff.pages)
+            self.declares_nodata = _NODATA in tags or any(page.subfiletype & 4 for page in every)
         self._open: dict = {}
 
     def read(self, page: int = 0) -> StoredImage:
+        return self._read([page])[0]
+
+    def read_all(self) -> StoredImage:
+        return joined(self._read(range(self.num_pages)))
+
+    def _read(self, numbers: Sequence[int]) -> list[StoredImage]:
+        """Returns pages of a file that is parsed once, since that takes a time for each page that it has."""
         with _parsed(self._stream()) as tiff:
-            pages = _tiff_pages(tiff)
-            first = pages[0 if self._in_one_block else page]
-            if self._in_one_block:
-                array = tiff.series[0].asarray(maxworkers=1).reshape(self.num_pages, *first.shape)[page]
-            else:
-                array = _decode_tiff(lambda: _read_page(first))
-            tag = first.tags.get(EXIF_ORIENTATION)
-            return oriented(_interpret_tiff(first, array, tiff), tag and tag.value)
+            (shown, every), images = _tiff_pages(tiff), []
+            for number in numbers:
+                page = shown[0 if self._in_one_block else number]
+                if self._in_one_block:
+                    array = _plane_of_block(tiff, page.shape, number)
+                else:
+                    array = _decode_tiff(partial(_read_page, page))
+                tag = page.tags.get(EXIF_ORIENTATION)
+                images.append(oriented(_interpret_tiff(page, array, every), tag and tag.value))
+            return images
 
     def read_window(self, rows: slice, columns: slice) -> StoredImage:
         """Returns a part of the first page, for which only the tiles or strips that it lies in are decoded.
@@ -228,7 +253,7 @@ class TiffFile(ImageFile):
         Args:
             rows, columns (`slice`): Of the image as its orientation says that it is to be seen.
         """
-        tiff, page = self._opened()
+        page, every = self._opened()
         stored = self._in_file(rows, columns)
         if page.compression == _JPEG and page.axes == "SYX" and page.photometric > 1:
             raise UnsuitableImageError("Windows can't be read of colours that are stored apart and compressed as JPEG.")
@@ -238,7 +263,7 @@ class TiffFile(ImageFile):
                 "by gdal_translate -co COMPRESS=DEFLATE -co TILED=YES."
             )
         array = _decode_tiff(lambda: _read_segments(page, *stored))
-        image = oriented(_interpret_tiff(page, array, tiff, *stored), self._orientation)
+        image = oriented(_interpret_tiff(page, array, every, *stored), self._orientation)
         return replace(image, origin=(rows.start, columns.start))
 
     def _in_file(self, rows: slice, columns: slice) -> tuple[slice, slice]:
@@ -251,12 +276,13 @@ class TiffFile(ImageFile):
         return (parts[1], parts[0]) if swap else (parts[0], parts[1])
 
     def _opened(self) -> tuple:
-        """Returns the file, opened by this process, and its first page."""
+        """Returns the first image of the file, opened by this process, and all pages."""
         opened = self._open.get(os.getpid())  # forked processes share the position of an open file
         if opened is None:
             tiff = _parsed(self._stream())
             tiff.filehandle.set_lock(True)  # as do threads
-            opened = tiff, _tiff_pages(tiff)[0]
+            shown, every = _tiff_pages(tiff)
+            opened = shown[0], every
             self._open = {os.getpid(): opened}
         return opened
 
@@ -286,15 +312,24 @@ def _decode_tiff(decode: Callable[[], np.ndarray]) -> np.ndarray:
         raise
 
 
-def _tiff_pages(tiff) -> list:
-    """Returns the pages that are images, not masks, smaller copies, thumbnails or labels."""
-    if tiff.series[0].kind in _VIRTUAL_SLIDES:
-        return list(tiff.series[0].levels[0].pages)
-    pages = [page.aspage() for page in tiff.pages]
-    return [page for page in pages if not page.subfiletype & 5] or pages[:1]
+def _plane_of_block(tiff, shape: tuple[int, ...], number: int) -> np.ndarray:
+    """Returns one plane of a stack that is stored in one block."""
+    kind = np.dtype(tiff.byteorder + tiff.series[0].dtype.char)
+    count = math.prod(shape)
+    offset = tiff.series[0].dataoffset + number * count * kind.itemsize
+    return tiff.filehandle.read_array(kind, count, offset).reshape(shape)
 
 
-def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=slice(None)) -> StoredImage:
+def _tiff_pages(tiff) -> tuple[list, list]:
+    """Returns the pages that are images, not masks, smaller copies, thumbnails or labels, and all pages."""
+    series = tiff.series[0]  # before the pages, which takes half the time
+    every = [page.aspage() for page in tiff.pages]
+    if series.kind in _VIRTUAL_SLIDES:
+        return list(series.levels[0].pages), every
+    return [page for page in every if not page.subfiletype & 5] or every[:1], every
+
+
+def _interpret_tiff(page, array: np.ndarray, every: list, rows=slice(None), columns=slice(None)) -> StoredImage:
     """Returns the values of a page as (bands, height, width), with what its tags say of them."""
     if page.axes not in ("YX", "YXS", "SYX"):
         raise UnsuitableImageError(f"Its pages have the axes {page.axes}; only images of rows and columns are read.")
@@ -321,7 +356,7 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
         array,
         limit,
         nodata=_parse_nodata(page.tags[_NODATA].value) if _NODATA in page.tags else None,
-        missing=_tiff_mask(page, tiff, rows, columns),
+        missing=_tiff_mask(page, every, rows, columns),
         numbers=numbers,
         inverted=white_is_zero(page.photometric if _PHOTOMETRIC in page.tags else None, page.compression),
         alpha=bool(extra) and extra[-1] in (1, 2),
@@ -329,10 +364,9 @@ def _interpret_tiff(page, array: np.ndarray, tiff, rows=slice(None), columns=sli
     )
 
 
-def _tiff_mask(page, tiff, rows: slice, columns: slice) -> np.ndarray | None:
+def _tiff_mask(page, every: list, rows: slice, columns: slice) -> np.ndarray | None:
     """Returns where GDAL's mask page, which follows that of the image, says that there are no data."""
-    pages = (other.aspage() for other in tiff.pages)
-    following = dropwhile(lambda other: other.offset != page.offset, pages)
+    following = dropwhile(lambda other: other.offset != page.offset, every)
     for other in takewhile(lambda other: other.offset == page.offset or other.subfiletype & 5, following):
         if other.subfiletype & 4 and other.shape[-2:] == (page.imagelength, page.imagewidth):
             whole = rows == slice(None) and columns == slice(None)
