@@ -67,6 +67,16 @@ def test_tiff__of_every_type_and_layout_gives_its_values(tmp_path, dtype, bands,
     assert np.array_equal(read_stored(image, bands).pixels, array)  # whoever opened it
 
 
+def test_tiff__of_many_bands_is_read_without_a_message_of_pillow(tmp_path, caplog):
+    array = values("uint16", 13)
+    tifffile.imwrite(tmp_path / "13.tif", array.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig")
+    assert np.array_equal(stored(tmp_path / "13.tif", 13).pixels, array)
+    assert not caplog.records
+    with pytest.raises(PIL.UnidentifiedImageError):
+        PIL.Image.open(tmp_path / "13.tif")
+    assert "More samples per pixel than can be decoded" in caplog.text  # the log of others stays as it is
+
+
 def test_tiff__signed_values_need_a_range_and_get_it(tmp_path):
     ct = np.array([[-1000, 31], [0, 3000]], np.int16)
     tifffile.imwrite(tmp_path / "ct.tif", ct)

@@ -6,6 +6,7 @@ Pillow reads those that it keeps exactly, tifffile (optional) all others.
 """
 
 import io
+import logging
 import math
 import os
 import re
@@ -69,10 +70,14 @@ def _parse_nodata(text) -> float | None:
 
 def open_tiff(file: str | bytes) -> PIL.Image.Image | ImageFile:
     """Opens a TIFF with Pillow where it reads all of it exactly, else with tifffile."""
+    log, nothing = logging.getLogger("PIL.TiffImagePlugin"), lambda record: False
+    log.addFilter(nothing)  # it prints an error where there are more bands than Pillow takes, which tifffile does
     try:
         image = PIL.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except PIL.UnidentifiedImageError:
         image = None
+    finally:
+        log.removeFilter(nothing)
     if image is not None and _pillow_is_exact(image) and not _has_further_pages(image):
         return image
     if image is not None:
