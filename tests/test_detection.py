@@ -226,6 +226,22 @@ def test_detector__goes_on_from_a_trained_one(pretrained, head, tmp_path, capsys
         build(tmp_path / "detector", ["a", "b"], head="deimv2" if head == "dfine" else "dfine")
 
 
+def test_splits__that_share_pictures_are_named(pretrained, tmp_path, capsys):
+    """So data.yaml of many small sets has it; the figures are then those of training pictures."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        PIL.Image.new("RGB", (32, 32)).save(tmp_path / "images" / f"{name}.png")
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [x]")
+    args = script.DetectionArguments(
+        model_name_or_path=str(pretrained), data=str(tmp_path), output_dir=str(tmp_path / "out")
+    )
+    script.open_boxes(args, MAEImageProcessor.from_pretrained(pretrained))
+    printed = capsys.readouterr().out
+    assert f"2 of 2 pictures to evaluate on are training pictures, first {tmp_path}/images/a.png" in printed
+
+
 def test_evaluation__needs_a_detector_of_the_same_classes(pretrained, call, tmp_path):
     with pytest.raises(ValueError, match="pretrained does not detect"):
         call(script.detect_command, "--model_name_or_path", pretrained, "--eval_only")

@@ -22,6 +22,7 @@ from transformers import (
 from ..data.augmentation import RandomOrientation
 from ..data.box_files import open_annotated
 from ..data.boxes import BoxedImages, DetectionDataset, check_boxes, collate_boxes, number_classes, sample_scenes
+from ..data.folders import FolderImages
 from ..data.held_out import choose_held_out
 from ..evaluation.detection_metrics import BoxFigures, check_libraries, detection_sheet
 from ..modeling.configuration_mae import MAEConfig, _pair
@@ -124,6 +125,7 @@ def _with_held_out(
 ) -> tuple[BoxedImages, BoxedImages]:
     """Returns pictures to train and to evaluate on: of a second split, held out, or with `held_out` 0 the same ones."""
     if val is not None:
+        _say_if_shared(args, train, val)
         return train, val
     chosen, note = choose_held_out(train.images, args.held_out, args.group_by)
     if args.held_out == 0:
@@ -147,6 +149,19 @@ def _check_counts(args: DetectionArguments, train: BoxedImages, val: BoxedImages
         if absent := [name for name, number in zip(train.names, count, strict=True) if not number]:
             shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
             _say(args, f"{len(absent)} of {len(train.names)} classes have no box to {what} on: {shown}.")
+
+
+def _say_if_shared(args: DetectionArguments, train: BoxedImages, val: BoxedImages):
+    """Says so if pictures are in both splits, as where data.yaml names the same folder for both."""
+    if not (isinstance(train.images, FolderImages) and isinstance(val.images, FolderImages)):
+        return
+    seen, paths = ([os.path.abspath(each.images.describe(i)) for i in range(len(each))] for each in (train, val))
+    if shared := sorted(set(seen).intersection(paths)):
+        _say(
+            args,
+            f"{len(shared):,} of {len(val):,} pictures to evaluate on are training pictures, first {shared[0]}: the "
+            "figures say little about others. Name others for one of the splits, or only one split.",
+        )
 
 
 def _say(args: DetectionArguments, text: str):
