@@ -76,6 +76,13 @@ def test_splits__one_with_a_single_class_has_labels_in_evaluation(tmp_path, log)
 # What is an image of the data
 
 
+def test_masks__of_the_medical_segmentation_decathlon_are_left_out(tmp_path):
+    make(tmp_path, "imagesTr/1.png", "labelsTr/1.png", "imagesTs/2.png", "labelsTs/2.png")
+    images = open_images(str(tmp_path))
+    assert names_of(images) == ["imagesTr/1.png", "imagesTs/2.png"]
+    assert any("left out: labelsTr, labelsTs" in note for note in images.notes)
+
+
 def test_masks__of_volumes_in_any_case_and_beside_splits_are_left_out(tmp_path):
     make(tmp_path, "a.png", "a_Mask.png", "B.png", "b_mask.png")
     for name in ("case.nii.gz", "case_seg.nii.gz"):

@@ -33,10 +33,14 @@ _LEFT_BEHIND = {
 }
 _RUN_FILES = frozenset({"metrics.jsonl", "experiment.json", "evaluation.json"})  # pre-training, fine-tuning, evaluation
 # Folders of masks are left out where a folder of pictures lies next to them.
-_PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "leftimg8bit"}
+_PICTURES = {
+    *("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "leftimg8bit"),
+    *("imagestr", "imagests"),  # for training and testing, as nnU-Net and the Medical Segmentation Decathlon have them
+}
 _MASKS = {
     *("masks", "mask", "annotations", "annotation", "labels", "label", "gt", "ground_truth", "groundtruth", "gtfine"),
     *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "labelids", "seg"),
+    *("labelstr", "labelsts"),
 }
 _MASK_SUFFIXES = ("_mask", "-mask", "_masks", "_gt", "_seg", "_segmentation", "_annotation")
 _FINGERPRINTED = 1000  # files whose size is a part of the fingerprint: an instant, also on a file server
