@@ -20,12 +20,28 @@ from hf_mae import MAEForImageClassification
 from hf_mae.data.label_values import encode_labels
 from hf_mae.data.labels import align_all_labels, has_label, names_of_labels, number_labels, open_labelled
 from hf_mae.data.sources import open_images
-from hf_mae.evaluation.classification_metrics import average_precision, multi_label_figures, regression_figures
+from hf_mae.evaluation.classification_metrics import (
+    average_precision,
+    confusion_sheet,
+    multi_label_figures,
+    regression_figures,
+)
 from hf_mae.training import classification
 from hf_mae.training.classification import balanced_weights, finetune_command, weighted_loss
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation of a finished classifier
+
+
+def test_confusions__of_two_classes_leave_room_for_the_title():
+    """The names of the columns were written over it, and it was cut off at the edge."""
+    sheets = [
+        np.array(confusion_sheet(np.array(counts), ["0", "1"])) for counts in ([[3, 0], [0, 1]], [[0, 3], [1, 0]])
+    ]
+    assert np.array_equal(sheets[0][:18], sheets[1][:18])
+    title = np.flatnonzero((sheets[0][:18] < 128).any(axis=(0, 2)))
+    longer = np.array(confusion_sheet(np.eye(9, dtype=int), [f"a long name {number}" for number in range(9)]))
+    assert np.array_equal(title, np.flatnonzero((longer[:18] < 128).any(axis=(0, 2))))  # all of it, and nothing else
 
 
 @pytest.fixture

@@ -109,15 +109,17 @@ def confusion_sheet(matrix: np.ndarray, names: list[str]) -> PIL.Image.Image:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     measure = PIL.ImageDraw.Draw(PIL.Image.new("L", (1, 1)))
     margin = int(max(measure.textlength(name) for name in names)) + 12
-    cell = 36
-    sheet = PIL.Image.new("RGB", (margin + cell * len(names) + 4, margin + cell * len(names) + 4), "white")
+    cell, title = 36, "true \\ predicted"
+    side = margin + cell * len(names) + 4
+    above = margin + 18  # the title has a line of its own, since few short names leave no room beside them
+    sheet = PIL.Image.new("RGB", (max(side, int(measure.textlength(title)) + 8), side + 18), "white")
     draw = PIL.ImageDraw.Draw(sheet)
-    draw.text((4, 4), "true \\ predicted", fill="black")
+    draw.text((4, 4), title, fill="black")
     for row, name in enumerate(names):
-        draw.text((margin - 6, margin + cell * (row + 0.5)), name, fill="black", anchor="rm")
-        _draw_upright(sheet, name, (margin + cell * row + cell // 2, margin - 6))
+        draw.text((margin - 6, above + cell * (row + 0.5)), name, fill="black", anchor="rm")
+        _draw_upright(sheet, name, (margin + cell * row + cell // 2, above - 6))
         for column, share in enumerate(shares[row]):
-            x, y = margin + cell * column, margin + cell * row
+            x, y = margin + cell * column, above + cell * row
             shade = round(255 * (1 - share))
             draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill=(shade, shade, 255 - (255 - shade) // 3))
             if matrix[row, column]:
