@@ -20,7 +20,9 @@ from hf_mae.data.image_source import ImageSource
 from hf_mae.data.labels import open_labelled
 from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.sources import open_images
+from hf_mae.evaluation.evaluating import EvaluationArguments
 from hf_mae.modeling.reading_mae import ReadingSettings
+from hf_mae.training.finetuning import warn_of_divided_groups
 from hf_mae.training.pretraining import pretrain
 from hf_mae.training.segmentation import open_pairs
 
@@ -431,6 +433,20 @@ def test_masks__are_divided_as_pretraining_divides_the_images(tmp_path):
     _, val_pairs, _ = open_pairs(args, MAEImageProcessor())
     first = int(in_order("012")[0])
     assert sorted(int(pair.name.split("/")[-1][:-4]) for pair in val_pairs) == list(range(10 * first, 10 * first + 10))
+
+
+def test_groups__that_pretraining_kept_together_are_not_divided_in_silence(tmp_path, log):
+    (tmp_path / "out" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "out" / "run.json").write_text('{"recipe": {"group_by": "patient"}}')
+    warn_of_divided_groups(SimpleNamespace(model_name_or_path=str(tmp_path / "out"), group_by="patient"))
+    warn_of_divided_groups(SimpleNamespace(model_name_or_path=str(tmp_path), group_by=None))
+    warn_of_divided_groups(SimpleNamespace(model_name_or_path=None, group_by=None))
+    assert not log()
+    for model in (tmp_path / "out", tmp_path / "out" / "checkpoint-1"):
+        warn_of_divided_groups(SimpleNamespace(model_name_or_path=str(model), group_by=None))
+        assert f"{model} was trained with `group_by` patient, and here images are held out one by one" in log()
+    warn_of_divided_groups(EvaluationArguments(model=[str(tmp_path / "out")]))
+    assert "Set `group_by` to patient" in log()
 
 
 @pytest.mark.slow

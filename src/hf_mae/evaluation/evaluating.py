@@ -30,7 +30,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import fit_values, parse_arguments, read_class_names, recipe_of
 from ..training.classification import ClassificationArguments, finetune
-from ..training.finetuning import HeldOutArguments
+from ..training.finetuning import HeldOutArguments, warn_of_divided_groups
 from ..training.optimization import default_effective_batch_size
 from ..training.run_log import run_record
 from ..training.segmentation import open_pairs
@@ -274,6 +274,8 @@ def _open(args: EvaluationArguments, image_processor: MAEImageProcessor) -> Eval
             "images", None, open_with_labels(args.data, "test", args.label_column, **options) or images
         )
     train, test = open_labelled(args.data, args.label_column, SINGLE, **args.held_out_options, **options)
+    if train.num_held_out:
+        warn_of_divided_groups(args)
     if test is None:
         raise ValueError(
             f"{train.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`."

@@ -45,6 +45,7 @@ from ..training.finetuning import (
     check_sources,
     limit_batch_size,
     most_probable,
+    warn_of_divided_groups,
     write_record,
 )
 from ..training.optimization import LARS, default_effective_batch_size, learning_rate_at, scaled_learning_rate
@@ -558,6 +559,8 @@ def probe(args: ProbingArguments) -> FineTuned:
     options = args.source_options(image_processor)
     options |= args.held_out_options
     train_images, test_images = open_labelled(args.data, args.label_column, SINGLE, **options)
+    if train_images.num_held_out:
+        warn_of_divided_groups(args)
     if test_images is None:
         raise ValueError(
             f"{train_images.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`."

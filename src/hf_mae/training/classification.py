@@ -55,6 +55,7 @@ from .finetuning import (
     OrientationArguments,
     ReadingArguments,
     check_sources,
+    warn_of_divided_groups,
 )
 from .optimization import scaled_learning_rate
 from .run_log import run_record
@@ -411,6 +412,8 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
     if images is None:
         images = open_labelled(args.data, args.label_column, args.problem_type, **options)
     train_images, test_images = map(copy.copy, images)
+    if train_images.num_held_out:
+        warn_of_divided_groups(args)
     fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
     model = build_classifier(args, train_images)
     config = model.config

@@ -32,7 +32,7 @@ from ..publishing import license_of
 from .arguments import class_names_of, parse_arguments
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
 from .experiment import check_experiment, weights_fingerprint
-from .finetuning import FineTuned, FineTuningTrainer, check_sources
+from .finetuning import FineTuned, FineTuningTrainer, check_sources, warn_of_divided_groups
 from .heads import evaluate_head, load_head, trained_head
 from .run_log import run_record
 
@@ -132,6 +132,7 @@ def _with_held_out(
         _say(args, "`held_out` is 0: figures are those of the training pictures, and say nothing about others.")
         return train, train
     _say(args, f"No second split in {args.data}. {note}")
+    warn_of_divided_groups(args)
     if not chosen.any():
         raise ValueError(
             f"{args.data} has {len(train)} picture(s), of which none can be held out for evaluation. Add some, or set "

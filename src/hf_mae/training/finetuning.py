@@ -33,7 +33,7 @@ from ..data.checking import check_images
 from ..data.image_source import ImageSource
 from ..data.sampling import RowGroupSampler
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..publishing import HubPush, link_files, save_record, write_model_card
+from ..publishing import HubPush, link_files, read_record, save_record, write_model_card
 from .arguments import fit_values, recipe_of
 from .checkpointing import (
     naming_failed_saves,
@@ -202,6 +202,24 @@ def check_sources(image_processor: MAEImageProcessor, *sources: ImageSource | No
             checked = call_in_main_process(partial(check_images, images, channels, reading))
             for note in checked.notes:
                 logger.warning_once(note)
+
+
+def warn_of_divided_groups(args):
+    """Says so if single images are held out, and a model was trained with whole groups of images held out.
+
+    Args:
+        args: Settings with `group_by`, and `model_name_or_path` or a list `model`.
+    """
+    models = [getattr(args, "model_name_or_path", None), *getattr(args, "model", [])]
+    for name in [] if args.group_by else filter(None, models):
+        is_checkpoint = Path(name).name.startswith("checkpoint-")
+        record = read_record(Path(name).parent if is_checkpoint else name)
+        if group_by := record.get("recipe", {}).get("group_by"):
+            logger.warning(
+                f"{name} was trained with `group_by` {group_by}, and here images are held out one by one. Where "
+                "several belong together, some are trained on and others evaluated on, and figures are too good. Set "
+                f"`group_by` to {group_by}."
+            )
 
 
 @dataclass

@@ -35,7 +35,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from .arguments import class_names_of, parse_arguments
 from .experiment import check_experiment, weights_fingerprint
-from .finetuning import FineTuned, FineTuningTrainer, limit_batch_size
+from .finetuning import FineTuned, FineTuningTrainer, limit_batch_size, warn_of_divided_groups
 from .heads import evaluate_head, load_head, trained_head
 from .run_log import run_record
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
@@ -148,6 +148,7 @@ def _hold_out(
     assert isinstance(images, ImageSource)
     chosen, note = choose_held_out(images, args.held_out, args.group_by, counted=counts.sum(axis=1) > 0)
     _say(args, f"No folder val in {args.data}. {note}")
+    warn_of_divided_groups(args)
     parts = {"train": ~chosen, "val": chosen}
     divided = {split: [pair for pair, here in zip(pairs, part, strict=True) if here] for split, part in parts.items()}
     return divided, {split: counts[part] for split, part in parts.items()}
