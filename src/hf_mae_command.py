@@ -5,6 +5,7 @@
 import difflib
 import importlib
 import io
+import logging
 import os
 import sys
 import time
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None):
         way_out = "Start it without a launcher. If there was none, unset LOCAL_RANK: it is left over from another run."
         _end(f"hf-mae {command}: it works in one process, and WORLD_SIZE says that {count} were started. {way_out}", 2)
     module, function = COMMANDS[command][0].split(":")
+    make_record = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(lambda *args, **kwargs: _with_flags(make_record(*args, **kwargs)))
     try:
         getattr(importlib.import_module(module), function)(arguments, prog=f"hf-mae {command}")
     except (Exception, KeyboardInterrupt) as error:
@@ -89,9 +92,21 @@ def main(argv: list[str] | None = None):
             status, message = 1, _LOST_CONNECTION
         if show_traceback or status is None:
             raise
-        cli = sys.modules.get("hf_mae.cli")  # not imported: if Ctrl-C came while torch was loaded, that fails
-        message = cli.in_flags(message) if cli else message
-        _end(f"hf-mae {command}: {message or type(error).__name__}", status)
+        _end(f"hf-mae {command}: {_in_flags(message) or type(error).__name__}", status)
+    finally:
+        logging.setLogRecordFactory(make_record)
+
+
+def _in_flags(message: str) -> str:
+    cli = sys.modules.get("hf_mae.cli")  # not imported: if Ctrl-C came while torch was loaded, that fails
+    return cli.in_flags(message) if cli else message
+
+
+def _with_flags(record: logging.LogRecord) -> logging.LogRecord:
+    """Lets messages of our log name flags, as errors do, where Python users read the names of parameters."""
+    if record.name.startswith("hf_mae") and isinstance(record.msg, str):
+        record.msg = _in_flags(record.msg)
+    return record
 
 
 def _exit_status(error: BaseException) -> int | None:

@@ -25,7 +25,7 @@ from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 from transformers.utils import logging
 
-from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, cli
 
 TINY = {
     "image_size": 32,
@@ -154,6 +154,7 @@ class SignalAt(GeneralTracker):
 def _quiet_and_seeded():
     torch.manual_seed(0)
     logging.disable_progress_bar()
+    cli._flags.clear()  # of commands that other tests of this process have run: messages name parameters in Python
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 
 import importlib
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from conftest import SMALL
 from transformers.hf_argparser import HfArg
 
 import hf_mae_command
-from hf_mae.cli import in_flags
+from hf_mae.cli import CommandParser, in_flags
 from hf_mae.training.arguments import RECIPES, config_changes, fit_values, load_recipe, parse_arguments, recipe_of
 from hf_mae.training.pretraining_settings import PretrainingSettings
 
@@ -56,6 +57,21 @@ def test_commands__are_functions_that_exist():
 def say(argv, prog):
     """A command that prints the name of a file that is not in UTF-8."""
     print(os.fsdecode(b"caf\xe9.png"))
+
+
+def warn(argv, prog):
+    """A command that warns of a setting of its own, through the log and by the name that it has in Python."""
+    CommandParser(prog=prog).add_argument("--held_out")
+    logging.getLogger("hf_mae.data.labels").warning("Change `held_out`.")
+    logging.getLogger("another").warning("Change `held_out`.")
+
+
+def test_log__of_a_command_names_flags_and_outside_of_it_parameters(caplog, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("hf_mae"), "propagate", True)
+    monkeypatch.setitem(hf_mae_command.COMMANDS, "warn", (f"{__name__}:warn", "Warns."))
+    hf_mae(capsys, "warn")
+    logging.getLogger("hf_mae.data.labels").warning("Change `held_out`.")
+    assert caplog.messages == ["Change --held_out.", "Change `held_out`.", "Change `held_out`."]
 
 
 def test_names__that_the_terminal_cannot_show_do_not_end_a_command(monkeypatch):

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
+from ..cli import in_flags
 from ..data.checking import check_embedded, check_images
 from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
@@ -448,7 +449,7 @@ def open_source(args: SourceArguments, image_processor: MAEImageProcessor) -> Im
         images.labels = images.label_names = None
         images.notes = [*images.notes, f"The images have no labels: {error}"]
     for note in images.notes:
-        print(printable(note))
+        print(in_flags(printable(note)))
     return images
 
 

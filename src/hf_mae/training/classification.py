@@ -18,6 +18,7 @@ from transformers import EvalPrediction, set_seed
 from transformers.hf_argparser import HfArg
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..cli import in_flags
 from ..data.augmentation import BatchAugmentation, Compose, RandomAugmentation, RandomOrientation
 from ..data.datasets import ClassificationDataset, EvaluationDataset, are_counted, check_labels, collate_labelled
 from ..data.held_out import select
@@ -354,7 +355,7 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
             if names != known
             else f"The classifier was trained on features of `pooling` {stored.pooling}, not {args.pooling}"
         )
-        print(f"{why}: it starts anew.")
+        print(in_flags(f"{why}: it starts anew."))
         model.classifier = nn.Linear(model.config.hidden_size, model.config.num_labels)
         model._init_weights(model.classifier)
     if args.num_trainable_layers is not None:
@@ -442,10 +443,8 @@ def _build_trainer(
     config = model.config
     if test_images is None:
         args.eval_strategy = "no"
-        print(
-            f"{train_images.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`.",
-            file=sys.stderr,
-        )
+        message = f"{train_images.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`."
+        print(in_flags(message), file=sys.stderr)
     if args.learning_rate is None:
         args.learning_rate = scaled_learning_rate(args.base_learning_rate, args.effective_batch_size)
     mixing = args.share_of_mixing(config.problem_type or SINGLE)
@@ -586,7 +585,7 @@ def _predict(
     )
     indices, files, scores = [], [], []
     for batch_indices, names, pixel_values, messages in loader:
-        print("".join(f"{message}\n" for message in messages), end="", file=sys.stderr)
+        print(in_flags("".join(f"{message}\n" for message in messages)), end="", file=sys.stderr)
         if not batch_indices:
             continue
         with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):

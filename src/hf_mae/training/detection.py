@@ -19,6 +19,7 @@ from transformers import (
     set_seed,
 )
 
+from ..cli import in_flags
 from ..data.augmentation import RandomOrientation
 from ..data.box_files import open_annotated
 from ..data.boxes import BoxedImages, DetectionDataset, check_boxes, collate_boxes, number_classes, sample_scenes
@@ -167,7 +168,7 @@ def _say_if_shared(args: DetectionArguments, train: BoxedImages, val: BoxedImage
 
 def _say(args: DetectionArguments, text: str):
     if args.process_index == 0:
-        print(text, flush=True)
+        print(in_flags(text), flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

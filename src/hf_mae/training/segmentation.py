@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import UperNetConfig, UperNetForSemanticSegmentation, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..cli import in_flags
 from ..data.augmentation import RandomOrientation
 from ..data.held_out import choose_held_out
 from ..data.image_source import ImageSource
@@ -157,7 +158,7 @@ def _hold_out(
 def _say(args: SegmentationArguments, *texts: str):
     if args.process_index == 0:
         for text in texts:
-            print(text, flush=True)
+            print(in_flags(text), flush=True)
 
 
 def _counted_pairs(args: SegmentationArguments, pairs: list[Pair], counts: np.ndarray, what: str) -> list[Pair]:
@@ -499,7 +500,7 @@ def predict_class_maps(args: SegmentationArguments) -> list[Path]:
     image_processor = args.load_image_processor(args.model_name_or_path)
     images = open_pictures(args.data, args.output_dir)
     for note in images.notes:
-        print(note)
+        print(in_flags(note))
     batch_size = args.per_device_eval_batch_size
     options: dict = {"num_workers": args.dataloader_num_workers, "bf16": bool(args.bf16)}
     options["overwrite_output_dir"] = args.overwrite_output_dir

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import UperNetForSemanticSegmentation
 
+from ..cli import in_flags
 from ..data.folders import FolderImages, walk
 from ..data.masks import IGNORED, Pair
 from ..data.parts import PagedImages
@@ -244,7 +245,7 @@ def _open_pages(images: FolderImages) -> tuple[list[Pair], list[int]]:
     """Returns the pages of all files, and the file that each of them is in. Prints which files can't be read."""
     pages = PagedImages(images)
     for note in pages.notes[len(images.notes) :]:
-        print(note, flush=True)
+        print(in_flags(note), flush=True)
     files = [int(file) for file, *_ in pages.parts]
     times = Counter(files)
     # A file of one page stays one that may be read in part.
