@@ -5,7 +5,9 @@
 import importlib
 import io
 import logging
+import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,7 +18,10 @@ from transformers.hf_argparser import HfArg
 
 import hf_mae_command
 from hf_mae.cli import CommandParser, in_flags
+from hf_mae.evaluation.evaluating import EvaluationArguments
+from hf_mae.evaluation.probing import ProbingArguments
 from hf_mae.training.arguments import RECIPES, config_changes, fit_values, load_recipe, parse_arguments, recipe_of
+from hf_mae.training.finetuning import FineTuningArguments
 from hf_mae.training.pretraining_settings import PretrainingSettings
 
 
@@ -240,6 +245,28 @@ def test_recipes__of_the_package_are_found_by_name():
     settings = load_recipe("ablations/mask_90", PretrainingSettings)
     assert settings["mask_ratio"] == 0.9
     assert load_recipe("pretrain_imagenet", PretrainingSettings)["effective_batch_size"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "words"),
+    [
+        (PretrainingSettings, {"adam_beta1": 1.0}, "be in [0, 1), got 1.0."),
+        (PretrainingSettings, {"dataloader_num_workers": -1}, "not be negative, got -1."),
+        (PretrainingSettings, {"seed": 2**63}, "be in [0, 2 ** 63), got 9223372036854775808."),
+        (FineTuningArguments, {"num_train_epochs": 0}, "be above 0, got 0."),
+        (FineTuningArguments, {"learning_rate": math.nan}, "be above 0, got nan."),
+        (FineTuningArguments, {"weight_decay": -1}, "not be negative, got -1."),
+        (FineTuningArguments, {"per_device_eval_batch_size": 0}, "be at least 1, got 0."),
+        (FineTuningArguments, {"layer_decay": 0}, "be above 0, got 0."),
+        (ProbingArguments, {"base_learning_rates": [0.1, -1]}, "be above 0, got [0.1, -1]."),
+        (EvaluationArguments, {"model": "x", "seed": -1}, "be in [0, 2 ** 63), got -1."),
+        (EvaluationArguments, {"model": "x", "max_train_images": 0}, "be at least 20, got 0."),
+    ],
+)
+def test_settings__that_no_run_can_use_are_refused_before_anything_is_done(arguments, settings, words):
+    (name,) = {*settings} - {"model"}
+    with pytest.raises(ValueError, match=re.escape(f"`{name}` must {words}")):
+        arguments(**settings)
 
 
 def test_recipe__has_what_differs_from_the_defaults():

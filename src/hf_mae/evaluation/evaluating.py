@@ -153,8 +153,8 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments)
         names = [os.path.normpath(name) for name in self.model]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"`model` has {', '.join(twice)} more than once. Name each model once.")
-        if self.batch_size < 1 or min(self.few_labels or [1]) < 1 or (self.max_train_images or 20) < 20:
-            raise ValueError("`batch_size` and `few_labels` must be at least 1, `max_train_images` at least 20.")
+        if self.max_train_images is not None and self.max_train_images < 20:
+            raise ValueError(f"`max_train_images` must be at least 20, got {self.max_train_images}.")
         if self.max_patches < 100:
             raise ValueError(f"`max_patches` must be at least 100, got {self.max_patches}.")
         if self.task is not None:

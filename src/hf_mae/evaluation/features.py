@@ -145,8 +145,6 @@ class ExtractionArguments(SourceArguments):
             raise ValueError(f"`in_windows` makes maps: set `features` to patches, got {' '.join(self.features)}.")
         if self.in_windows and output.suffix != ".parquet":
             raise ValueError("`in_windows` makes maps of several sizes, which only a .parquet `output` can hold.")
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
         self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
 
 

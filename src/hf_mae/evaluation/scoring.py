@@ -87,9 +87,8 @@ class ScoringArguments(SourceArguments):
         self.check_not_data(Path(self.output))
         if self.sheet is not None:
             self._check_sheet(self.sheet)
-        for name, least in (("num_masks", 1), ("batch_size", 1), ("sheet_images", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.sheet_images < 0:
+            raise ValueError(f"`sheet_images` must be at least 0, got {self.sheet_images}.")
         self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
 
     @property

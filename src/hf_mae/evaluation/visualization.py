@@ -23,6 +23,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..modeling.patches_mae import at_least_float32, patch_grid
 from ..modeling.reading_mae import UnsuitableImageError, extension_of
+from ..training.arguments import check_range
 from .baselines import interpolate_hidden
 
 _MARGIN, _HEADING = 4, 16  # pixels
@@ -257,6 +258,7 @@ def reconstruct_command(argv: list[str], prog: str) -> None:
     args = parser.parse(argv)
     if args.num_masks is not None and not args.anomaly:
         raise ValueError("`num_masks` goes with `anomaly`: other sheets show one mask. Set both or none.")
+    check_range("seed", args.seed)
     processor, inputs = _read_inputs(args)
     model = load_trained(MAEForPreTraining, args.model_name_or_path)
     masks = {"mask_ratio": args.mask_ratio, "valid": inputs.valid}
@@ -304,6 +306,8 @@ def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeat
     for name in ("num_images", "columns"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+    if args.image_size is not None and args.image_size < 1:
+        raise ValueError(f"`image_size` must be at least 1, got {args.image_size}.")
     target = args.output.resolve()
     if target.exists() and any(path in (target, *target.parents) for path in map(Path.resolve, map(Path, args.images))):
         raise ValueError(f"`output` {args.output} is one of the pictures and would be replaced. Name another file.")

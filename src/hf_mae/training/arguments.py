@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from enum import Enum
@@ -39,6 +39,29 @@ _REPLACES = {
     "base_learning_rate": ("learning_rate",),
     "value_range": ("value_percentiles",),
     "value_percentiles": ("value_range",),
+}
+# What numbers must be, by the names of settings, which mean the same in all commands.
+_RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
+    "be above 0": (
+        lambda number: 0 < number < math.inf,
+        {"num_train_epochs", "learning_rate", "base_learning_rate", "base_learning_rates", "layer_decay"}
+        | {"max_scale"},
+    ),
+    "not be negative": (
+        lambda number: 0 <= number < math.inf,
+        {"weight_decay", "max_grad_norm", "mixup", "cutmix", "warmup_ratio", "dataloader_num_workers"},
+    ),
+    "be at least 1": (
+        lambda number: number >= 1,
+        {"per_device_train_batch_size", "per_device_eval_batch_size", "effective_batch_size", "batch_size"}
+        | {"gradient_accumulation_steps", "views_per_image", "max_bad_steps", "num_masks", "num_neighbors"}
+        | {"head_size", "feature_pyramid_size", "num_queries", "num_pooling_queries", "sample_side", "few_labels"},
+    ),
+    "be in [0, 1]": (lambda share: 0 <= share <= 1, {"max_unreadable", "color_jitter", "random_erasing"}),
+    "be in [0, 10)": (lambda strength: 0 <= strength < 10, {"rand_augment"}),
+    "be in [0, 1)": (lambda share: 0 <= share < 1, {"adam_beta1", "adam_beta2"}),
+    "be in [0, 65535]": (lambda port: 0 <= port <= 65535, {"port"}),
+    "be in [0, 2 ** 63)": (lambda seed: 0 <= seed < 2**63, {"seed", "data_seed"}),  # as torch's generators need it
 }
 _NAMES_OF_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -159,6 +182,8 @@ def override(recipe: Mapping, given: Mapping) -> dict:
 def fit_values(args):
     """Gives each setting the type that its field states, wherever it comes from: flags, a recipe, or Python.
 
+    Numbers that no command can use are refused, before a run claims its folder.
+
     The text of a number or of a truth value fits, as do numbers of NumPy, paths, tuples, one value in place of a list,
     and a mapping in place of `"name=value,..."`; a `~` becomes the home folder. `None` is the default where it has no
     meaning of its own.
@@ -167,7 +192,7 @@ def fit_values(args):
         args (a dataclass): Settings, which are changed.
 
     Raises:
-        ValueError: If a value does not fit, or is none of the choices of its field.
+        ValueError: If a value does not fit, is none of the choices of its field, or is out of its range.
     """
     types = _types_of(type(args))
     for each in fields(args):
@@ -175,6 +200,15 @@ def fit_values(args):
         if value is None and NoneType not in types[each.name]:
             value = _default(each)
         setattr(args, each.name, None if value is None else _fit(each.name, value, types[each.name]))
+        if getattr(args, each.name) != _default(each):  # of detection 0 epochs, which stand for a number of steps
+            check_range(each.name, getattr(args, each.name))
+
+
+def check_range(name: str, value):
+    """Raises `ValueError` if a number, or one of a list, is none that a setting of this name can have."""
+    for words, (fits, names) in _RANGES.items():
+        if name in names and value is not None and not all(map(fits, value if isinstance(value, list) else [value])):
+            raise ValueError(f"`{name}` must {words}, got {value}.")
 
 
 def _default(each: Field):
@@ -355,6 +389,7 @@ def read_class_names(names: list[str] | None) -> list[str] | None:
 
 
 __all__ = [
+    "check_range",
     "class_names_of",
     "comparable",
     "config_changes",
