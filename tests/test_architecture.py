@@ -126,3 +126,15 @@ def test_tree__is_that_on_disk():
         found = [path for path in (ROOT / folder).iterdir() if not path.name.startswith((".", "__pycache__"))]
         names = {f"{path.name}/" if path.is_dir() else path.name for path in found if path.suffix != ".egg-info"}
         assert set(listed) == names, folder
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_messages__name_no_page_that_an_installed_package_does_not_have(name):
+    tree = parse(name)
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(getattr(node, "body", None), list) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert not [node.value for node in texts if id(node) not in docs and re.search(r"docs/\w+\.md", node.value)]

@@ -44,13 +44,26 @@ def test_help__lists_the_commands_without_loading_torch():
 
 
 @pytest.mark.parametrize("command", hf_mae_command.COMMANDS)
-def test_help__of_each_command_is_short_and_grouped(capsys, command):
+def test_help__of_each_command_is_short_and_grouped(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "200")
     status, printed = hf_mae(capsys, command, "--help")
     assert status == 0
     assert f"usage: hf-mae {command}" in printed
     assert len(printed.splitlines()) < 120
     assert max(map(len, printed.splitlines())) <= 120
     assert "Nothing:" not in printed
+
+
+def test_help__is_as_wide_as_the_terminal(capsys, monkeypatch):
+    """Sentences are filled anew; lines of examples, which are indented, are left as they are."""
+    for columns in (100, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        widths = [len(line) for line in hf_mae(capsys, "reconstruct", "--help")[1].splitlines()[1:]]
+        assert columns - 10 < max(widths) <= columns
+    assert (
+        "  hf-mae features --model_name_or_path out --features patches --layers 6 -1 --output features.safetensors\n"
+        in (hf_mae(capsys, "features", "--help")[1])
+    )
 
 
 def test_commands__are_functions_that_exist():

@@ -286,7 +286,7 @@ def test_alarm__of_a_loss_not_below_the_constant_is_given_once_until_it_was():
     (alarm,) = said(10, 0.995)
     assert "Step 10: the loss 0.9950 is not below 1.0000" in alarm
     assert "`base_learning_rate`" in alarm
-    assert "docs/is_it_learning.md" in alarm
+    assert alarm.endswith("with a higher one.")  # the way out, and no page, which an installed package does not have
     assert said(20, 1.1) == []
     assert said(30, 0.9) == []
     assert len(said(40, 1.0)) == 1
@@ -297,6 +297,6 @@ def test_alarm__of_a_collapse_says_what_to_do():
     alarms, features = Alarms(0), {"effective_rank": 1.0, "twin_retrieval": 0.001, "mean_cosine": 1.0}
     (alarm,) = alarms(10, {"eval_loss": 0.5, **features})
     assert "Step 10: the features of all images are nearly alike" in alarm
-    assert "`max_grad_norm` 1. docs/is_it_learning.md" in alarm
+    assert alarm.endswith("`max_grad_norm` 1.")
     assert Alarms(0)(10, {"eval_loss": 0.5, **features}, num_images=3) == []
     assert alarms(20, {"eval_loss": 0.5, **features}) == []

@@ -5,6 +5,8 @@
 import argparse
 import difflib
 import re
+import shutil
+import textwrap
 from collections.abc import Sequence
 
 from transformers import HfArgumentParser
@@ -47,7 +49,18 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """One line for each argument: one spelling, its help and its default."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34, width=120)
+        width = min(120, shutil.get_terminal_size(fallback=(120, 24)).columns)
+        super().__init__(prog, max_help_position=34, width=max(width, 40))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fills the paragraphs of a description that are wider than the terminal. Examples and tables are indented."""
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            paragraph
+            if paragraph.startswith(" ") or max(map(len, paragraph.split("\n"))) <= width
+            else textwrap.fill(paragraph, width)
+            for paragraph in paragraphs
+        )
 
     def _format_usage(self, usage, actions, groups, prefix) -> str:
         if usage is not None:  # argparse formats it a second time where positional arguments may follow flags

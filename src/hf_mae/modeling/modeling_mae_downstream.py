@@ -368,7 +368,7 @@ def find_backbone(head: nn.Module) -> MAEBackbone:
             return module
     raise ValueError(
         f"{type(head).__name__} has no MAEBackbone: it ignores `backbone_config`, or that is of another model. Take a "
-        "head that takes a backbone; docs/heads.md lists them."
+        "head that takes one, such as UperNet, Mask2Former, D-FINE or DPTForDepthEstimation."
     )
 
 

@@ -391,7 +391,7 @@ class Choices:
 
     def _choose_optimizer(self):
         if "optimizer" not in self.given and not self.has_model:
-            reason = "it learns more in the same time, see docs/faster.md"
+            reason = "it learns more in the same time"
             if self.size.optimizer == "adamw":
                 reason = "the paper's; no other has a record at this size"
             self._add("Steps by", {"optimizer": self.size.optimizer}, reason)

@@ -28,7 +28,6 @@ from .schedule import Plan
 _RECONSTRUCTED, _COLORED, _QUERIES = 24, 12, 8  # images on the sheets
 _IMAGES_OF_COLORS = 64  # whose patches have the same principal components; few images would each have their own
 _NAMES = {"constant": "a constant", "visible_mean": "the visible mean", "interpolation": "interpolation"}
-_HELP = "docs/is_it_learning.md has the causes and what to do."
 
 
 def num_twins(schedule: Plan) -> int:
@@ -222,7 +221,7 @@ class Alarms:
         if step < self.warmup_steps:
             return []
         alarms = {"constant": _not_below_constant(results), "collapse": collapse(results, num_images)}
-        new = [f"Step {step}: {text} {_HELP}" for name, text in alarms.items() if text and not self._known.get(name)]
+        new = [f"Step {step}: {text}" for name, text in alarms.items() if text and not self._known.get(name)]
         self._known = {name: text is not None for name, text in alarms.items()}
         return new
 
