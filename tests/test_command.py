@@ -235,6 +235,20 @@ def test_arguments__flags_override_a_recipe_which_overrides_defaults(tmp_path):
     assert parse("--two", "3", "--recipe", str(recipe), "--flag", "true") == Settings(1e-3, [3], None, True)
 
 
+def test_arguments__whole_numbers_may_have_an_exponent_as_in_recipes():
+    assert parse("--two", "1e3", "-2", "1_000").two == [1000, -2, 1000]
+    for wrong in ("1.5", "1e-1", "inf", "nan", "5k", ""):
+        with pytest.raises(ValueError, match=f"argument --two: invalid int value: '{wrong}'. See test --help."):
+            parse("--two", wrong)
+
+
+def test_arguments__that_are_empty_are_refused():
+    """The command would go on with the embedded images, or write into the folder in which it was started."""
+    for name in ("data", "recipe"):
+        with pytest.raises((ValueError, OSError), match=f"`{name}` is empty|no recipe ''"):
+            parse(f"--{name}", "", sample_recipe="small")
+
+
 def test_arguments__sample_recipe_is_for_the_embedded_images(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("one: 5\n")
@@ -280,6 +294,14 @@ def test_settings__that_no_run_can_use_are_refused_before_anything_is_done(argum
     (name,) = {*settings} - {"model"}
     with pytest.raises(ValueError, match=re.escape(f"`{name}` must {words}")):
         arguments(**settings)
+
+
+def test_recipe__that_is_no_yaml_or_has_a_setting_twice_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    for content, words in ((b"one: 1\none: 2\n", "it has one more than once"), (b"\xff", "can't decode byte 0xff")):
+        recipe.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"The recipe .*recipe.yaml is no YAML: .*{words}"):
+            load_recipe(recipe, Settings)
 
 
 def test_recipe__has_what_differs_from_the_defaults():

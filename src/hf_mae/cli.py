@@ -8,6 +8,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 
 from transformers import HfArgumentParser
 
@@ -21,11 +22,13 @@ class CommandParser(HfArgumentParser):
         super().__init__(*args, **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
 
     def add_argument(self, *names, **kwargs) -> argparse.Action:
+        if kwargs.get("type") is int:
+            kwargs["type"] = _whole_number
         _flags.update(name.removeprefix("--") for name in names if name.startswith("--"))
         return super().add_argument(*names, **kwargs)
 
     def error(self, message: str):
-        raise ValueError(f"{message}. See {self.prog} --help.")
+        raise ValueError(f"{message.rstrip('.')}. See {self.prog} --help.")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses arguments.
@@ -43,6 +46,18 @@ class CommandParser(HfArgumentParser):
             hint = f" Did you mean {close[0]}?" if close else f" See {self.prog} --help."
             raise ValueError(f"There is no argument {unknown[0]}.{hint}")
         return namespace
+
+
+def _whole_number(text: str) -> int:
+    """Returns a whole number, also of `1e3`, which is one in recipes and in Python, too."""
+    with suppress(ValueError):
+        return int(text)
+    if not (number := float(text)).is_integer():
+        raise ValueError
+    return int(number)
+
+
+_whole_number.__name__ = "int"  # which help and mistakes show
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -95,7 +95,9 @@ def parse_arguments(
         first.add_argument(name)
     chosen, _ = first.parse_known_args(argv)
     wants_help = bool({"-h", "--help"} & set(argv))  # which shows the defaults for images of one's own
-    recipe = chosen.recipe or (None if chosen.data or wants_help else sample_recipe)
+    recipe = chosen.recipe
+    if recipe is None and chosen.data is None and not wants_help:
+        recipe = sample_recipe
     settings = {} if recipe is None else load_recipe(recipe, arguments_class)
     for action in () if wants_help else parser._actions:
         action.required = action.required and action.dest not in settings  # what a recipe gives need not be given again
@@ -200,6 +202,8 @@ def fit_values(args):
         if value is None and NoneType not in types[each.name]:
             value = _default(each)
         setattr(args, each.name, None if value is None else _fit(each.name, value, types[each.name]))
+        if getattr(args, each.name) == "" and _default(each) != "":  # of a variable of the shell that is not set
+            raise ValueError(f"`{each.name}` is empty. Give it a value, or leave it out.")
         if getattr(args, each.name) != _default(each):  # of detection 0 epochs, which stand for a number of steps
             check_range(each.name, getattr(args, each.name))
 
@@ -265,6 +269,18 @@ def _describe(option: Any) -> str | None:
     return _NAMES_OF_TYPES.get(option)
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """Refuses a setting that is there twice. PyYAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = Counter(str(key.value) for key, _ in node.value)
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise yaml.MarkedYAMLError(
+                problem=f"it has {', '.join(twice)} more than once", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def _read_recipe(recipe: str | os.PathLike) -> dict:
     path = Path(recipe).expanduser()
     if not path.is_file():
@@ -273,8 +289,8 @@ def _read_recipe(recipe: str | os.PathLike) -> dict:
         names = sorted(os.fspath(found.relative_to(RECIPES).with_suffix("")) for found in RECIPES.rglob("*.yaml"))
         raise OSError(f"There is no recipe {os.fspath(recipe)!r}: neither a file nor one of {', '.join(names)}.")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        settings = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"The recipe {path} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"The recipe {path} must hold settings, one in each line as `name: value`.")
