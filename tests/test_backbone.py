@@ -128,6 +128,7 @@ def test_auto_class_and_loading(tiny_model, tmp_path):
         ({"out_features": ["stage9"]}, "out_features must be a subset of stage_names"),
         ({"out_features": ["p6"], "feature_pyramid_size": 8}, "out_features must be a subset"),
         ({"feature_pyramid_size": 8, "reshape_hidden_states": False}, "needs reshape_hidden_states=True"),
+        ({"hidden_act": "swoosh"}, "`hidden_act` must be one of .*'gelu'.*, got 'swoosh'"),
         ({"feature_pyramid_size": 0}, "feature_pyramid_size.* positive"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate.* in \[0, 1\)"),
         ({"label_smoothing": -0.1}, r"label_smoothing.* in \[0, 1\)"),
@@ -153,6 +154,13 @@ def test_stages__counted_from_the_end_are_the_same(tiny_model, tmp_path, given, 
 def test_images_that_cannot_be_cut__are_refused_with_the_way_out(backbone, size):
     with pytest.raises(ValueError, match="resize, crop or pad them to multiples of the patch"):
         backbone()(torch.randn(1, 3, *size))
+
+
+def test_mask__is_refused_as_maps_have_all_patches(backbone):
+    pixels, noise = torch.randn(1, 3, 32, 32), torch.rand(1, 16)
+    for hiding in ({"mask_ratio": 0.5}, {"noise": noise}, {"bool_masked_pos": noise > noise.median()}):
+        with pytest.raises(ValueError, match="neither a mask nor a `mask_ratio`"):
+            backbone()(pixels, **hiding)
 
 
 @pytest.mark.parametrize("out_indices", [[0], [1], [0, 2]])

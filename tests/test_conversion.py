@@ -477,6 +477,25 @@ def test_configuration__that_says_little_has_the_defaults_of_its_library(tmp_pat
     torch.testing.assert_close(computed(model), computed(stock), **EXACT)
 
 
+def test_pooling__that_a_bare_state_dict_does_not_say_is_assumed_aloud(tmp_path, log):
+    said = "does not say what its classifier pools; the class token (pooling='class') is assumed"
+    for pooling in ("mean", "class"):
+        model, folder = MAEForImageClassification(MAEConfig(**TINY, pooling=pooling)), tmp_path / pooling
+        hf_mae.export_checkpoint(model, folder, "timm")
+        hf_mae.import_checkpoint(folder)
+        assert said not in log()  # config.json says it
+        assert (
+            hf_mae.import_checkpoint(load_file(folder / "model.safetensors"), num_attention_heads=2).config.pooling
+            == pooling
+        )
+        assert (said in log()) == (pooling == "class")  # with the mean there is a `fc_norm`
+
+
+def test_model_class__that_is_a_name_is_refused(official_weights):
+    with pytest.raises(TypeError, match="`model_class` must be a class of hf_mae, such as MAEModel, got 'MAEModel'"):
+        hf_mae.import_checkpoint(official_weights, "MAEModel")
+
+
 @pytest.mark.parametrize(("pooling", "has_fc_norm"), [("avg", False), ("token", True), ("map", False)])
 def test_timm_pooling__that_is_not_ours_is_refused(tmp_path, pooling, has_fc_norm):
     """Names alone would load these, and the logits be wrong."""

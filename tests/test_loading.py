@@ -84,6 +84,9 @@ def test_folder_without_a_model__is_an_error_that_names_it(tiny_model, tmp_path)
         MAEModel.from_pretrained(tmp_path / "empty")
     with pytest.raises(OSError, match=r"here.nowhere holds no model: there is no config\.json"):
         MAEModel.from_pretrained(tmp_path / "here", subfolder="nowhere")
+    for loaded in (MAEConfig, MAEImageProcessor):  # of transformers a default configuration, ViT-B
+        with pytest.raises(OSError, match=r"here.nowhere holds no model: there is no config\.json"):
+            loaded.from_pretrained(tmp_path / "here", subfolder="nowhere")
     assert type(MAEModel.from_pretrained(tmp_path, subfolder="here")) is MAEModel
 
 

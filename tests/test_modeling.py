@@ -340,6 +340,7 @@ def test_other_sizes__on_loading_equal_those_per_forward(tiny_model, tiny_config
     [
         ((2, 1, 32, 32), {}, r"\(batch, 3 channels, height, width\), got \(2, 1, 32, 32\)"),
         ((3, 32, 32), {}, r"got \(3, 32, 32\)"),
+        ((0, 3, 32, 32), {}, r"must hold at least one image, got the shape \(0, 3, 32, 32\)"),
         ((2, 3, 36, 32), {}, r"\(36, 32\) pixels can't be cut into patches of \(8, 8\)"),
         (
             (2, 3, 64, 64),

@@ -27,6 +27,7 @@ from .modeling.auto_mae import class_of_architecture
 from .modeling.configuration_mae import MAEConfig, _pair
 from .modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from .modeling.modeling_mae_downstream import MAEForImageClassification
+from .modeling.saving_mae import has_config, no_model_in
 
 _TEMPLATE = Path(__file__).parent / "model_card.md"
 _CODE = Path(__file__).parent / "modeling"
@@ -468,8 +469,8 @@ def published_files(folder: str | os.PathLike) -> dict[str, Path]:
 
 
 def _check_is_model(folder: Path):
-    if not (folder / "config.json").exists():
-        raise OSError(f"{folder} holds no model: there is no config.json.")
+    if not has_config(folder):
+        raise no_model_in(folder)
 
 
 class HubPush:

@@ -125,9 +125,12 @@ def import_checkpoint(
 
     Raises:
         OSError: If the checkpoint cannot be read, or holds anything but tensors and training arguments.
+        TypeError: If `model_class` is no class.
         ValueError: If it is of another architecture, tensors are missing or do not fit, the number of heads is not
             known, or a field does not exist.
     """
+    if not (model_class is None or isinstance(model_class, type)):
+        raise TypeError(f"`model_class` must be a class of hf_mae, such as MAEModel, got {model_class!r}.")
     checkpoint = folder_of(checkpoint)
     if unknown := [name for name in config if name not in (*FIELDS, *HUB_KWARGS)]:
         raise ValueError(f"MAEConfig has no field {', '.join(unknown)}.")
@@ -187,6 +190,13 @@ def _convert(
     }
     content_class = _class_of(tensors)
     _check_fields(content_class, fields)
+    says = {"architecture", "global_pool", "model_type", "pooling"} & {*stated, *config} or "fc_norm.weight" in tensors
+    if layout in ("official", "timm") and "classifier.weight" in tensors and not says:
+        logger.warning(
+            "The checkpoint does not say what its classifier pools; the class token (pooling='class') is assumed, as "
+            "there is a `norm` and no `fc_norm`. A timm model with global_pool='avg' and fc_norm=False has the same "
+            "tensors and another result: load the folder that timm.models.save_for_hf writes, which is then refused."
+        )
     # From a convolution's (D, C, height, width) to (D, height * width * C), the order of `patchify`.
     weight = tensors["mae.embeddings.patch_embeddings.weight"]
     tensors["mae.embeddings.patch_embeddings.weight"] = weight.permute(0, 2, 3, 1).flatten(1)

@@ -2,15 +2,15 @@
 # Copyright 2026 The hf_mae authors
 """The configuration of a masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
-from pathlib import Path
+import os
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
-from transformers.utils import CONFIG_NAME
 
 from .masking_mae import MASK_SAMPLINGS, check_mask_cells
-from .saving_mae import SavesCode, explaining_missing
+from .saving_mae import SavesCode, explaining_missing, has_config, no_model_in
 
 # Note for maintainers: `from __future__ import annotations` would silently switch off the type checks of `@strict`,
 # which skips annotations that are strings.
@@ -206,14 +206,14 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "MAEConfig":
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
-        if folder.is_dir() and not (folder / CONFIG_NAME).exists():  # transformers would return the default, ViT-B
-            raise OSError(f"{folder} holds no model: there is no {CONFIG_NAME}.")
+        name, subfolder = os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder")
+        if os.path.isdir(name) and not has_config(name, subfolder):  # transformers would return the default, ViT-B
+            raise no_model_in(name, subfolder)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        with explaining_missing(pretrained_model_name_or_path):
+        with explaining_missing(pretrained_model_name_or_path, kwargs.get("subfolder")):
             stored, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return (fields_of_pixio(stored) if stored.get("model_type") == "pixio" else stored), kwargs
 
@@ -309,6 +309,7 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
             "mask_sampling": tuple(MASK_SAMPLINGS),
             "pooling": ("mean", "class", "attentive"),
             "position_embedding": ("sincos", "learned"),
+            "hidden_act": tuple(ACT2FN),
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:

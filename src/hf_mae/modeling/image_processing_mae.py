@@ -189,7 +189,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        with explaining_missing(pretrained_model_name_or_path):
+        with explaining_missing(pretrained_model_name_or_path, kwargs.get("subfolder")):
             return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.utils import CONFIG_NAME, find_adapter_config_file, is_peft_available, logging
+from transformers.utils import find_adapter_config_file, is_peft_available, logging
 
 from .configuration_mae import MAEConfig, _pair
 from .patches_mae import patch_resampling, resample_position_table
+from .saving_mae import no_model_in
 
 logger = logging.get_logger(__name__)
 
@@ -102,8 +103,7 @@ class LoadingMixin:
             kwargs["adapter_kwargs"] = {"_adapter_model_path": source, "revision": kwargs.pop("revision", None)}
             return cls.from_pretrained(base, *model_args, config=config, channel_init=channel_init, **kwargs)
         if not stored:
-            folder = os.path.join(source, hub_kwargs.get("subfolder") or "")
-            raise OSError(f"{folder} holds no model: there is no {CONFIG_NAME}.")
+            raise no_model_in(source, hub_kwargs.get("subfolder"))
         if stored.get("model_type") in ("vit_mae", "vit", "pixio") and cls._from_repository is not None:
             source, stored, config, kwargs = cls._read_foreign(source, config, kwargs, hub_kwargs)
         elif stored.get("model_type") != cls.config_class.model_type:

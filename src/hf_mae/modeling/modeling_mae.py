@@ -199,6 +199,8 @@ class MAEModel(MAEPreTrainedModel):
                 'of images: processor(images, return_tensors="pt").pixel_values, or of a batch of the right size: '
                 "processor.rescale_and_normalize(batch)."
             )
+        if len(pixel_values) == 0:
+            raise ValueError(f"`pixel_values` must hold at least one image, got the shape {tuple(pixel_values.shape)}.")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"`pixel_values` must have the shape (batch, {self.config.num_channels} channels, height, width), got "

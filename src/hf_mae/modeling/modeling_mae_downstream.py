@@ -332,12 +332,15 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
             `reshape_hidden_states=False` tokens `(batch, num_class_tokens + patches, hidden_size)`.
 
         Raises:
-            ValueError: If `pixel_values` are integers or the patch does not divide the images.
+            ValueError: If `pixel_values` are integers, the patch does not divide the images, or patches are to be
+                hidden.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         num_layers = self._num_layers() if output_hidden_states is False else None
         outputs = self.mae(pixel_values, num_layers=num_layers, output_hidden_states=True, return_dict=True, **kwargs)
+        if outputs.ids_keep is not None:
+            raise ValueError("The maps of a backbone have all patches: give it neither a mask nor a `mask_ratio`.")
         if self.feature_pyramid is not None:
             maps = self._to_maps(outputs.last_hidden_state, pixel_values)
             feature_maps = self.feature_pyramid(maps)

@@ -11,14 +11,26 @@ from pathlib import Path
 from typing import ClassVar
 
 from huggingface_hub.errors import HFValidationError
+from transformers.utils import CONFIG_NAME
+
+
+def has_config(name: str | os.PathLike, subfolder: str | None = None) -> bool:
+    """Returns whether a folder, or a folder in it, has the configuration of a model."""
+    return os.path.exists(os.path.join(name, subfolder or "", CONFIG_NAME))
+
+
+def no_model_in(name: str | os.PathLike, subfolder: str | None = None) -> OSError:
+    """Returns the error that says that a folder, or a folder in it, has no configuration of a model."""
+    return OSError(f"{Path(name, subfolder or '')} holds no model: there is no {CONFIG_NAME}.")
 
 
 @contextmanager
-def explaining_missing(name: str | os.PathLike) -> Iterator[None]:
+def explaining_missing(name: str | os.PathLike, subfolder: str | None = None) -> Iterator[None]:
     """Says that there is no such folder, or no model in it, where libraries complain about repositories of the Hub.
 
     Args:
         name (`str` or `os.PathLike`): What is being loaded: a folder, or a name on the Hub.
+        subfolder (`str`, *optional*): A folder in it.
 
     Raises:
         OSError: If it is not there. The message names it, and why the Hub has not given it if it could be a name there.
@@ -27,8 +39,8 @@ def explaining_missing(name: str | os.PathLike) -> Iterator[None]:
         yield
     except (OSError, HFValidationError) as error:
         name = os.fspath(name)
-        if os.path.isdir(name) and not os.path.exists(os.path.join(name, "config.json")):
-            raise OSError(f"{name} holds no model: there is no config.json.") from error
+        if os.path.isdir(name) and not has_config(name, subfolder):
+            raise no_model_in(name, subfolder) from error
         if os.path.exists(name):
             raise
         message = f"There is no folder {name!r}"
