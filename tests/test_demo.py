@@ -181,6 +181,13 @@ def test_pictures__of_any_number_of_channels(tiny_model, channels, tmp_path):
     assert {(each.mode, each.size) for each in pictures} == {("RGB", (352, 352))}
 
 
+def test_nearest__of_the_only_picture_is_not_itself(tiny_model, tmp_path):
+    picture(0, (32, 32)).save(tmp_path / "only.png")
+    images = ReadableImages(open_images(str(tmp_path)), MAEImageProcessor.for_image_size(32))
+    explorer = Explorer(tiny_model(), images.image_processor, images, with_neighbors=True)
+    assert explorer.choose(*MASK, click(0))[-1] == []
+
+
 def test_nearest__are_other_pictures_of_the_folder(tiny_model, tmp_path, capsys):
     for number in range(12):
         picture(number, (32, 32)).save(tmp_path / f"{number:02}.png")

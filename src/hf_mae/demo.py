@@ -311,11 +311,12 @@ class Explorer:
         features = torch.cat([self.features, self._pooled(view.pixel_values)])
         (indices,), (cosines,) = nearest_images(features, [len(self.bank)], _NEIGHBORS)
         found = [
-            (self.bank[index], cosine) for index, cosine in zip(indices, cosines.tolist(), strict=True) if index >= 0
+            (self.images[self.bank[index]][2][None], f"{1 - cosine:.2f}")
+            for index, cosine in zip(indices, cosines.tolist(), strict=True)
+            if index >= 0
         ]
-        return [
-            (self._picture(self.images[index][2][None], _THUMBNAIL), f"{1 - cosine:.2f}") for index, cosine in found
-        ]
+        shown = view.pixel_values.cpu()  # among very few pictures its cosine does not give it away
+        return [(self._picture(pixels, _THUMBNAIL), text) for pixels, text in found if not torch.equal(pixels, shown)]
 
     def _checked(self, view: View | None) -> View:
         if view is None:
