@@ -21,8 +21,11 @@ from hf_mae.cli import CommandParser, in_flags
 from hf_mae.evaluation.evaluating import EvaluationArguments
 from hf_mae.evaluation.probing import ProbingArguments
 from hf_mae.training.arguments import RECIPES, config_changes, fit_values, load_recipe, parse_arguments, recipe_of
+from hf_mae.training.classification import ClassificationArguments
+from hf_mae.training.detection_settings import DetectionArguments
 from hf_mae.training.finetuning import FineTuningArguments
 from hf_mae.training.pretraining_settings import PretrainingSettings
+from hf_mae.training.segmentation_settings import SegmentationArguments
 
 
 def hf_mae(capsys, *arguments):
@@ -294,6 +297,19 @@ def test_settings__that_no_run_can_use_are_refused_before_anything_is_done(argum
     (name,) = {*settings} - {"model"}
     with pytest.raises(ValueError, match=re.escape(f"`{name}` must {words}")):
         arguments(**settings)
+
+
+def test_output_dir__of_a_task_is_not_the_folder_of_its_images(tmp_path):
+    """The pictures and the model of the run would lie among the images, and be taken for some the next time."""
+    for arguments in (ClassificationArguments, ProbingArguments, SegmentationArguments, DetectionArguments):
+        with pytest.raises(ValueError, match="`output_dir` is the folder of the images. Choose another"):
+            arguments(model_name_or_path="x", data=tmp_path, output_dir=f"{tmp_path}/")
+
+
+def test_device__that_is_not_there_is_refused_with_the_way_out():
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"`device` {device} can't be used: .* such as cpu, cuda or cuda:1"):
+            EvaluationArguments(model="x", device=device)
 
 
 def test_recipe__that_is_no_yaml_or_has_a_setting_twice_is_refused(tmp_path):

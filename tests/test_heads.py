@@ -4,6 +4,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -13,7 +14,7 @@ from transformers import ConvNextConfig, DFineConfig, UperNetConfig
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, load_encoder
-from hf_mae.training.heads import trained_head
+from hf_mae.training.heads import evaluate_head, trained_head
 
 PAGE = (Path(__file__).parents[1] / "docs" / "heads.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
@@ -161,6 +162,23 @@ def test_pipeline__of_a_head_runs_without_a_question(tmp_path, monkeypatch, name
     assert task != "depth-estimation" or found["depth"].size == found["predicted_depth"].shape[::-1] == (70, 50)
     with pytest.raises(ValueError, match="no video processor"):
         AutoVideoProcessor.from_pretrained(tmp_path)
+
+
+def test_trained_head__of_the_hub_is_asked_for_once_and_of_a_folder_each_time(tmp_path, monkeypatch):
+    asked, fields = [], DFineConfig(backbone_config=MAEConfig()).to_dict()
+    monkeypatch.setattr(MAEConfig, "get_config_dict", lambda name: asked.append(name) or (fields, {}))
+    for name in ("me/detector", "me/detector", str(tmp_path), str(tmp_path)):
+        assert trained_head(name, DFineConfig).model_type == "d_fine"
+    assert asked == ["me/detector", str(tmp_path), str(tmp_path)]
+
+
+def test_evaluation__makes_its_folder_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir=tmp_path / "file"), is_world_process_zero=lambda: True, evaluate=pytest.fail
+    )
+    with pytest.raises(FileExistsError):
+        evaluate_head(trainer, {}, "sheet.png")
 
 
 def test_trained_head__of_another_encoder_is_refused(tmp_path):

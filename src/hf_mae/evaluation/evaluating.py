@@ -593,6 +593,7 @@ def evaluate(args: EvaluationArguments) -> Comparison:
     judge = Judge(args, images)
     for encoder in encoders:
         judge.check(encoder)
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # before the work, which would be lost if that fails
     print(f"{len(encoders)} model(s) on {images}, on {args.device}", flush=True)
     fingerprints = {"images": images.test.fingerprint}
     if images.train is not None:

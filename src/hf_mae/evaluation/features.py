@@ -156,6 +156,11 @@ def choose_device(device: str | None, num_workers: int | None) -> tuple[str, int
         num_workers (`int`, *optional*): Default: one per CPU core, at most 16; none without a GPU.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        way_out = "Name another, such as cpu, cuda or cuda:1, or leave it out."
+        raise ValueError(f"`device` {device} can't be used: {str(error).splitlines()[0]}. {way_out}") from error
     if num_workers is None:  # on a CPU the model has better use for the cores
         num_workers = 0 if device == "cpu" else default_num_workers()
     return device, num_workers

@@ -551,11 +551,11 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
     if args.process_index > 0:
         return FineTuned(model, {}, Path(args.output_dir))
     align_all_labels(images, names)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost if that fails
     if args.image_size is not None:
         image_processor = image_processor.with_image_size(args.image_size)
     indices, files, scores = _predict(model, images, image_processor, args)
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     labels = None if images.labels is None else images.labels[indices]
     _write_predictions(folder / "predictions.csv", files, scores, labels, names, problem_type)
     known = has_label(images)[indices]

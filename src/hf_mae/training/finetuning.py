@@ -95,6 +95,9 @@ class FineTuningArguments(TrainingArguments):
 
     def __post_init__(self):
         fit_values(self)
+        data = getattr(self, "data", None)
+        if data is not None and os.path.realpath(data) == os.path.realpath(self.output_dir):
+            raise ValueError("`output_dir` is the folder of the images. Choose another, which may be inside of it.")
         # What depends on the machine is asked here and not at import, which should not touch a GPU.
         # transformers does not look at the environment in a run of one process, Accelerate does.
         self.use_cpu: bool = self.use_cpu or uses_cpu()

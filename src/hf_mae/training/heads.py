@@ -2,7 +2,10 @@
 # Copyright 2026 The hf_mae authors
 """What heads for segmentation and detection share beyond what all fine-tuning does: settings, and trained ones."""
 
+import copy
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -50,7 +53,10 @@ def trained_head(model_name_or_path: str | None, *config_classes: type[PreTraine
     """
     if model_name_or_path is None:
         return None
-    fields, _ = MAEConfig.get_config_dict(model_name_or_path)
+    if os.path.exists(model_name_or_path):  # a folder may hold another model the next time
+        fields, _ = MAEConfig.get_config_dict(model_name_or_path)
+    else:
+        fields = copy.deepcopy(_fields_on_hub(model_name_or_path))
     config_class = {each.model_type: each for each in config_classes}.get(fields.get("model_type"))
     if config_class is None:
         return None
@@ -61,6 +67,12 @@ def trained_head(model_name_or_path: str | None, *config_classes: type[PreTraine
             "that hf_mae has trained."
         )
     return config
+
+
+@cache
+def _fields_on_hub(name: str) -> dict:
+    """Returns a configuration of the Hub. A run asks for it several times, each of which would be a request."""
+    return MAEConfig.get_config_dict(name)[0]
 
 
 def load_head(model: PreTrainedModel, model_name_or_path: str, of_classes: Sequence[str], sizes: str):
@@ -102,9 +114,11 @@ def evaluate_head(trainer: FineTuningTrainer, record: dict, sheet: str) -> FineT
         record (`dict`): Describes how the figures were made, see [`hf_mae.training.run_log.run_record`].
         sheet (`str`): File name of the sheet that the trainer draws.
     """
-    metrics, folder = trainer.evaluate(), Path(trainer.args.output_dir)
+    folder = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost if that fails
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
         trainer.log_metrics("eval", metrics)
         metrics = trainer.describe_results(metrics)
         write_json(folder / "evaluation.json", {**record, "metrics": metrics})
