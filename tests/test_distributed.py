@@ -112,7 +112,12 @@ def test_launched_processes__are_on_the_cpu_where_there_is_no_gpu(monkeypatch, e
 
 
 def test_processes_that_do_not_meet__say_which_variables_may_be_left_over(monkeypatch, capsys):
-    for error in (dist.DistNetworkError("address already in use"), ValueError("MASTER_ADDR expected, but not set")):
+    for error in (
+        dist.DistNetworkError("address already in use"),
+        ValueError("MASTER_ADDR expected, but not set"),
+        ValueError("invalid literal for int.. with base 10: 'abc'"),
+        ValueError("port must have value from 0 to 65535 but was 99999."),
+    ):
         expected = f"could not meet: {error}.*RANK, LOCAL_RANK, .* left over .* unset them"
         with pytest.raises(ValueError, match=expected), joining_processes():
             raise error

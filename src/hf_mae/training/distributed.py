@@ -29,6 +29,8 @@ from .step_guard import STOP_SIGNALS
 Result = TypeVar("Result")
 _PATIENCE = 30.0  # seconds until a process that waits for the others says so
 _LONGEST_WAIT = timedelta(minutes=30)  # the main process may be busy: listing a million files, hashing a checkpoint
+# What errors about the variables of a launcher say, whatever their type.
+_OF_A_LAUNCHER = ("MASTER_ADDR", "rendezvous", "invalid literal for int", "port must have value")
 _joined = 0  # how often this process has looked for others
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -72,9 +74,9 @@ def joining_processes() -> Iterator[None]:
         _join_again()
         yield
     except (ValueError, dist.DistError) as error:
-        if not isinstance(error, dist.DistError) and "MASTER_ADDR" not in str(error) and "rendezvous" not in str(error):
+        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _OF_A_LAUNCHER):
             raise  # of other settings
-        raise ValueError(f"The processes of this run could not meet: {error}. {way_out}") from error
+        raise ValueError(f"The processes of this run could not meet: {str(error).rstrip('.')}. {way_out}") from error
     finally:
         reminder.cancel()
         for number, handler in before.items():
