@@ -6,17 +6,20 @@ import tarfile
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFont
 import pytest
 import torch
 from conftest import picture
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.evaluation.baselines import interpolate_hidden
+from hf_mae.evaluation.classification_metrics import confusion_sheet
 from hf_mae.evaluation.progress import loss_curve, progress_picture, round_values
 from hf_mae.evaluation.visualization import (
     attention_command,
     attention_rollout,
     attention_sheet,
+    drawable_names,
     reconstruct_command,
     reconstruction_sheet,
 )
@@ -396,3 +399,13 @@ def test_reconstruct__without_a_decoder_is_refused_and_attention_is_not(checkpoi
 def test_command__says_what_is_wrong_with_an_argument(checkpoint, command, flags, message):
     with pytest.raises(ValueError, match=message):
         command([checkpoint(), *flags], prog="hf-mae")
+
+
+def test_names__that_the_font_lacks_are_drawn_without_accents_or_as_numbers():
+    """Pillow's font has empty boxes for all that is not ASCII, the same for every letter."""
+    font = PIL.ImageFont.load_default()
+    assert bytes(font.getmask("\u732b")) == bytes(font.getmask("\u72ac"))
+    names = ["cat", "Caf\u00e9", "\u732b", "\u0642\u0637", "\U0001f600", "stra\u00dfe", " "]
+    assert drawable_names(names) == ["cat", "Cafe", "2", "3", "4", "5", "6"]
+    sheets = [confusion_sheet(np.eye(7, dtype=int), some) for some in (names, drawable_names(names))]
+    assert sheets[0].tobytes() == sheets[1].tobytes()

@@ -6,6 +6,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
+from .visualization import drawable_names
+
 _MAX_CLASSES_DRAWN = 40
 
 
@@ -105,6 +107,7 @@ def confusion_sheet(matrix: np.ndarray, names: list[str]) -> PIL.Image.Image:
         names (`list[str]`): Names of the classes.
     """
     chosen = np.sort(np.argsort(-matrix.sum(axis=1), kind="stable")[:_MAX_CLASSES_DRAWN])
+    names = drawable_names(names)
     matrix, names = matrix[np.ix_(chosen, chosen)], [names[index] for index in chosen]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     measure = PIL.ImageDraw.Draw(PIL.Image.new("L", (1, 1)))

@@ -10,6 +10,7 @@ import PIL.ImageDraw
 from transformers import EvalPrediction
 
 from ..data.boxes import BoxedImages
+from .visualization import drawable_names
 
 _COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow", "cyan", "white", "violet", "salmon")
 
@@ -138,6 +139,7 @@ def detection_sheet(
         names (`list[str]`): Names of the classes.
         threshold (`float`, *optional*, defaults to 0.4): Lowest score that is drawn.
     """
+    names = drawable_names(names)
     factor = max(round(256 / max(pictures[0].size)), 1)
     width, height = (side * factor for side in pictures[0].size)
     sheet = PIL.Image.new("RGB", (4 * width + 28, (len(pictures) + 1) // 2 * (height + 4) + 20), "white")

@@ -9,6 +9,7 @@ import torch
 from transformers import UperNetForSemanticSegmentation
 
 from ..data.masks import IGNORED, SegmentationDataset
+from .visualization import drawable_names
 
 
 class ConfusionMatrix:
@@ -89,7 +90,9 @@ def segmentation_sheet(
             sheet.paste(part.convert("RGB").resize((width, height), PIL.Image.Resampling.NEAREST), (x, y))
             draw.text((x + 2, 4), title if number < 2 else "", fill="black")
     x, y = 2, sheet.height - 16
-    for name, colour in zip(names, palette.tolist(), strict=False):  # there may be more classes than fit
+    for name, colour in zip(
+        drawable_names(names), palette.tolist(), strict=False
+    ):  # there may be more classes than fit
         draw.rectangle((x, y, x + 10, y + 10), fill=tuple(colour))
         draw.text((x + 14, y), name, fill="black")
         x += 28 + int(draw.textlength(name))

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import combining, normalize
 
 import numpy as np
 import PIL.Image
@@ -237,6 +238,18 @@ def picture_sheet(
     return sheet
 
 
+def drawable_names(names: Sequence[str]) -> list[str]:
+    """Returns names of classes as Pillow's font can draw them. It has ASCII alone, and empty boxes for all else.
+
+    Accents are left out. A name in another script is replaced by the number of its class.
+
+    Args:
+        names (`Sequence[str]`): Names of the classes 0, 1, ...
+    """
+    plain = ["".join(letter for letter in normalize("NFKD", name) if not combining(letter)) for name in names]
+    return [name if name.isascii() and name.strip() else str(number) for number, name in enumerate(plain)]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Commands
 
@@ -398,6 +411,7 @@ __all__ = [
     "attention_command",
     "attention_rollout",
     "attention_sheet",
+    "drawable_names",
     "enlarged",
     "heat_map",
     "load_trained",
