@@ -164,6 +164,18 @@ def test_export__any_batch(exportable):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [(32, 32), (48, 24)], ids=["own size", "another"])
+def test_export__any_size(pretrained, size):
+    """Whichever size the example has: at the model's own the positions are those stored, at others resampled ones."""
+    model = Only(MAEModel.from_pretrained(pretrained[0]), "last_hidden_state")
+    sides = {axis: 8 * torch.export.Dim(name, min=1, max=64) for axis, name in ((2, "rows"), (3, "columns"))}
+    program = torch.export.export(model, (torch.randn(2, 3, *size),), dynamic_shapes={"pixel_values": sides})
+    for other in [(32, 32), (16, 40), (64, 64)]:
+        pixels = torch.randn(2, 3, *other)
+        torch.testing.assert_close(program.module()(pixels), model(pixels))
+
+
+@pytest.mark.slow
 def test_onnx__agrees_with_torch(exportable, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

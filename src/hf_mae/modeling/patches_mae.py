@@ -90,7 +90,8 @@ def resample_position_table(table: torch.Tensor, old: tuple[int, int], new: tupl
     Returns:
         `torch.Tensor` of shape `(1, num_class_tokens + new_rows * new_columns, width)`, of the dtype of `table`.
     """
-    if old == new:
+    # An export for images of any size has to resample at every size. For the same grid the values stay the same.
+    if not any(isinstance(side, torch.SymInt) for side in new) and old == new:
         return table
     num_class_tokens = table.shape[1] - old[0] * old[1]
     patches = table[:, num_class_tokens:].unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, columns)
