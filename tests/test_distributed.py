@@ -20,6 +20,7 @@ from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.training import distributed, run_images
 from hf_mae.training.distributed import (
     call_in_all_processes,
+    chosen_precision,
     join_processes,
     joining_processes,
     shard_model,
@@ -79,6 +80,46 @@ def test_fine_tuning__on_the_cpu_of_a_machine_with_a_gpu_is_in_float32(gpu_that_
     assert (args.bf16, args.dataloader_num_workers, args.dataloader_pin_memory) == (False, 0, False)
 
 
+@pytest.mark.parametrize(
+    ("asked", "gpu_has_bf16", "expected"),
+    [("no", False, "no"), ("no", True, "bf16"), ("bf16", False, "bf16"), ("fp16", True, "fp16")],
+)
+def test_chosen_precision__is_the_launchers_or_else_that_of_the_gpu(monkeypatch, asked, gpu_has_bf16, expected):
+    monkeypatch.setattr(distributed, "has_bf16", lambda device: gpu_has_bf16)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    assert chosen_precision(torch.device("cpu"), ("no", "bf16", "fp16")) == expected
+
+
+def test_pretraining__has_the_precision_of_the_launcher_or_refuses_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run = PretrainingRun(PretrainingSettings(output_dir=str(tmp_path)))
+    run.start()
+    assert run.accelerator.mixed_precision == "bf16"
+    assert run.settings.bf16 is True
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="mixed_precision 'fp16'.* 'no' or 'bf16'.* `bf16`"):
+        PretrainingRun(PretrainingSettings(output_dir=str(tmp_path))).start()
+    run = PretrainingRun(PretrainingSettings(output_dir=str(tmp_path), bf16=False))  # a setting counts before it
+    run.start()
+    assert run.accelerator.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings", "expected"),
+    [
+        pytest.param("bf16", {}, (True, False, "bf16"), id="the launcher's"),
+        pytest.param("bf16", {"bf16": False}, (False, False, "no"), id="a setting counts before it"),
+        pytest.param("fp16", {}, (False, True, "fp16"), id="fp16 of the launcher"),
+        pytest.param("no", {"fp16": True}, (False, True, "fp16"), id="fp16, where the GPU has bf16, too"),
+    ],
+)
+def test_fine_tuning__has_one_precision(monkeypatch, tmp_path, launcher, settings, expected):
+    monkeypatch.setattr(distributed, "has_bf16", lambda device: True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    args = FineTuningArguments(str(tmp_path), use_cpu=True, **settings)
+    assert (args.bf16, args.fp16, args.mixed_precision) == expected
+
+
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1]), torch.full((2, 3), 1 / 3)])
 def test_labels_on_a_device__are_checked_without_waiting_for_it(tiny_config, labels):
     """Tensors without values raise an error when a value is asked for."""
@@ -109,6 +150,24 @@ def test_launched_processes__are_on_the_cpu_where_there_is_no_gpu(monkeypatch, e
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert uses_cpu() is expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "engine"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism_config"),
+    ],
+)
+def test_engine_of_the_launcher__that_is_not_supported_is_refused_by_name(monkeypatch, tmp_path, variable, engine):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match=f"{engine} is not supported.*examples/accelerate"):
+        PretrainingRun(PretrainingSettings(output_dir=str(tmp_path))).start()
+    with pytest.raises(ValueError, match=f"{engine} is not supported.*examples/accelerate"):
+        FineTuningArguments(str(tmp_path))
+    monkeypatch.setenv(variable, "false")
+    FineTuningArguments(str(tmp_path))
 
 
 def test_processes_that_do_not_meet__say_which_variables_may_be_left_over(monkeypatch, capsys):
@@ -280,3 +339,17 @@ def test_fsdp2__computes_in_bf16_what_ddp_does(one_process, tiny_model):
     torch.testing.assert_close(sharded.hidden_states, ddp.hidden_states, rtol=0, atol=0)
     torch.testing.assert_close(sharded.loss, ddp.loss, rtol=0, atol=0)
     torch.testing.assert_close(sharded_gradient, ddp_gradient, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "way_out"),
+    [
+        ("FSDP_OFFLOAD_PARAMS", "true", "weights stay on the GPU; `gradient_checkpointing` saves memory"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "set `gradient_checkpointing` instead"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "set `torch_compile` instead"),
+    ],
+)
+def test_fsdp2__refuses_what_the_launcher_asks_for_in_vain(monkeypatch, tiny_model, variable, value, way_out):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable} to {value}, which has no effect: {way_out}"):
+        shard_model(tiny_model())

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -31,6 +31,18 @@ _PATIENCE = 30.0  # seconds until a process that waits for the others says so
 _LONGEST_WAIT = timedelta(minutes=30)  # the main process may be busy: listing a million files, hashing a checkpoint
 # What errors about the variables of a launcher say, whatever their type.
 _OF_A_LAUNCHER = ("MASTER_ADDR", "rendezvous", "invalid literal for int", "port must have value")
+# What Accelerate's launcher can be asked for, by the variable that it sets, and no command works with.
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
+}
+# What it can be asked for with FSDP and `shard_model` does not do.
+_UNUSED_WITH_FSDP = {
+    "FSDP_OFFLOAD_PARAMS": "weights stay on the GPU; `gradient_checkpointing` saves memory",
+    "FSDP_ACTIVATION_CHECKPOINTING": "set `gradient_checkpointing` instead",
+    "ACCELERATE_DYNAMO_BACKEND": "set `torch_compile` instead",
+}
 _joined = 0  # how often this process has looked for others
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -58,7 +70,16 @@ def joining_processes() -> Iterator[None]:
     """Says what a process waits for that does not find the others, lets signals end it, and what to do about errors.
 
     torch waits for half an hour without a word, and in it no handler of a signal is called.
+
+    Raises:
+        ValueError: If the processes do not meet, or if their launcher was asked for an engine that is not supported.
     """
+    for variable, engine in _ENGINES.items():
+        if parse_flag_from_env(variable):
+            raise ValueError(
+                f"{engine} is not supported, and {variable} asks for it. `accelerate launch` sets that if its "
+                "configuration says so: take one of examples/accelerate, with DDP (MULTI_GPU) or FSDP2 (FSDP)."
+            )
     way_out = (
         "A launcher such as torchrun sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. If none started "
         "this process, they are left over from another run: unset them."
@@ -115,7 +136,13 @@ def shard_model(model: MAEForPreTraining) -> MAEForPreTraining:
 
     Args:
         model ([`MAEForPreTraining`]): On its device.
+
+    Raises:
+        ValueError: If the launcher was asked for something that is not done here.
     """
+    for variable, way_out in _UNUSED_WITH_FSDP.items():
+        if os.environ.get(variable, "no").lower() not in ("no", "false"):
+            raise ValueError(f"The launcher sets {variable} to {os.environ[variable]}, which has no effect: {way_out}.")
     # Of every forward pass. It is about changing an output in place, which nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
@@ -254,6 +281,27 @@ def local_num_workers() -> int:
     return default_num_workers([cpus for where, cpus in everywhere if where == machine])
 
 
+def chosen_precision(device: torch.device, known: Collection[str]) -> str:
+    """Returns the precision of a run whose settings leave it open: the launcher's, else bf16 where a GPU has it.
+
+    A launcher also says "no" if nobody has asked it for a precision, so that decides nothing.
+
+    Args:
+        device (`torch.device`): The device that the model is on.
+        known (`Collection[str]`): What the run can have.
+
+    Raises:
+        ValueError: If the launcher asks for another one.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in known:
+        raise ValueError(
+            f"The launcher asks for mixed_precision {asked!r} (ACCELERATE_MIXED_PRECISION), and this run can have "
+            f"{' or '.join(map(repr, known))}. Ask for one of these, or set `bf16`."
+        )
+    return asked if asked != "no" else "bf16" if has_bf16(device) else "no"
+
+
 def has_bf16(device: torch.device) -> bool:
     """Returns whether a device computes in bfloat16 and is a GPU: on CPUs it is seldom faster.
 
@@ -270,6 +318,7 @@ __all__ = [
     "call_in_all_processes",
     "call_in_main_process",
     "check_agreement",
+    "chosen_precision",
     "gather_from_processes",
     "gather_model",
     "has_bf16",

@@ -43,7 +43,7 @@ from .checkpointing import (
 )
 from .distributed import (
     call_in_main_process,
-    has_bf16,
+    chosen_precision,
     joining_processes,
     local_num_workers,
     uses_cpu,
@@ -104,7 +104,9 @@ class FineTuningArguments(TrainingArguments):
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
-            self.bf16 = has_bf16(device)
+            precision = "fp16" if self.fp16 else chosen_precision(device, ("no", "bf16", "fp16"))
+            self.fp16: bool = precision == "fp16"
+            self.bf16 = precision == "bf16"
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = on_gpu
         if self.accelerator_config is None:  # batches are copied while the device computes
@@ -113,6 +115,7 @@ class FineTuningArguments(TrainingArguments):
         self.dataloader_num_workers = int(on_gpu) if workers is None else workers
         with joining_processes():
             super().__post_init__()
+        self.mixed_precision = "fp16" if self.fp16 else "bf16" if self.bf16 else "no"  # not the launcher's any more
         if "tensorboard" in self.report_to and not is_tensorboard_available():  # transformers would blame torch
             raise ValueError("`report_to` tensorboard: it is not installed (pip install tensorboard).")
         if workers is None and on_gpu:  # on a CPU the model has better use for the cores

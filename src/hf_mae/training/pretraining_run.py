@@ -46,9 +46,9 @@ from .checkpointing import (
 from .choices import recorded_choices, settle_settings
 from .distributed import (
     call_in_main_process,
+    chosen_precision,
     gather_from_processes,
     gather_model,
-    has_bf16,
     join_processes,
     shard_model,
 )
@@ -150,7 +150,7 @@ class PretrainingRun:
         state = join_processes()
         self.of_machine = set() if settings.bf16 is not None else {"bf16"}  # what the machine decides, and no recipe
         if settings.bf16 is None:
-            settings.bf16 = has_bf16(state.device)
+            settings.bf16 = chosen_precision(state.device, ("no", "bf16")) == "bf16"
         self.accelerator = Accelerator(
             mixed_precision="bf16" if settings.bf16 else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever the environment says
