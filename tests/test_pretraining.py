@@ -508,6 +508,13 @@ def test_failures_of_loaders__say_what_to_do():
         assert failure_of_loader(error, begun=True) is None
 
 
+@pytest.mark.parametrize(("method", "expected"), [("fork", False), ("spawn", True), ("forkserver", True)])
+def test_failures_of_loaders__name_what_scripts_need_where_workers_import_them(monkeypatch, method, expected):
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: method)
+    message = failure_of_loader(RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), begun=True)
+    assert ('if __name__ == "__main__":' in message) is expected
+
+
 @pytest.mark.slow
 def test_run__whose_images_go_away_saves_its_last_step(tmp_path):
     """As those of a file server that is restarted. Hours may lie between two checkpoints."""

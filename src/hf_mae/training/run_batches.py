@@ -3,6 +3,7 @@
 """Feeds a pre-training run: the batches of one process, from any step on."""
 
 import math
+import multiprocessing
 import signal
 from collections.abc import Mapping
 
@@ -153,7 +154,10 @@ def failure_of_loader(error: Exception, begun: bool) -> str | None:
             return None
     elif not isinstance(error, ConnectionError | EOFError):
         return None
-    return f"{what}. Lower `dataloader_num_workers`, or give a container more with --shm-size."
+    way_out = "Lower `dataloader_num_workers`, or give a container more with --shm-size."
+    if multiprocessing.get_start_method() != "fork":  # a worker imports the script of the run, which would start again
+        way_out += ' A script needs `if __name__ == "__main__":` before the call.'
+    return f"{what}. {way_out}"
 
 
 __all__ = ["PREFETCH", "RunBatches", "choose_num_workers", "failure_of_loader"]
