@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""The package is built as docs/architecture.md says: its tree, who imports whom, the sizes of files and functions."""
+"""The package is built as docs/architecture.md says: its tree, who imports whom, the sizes of files and functions.
+
+And the versions in pyproject.toml fit those that the tests pass with.
+"""
 
 import ast
 import graphlib
 import re
 import statistics
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "hf_mae"
@@ -138,3 +145,18 @@ def test_messages__name_no_page_that_an_installed_package_does_not_have(name):
     }
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert not [node.value for node in texts if id(node) not in docs and re.search(r"docs/\w+\.md", node.value)]
+
+
+def test_versions__that_the_tests_pass_with_are_allowed_and_can_be_had_for_the_lowest_python():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    allowed = [project["dependencies"], *project["optional-dependencies"].values()]
+    allowed = {each.name.lower(): each.specifier for group in allowed for each in map(Requirement, group)}
+    lowest = project["requires-python"].removeprefix(">=")
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    installed = {each.name: each for each in metadata.distributions()}
+    for pin in (pin for pin in pins if pin.marker is None or pin.marker.evaluate()):
+        (version,) = (each.version for each in pin.specifier)
+        assert allowed.get(pin.name.lower(), SpecifierSet()).contains(version), pin
+        if pin.name in installed and installed[pin.name].version == version:
+            pythons = installed[pin.name].metadata["Requires-Python"] or ""
+            assert SpecifierSet(pythons).contains(lowest), f"{pin} needs Python {pythons}"
