@@ -170,6 +170,14 @@ def test_engine_of_the_launcher__that_is_not_supported_is_refused_by_name(monkey
     FineTuningArguments(str(tmp_path))
 
 
+@pytest.mark.parametrize("settings", [{}, {"fsdp": "full_shard"}, {"deepspeed": "zero3.json"}])
+def test_fine_tuning__refuses_to_shard_the_model_which_would_not_be_saved(monkeypatch, tmp_path, settings):
+    if not settings:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as examples/accelerate/fsdp2.yaml does
+    with pytest.raises(ValueError, match="sharded in pre-training only.*examples/accelerate/eight_gpus.yaml"):
+        FineTuningArguments(str(tmp_path), use_cpu=True, **settings)
+
+
 def test_processes_that_do_not_meet__say_which_variables_may_be_left_over(monkeypatch, capsys):
     for error in (
         dist.DistNetworkError("address already in use"),

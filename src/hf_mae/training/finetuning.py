@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils import parse_flag_from_env
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.hf_argparser import HfArg
@@ -98,6 +98,11 @@ class FineTuningArguments(TrainingArguments):
         data = getattr(self, "data", None)
         if data is not None and os.path.realpath(data) == os.path.realpath(self.output_dir):
             raise ValueError("`output_dir` is the folder of the images. Choose another, which may be inside of it.")
+        if self.fsdp or self.deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP"):  # Trainer ends without a model
+            raise ValueError(
+                "Models are sharded in pre-training only. Leave out `fsdp` and `deepspeed`, and start processes with "
+                "torchrun, or with a configuration such as examples/accelerate/eight_gpus.yaml."
+            )
         # What depends on the machine is asked here and not at import, which should not touch a GPU.
         # transformers does not look at the environment in a run of one process, Accelerate does.
         self.use_cpu: bool = self.use_cpu or uses_cpu()
@@ -310,7 +315,6 @@ class _EndIfNotFinite(TrainerCallback):
         if not args.fp16:  # there the scaler leaves out such steps and lowers its scale
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
-            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of a model that is sharded
         loss, norm = torch.stack([loss, norm.float()]).tolist()  # waits for the device, once
         if not (np.isfinite(loss) and np.isfinite(norm)):
             raise FloatingPointError(

@@ -230,16 +230,13 @@ class SegmentationTrainer(FineTuningTrainer):
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Returns the loader of the strips of pictures that this process evaluates."""
-        batches = self._eval_batches(self.args.process_index)
+        strips = self.eval_dataset
+        pictures = range(self.args.process_index, len(strips.pairs), self.args.world_size)
+        batches = strips.batches(self.args.per_device_eval_batch_size, pictures)
         options = {"num_workers": self.args.dataloader_num_workers, "pin_memory": self.args.dataloader_pin_memory}
         return with_prepared_workers(
-            DataLoader(self.eval_dataset, batch_sampler=batches, collate_fn=list, **options)  # type: ignore[arg-type]
+            DataLoader(strips, batch_sampler=batches, collate_fn=list, **options)  # type: ignore[arg-type]
         )
-
-    def _eval_batches(self, process: int) -> list[list[int]]:
-        strips = self.eval_dataset
-        pictures = range(process, len(strips.pairs), self.args.world_size)
-        return strips.batches(self.args.per_device_eval_batch_size, pictures)
 
     def evaluation_loop(
         self,
@@ -263,7 +260,6 @@ class SegmentationTrainer(FineTuningTrainer):
             counted.add(logits.argmax(dim=0), classes)
             losses = nn.functional.cross_entropy(logits[None], classes[None], ignore_index=IGNORED, reduction="sum")
             total += losses
-        self._wait_for_other_processes(strips)
         counted.matrix = self.accelerator.reduce(counted.matrix, "sum")
         total = self.accelerator.reduce(total, "sum")
         figures, self.iou = counted.figures()
@@ -275,19 +271,6 @@ class SegmentationTrainer(FineTuningTrainer):
         for batch in dataloader:
             yield batch
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-
-    def _wait_for_other_processes(self, strips: PictureStrips):
-        """Computes as many forward passes as the process with the most, since FSDP gathers weights in each of them."""
-        size, processes = self.args.per_device_eval_batch_size, range(self.args.world_size)
-        passes = [
-            sum(-(-sum(map(strips.num_windows, batch)) // size) for batch in self._eval_batches(process))
-            for process in processes
-        ]
-        processor = strips.image_processor
-        pixel_values = torch.zeros(1, processor.num_channels, processor.size.height, processor.size.width)
-        with torch.no_grad():
-            for _ in range(max(passes) - passes[self.args.process_index]):
-                self.model(pixel_values.to(self.args.device))
 
     def describe_results(self, metrics: dict) -> dict:
         """Adds the IoU of each class, prints them, and draws images, masks and predictions."""
