@@ -9,7 +9,7 @@
 Each case is measured in a process of its own with a time limit, and writes what it has found at once to
 `gpu_<part>.json` in the output folder, with machine, versions and commit. So nothing is lost when the machine goes
 away, and a case that fails or hangs costs only itself. A second call skips the cases that are done, on whichever
-machine that was.
+machine that was, and says so. Name another folder to measure all of them anew.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,13 @@ class Results:
             merge(content["cases"].setdefault(case, {}), values)
             self._write(content)
 
+    def start(self, case: str):
+        """Begins a case anew: what an earlier try has left may be of another machine or commit."""
+        with self._alone():
+            content = self.read()
+            content["cases"][case] = {"state": "started"}
+            self._write(content)
+
     def describe(self, case: str):
         """Writes down machine, versions and commit of a case, since a later call may be of others."""
         record = run_record({})
@@ -140,6 +148,23 @@ def measure_apart(folder: Path, part: str, case: str, smoke: bool, limit: float)
             process.wait()
 
 
+def is_done(folder: Path, part: str, case: str) -> bool:
+    """Returns whether a case has nothing left to do, on whichever machine it was done.
+
+    Compiling is for the machine where its result is cached: it is done when the steps that need it have been timed.
+    """
+    if part == "compilation":
+        part, case = "compiled", case.split(",")[0]
+    return Results(folder, part).read()["cases"].get(case, {}).get("state") == "done"
+
+
+def end_without(parent: int):
+    """Ends this process and all that it has started when its parent is gone: they would disturb what is timed next."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
 def measure(folder: Path, parts: list[str], smoke: bool, total: float, here: bool):
     """Measures all cases that are not done yet, for at most `total` seconds."""
     ends = time.monotonic() + total
@@ -149,10 +174,11 @@ def measure(folder: Path, parts: list[str], smoke: bool, total: float, here: boo
         if remaining < 5:
             print(f"{part}, {case}: no time left")
             return
-        results, started = Results(folder, part), time.monotonic()
-        if results.read()["cases"].get(case, {}).get("state") == "done":
+        if is_done(folder, part, case):
+            print(f"{part}, {case}: done before")
             return
-        results.add(case, state="started")
+        results, started = Results(folder, part), time.monotonic()
+        results.start(case)
         if here:
             measure_here(folder, part, case, smoke)
         else:
@@ -187,6 +213,7 @@ def main():
     logging.disable_progress_bar()
     args.output.mkdir(parents=True, exist_ok=True)
     if args.case:
+        threading.Thread(target=end_without, args=(os.getppid(),), daemon=True).start()
         measure_here(args.output, *args.case, args.smoke)
     else:
         measure(args.output, args.parts, args.smoke, args.seconds, args.here)

@@ -415,3 +415,5 @@ def run_tests(case: str, add: Add, smoke: bool):
         lines.append(line.rstrip())
         add(tail=lines[-60:], failed=[each for each in lines if each.startswith(("FAILED", "ERROR"))])
     add(exit_status=process.wait())
+    if process.returncode not in (0, 1):  # 1: tests have failed, which is a result
+        raise SystemExit("no tests were run")

@@ -7,8 +7,10 @@ Without such a device torch's PrivateUse1 stands in for one.
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,11 @@ def gpu(monkeypatch):
 
 def cases_of(gpu, folder: Path, part: str) -> dict:
     return gpu.Results(folder, part).read()["cases"]
+
+
+def is_running(pid: str) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().split()[2] != "Z"
 
 
 @pytest.mark.slow
@@ -110,11 +117,10 @@ if case == "hangs":
     assert "no such kernel" in cases["fails"]["errors"]
     assert cases["hangs"]["state"].startswith("cut off")
     assert cases["hangs"]["speed"] == 1
-    status = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
-    assert not status.exists() or status.read_text().split()[2] == "Z"
+    assert not is_running((tmp_path / "child").read_text())
 
 
-def test_gpu_benchmark__a_second_call_measures_what_is_not_done(gpu, tmp_path, monkeypatch):
+def test_gpu_benchmark__a_second_call_measures_what_is_not_done(gpu, tmp_path, monkeypatch, capsys):
     measured = []
 
     def measure(case, add, smoke):
@@ -122,14 +128,54 @@ def test_gpu_benchmark__a_second_call_measures_what_is_not_done(gpu, tmp_path, m
         add(speed={"eager": len(measured)})
         add(speed={"compiled": 2})
         if case == "second" and len(measured) == 2:
+            add(speed={"of another machine": 1}, errors="interrupted")
             raise RuntimeError("interrupted")
 
     monkeypatch.setattr(gpu, "PARTS", {"part": gpu.Part(measure, ["first", "second"], 60)})
     with pytest.raises(RuntimeError):
         gpu.measure(tmp_path, ["part"], smoke=False, total=60, here=True)
+    capsys.readouterr()
     gpu.measure(tmp_path, ["part"], smoke=False, total=60, here=True)
     assert measured == ["first", "second", "second"]
-    assert cases_of(gpu, tmp_path, "part")["second"]["speed"] == {"eager": 3, "compiled": 2}
+    assert capsys.readouterr().out.splitlines() == ["part, first: done before", "part, second: done"]
+    second = cases_of(gpu, tmp_path, "part")["second"]
+    assert second["speed"] == {"eager": 3, "compiled": 2}  # nothing is left of the first try
+    assert "errors" not in second
+
+
+def test_gpu_benchmark__steps_are_compiled_again_until_they_have_been_timed(gpu, tmp_path):
+    """The second call may be on another machine, whose cache is empty."""
+    compilation, compiled = (gpu.Results(tmp_path, part) for part in ("compilation", "compiled"))
+    for preset in ("base", "tiny"):
+        compilation.add(f"{preset}, hf_mae", state="done")
+    compiled.add("base", state="done")
+    compiled.add("tiny", state="cut off after 113 s")
+    assert gpu.is_done(tmp_path, "compilation", "base, hf_mae")
+    assert not gpu.is_done(tmp_path, "compilation", "tiny, hf_mae")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, which is much faster than starting Python")
+def test_gpu_benchmark__a_case_ends_with_the_call_that_measures(gpu):
+    """Also when that is killed: what goes on would take the device from the next call."""
+    reading, writing = os.pipe()
+    if (caller := os.fork()) == 0:
+        try:
+            if os.fork() == 0:
+                os.setsid()
+                os.write(writing, str(subprocess.Popen(["sleep", "600"]).pid).encode())
+                gpu.end_without(os.getppid())
+            time.sleep(600)
+        finally:
+            os._exit(1)  # what pytest would do at the end is not for a fork
+    child = os.read(reading, 20).decode()
+    time.sleep(1)
+    assert is_running(child)
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    started = time.monotonic()
+    while is_running(child):
+        assert time.monotonic() - started < patience(10)
+        time.sleep(0.05)
 
 
 def test_gpu_benchmark__stops_when_the_time_is_over(gpu, tmp_path, monkeypatch, capsys):
