@@ -3,7 +3,9 @@
 """What must hold on a device that is not the CPU. test_devices.py runs it with pytest in a process of its own."""
 
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import other_device
 import pytest
 import torch
@@ -18,19 +20,27 @@ from hf_mae import (
     MAEModel,
     pretrain,
 )
+from hf_mae.data.augmentation import BatchAugmentation
 from hf_mae.data.datasets import PretrainingDataset
-from hf_mae.data.masks import sample_pairs
+from hf_mae.data.masks import Pair, sample_pairs
 from hf_mae.data.sources import open_images
+from hf_mae.data.windows import PictureStrips
 from hf_mae.evaluation.attentive import AttentiveSettings, PatchTokens, choose_attentive_probe, with_attentive_probe
 from hf_mae.evaluation.dense import DenseSettings, dense_figures
+from hf_mae.evaluation.encoders import FrozenEncoder
+from hf_mae.evaluation.features import compute_features, compute_patch_maps
 from hf_mae.evaluation.label_free import label_free_figures
 from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
 from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
-from hf_mae.evaluation.scoring import patch_losses
+from hf_mae.evaluation.scoring import ScoredBatch, Scorer, patch_losses
+from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
+from hf_mae.evaluation.visualization import anomaly_sheet, attention_sheet, reconstruction_sheet
 from hf_mae.modeling import modeling_mae
 from hf_mae.training.checkpointing import load_optimizer, save_checkpoint
+from hf_mae.training.classification import ClassificationArguments, ClassificationTrainer, finetune_command
 from hf_mae.training.optimization import LARS, build_optimizer, layer_decay_parameter_groups, parameter_groups
 from hf_mae.training.pretraining_run import PretrainingRun
+from hf_mae.training.segmentation_maps import blended_logits
 from hf_mae.training.step_guard import StepGuard
 
 other_device.register()
@@ -68,12 +78,26 @@ def test_device__is_one_of_its_own(device):
     assert (tensor + 1).sum().cpu() == 4
     with pytest.raises(RuntimeError, match="two devices"):
         tensor + torch.ones(2)
+    assert (torch.ones(()) + tensor).device == device
+    with pytest.raises(RuntimeError, match="two devices"):
+        torch.zeros(()).add_(tensor.sum())
+    with pytest.raises(RuntimeError, match="two devices"):
+        torch.zeros(3)[[0, 1]] = tensor
+    tensor[torch.tensor([1])] = 5.0
+    assert tensor.cpu().tolist() == [1, 5]
 
 
 def test_device__reading_a_value_waits(device):
-    total = torch.ones(2).to(device).sum()
+    total = torch.ones(2).to(device, non_blocking=True).sum()
     assert not other_device.waits
     assert total.item() == 2
+    assert sum(other_device.waits.values()) == 1
+
+
+def test_device__a_copy_waits_unless_it_may_go_on_alone(device):
+    torch.ones(2).to(device, non_blocking=True)
+    assert not other_device.waits
+    torch.ones(2).to(device)
     assert sum(other_device.waits.values()) == 1
 
 
@@ -166,6 +190,7 @@ def test_classifier__trains(device, images, pooling):
 def test_position_tables__are_resized_on_the_device(device, model):
     model = model()
     model.resize_position_embeddings(64)
+    model.resize_patches(16)
     assert {tensor.device for tensor in tensors_of(model)} == {device}
     assert model(torch.randn(1, 3, 64, 64).to(device)).loss.isfinite()
 
@@ -201,6 +226,37 @@ def test_processor__bytes_and_floats_on_the_device(device):
         # Bytes may be rounded to another of the 256 levels, and the smallest deviation of a channel is 0.224.
         torch.testing.assert_close(moved.cpu(), expected, atol=1.1 / 255 / 0.224, rtol=0)
         assert torch.equal(there.cpu(), moved.cpu())
+
+
+def test_processor__no_data_and_ranges_on_the_device(device):
+    """And the boxes of a detector in the pixels of pictures."""
+    processor = MAEImageProcessor.for_image_size(32, nodata=700, value_range=[[0, 1000], [0, 2000], [0, 4000]])
+    image = torch.arange(3 * 32 * 32, dtype=torch.int32).reshape(3, 32, 32)
+    image[:, 16, 16:18] = 700
+    expected = processor(image, return_tensors="pt", return_valid=True)
+    there = processor(image.to(device), return_tensors="pt", return_valid=True)
+    assert not expected.valid.all()
+    for name, values in expected.items():
+        assert there[name].device == device
+        torch.testing.assert_close(there[name].cpu(), values)
+    found = SimpleNamespace(logits=torch.randn(1, 4, 2), pred_boxes=torch.rand(1, 4, 4))
+    there = SimpleNamespace(**{name: values.to(device) for name, values in vars(found).items()})
+    given = {"threshold": 0.5, "target_sizes": [(100, 200)]}
+    ((ours,), (expected,)) = (processor.post_process_object_detection(each, **given) for each in (there, found))
+    torch.testing.assert_close({name: values.cpu() for name, values in ours.items()}, expected)
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, {"erasing": 1.0}], ids=str)
+def test_augmentation__same_as_on_the_cpu(device, settings):
+    pytest.importorskip("kornia")
+    augmentation = BatchAugmentation(MAEImageProcessor.for_image_size(32), 3, **settings)
+    batch = {"pixel_values": (torch.rand(4, 3, 32, 32) * 255).byte(), "labels": torch.tensor([0, 1, 2, 0])}
+    torch.manual_seed(0)
+    expected = augmentation(**batch)
+    torch.manual_seed(0)
+    ours = augmentation(**{name: values.to(device) for name, values in batch.items()})
+    assert {values.device for values in ours.values()} == {device}
+    torch.testing.assert_close({name: values.cpu() for name, values in ours.items()}, expected)
 
 
 def test_reconstruct__images_come_back_to_the_host(device, model, images):
@@ -279,6 +335,60 @@ def test_patch_losses__same_as_on_the_cpu(model, images):
     torch.testing.assert_close(ours.cpu(), expected, equal_nan=True)
 
 
+def test_features_and_scores__same_as_on_the_cpu(device, model):
+    """Of images that are on the CPU, as loaders and processors give them."""
+    model, processor = model().eval(), MAEImageProcessor.for_image_size(32)
+    images, large = torch.randn(2, 3, 32, 32), torch.randn(1, 3, 48, 64)
+    batch = ScoredBatch(["a", "b", "c"], torch.tensor([True, False, True]), images, torch.rand(2, 32, 32) > 0.002, [])
+
+    def found(where):
+        args = SimpleNamespace(device=where, num_masks=2, seed=0, mask_ratio=0.75)
+        scores = Scorer(model, args)(batch)  # moves the model
+        (encoded,) = FrozenEncoder(model, processor, "")(images)
+        features = compute_features(model.mae, images, ["pooler", "patches"]) | compute_patch_maps(model.mae, large)
+        features |= {"encoded": encoded.patches}
+        assert {values.device for values in features.values()} == {torch.device(where)}
+        return {**scores, **{name: values.cpu() for name, values in features.items()}}
+
+    expected = found("cpu")
+    for name, values in found(device).items():
+        torch.testing.assert_close(values, expected[name], equal_nan=True)
+
+
+@pytest.mark.parametrize("draw", [reconstruction_sheet, anomaly_sheet, attention_sheet])
+def test_sheets__same_as_on_the_cpu(model, images, draw):
+    model, processor = model().eval(), MAEImageProcessor.for_image_size(32)
+    given = {"noise": torch.rand(4, 16)} if draw is reconstruction_sheet else {}
+    ours = draw(model, processor, images.cpu(), **{name: values.to(images.device) for name, values in given.items()})
+    expected = draw(model.cpu(), processor, images.cpu(), **given)
+    np.testing.assert_allclose(np.array(ours, float), np.array(expected, float), atol=1)  # the last bit of a byte
+
+
+def test_segmentation_maps__same_as_on_the_cpu(device):
+    """Blended of the windows of a picture, and counted."""
+
+    class Segmenter(torch.nn.Conv2d):
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=super().forward(pixel_values))
+
+    model = Segmenter(1, 3, 4, stride=4)
+    size = {"height": 32, "width": 32}
+    processor = MAEImageProcessor(size=size, num_channels=1, do_center_crop=False, image_mean=[0.0], image_std=[1.0])
+    picture = (np.random.default_rng(0).random((50, 40)) * 255).astype(np.uint8)
+    strips = PictureStrips([Pair([picture], 0, None, "")], processor, (32, 32), 2 / 3)
+
+    def figures(where):
+        batches = [[strips[index] for index in batch] for batch in strips.batches(2)]
+        found = [logits for _, _, logits in blended_logits(model.to(where), batches, strips.grids, 2)]
+        assert {logits.device for logits in found} == {torch.device(where)}
+        classes = torch.cat(found, dim=1).argmax(dim=0)
+        counted = ConfusionMatrix(3, where)
+        counted.add(classes, (torch.arange(50 * 40) % 3).reshape(50, 40).to(where))
+        return counted.figures()[0]
+
+    assert figures(device) == pytest.approx(figures("cpu"))
+
+
 def test_whole_reconstructions__same_as_on_the_cpu(model, images):
     model = model().eval()
     ours = model.reconstruct_all(images)
@@ -303,7 +413,7 @@ def test_pretrain__runs_from_images_to_the_finished_folder(device, tmp_path, mon
 
     monkeypatch.setattr(PretrainingRun, "take_step", counted)
     options = {"max_steps": 4, "effective_batch_size": 16, "per_device_train_batch_size": 8, "config_overrides": SMALL}
-    options.update(logging_steps=2, save_steps=2, eval_steps=4, eval_images=40, dataloader_num_workers=0)
+    options.update(logging_steps=2, save_steps=2, eval_steps=4, eval_images=40, dataloader_num_workers=0, nodata=3)
     result = pretrain(None, tmp_path / "out", **options)
     assert waits == [0] * 4
     assert {tensor.device for tensor in tensors_of(result.model)} == {device}
@@ -314,6 +424,42 @@ def test_pretrain__runs_from_images_to_the_finished_folder(device, tmp_path, mon
     pretrain(None, tmp_path / "again", **options)
     assert len(waits) == 6
     assert same_tensors("model.safetensors", tmp_path / "out", tmp_path / "again")
+
+
+def test_fine_tuning__runs_with_evaluation_and_checkpoints(device, short, tmp_path, monkeypatch):
+    """A loss with weights of classes does not wait for the device."""
+    waits, compute_loss = [], ClassificationTrainer.compute_loss
+
+    def counted(trainer, model, inputs, *args, **kwargs):
+        assert {values.device for values in inputs.values()} == {device}
+        other_device.waits.clear()
+        loss = compute_loss(trainer, model, inputs, *args, **kwargs)
+        if model.training:
+            waits.append(sum(other_device.waits.values()))
+        return loss
+
+    monkeypatch.setattr(ClassificationTrainer, "compute_loss", counted)
+    arguments = [*short, "--max_steps", 2, "--disable_tqdm", "true", "--class_weights", "balanced"]
+    finetune_command(list(map(str, arguments)), prog="hf-mae")
+    assert waits == [0, 0]
+    assert (tmp_path / "out" / "eval_results.json").exists()
+
+
+def test_fine_tuning__numbers_are_scaled_on_the_device(device, images, tmp_path):
+    labels = np.arange(8, dtype=np.float32).reshape(4, 2)
+    model = MAEForImageClassification(MAEConfig(**TINY, num_labels=2, problem_type="regression"))
+    augmentation = BatchAugmentation(MAEImageProcessor.for_image_size(32), 2)
+    args = ClassificationArguments(output_dir=str(tmp_path), model_name_or_path="x", eval_strategy="no")
+    trainer = ClassificationTrainer(model=model, args=args, augmentation=augmentation, train_labels=labels)
+    given = torch.from_numpy(labels).to(device)
+    other_device.waits.clear()
+    loss = trainer.compute_loss(trainer.model.train(), {"pixel_values": images, "labels": given})
+    assert loss.device == device
+    assert not other_device.waits
+    trainer.finish_model()
+    predicted = trainer.model.eval()(images).logits.cpu()
+    assert (predicted - predicted.mean(dim=0)).abs().max() < 10  # of numbers around 3 and 4
+    torch.testing.assert_close(predicted.mean(dim=0), torch.tensor([3.0, 4.0]), atol=3, rtol=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -345,7 +491,9 @@ def test_fault__a_mask_given_on_the_cpu(model, images, name):
 
 
 def test_fault__a_value_read_in_the_step(model, images):
-    loss = model().train()(images).loss
+    model = model().train()
+    other_device.waits.clear()
+    loss = model(images).loss
     assert not other_device.waits
     loss.item()
     assert other_device.waits

@@ -20,8 +20,9 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 DEVICE = torch.device("cpu")  # until it is registered
 waits = Counter()  # operations that waited for the device, by name
 
-# These take CPU tensors together with those of a GPU: copies, and indices, which are copied to the device.
-_TAKE_BOTH = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "aten::_index_put_impl_"}
+# These take CPU tensors together with those of a GPU: copies, and the indices of these, which are copied to the device.
+_COPIES = {"aten::copy_", "aten::_to_copy"}
+_INDEX = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
 
 
 class _Backend(_DummyBackendModule):
@@ -79,10 +80,12 @@ def _compute(func, args: tuple, kwargs: dict):
     if name == "aten::_fused_sdp_choice":
         return 0  # attention written out: no fused kernel is registered for this device
     if others:
-        _check_devices(func, values)
+        _check_devices(func, args, kwargs)
         to_host = name == "aten::_to_copy" and device is not None and not _is_elsewhere(device)
         if to_host or torch.Tag.data_dependent_output in func.tags:
             waits[name] += 1
+    elif name == "aten::_to_copy" and not kwargs.get("non_blocking"):
+        waits["copy to the device"] += 1
     wrappers = {id(other.held): other for other in others}
     held = [value.held if isinstance(value, _OtherTensor) else value for value in values]
     args, kwargs = tree_unflatten(held, structure)
@@ -98,12 +101,19 @@ def _compute(func, args: tuple, kwargs: dict):
     return tree_map_only(torch.Tensor, wrap, func(*args, **kwargs))
 
 
-def _check_devices(func, values: list):
-    """Raises if an operation gets tensors of both devices. Single numbers on the CPU are taken, as on a GPU."""
-    if func._schema.name in _TAKE_BOTH:
+def _check_devices(func, args: tuple, kwargs: dict):
+    """Raises if an operation gets tensors of both devices.
+
+    As on a GPU, single numbers on the CPU are taken, but nothing of a GPU is written to them.
+    """
+    name = func._schema.name
+    if name in _COPIES:
         return
+    written = args[0] if func._schema.is_mutable else None
+    values, _ = tree_flatten(((args[0], *args[2:]) if name in _INDEX else args, kwargs))
     for value in values:
-        if isinstance(value, torch.Tensor) and not isinstance(value, _OtherTensor) and value.dim() > 0:
+        on_cpu = isinstance(value, torch.Tensor) and not isinstance(value, _OtherTensor)
+        if on_cpu and (value.dim() > 0 or value is written):
             raise RuntimeError(f"{func}: tensors of two devices, one of shape {tuple(value.shape)} on the CPU")
 
 

@@ -197,7 +197,7 @@ class BatchAugmentation(nn.Module):
         """Returns the same for rectangles of one image in another."""
         # On the device, where the rectangles are drawn; kornia would draw them on the CPU and copy them.
         parameters = self.cutmix.forward_parameters(pixel_values.shape)
-        parameters = {name: value.to(pixel_values.device) for name, value in parameters.items()}
+        parameters = {name: value.to(pixel_values.device, non_blocking=True) for name, value in parameters.items()}
         pixel_values, (mixed,) = self.cutmix(pixel_values, positions, params=parameters)
         return pixel_values, mixed[:, :2], 1 - mixed[:, 2:]  # here kornia's number is the share that stays
 

@@ -225,7 +225,8 @@ class ClassificationTrainer(FineTuningTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Returns the loss of a batch, with augmented images if it is a training batch."""
         if self.problem_type == REGRESSION:
-            scale, offset = (value.to(inputs["labels"].device) for value in (self.scale, self.offset))
+            device = inputs["labels"].device
+            scale, offset = (value.to(device, non_blocking=True) for value in (self.scale, self.offset))
             inputs = {**inputs, "labels": (inputs["labels"] - offset) / scale}
         if not model.training and not (known := are_counted(inputs["labels"])).all():
             logits = model(pixel_values=inputs["pixel_values"]).logits
@@ -237,7 +238,8 @@ class ClassificationTrainer(FineTuningTrainer):
         if self.weights is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
         logits = model(pixel_values=inputs["pixel_values"]).logits.float()
-        return weighted_loss(logits, inputs["labels"], self.weights.to(logits.device), self._smoothing)
+        weights = self.weights.to(logits.device, non_blocking=True)
+        return weighted_loss(logits, inputs["labels"], weights, self._smoothing)
 
     @property
     def _smoothing(self) -> float | None:
