@@ -6,6 +6,9 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_mae import MAEForImageClassification
 from hf_mae.data.sampling import default_num_workers
 from hf_mae.modeling.reading_mae import ReadingSettings
-from hf_mae.training import distributed, run_images
+from hf_mae.training import distributed, pretraining_run, run_images
 from hf_mae.training.distributed import (
     call_in_all_processes,
+    call_in_main_process,
     chosen_precision,
     join_processes,
     joining_processes,
@@ -27,8 +31,9 @@ from hf_mae.training.distributed import (
     uses_cpu,
 )
 from hf_mae.training.experiment import check_experiment
-from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
+from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer, _StopAtSignal
 from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
+from hf_mae.training.step_guard import StepGuard
 
 # ----------------------------------------------------------------------------------------------------------------------
 # CPUs and devices
@@ -298,6 +303,101 @@ def test_error__of_one_process_ends_all_with_its_reason(monkeypatch):
 
     with pytest.raises(FileNotFoundError, match="not here"):
         call_in_all_processes(fail)
+
+
+def agree(rank, folder):
+    """What one of two processes does, each of which knows something else."""
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    assert call_in_main_process(lambda: f"of {rank}") == "of 0"
+    with pytest.raises(ValueError, match="of 0"):
+        call_in_main_process(partial(fail_with, f"of {rank}"))
+    args = SimpleNamespace(world_size=2, device="cpu")
+    control = SimpleNamespace(should_save=False, should_training_stop=False, should_evaluate=True)
+    callback = _StopAtSignal(SimpleNamespace(number=signal.SIGUSR1 if rank else 0))
+    callback.on_step_end(args, None, control)
+    assert (control.should_save, control.should_training_stop, control.should_evaluate) == (True, True, False)
+    assert callback.number == signal.SIGUSR1
+    norms = torch.nn.BatchNorm2d(2)
+    norms.running_mean.fill_(rank + 1)
+    FineTuningTrainer.share_buffers(SimpleNamespace(args=args, model=norms))
+    assert norms.running_mean.tolist() == [1, 1]
+    dist.barrier()
+    os._exit(0)  # of a fork: what pytest would do at the end is not for this process
+
+
+def fail_with(message):
+    raise ValueError(message)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, which is much faster than starting Python")
+def test_two_processes__follow_the_first_and_stop_together(tmp_path):
+    """Decisions, their errors and statistics of norms are those of the first; a signal to one of them ends both."""
+    run_two_forks(agree, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The step of one process of several
+
+
+class OneOfTwo:
+    """Stands in for the Accelerator of one of two processes, and notes which batches are not exchanged."""
+
+    num_processes = 2
+
+    def __init__(self, process_index):
+        self.process_index, self.alone = process_index, 0
+
+    @contextmanager
+    def no_sync(self, model):
+        self.alone += 1
+        yield
+
+
+def take_step(process_index, step):
+    """Takes a step of three batches. Returns what dropout would draw, and how many batches are not exchanged."""
+    run = object.__new__(PretrainingRun)
+    run.settings, run.step, run.device = PretrainingSettings(output_dir="x", seed=1), step, torch.device("cpu")
+    run.accelerator, run.is_sharded, run.model = OneOfTwo(process_index), False, None
+    run.batches, run.schedule = SimpleNamespace(accumulation=3), SimpleNamespace(rate_at=lambda step: 0.0)
+    run.optimizer = SimpleNamespace(param_groups=[], zero_grad=lambda: None)
+    run.guard, run.bar = SimpleNamespace(step=lambda *args: None), SimpleNamespace(update=lambda: None)
+    run.stop_signals, run._next_batch, drawn = SimpleNamespace(number=0), lambda: None, []
+    run._backward = lambda batch: drawn.append(torch.rand(()).item()) or torch.zeros(())
+    run.take_step()
+    return tuple(drawn), run.accelerator.alone
+
+
+def test_step__draws_in_each_process_and_step_anew():
+    drawn = [take_step(process, step)[0] for process in (0, 1) for step in (3, 4)]
+    assert len({number for numbers in drawn for number in numbers}) == 12
+    torch.manual_seed(5)  # whatever was before
+    assert take_step(1, 3)[0] == drawn[2]
+
+
+def test_step__exchanges_gradients_once_for_all_its_batches():
+    assert take_step(0, 0)[1] == 2
+
+
+def test_stop_signal__is_read_when_it_has_arrived_on_the_host(tiny_model):
+    """Before, the memory that it is copied to holds anything, and processes would not stop together."""
+    arriving = torch.zeros(())
+    event = SimpleNamespace(synchronize=lambda: arriving.fill_(signal.SIGTERM))
+    guard = StepGuard(torch.optim.AdamW(tiny_model().parameters(), fused=True))
+    guard._stop_signals = [(arriving, event)] * 2
+    assert guard.stop_signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False)])
+def test_batches__for_a_gpu_lie_in_pinned_memory(monkeypatch, device, pinned):
+    """Else the host waits for each copy, although it is told not to."""
+    made = {}
+    monkeypatch.setattr(pretraining_run, "RunBatches", lambda *args, **options: made.update(options))
+    run = object.__new__(PretrainingRun)
+    run.settings, run.images, run.device = None, SimpleNamespace(train=None, weights=None), torch.device(device)
+    run.image_processor, run.plain_model, run.workers = None, SimpleNamespace(config=None), 0
+    run._start_loader = lambda: None
+    run._build_loader()
+    assert made == {"pin_memory": pinned}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
