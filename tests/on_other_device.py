@@ -83,6 +83,8 @@ def test_device__is_one_of_its_own(device):
         torch.zeros(()).add_(tensor.sum())
     with pytest.raises(RuntimeError, match="two devices"):
         torch.zeros(3)[[0, 1]] = tensor
+    with pytest.raises(RuntimeError, match="two devices"):
+        torch.stack([tensor.sum(), torch.ones(())])
     tensor[torch.tensor([1])] = 5.0
     assert tensor.cpu().tolist() == [1, 5]
 
@@ -95,10 +97,14 @@ def test_device__reading_a_value_waits(device):
 
 
 def test_device__a_copy_waits_unless_it_may_go_on_alone(device):
-    torch.ones(2).to(device, non_blocking=True)
+    tensor = torch.ones(2).to(device, non_blocking=True)
+    assert not other_device.waits
+    tensor.to(device)
     assert not other_device.waits
     torch.ones(2).to(device)
     assert sum(other_device.waits.values()) == 1
+    tensor[torch.tensor([1])]  # whose index is copied first
+    assert sum(other_device.waits.values()) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -128,6 +134,7 @@ OPTIONS = [
     {"norm_pix_loss": True},
     {"mask_sampling": "block"},
     {"mask_sampling": "grid"},
+    {"mask_block_size": 2},
     {"mask_tokens_in_encoder": True},
     {"prediction_ratio": 0.5},
     {"mask_ratio": 0.0},
@@ -239,6 +246,8 @@ def test_processor__no_data_and_ranges_on_the_device(device):
     for name, values in expected.items():
         assert there[name].device == device
         torch.testing.assert_close(there[name].cpu(), values)
+    processor = MAEImageProcessor.for_image_size(32)
+    assert processor(image.byte().to(device), return_tensors="pt", return_valid=True).valid.device == device
     found = SimpleNamespace(logits=torch.randn(1, 4, 2), pred_boxes=torch.rand(1, 4, 4))
     there = SimpleNamespace(**{name: values.to(device) for name, values in vars(found).items()})
     given = {"threshold": 0.5, "target_sizes": [(100, 200)]}

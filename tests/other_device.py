@@ -82,7 +82,8 @@ def _compute(func, args: tuple, kwargs: dict):
     if others:
         _check_devices(func, args, kwargs)
         to_host = name == "aten::_to_copy" and device is not None and not _is_elsewhere(device)
-        if to_host or torch.Tag.data_dependent_output in func.tags:
+        is_indexed_from_host = name in _INDEX and any(_is_on_cpu(index) for index in args[1])
+        if to_host or is_indexed_from_host or torch.Tag.data_dependent_output in func.tags:
             waits[name] += 1
     elif name == "aten::_to_copy" and not kwargs.get("non_blocking"):
         waits["copy to the device"] += 1
@@ -101,20 +102,24 @@ def _compute(func, args: tuple, kwargs: dict):
     return tree_map_only(torch.Tensor, wrap, func(*args, **kwargs))
 
 
+def _is_on_cpu(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, _OtherTensor)
+
+
 def _check_devices(func, args: tuple, kwargs: dict):
     """Raises if an operation gets tensors of both devices.
 
-    As on a GPU, single numbers on the CPU are taken, but nothing of a GPU is written to them.
+    As on a GPU, single numbers on the CPU are taken, but not in lists, and nothing of a GPU is written to them.
     """
     name = func._schema.name
     if name in _COPIES:
         return
     written = args[0] if func._schema.is_mutable else None
-    values, _ = tree_flatten(((args[0], *args[2:]) if name in _INDEX else args, kwargs))
-    for value in values:
-        on_cpu = isinstance(value, torch.Tensor) and not isinstance(value, _OtherTensor)
-        if on_cpu and (value.dim() > 0 or value is written):
-            raise RuntimeError(f"{func}: tensors of two devices, one of shape {tuple(value.shape)} on the CPU")
+    for value in (*args, *kwargs.values()):
+        in_list = isinstance(value, (list, tuple)) and name not in _INDEX
+        for each in value if in_list else [value]:
+            if _is_on_cpu(each) and (each.dim() > 0 or in_list or each is written):
+                raise RuntimeError(f"{func}: tensors of two devices, one of shape {tuple(each.shape)} on the CPU")
 
 
 def register():
