@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import make, run_two_forks
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_mae import MAEForImageClassification
+from hf_mae import MAEForImageClassification, MAEImageProcessor
 from hf_mae.data.sampling import default_num_workers
 from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.training import distributed, pretraining_run, run_images
@@ -461,3 +462,19 @@ def test_fsdp2__refuses_what_the_launcher_asks_for_in_vain(monkeypatch, tiny_mod
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=f"{variable} to {value}, which has no effect: {way_out}"):
         shard_model(tiny_model())
+
+
+def test_fsdp2__a_batch_of_a_run_is_computed_in_its_precision(one_process, tiny_model):
+    """Accelerate wraps the forward pass of models in autocast, but not of those that it does not shard itself."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run, seen = object.__new__(PretrainingRun), []
+    run.model, run.device, run.image_processor = (
+        shard_model(tiny_model().train()),
+        torch.device("cpu"),
+        MAEImageProcessor(),
+    )
+    run.accelerator, run.schedule = Accelerator(cpu=True, mixed_precision="bf16"), SimpleNamespace(batch_size=2)
+    run.model.mae.layers[0].mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    run._backward({"pixel_values": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "noise": torch.rand(2, 16)})
+    assert seen == [torch.bfloat16]
+    AcceleratorState._reset_state(reset_partial_state=True)

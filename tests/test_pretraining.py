@@ -337,8 +337,21 @@ def test_pretrain__names_of_presets_and_checkpoints(tiny_model, tmp_path):
 
 @pytest.mark.slow
 def test_pretrain__twice_in_one_process_with_other_precision(tmp_path):
-    for name, bf16 in (("a", True), ("b", False)):
-        assert small(Squares(), tmp_path / name, bf16=bf16, image_size=32, max_steps=1).metrics["step"] == 1
+    """All matrix products have it, in training and in evaluation."""
+    for name, bf16, dtype in (("a", True, torch.bfloat16), ("b", False, torch.float32)):
+        computed = set()
+
+        def note(module, inputs, output, computed=computed):
+            if isinstance(module, torch.nn.Linear):
+                computed.add((module.training, output.dtype))
+
+        hook = torch.nn.modules.module.register_module_forward_hook(note)
+        try:
+            result = small(Squares(), tmp_path / name, bf16=bf16, image_size=32, max_steps=1)
+        finally:
+            hook.remove()
+        assert result.metrics["step"] == 1
+        assert computed == {(True, dtype), (False, dtype)}
 
 
 def test_pretrain__is_found_in_the_package():
