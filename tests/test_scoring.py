@@ -51,6 +51,13 @@ def test_patch_losses__are_the_squared_errors_of_the_patch(tiny_model):
     assert losses[:, 0][hidden].tolist() == pytest.approx(errors[hidden].tolist(), rel=1e-4)
 
 
+def test_patch_losses__of_an_image_of_which_nothing_is_hidden_are_those_of_all_patches(tiny_model):
+    model, images = tiny_model(), torch.randn(2, 3, 32, 32)
+    losses = patch_losses(model, images, num_masks=1, mask_ratio=0)
+    assert losses.shape == (2, 1, 16)
+    assert losses.mean().item() == pytest.approx(model(images, mask_ratio=0).loss.item(), rel=1e-5)
+
+
 def test_patch_losses__leave_no_data_out(tiny_model):
     model, images = tiny_model(), torch.randn(2, 3, 32, 32)
     valid = torch.ones(2, 32, 32, dtype=torch.bool)

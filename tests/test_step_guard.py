@@ -10,13 +10,14 @@ import time
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import _pin_memory_loop
 
 from hf_mae.training.optimization import (
     LARS,
     parameter_groups,
 )
-from hf_mae.training.step_guard import StepGuard, StopSignals, end_workers
+from hf_mae.training.step_guard import StepGuard, StopSignals, end_workers, with_prepared_workers
 
 OPTIMIZERS = {
     "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=True),
@@ -97,6 +98,17 @@ def test_stop_signals__first_is_noted_second_ends_at_once():
         with pytest.raises(KeyboardInterrupt, match="last checkpoint stays"):
             os.kill(os.getpid(), signal.SIGTERM)
     assert {number: signal.getsignal(number) for number in numbers} == before
+
+
+def test_workers__are_prepared_once_and_still_seeded(monkeypatch):
+    called = []
+    monkeypatch.setattr("hf_mae.training.step_guard.start_worker", lambda number: called.append(("prepared", number)))
+    loader = DataLoader(range(4), num_workers=1, worker_init_fn=lambda number: called.append(("seeded", number)))
+    for _ in range(2):  # a loader may be used again
+        with_prepared_workers(loader)
+    loader.worker_init_fn(3)
+    assert called == [("prepared", 3), ("seeded", 3)]
+    assert with_prepared_workers(DataLoader(range(4))).worker_init_fn is None
 
 
 class QueueOfAKilledWorker(queue.Queue):
