@@ -450,7 +450,8 @@ def test_broken_boxes__are_named_or_left_out(tmp_path, box, label, message):
 
 def test_broken_boxes__that_protrude_may_be_cut_off(tmp_path):
     save_pictures(tmp_path, "a.png")
-    coco(tmp_path, [("a.png", 3, [30, 5, 20, 5]), ("a.png", 3, [-9, -9, 8, 8]), ("a.png", 3, [1, 1, -5, 5])])
+    beyond = [("a.png", 3, [left, top, 8, 8]) for left, top in ((-9, -9), (44, 5), (5, 36))]  # of 40 x 30 pixels
+    coco(tmp_path, [("a.png", 3, [30, 5, 20, 5]), *beyond, ("a.png", 3, [1, 1, -5, 5])])
     assert in_pixels(checked(tmp_path, broken="clip")) == [[30, 5, 40, 10]]
 
 
