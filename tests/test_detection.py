@@ -395,6 +395,7 @@ def test_overfitting__eight_pictures(call, tmp_path):
         (["--model_name_or_path", ""], ValueError, r"`model_name_or_path` is missing: .*`preset`"),
         (["--num_queries", "200"], ValueError, r"`num_queries` must be in \[1, 84\].*32.* got 200"),
         (["--class_names", "a", "b"], ValueError, r"`class_names` are .* but the files name them \['square', 'disc'\]"),
+        (["--head_size", "12"], ValueError, r"`head_size` must be a multiple of 8, .* got 12"),
         (["--decoder_layers", "1"], ValueError, r"`decoder_layers` must be at least 2, got 1"),
         (["--min_scale", "2"], ValueError, r"`min_scale` 2.0 .* `max_scale` 1.0"),
         (["--eval_annotations", "x.json"], ValueError, r"`eval_annotations` needs `annotations`"),

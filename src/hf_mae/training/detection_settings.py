@@ -141,6 +141,10 @@ class DetectionArguments(
         settle_head(self)
         if self.layer_decay is None:  # fresh blocks have to learn as much as the head
             self.layer_decay = 0.8 if self.model_name_or_path and not self.from_scratch else 1.0
+        if (self.head_size or 8) % 8:
+            raise ValueError(
+                f"`head_size` must be a multiple of 8, which is the number of heads, got {self.head_size}."
+            )
         if self.decoder_layers is not None and self.decoder_layers < 2:
             raise ValueError(f"`decoder_layers` must be at least 2, got {self.decoder_layers}: one corrects another.")
         for name in ("annotations", "eval_annotations"):
