@@ -250,6 +250,8 @@ def test_arguments__that_are_empty_are_refused():
     for name in ("data", "recipe"):
         with pytest.raises((ValueError, OSError), match=f"`{name}` is empty|no recipe ''"):
             parse(f"--{name}", "", sample_recipe="small")
+    with pytest.raises(ValueError, match="`model_name_or_path` is empty. .* for fresh weights"):
+        PretrainingSettings(model_name_or_path="")
 
 
 def test_arguments__sample_recipe_is_for_the_embedded_images(tmp_path):

@@ -202,7 +202,8 @@ def fit_values(args):
         if value is None and NoneType not in types[each.name]:
             value = _default(each)
         setattr(args, each.name, None if value is None else _fit(each.name, value, types[each.name]))
-        if getattr(args, each.name) == "" and _default(each) != "":  # of a variable of the shell that is not set
+        # Of a variable of the shell that is not set. A model that is missing is named by the commands that need one.
+        if getattr(args, each.name) == "" and each.name != "model_name_or_path" and _default(each) != "":
             raise ValueError(f"`{each.name}` is empty. Give it a value, or leave it out.")
         if getattr(args, each.name) != _default(each):  # of detection 0 epochs, which stand for a number of steps
             check_range(each.name, getattr(args, each.name))

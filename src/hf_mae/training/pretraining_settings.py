@@ -252,6 +252,8 @@ class PretrainingSettings(
 
     def __post_init__(self):
         self._fit_types()
+        if self.model_name_or_path == "":
+            raise ValueError("`model_name_or_path` is empty. Give it a value, or leave it out for fresh weights.")
         if self.preset is not None and self.model_name_or_path is not None:
             raise ValueError("`preset` is for fresh weights, and `model_name_or_path` has its own sizes. Set one.")
         if self.data is not None and os.path.realpath(self.data) == os.path.realpath(self.output_dir):
