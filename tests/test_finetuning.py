@@ -152,7 +152,7 @@ def test_fine_tuning__a_classifier_of_other_features_starts_anew(tiny_config, fo
         options = {"output_dir": str(tmp_path / "out"), "use_cpu": True, "pooling": pooling}
         built = build_classifier(ClassificationArguments(model_name_or_path=model, **options), train_images)
         assert bool((built.classifier.weight == 1).all()) == goes_on
-        assert ("features of --pooling class" in capsys.readouterr().out) == (not goes_on)
+        assert ("features of `pooling` class" in capsys.readouterr().out) == (not goes_on)
         assert built.config.label2id == {"red": 0, "green": 1, "blue": 2}
 
 
