@@ -289,6 +289,8 @@ def test_recipes__of_the_package_are_found_by_name():
         (FineTuningArguments, {"learning_rate": math.nan}, "be above 0, got nan."),
         (FineTuningArguments, {"weight_decay": -1}, "not be negative, got -1."),
         (FineTuningArguments, {"per_device_eval_batch_size": 0}, "be at least 1, got 0."),
+        (PretrainingSettings, {"image_mean": [123.7]}, "be in [0, 1], got [123.7]."),
+        (PretrainingSettings, {"image_std": [math.nan]}, "be above 0, got [nan]."),
         (FineTuningArguments, {"layer_decay": 0}, "be above 0, got 0."),
         (ProbingArguments, {"base_learning_rates": [0.1, -1]}, "be above 0, got [0.1, -1]."),
         (EvaluationArguments, {"model": "x", "seed": -1}, "be in [0, 2 ** 63), got -1."),
@@ -341,6 +343,6 @@ def test_config_overrides__as_a_text_or_a_mapping():
     assert config_changes("hidden_size=128,image_size=[98,126],qkv_bias=false,layer_norm_eps=1e-5") == expected
     assert config_changes(expected) == expected
     assert config_changes(None) == {}
-    for wrong in ("hiden_size=3", "hidden_size", "hidden_size=wide", "hidden_size=[1"):
+    for wrong in ("hiden_size=3", "hidden_size", "hidden_size=wide", "hidden_size=[1", "model_type=vit", "to_dict=3"):
         with pytest.raises(ValueError, match="`config_overrides`: "):
             config_changes(wrong)

@@ -199,6 +199,12 @@ def test_processor__shows_the_display_bands():
     assert np.array_equal(np.asarray(shown).transpose(2, 0, 1), image[[3, 0, 1]])
 
 
+@pytest.mark.parametrize("bands", [[6], [0], [1, 2], []])
+def test_processor__refuses_display_bands_that_no_picture_has(bands):
+    with pytest.raises(ValueError, match="`display_bands` must be one or three of the channels 1 to 5, got"):
+        MAEImageProcessor(num_channels=5, display_bands=bands)
+
+
 @pytest.mark.parametrize("shape", [(4, 20000), (1, 20000), (30000, 3)])
 def test_processor__long_thin_pictures_are_not_enlarged_whole(shape):
     image = np.tile(np.linspace(0, 255, max(shape)).astype(np.uint8), (min(shape), 1))

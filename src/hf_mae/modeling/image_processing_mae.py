@@ -184,6 +184,11 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             self.image_mean = tuple(IMAGENET_DEFAULT_MEAN) if self.num_channels == 3 else (0.5,) * self.num_channels
         if self.image_std is None:
             self.image_std = tuple(IMAGENET_DEFAULT_STD) if self.num_channels == 3 else (0.5,) * self.num_channels
+        shown = [1] if self.display_bands is None else list(self.display_bands)
+        if len(shown) not in (1, 3) or not set(shown) <= set(range(1, self.num_channels + 1)):
+            raise ValueError(
+                f"`display_bands` must be one or three of the channels 1 to {self.num_channels}, got {shown}."
+            )
         self._reading(**{name: getattr(self, name) for name in _READING})  # raises if the settings make no sense
         _check_steps(**{name: getattr(self, name) for name in _STEPS})
 

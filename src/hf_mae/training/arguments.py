@@ -45,7 +45,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
     "be above 0": (
         lambda number: 0 < number < math.inf,
         {"num_train_epochs", "learning_rate", "base_learning_rate", "base_learning_rates", "layer_decay"}
-        | {"max_scale"},
+        | {"max_scale", "image_std"},
     ),
     "not be negative": (
         lambda number: 0 <= number < math.inf,
@@ -57,7 +57,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
         | {"gradient_accumulation_steps", "views_per_image", "max_bad_steps", "num_masks", "num_neighbors"}
         | {"head_size", "feature_pyramid_size", "num_queries", "num_pooling_queries", "sample_side", "few_labels"},
     ),
-    "be in [0, 1]": (lambda share: 0 <= share <= 1, {"max_unreadable", "color_jitter", "random_erasing"}),
+    "be in [0, 1]": (lambda share: 0 <= share <= 1, {"max_unreadable", "color_jitter", "random_erasing", "image_mean"}),
     "be in [0, 10)": (lambda strength: 0 <= strength < 10, {"rand_augment"}),
     "be in [0, 1)": (lambda share: 0 <= share < 1, {"adam_beta1", "adam_beta2"}),
     "be in [0, 65535]": (lambda port: 0 <= port <= 65535, {"port"}),
@@ -353,9 +353,9 @@ def config_changes(changes: str | Mapping | None) -> dict:
     pairs = (
         changes.items() if isinstance(changes, Mapping) else map(_pair_of, re.split(r",(?![^\[]*\])", changes or ""))
     )
-    result, known = {}, MAEConfig()
+    result, known, names = {}, MAEConfig(), {field.name for field in fields(MAEConfig)}
     for name, value in pairs if changes else ():
-        if not hasattr(known, name):
+        if name not in names:
             raise ValueError(f"`config_overrides`: MAEConfig has no field {name}.")
         try:
             setattr(known, name, value)  # which checks its type

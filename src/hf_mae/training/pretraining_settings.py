@@ -289,8 +289,6 @@ class PretrainingSettings(
             raise ValueError(
                 f"`report_to` {self.report_to}: Accelerate knows no such tracker. Choose one of {', '.join(known)}."
             )
-        if min(self.image_std or [1]) <= 0:
-            raise ValueError(f"`image_std` must be above 0, got {self.image_std}.")
 
     def _check_rates(self):
         """Checks that rates and shares have a meaning."""
