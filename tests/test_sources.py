@@ -19,6 +19,8 @@ from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.shards import ParquetImages
 from hf_mae.data.sources import FolderImages, open_images
 from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError, read_stored
+from hf_mae.training.pretraining_settings import PretrainingSettings
+from hf_mae.training.run_images import open_run_images
 
 
 def test_embedded_images__are_balanced_and_labelled():
@@ -541,6 +543,17 @@ def two_columns(**features):
         "score": datasets.Value("float32"),
     }
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def test_columns__of_images_that_have_none_are_refused(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    for data in (str(tmp_path), None):
+        with pytest.raises(ValueError, match="`image_column` names a column, and .* holds files. Leave it out."):
+            open_images(data, image_column="annotation")
+        with pytest.raises(ValueError, match="`dataset_config` is for data sets on the Hub"):
+            open_images(data, dataset_config="small")
+    with pytest.raises(ValueError, match="`label_column` names a column, and .* holds files. Leave it out"):
+        open_run_images(PretrainingSettings(data=str(tmp_path), label_column="kind"), None, ReadingSettings())
 
 
 @pytest.mark.parametrize("kind", ["parquet", "disk"])

@@ -110,16 +110,20 @@ def open_images(
     """
     if labels not in ("auto", "none"):
         raise ValueError(f"`labels` must be 'auto' or 'none', got {labels!r}.")
-    if data is None:
-        return FashionMNISTImages(split)
+    if dataset_config is not None and (data is None or is_dataset(data) or Path(data).exists()):
+        raise ValueError("`dataset_config` is for data sets on the Hub, and these images are here. Leave it out.")
     columns = {"image_column": image_column, "label_column": label_column, "problem_type": problem_type}
     images: ImageSource | None
-    if is_dataset(data):
+    if data is None:
+        images = FashionMNISTImages(split)
+    elif is_dataset(data):
         images = _from_datasets("the data set that was passed", split, lambda _: data, columns)
     else:
         images = _open(os.fspath(data), split, streaming, dataset_config, labels, columns)
     if images is None:
         return None
+    if image_column is not None and not isinstance(images, DatasetImages | ParquetImages):
+        raise ValueError(f"`image_column` names a column, and {images.name} holds files. Leave it out.")
     if labels == "none":
         images.labels = images.label_names = None
     if tile is not None:

@@ -15,6 +15,7 @@ from ..data.held_out import default_share, hold_out
 from ..data.image_source import digest
 from ..data.labels import forget_other_classes, has_classes
 from ..data.scores import describe_weights, weights_by_loss
+from ..data.shards import DatasetImages, ParquetImages
 from ..data.sources import ImageSource, open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import ReadingSettings
@@ -77,6 +78,11 @@ def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None
         options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
         data = settings.data if images is None else images
         train, test = (open_images(data, split, settings.streaming, **options) for split in ("train", "test"))
+        if settings.label_column is not None and not isinstance(train, DatasetImages | ParquetImages):
+            raise ValueError(
+                f"`label_column` names a column, and {train.name} holds files. Leave it out: the k-NN accuracy goes by "
+                "the folders of the images."
+            )
         found = RunImages(train, test)
     if found.test is None:
         if settings.held_out is None:
