@@ -359,11 +359,14 @@ def take_step(process_index, step):
     run = object.__new__(PretrainingRun)
     run.settings, run.step, run.device = PretrainingSettings(output_dir="x", seed=1), step, torch.device("cpu")
     run.accelerator, run.is_sharded, run.model = OneOfTwo(process_index), False, None
-    run.batches, run.schedule = SimpleNamespace(accumulation=3), SimpleNamespace(rate_at=lambda step: 0.0)
+    run.batches, run.schedule = (
+        SimpleNamespace(accumulation=3, failure=None, stop_signal=0),
+        SimpleNamespace(rate_at=lambda step: 0.0),
+    )
     run.optimizer = SimpleNamespace(param_groups=[], zero_grad=lambda: None)
     run.guard, run.bar = SimpleNamespace(step=lambda *args: None), SimpleNamespace(update=lambda: None)
     run.stop_signals, run._next_batch, drawn = SimpleNamespace(number=0), lambda: None, []
-    run._backward = lambda batch: drawn.append(torch.rand(()).item()) or torch.zeros(())
+    run._backward = lambda batch, counts: drawn.append(torch.rand(()).item()) or torch.zeros(())
     run.take_step()
     return tuple(drawn), run.accelerator.alone
 

@@ -123,7 +123,7 @@ TWICE = 2 * len(RECIPES)  # each is pre-trained and probed
         ("label_free.sh", TWICE + 2 * 2),  # the default with three seeds
         ("small_data.sh", 10),
         ("clothing_ablations.sh", 18),
-        ("clothing_choices.sh", 24),
+        ("clothing_choices.sh", 30),
     ],
 )
 def test_scripts__give_commands_that_work(script, runs, tmp_path):

@@ -3,7 +3,6 @@
 """Pictures larger than the model: where windows lie, how they are blended, and what is evaluated and written."""
 
 import json
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ from hf_mae.data.masks import Pair
 from hf_mae.data.windows import PictureStrips, WindowGrid, window_starts
 from hf_mae.evaluation import features
 from hf_mae.modeling.image_processing_mae import resize
-from hf_mae.training.segmentation import SegmentationTrainer, segment_command
+from hf_mae.training.segmentation import segment_command
 from hf_mae.training.segmentation_maps import blended_logits, open_pictures, write_class_maps
 
 
@@ -96,27 +95,6 @@ def blend(array, processor, window, stride, batch_size=3):
         rows.append(logits)
     assert max(model.batches) <= batch_size
     return torch.cat(rows, dim=1), [each.shape[1] for each in rows]
-
-
-def passes_of(process, pictures):
-    """Returns how many forward passes one of two processes makes when these pictures are evaluated."""
-    strips = PictureStrips(
-        [Pair(pictures, place, None, "") for place in range(len(pictures))], processor_of(32, 32), (32, 32)
-    )
-    args = SimpleNamespace(per_device_eval_batch_size=2, world_size=2, process_index=process, device="cpu")
-    trainer = SimpleNamespace(args=args, eval_dataset=strips, model=Stamp())
-    trainer._eval_batches = partial(SegmentationTrainer._eval_batches, trainer)
-    batches = [[strips[index] for index in batch] for batch in trainer._eval_batches(process)]
-    assert list(blended_logits(trainer.model, batches, strips.grids, 2)) or not batches
-    SegmentationTrainer._wait_for_other_processes(trainer, strips)
-    return len(trainer.model.batches)
-
-
-@pytest.mark.parametrize("sides", [[(32, 32)], [(90, 40), (32, 32)], [(32, 32), (90, 120), (40, 40)]])
-def test_evaluation__makes_as_many_forward_passes_in_every_process(sides):
-    """FSDP gathers weights in each of them, and a process would wait for ever for those that make fewer."""
-    pictures = [np.zeros(side, np.uint8) for side in sides]
-    assert passes_of(0, pictures) == passes_of(1, pictures) > 0
 
 
 def expected_blend(array, window, stride):

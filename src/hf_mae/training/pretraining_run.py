@@ -434,7 +434,7 @@ class PretrainingRun:
             is_last = part == self.batches.accumulation - 1
             # A sharded model sums each part over processes at once, since no process has room for all gradients.
             with nullcontext() if is_last or self.is_sharded else self.accelerator.no_sync(self.model):
-                loss_of_step += self._backward(self._next_batch())
+                loss_of_step += self._backward(self._next_batch(), counts=not self.batches.failure)
         self.guard.step(loss_of_step, self.stop_signals.number or self.batches.stop_signal)
         self.optimizer.zero_grad()
         self.step += 1
@@ -458,16 +458,17 @@ class PretrainingRun:
             self.sample_log.write(self.step, batch, self.plain_model.config)
         return batch
 
-    def _backward(self, batch: dict) -> torch.Tensor:
-        """Adds the gradients of one batch and returns its share of the loss."""
+    def _backward(self, batch: dict, counts: bool = True) -> torch.Tensor:
+        """Adds the gradients of one batch and returns its share of the loss. If it does not count both are NaN, so that
+        all processes skip the step."""
         names = ("pixel_values", "noise", "valid", "drop_path_noise")
         inputs = {name: batch[name] for name in names if name in batch}
         inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
         pixel_values = self.image_processor.rescale_and_normalize(inputs.pop("pixel_values"))
         # Shares may differ by an image, and the gradients of processes are averaged.
-        weight = len(pixel_values) * self.accelerator.num_processes / self.schedule.batch_size
+        weight = len(pixel_values) * self.accelerator.num_processes / self.schedule.batch_size if counts else math.nan
         with self.accelerator.autocast():
-            loss = self.model(pixel_values=pixel_values, **inputs).loss * (math.nan if self.batches.failure else weight)
+            loss = self.model(pixel_values=pixel_values, **inputs).loss * weight
         self.accelerator.backward(loss)
         return loss.detach()
 
