@@ -19,6 +19,7 @@ from transformers.hf_argparser import HfArg
 import hf_mae_command
 from hf_mae.cli import CommandParser, in_flags
 from hf_mae.evaluation.evaluating import EvaluationArguments
+from hf_mae.evaluation.features import ExtractionArguments
 from hf_mae.evaluation.probing import ProbingArguments
 from hf_mae.training.arguments import RECIPES, config_changes, fit_values, load_recipe, parse_arguments, recipe_of
 from hf_mae.training.classification import ClassificationArguments
@@ -301,6 +302,22 @@ def test_settings__that_no_run_can_use_are_refused_before_anything_is_done(argum
     (name,) = {*settings} - {"model"}
     with pytest.raises(ValueError, match=re.escape(f"`{name}` must {words}")):
         arguments(**settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "way_out"),
+    [
+        (PretrainingSettings, {"compute_statistics": True, "image_mean": [0.5]}, "leave out `image_mean`"),
+        (PretrainingSettings, {"cooldown_ratio": 0.1}, "`cooldown_ratio` is for `schedule` wsd"),
+        (ExtractionArguments, {"stride": 0.5, "output": "x.parquet"}, "set `in_windows`, too"),
+        (ProbingArguments, {"batch_size": 8}, "`batch_size` is for `fast`"),
+        (ClassificationArguments, {"num_pooling_queries": 8}, "`num_pooling_queries` is for `pooling` attentive"),
+    ],
+)
+def test_settings__without_effect_are_refused(arguments, settings, way_out):
+    model = {} if arguments is PretrainingSettings else {"model_name_or_path": "x"}
+    with pytest.raises(ValueError, match=way_out):
+        arguments(**settings, **model)
 
 
 def test_output_dir__of_a_task_is_not_the_folder_of_its_images(tmp_path):

@@ -141,6 +141,8 @@ class ExtractionArguments(SourceArguments):
                 "Parquet has no bfloat16: set `dtype` to float16 or float32, or write a .safetensors file."
             )
         check_stride(self.stride)
+        if not self.in_windows and self.stride != STRIDE:
+            raise ValueError("`stride` is the distance of windows: set `in_windows`, too.")
         if self.in_windows and self.features != ["patches"]:
             raise ValueError(f"`in_windows` makes maps: set `features` to patches, got {' '.join(self.features)}.")
         if self.in_windows and output.suffix != ".parquet":

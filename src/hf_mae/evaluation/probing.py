@@ -127,6 +127,8 @@ class ProbingArguments(
         super().__post_init__()
         if self.model_name_or_path is None:
             raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
+        if self.batch_size is not None and not self.fast:
+            raise ValueError("`batch_size` is for `fast`: set it, or `per_device_train_batch_size` in its place.")
         if self.pooling == "attentive" and not self.fast:
             raise ValueError("Attentive `pooling` is trained on tokens of uncropped images: set `fast`.")
         if self.fast and self.world_size > 1:

@@ -169,6 +169,8 @@ class ClassificationArguments(
             raise ValueError(f"`max_train_images` must be at least 1, got {self.max_train_images}.")
         if not 0 < self.crop_scale_min <= 1:
             raise ValueError(f"`crop_scale_min` must be above 0 and at most 1, got {self.crop_scale_min}.")
+        if self.num_pooling_queries is not None and self.pooling != "attentive":
+            raise ValueError(f"`num_pooling_queries` is for `pooling` attentive, which is {self.pooling}.")
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` cannot handle mixed labels. Set `label_smoothing` instead.")
 

@@ -282,6 +282,10 @@ class PretrainingSettings(
                 raise ValueError(f"`{name}` takes two values, low and high, got {getattr(self, name)}.")
         if self.value_range is not None and self.value_percentiles is not None:
             raise ValueError("Set `value_range` or `value_percentiles`, not both.")
+        if self.compute_statistics and (self.image_mean or self.image_std):
+            raise ValueError(
+                "`compute_statistics` measures mean and deviation: leave out `image_mean` and `image_std`."
+            )
         if self.report_to is not None and self.report_to not in {str(each.value) for each in get_available_trackers()}:
             known = [tracker.value for tracker in LoggerType if tracker != LoggerType.ALL]
             if self.report_to in known:
@@ -319,6 +323,8 @@ class PretrainingSettings(
                 "`extend_to` needs a run with `schedule` wsd: the rate of a cosine falls from the start, so that "
                 "there is no step to go on from. Start a run in another `output_dir` with `model_name_or_path`."
             )
+        if not self.has_cooldown and self.cooldown_ratio != OptimizationSettings.cooldown_ratio:
+            raise ValueError("`cooldown_ratio` is for `schedule` wsd: the rate of a cosine falls from the start.")
         if self.has_cooldown and not 0 < self.cooldown_ratio < 1 - self.warmup_ratio:
             raise ValueError(
                 f"`cooldown_ratio` must be above 0 and, with `warmup_ratio`, below 1, got {self.cooldown_ratio}."
