@@ -389,7 +389,10 @@ CLOTHING_CHOICES = {
     "clothing_choices/batch_256-seed*": "batches of 256",
     "clothing_choices/views_2-seed*": "two views of each decode",
     "clothing_choices/prediction_50-seed*": "half of the hidden patches predicted",
+    "clothing_choices/crops_fifth-seed*": "crops from a fifth of the picture, the paper's, instead of from half",
     "clothing_choices/muon_80-seed*": "the recipe clothing, 80 epochs",
+    "clothing_choices/batch_64_80-seed*": "batches of 64, 80 epochs",
+    "clothing_choices/crops_fifth_80-seed*": "crops from a fifth, 80 epochs",
     "clothing_choices/wsd_80-seed*": "`wsd`, 80 epochs",
     "clothing_choices/adamw_80-seed*": "AdamW, 4e-3, 80 epochs",
 }

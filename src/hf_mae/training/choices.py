@@ -225,8 +225,8 @@ class Choices:
     def make(self) -> list[Choice]:
         """Returns the choices."""
         self._choose_channels()
-        self._choose_crop_scale()
         self._choose_model()
+        self._choose_crop_scale()
         self._choose_views()
         self._choose_optimizer()
         self._choose_batch()
@@ -242,15 +242,6 @@ class Choices:
         names = {"num_channels", "bands", "pages", "image_mean", "image_std"}
         if self.seen.all_grey and self.image_processor is None and not self.has_model and names.isdisjoint(self.given):
             self._add("Channels", {"num_channels": 1}, f"all of {self.seen.looked_at} images looked at are grey")
-
-    def _choose_crop_scale(self):
-        if "crop_scale_min" in self.given:
-            return
-        if self.seen.side is not None and self.seen.side < 64:
-            reason = f"a fifth of {self.seen.side} pixels, as for photographs, shows too little"
-            self._add("Crops", {"crop_scale_min": 0.5}, reason)
-        else:
-            self._add("Crops", {"crop_scale_min": DEFAULTS["crop_scale_min"]}, "the paper's, for photographs")
 
     # ------------------------------------------------------------------------------------------------------------------
     # The model and its images
@@ -300,7 +291,8 @@ class Choices:
         """Returns how many samples fit into the time, and the share of the time that training waits for images."""
         views = self.settings.views_per_image or views or _MOST_VIEWS  # as many as may be chosen later
         training = self._measure("training", config, self._batch_of(size))
-        loading = self._measure("loading", config, self.settings.crop_scale_min, views)
+        crop_scale_min = self.settings.crop_scale_min or DEFAULTS["crop_scale_min"]  # it is chosen after the model
+        loading = self._measure("loading", config, crop_scale_min, views)
         rate = self.speed.together(training, loading)
         return self.seconds * rate, 1 - rate / training
 
@@ -354,6 +346,18 @@ class Choices:
                 config_of(_with(settings, values))
                 found.append(values)
         return found or [{}]
+
+    def _choose_crop_scale(self):
+        if "crop_scale_min" in self.given:
+            return
+        if self.seen.side is not None and self.seen.side < 64:
+            reason = f"a fifth of {self.seen.side} pixels, as for photographs, shows too little"
+            self._add("Crops", {"crop_scale_min": 0.5}, reason)
+        elif self.size is SIZES[0]:  # experiments/clothing_choices, experiments/automatic
+            reason = "as in the recipe clothing: so small a model learns a little more from larger crops"
+            self._add("Crops", {"crop_scale_min": 0.5}, reason)
+        else:
+            self._add("Crops", {"crop_scale_min": DEFAULTS["crop_scale_min"]}, "the paper's, for photographs")
 
     # ------------------------------------------------------------------------------------------------------------------
     # Steps
