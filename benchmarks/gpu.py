@@ -33,7 +33,7 @@ from measuring import machine
 from peers import MAKERS
 from transformers.utils import logging
 
-from hf_mae.training.run_log import run_record
+from hf_mae.training.run_record import run_record
 
 PRESETS = ["base", "large", "huge", "small", "tiny"]
 OPTIONS = ["compiled", "bf16 residual", "bf16 residual, compiled", "reduce-overhead", "max-autotune"]

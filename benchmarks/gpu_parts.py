@@ -25,10 +25,10 @@ from peers import all_peers, ours
 from training_step import Step, inputs, operations
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, pretrain
+from hf_mae.pretraining.run import PretrainingRun
 from hf_mae.training.distributed import has_bf16
 from hf_mae.training.muon import Muon
 from hf_mae.training.optimization import muon_parameter_groups
-from hf_mae.training.pretraining_run import PretrainingRun
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

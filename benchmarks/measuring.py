@@ -19,7 +19,7 @@ import PIL
 import psutil
 import torch
 
-from hf_mae.training.run_log import run_record
+from hf_mae.training.run_record import run_record
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -20,10 +20,10 @@ import torch
 import yaml
 from measuring import in_turns, ratio, report, table
 
-from hf_mae.training.arguments import load_recipe
-from hf_mae.training.initial_model import build_model
+from hf_mae.pretraining.initial_model import build_model
+from hf_mae.pretraining.settings import PretrainingSettings
+from hf_mae.training.arguments import load_recipe, names_of
 from hf_mae.training.optimization import build_optimizer
-from hf_mae.training.pretraining_settings import PretrainingSettings, names_of
 
 
 def settings_of(name: str) -> PretrainingSettings:

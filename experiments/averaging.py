@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from hf_mae import MAEImageProcessor, pretrain
-from hf_mae.training.pretraining_run import PretrainingRun
+from hf_mae.pretraining.run import PretrainingRun
 
 DECAY = 0.98  # of a step: an average of about the last fifty, of five hundred in all
 

@@ -22,8 +22,8 @@ from hf_mae import MAEImageProcessor
 from hf_mae.data import windows
 from hf_mae.data.folders import FolderImages
 from hf_mae.data.masks import sample_pairs
-from hf_mae.training.segmentation import SegmentationArguments, segment
-from hf_mae.training.segmentation_maps import write_class_maps
+from hf_mae.finetuning.segmentation import SegmentationArguments, segment
+from hf_mae.finetuning.segmentation_maps import write_class_maps
 
 STRIDES = (1.0, 0.8, 2 / 3, 0.5)
 WINDOW = 56  # pixels: 2 x 2 garments

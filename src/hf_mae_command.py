@@ -14,10 +14,10 @@ started: float | None = None  # `time.perf_counter` when a command began, before
 
 # What each command does, and the function that does it.
 COMMANDS = {
-    "pretrain": ("hf_mae.training.pretraining:pretrain_command", "Pre-train on unlabelled images."),
-    "finetune": ("hf_mae.training.classification:finetune_command", "Fine-tune a classifier on labelled images."),
-    "segment": ("hf_mae.training.segmentation:segment_command", "Train UperNet on images with masks."),
-    "detect": ("hf_mae.training.detection:detect_command", "Train a detector on images with boxes."),
+    "pretrain": ("hf_mae.pretraining.command:pretrain_command", "Pre-train on unlabelled images."),
+    "finetune": ("hf_mae.finetuning.classification:finetune_command", "Fine-tune a classifier on labelled images."),
+    "segment": ("hf_mae.finetuning.segmentation:segment_command", "Train UperNet on images with masks."),
+    "detect": ("hf_mae.finetuning.detection:detect_command", "Train a detector on images with boxes."),
     "probe": ("hf_mae.evaluation.probing:probe_command", "Train a linear classifier on frozen features."),
     "evaluate": ("hf_mae.evaluation.evaluating:evaluate_command", "Compare models on images, in one table."),
     "features": ("hf_mae.evaluation.features:features_command", "Write features of images to a file."),
@@ -26,7 +26,7 @@ COMMANDS = {
     "attention": ("hf_mae.evaluation.visualization:attention_command", "Draw where the class token looks."),
     "demo": ("hf_mae.demo:demo_command", "Try a model on a page in the browser; write that page as a Space."),
     "convert": ("hf_mae.conversion.command:convert_command", "Convert weights from and to other implementations."),
-    "push": ("hf_mae.publishing:push_command", "Write the model card and push a model to the Hub."),
+    "push": ("hf_mae.publishing.hub:push_command", "Write the model card and push a model to the Hub."),
 }
 
 _LOST_CONNECTION = (

@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hf_mae.training.pretraining", "hf_mae.training.pretraining_run", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["hf_mae.pretraining.command", "hf_mae.pretraining.run", "torch._dynamo"])
 
 
 class ForkedPython:

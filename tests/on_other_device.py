@@ -35,12 +35,12 @@ from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
 from hf_mae.evaluation.scoring import ScoredBatch, Scorer, patch_losses
 from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
 from hf_mae.evaluation.visualization import anomaly_sheet, attention_sheet, reconstruction_sheet
+from hf_mae.finetuning.classification import ClassificationArguments, ClassificationTrainer, finetune_command
+from hf_mae.finetuning.segmentation_maps import blended_logits
 from hf_mae.modeling import modeling_mae
+from hf_mae.pretraining.run import PretrainingRun
 from hf_mae.training.checkpointing import load_optimizer, save_checkpoint
-from hf_mae.training.classification import ClassificationArguments, ClassificationTrainer, finetune_command
 from hf_mae.training.optimization import LARS, build_optimizer, layer_decay_parameter_groups, parameter_groups
-from hf_mae.training.pretraining_run import PretrainingRun
-from hf_mae.training.segmentation_maps import blended_logits
 from hf_mae.training.step_guard import StepGuard
 
 other_device.register()

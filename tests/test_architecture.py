@@ -57,7 +57,7 @@ def _run_at_import(tree: ast.AST):
 
 def test_imports_of__are_found():
     assert {"modeling.masking_mae", "modeling.targets_mae"} <= imports_of("modeling.modeling_mae")
-    assert "training.run_images" in imports_of("training.pretraining_run")
+    assert "pretraining.images" in imports_of("pretraining.run")
     # What `pretrain` needs is loaded later.
     assert imports_of("__init__") == {"conversion.weights", "modeling.auto_mae", "modeling.modeling_mae_downstream"}
 

@@ -21,8 +21,8 @@ from hf_mae.evaluation.attentive import (
     with_attentive_probe,
 )
 from hf_mae.evaluation.probing import probe_command
+from hf_mae.finetuning.classification import finetune_command
 from hf_mae.modeling.modeling_mae_downstream import MAEAttentivePooling
-from hf_mae.training.classification import finetune_command
 from hf_mae.training.optimization import layer_decay_parameter_groups
 
 PIXELS = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))

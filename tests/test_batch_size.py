@@ -10,10 +10,11 @@ import torch
 from conftest import SMALL, STEPS, metrics
 from test_pretraining import SignalAt, Squares
 
-from hf_mae.training import batch_size, pretraining_run
-from hf_mae.training.batch_size import choose_batch_size, largest_batch_size
+from hf_mae.pretraining import batch_size
+from hf_mae.pretraining import run as pretraining_run
+from hf_mae.pretraining.batch_size import choose_batch_size, largest_batch_size
+from hf_mae.pretraining.command import pretrain
 from hf_mae.training.checkpointing import latest_checkpoint, load_training_state
-from hf_mae.training.pretraining import pretrain
 from hf_mae.training.step_guard import RunStopped
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_mae import MAEForPreTraining
 from hf_mae.data.sources import ImageSource
-from hf_mae.training import pretraining_run
+from hf_mae.pretraining import run as pretraining_run
+from hf_mae.pretraining.choices import Choices, Seen, look_at, recorded_choices, settle_settings
+from hf_mae.pretraining.initial_model import config_of
+from hf_mae.pretraining.settings import MACHINE_SETTINGS, PretrainingSettings
+from hf_mae.pretraining.speed import Speed, flops_per_sample, num_parameters
 from hf_mae.training.arguments import recipe_of
-from hf_mae.training.choices import Choices, Seen, look_at, recorded_choices, settle_settings
-from hf_mae.training.initial_model import config_of
-from hf_mae.training.pretraining_settings import MACHINE_SETTINGS, PretrainingSettings
-from hf_mae.training.speed import Speed, flops_per_sample, num_parameters
 
 HOUR, DAY = 3600, 24 * 3600
 

@@ -21,12 +21,12 @@ from hf_mae.cli import CommandParser, in_flags
 from hf_mae.evaluation.evaluating import EvaluationArguments
 from hf_mae.evaluation.features import ExtractionArguments
 from hf_mae.evaluation.probing import ProbingArguments
+from hf_mae.finetuning.classification import ClassificationArguments
+from hf_mae.finetuning.detection_settings import DetectionArguments
+from hf_mae.finetuning.segmentation_settings import SegmentationArguments
+from hf_mae.finetuning.trainer import FineTuningArguments
+from hf_mae.pretraining.settings import PretrainingSettings
 from hf_mae.training.arguments import RECIPES, config_changes, fit_values, load_recipe, parse_arguments, recipe_of
-from hf_mae.training.classification import ClassificationArguments
-from hf_mae.training.detection_settings import DetectionArguments
-from hf_mae.training.finetuning import FineTuningArguments
-from hf_mae.training.pretraining_settings import PretrainingSettings
-from hf_mae.training.segmentation_settings import SegmentationArguments
 
 
 def hf_mae(capsys, *arguments):
@@ -137,8 +137,8 @@ def fail(arguments, prog):
 def test_mistakes__end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, mistake):
     monkeypatch.setitem(hf_mae_command.COMMANDS, "fail", (f"{__name__}:fail", "Fails."))
     (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
-    monkeypatch.setattr("hf_mae.training.pretraining_settings.get_available_trackers", lambda: [])
-    monkeypatch.setattr("hf_mae.training.finetuning.is_tensorboard_available", lambda: False)
+    monkeypatch.setattr("hf_mae.pretraining.settings.get_available_trackers", lambda: [])
+    monkeypatch.setattr("hf_mae.finetuning.trainer.is_tensorboard_available", lambda: False)
     arguments, words = MISTAKES[mistake]
     output = ["--output_dir", tmp_path / "run"] if arguments[0] == "pretrain" else []
     status, printed = hf_mae(capsys, *(argument.format(tmp=tmp_path) for argument in arguments), *output)

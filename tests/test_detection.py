@@ -20,8 +20,8 @@ from transformers import EvalPrediction, pipeline
 from hf_mae import MAEBackbone, MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.boxes import BoxedImages, Boxes
 from hf_mae.evaluation.detection_metrics import BoxFigures, average_precision, detection_sheet
+from hf_mae.finetuning import detection as script
 from hf_mae.modeling.modeling_mae_downstream import find_backbone
-from hf_mae.training import detection as script
 from hf_mae.training.step_guard import RunStopped
 
 # A run of two steps in seconds.

@@ -20,8 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_mae import MAEForImageClassification, MAEImageProcessor
 from hf_mae.data.sampling import default_num_workers
+from hf_mae.finetuning.experiment import check_experiment
+from hf_mae.finetuning.trainer import FineTuningArguments, FineTuningTrainer, _StopAtSignal
 from hf_mae.modeling.reading_mae import ReadingSettings
-from hf_mae.training import distributed, pretraining_run, run_images
+from hf_mae.pretraining import images as run_images
+from hf_mae.pretraining import run as pretraining_run
+from hf_mae.pretraining.command import PretrainingRun, PretrainingSettings
+from hf_mae.training import distributed
 from hf_mae.training.distributed import (
     call_in_all_processes,
     call_in_main_process,
@@ -31,9 +36,6 @@ from hf_mae.training.distributed import (
     shard_model,
     uses_cpu,
 )
-from hf_mae.training.experiment import check_experiment
-from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer, _StopAtSignal
-from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings
 from hf_mae.training.step_guard import StepGuard
 
 # ----------------------------------------------------------------------------------------------------------------------

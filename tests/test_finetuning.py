@@ -21,14 +21,14 @@ from hf_mae.data.datasets import ClassificationDataset, align_labels, check_labe
 from hf_mae.data.labels import open_labelled
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.probing import ProbingArguments, ProbingTrainer, probe_command
-from hf_mae.training.classification import (
+from hf_mae.finetuning.classification import (
     ClassificationArguments,
     ClassificationTrainer,
     build_classifier,
     finetune,
     finetune_command,
 )
-from hf_mae.training.finetuning import FineTuningArguments, FineTuningTrainer
+from hf_mae.finetuning.trainer import FineTuningArguments, FineTuningTrainer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Fine-tuning
@@ -134,7 +134,7 @@ def reversed_classifier(tiny_config, folder):
 
 def test_fine_tuning__given_images_keep_the_numbers_of_their_labels(tiny_config, folder, tmp_path, monkeypatch):
     """In evaluation they are those of the next model, whose training images kept theirs."""
-    monkeypatch.setattr("hf_mae.training.classification._build_trainer", lambda *_: pytest.fail("of another order"))
+    monkeypatch.setattr("hf_mae.finetuning.classification._build_trainer", lambda *_: pytest.fail("of another order"))
     images = open_labelled(str(folder))
     before = [(each.labels.tolist(), list(each.label_names)) for each in images]
     model = reversed_classifier(tiny_config, tmp_path / "model")

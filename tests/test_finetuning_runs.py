@@ -19,9 +19,9 @@ from transformers import Trainer
 from hf_mae import MAEImageProcessor
 from hf_mae.data import shards
 from hf_mae.evaluation.probing import probe_command
-from hf_mae.training.classification import ClassificationTrainer, finetune_command
-from hf_mae.training.experiment import latest_complete_checkpoint
-from hf_mae.training.finetuning import FineTuningTrainer
+from hf_mae.finetuning.classification import ClassificationTrainer, finetune_command
+from hf_mae.finetuning.experiment import latest_complete_checkpoint
+from hf_mae.finetuning.trainer import FineTuningTrainer
 from hf_mae.training.step_guard import RunStopped
 
 # ----------------------------------------------------------------------------------------------------------------------

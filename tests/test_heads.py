@@ -14,7 +14,7 @@ from transformers import ConvNextConfig, DFineConfig, UperNetConfig
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, load_encoder
-from hf_mae.training.heads import evaluate_head, trained_head
+from hf_mae.finetuning.heads import evaluate_head, trained_head
 
 PAGE = (Path(__file__).parents[1] / "docs" / "heads.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)

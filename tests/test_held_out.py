@@ -21,10 +21,10 @@ from hf_mae.data.labels import open_labelled
 from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.evaluating import EvaluationArguments
+from hf_mae.finetuning.segmentation import open_pairs
+from hf_mae.finetuning.trainer import warn_of_divided_groups
 from hf_mae.modeling.reading_mae import ReadingSettings
-from hf_mae.training.finetuning import warn_of_divided_groups
-from hf_mae.training.pretraining import pretrain
-from hf_mae.training.segmentation import open_pairs
+from hf_mae.pretraining.command import pretrain
 
 
 class Named(ImageSource):
@@ -452,7 +452,7 @@ def test_groups__that_pretraining_kept_together_are_not_divided_in_silence(tmp_p
 @pytest.mark.slow
 def test_commands__evaluate_on_the_held_out_share(pretrained, folder, tmp_path, call):
     from hf_mae.evaluation.probing import probe_command
-    from hf_mae.training.classification import finetune_command
+    from hf_mae.finetuning.classification import finetune_command
 
     shutil.move(folder / "train", tmp_path / "all")  # 24 pictures of three colours
     common = ["--model_name_or_path", pretrained, "--data", tmp_path / "all", "--num_train_epochs", 1]

@@ -26,8 +26,8 @@ from hf_mae.evaluation.classification_metrics import (
     multi_label_figures,
     regression_figures,
 )
-from hf_mae.training import classification
-from hf_mae.training.classification import balanced_weights, finetune_command, weighted_loss
+from hf_mae.finetuning import classification
+from hf_mae.finetuning.classification import balanced_weights, finetune_command, weighted_loss
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation of a finished classifier

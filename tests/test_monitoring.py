@@ -17,8 +17,8 @@ from hf_mae.data.sources import open_images
 from hf_mae.evaluation.baselines import PREDICTORS
 from hf_mae.evaluation.label_free import collapse, effective_rank, label_free_figures, mean_cosine, twin_retrieval
 from hf_mae.evaluation.monitoring import Evaluation, TwinCrops
-from hf_mae.training.run_evaluation import Alarms, describe, num_twins
-from hf_mae.training.schedule import Plan
+from hf_mae.pretraining.evaluation import Alarms, describe, num_twins
+from hf_mae.pretraining.schedule import Plan
 
 RELEASED = Path(__file__).parents[1] / "model_cards" / "mae-fashion-mnist"
 

@@ -18,9 +18,9 @@ from hf_mae.evaluation.features import compute_features
 from hf_mae.evaluation.visualization import attention_rollout, attention_sheet
 from hf_mae.modeling.masking_mae import num_kept_patches
 from hf_mae.modeling.patches_mae import resample_position_table, sincos_position_table
-from hf_mae.training.initial_model import build_model
+from hf_mae.pretraining.command import PretrainingSettings, pretrain
+from hf_mae.pretraining.initial_model import build_model
 from hf_mae.training.optimization import layer_decay_parameter_groups, parameter_groups
-from hf_mae.training.pretraining import PretrainingSettings, pretrain
 from hf_mae.training.step_guard import RunStopped
 
 PIXIO = {"num_class_tokens": 3, "position_embedding": "learned", "mask_block_size": 2, "norm_pix_loss": True}

@@ -26,7 +26,8 @@ from hf_mae import (
 from hf_mae.conversion import detect_layout, names_in
 from hf_mae.conversion.command import convert_checkpoint, convert_command
 from hf_mae.evaluation.encoders import load_encoder
-from hf_mae.publishing import license_of, write_model_card
+from hf_mae.publishing.licenses import license_of
+from hf_mae.publishing.model_cards import write_model_card
 
 ENCODER = {name: value for name, value in TINY.items() if not name.startswith(("decoder_", "intermediate"))}
 SIZES = {

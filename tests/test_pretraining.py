@@ -27,11 +27,12 @@ from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.checking import check_images
 from hf_mae.data.sampling import spread_indices
 from hf_mae.data.sources import ImageSource, open_images
-from hf_mae.training import run_evaluation, run_images
-from hf_mae.training.choices import DEFAULTS
-from hf_mae.training.initial_model import build_model
-from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
-from hf_mae.training.run_batches import RunBatches, failure_of_loader
+from hf_mae.pretraining import evaluation as run_evaluation
+from hf_mae.pretraining import images as run_images
+from hf_mae.pretraining.batches import RunBatches, failure_of_loader
+from hf_mae.pretraining.choices import DEFAULTS
+from hf_mae.pretraining.command import PretrainingRun, PretrainingSettings, pretrain
+from hf_mae.pretraining.initial_model import build_model
 from hf_mae.training.step_guard import RunStopped
 
 

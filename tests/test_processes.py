@@ -20,8 +20,8 @@ from forked import ForkedPython
 
 from hf_mae import MAEForPreTraining
 from hf_mae.evaluation.baselines import PREDICTORS
+from hf_mae.finetuning.experiment import latest_complete_checkpoint
 from hf_mae.training.checkpointing import latest_checkpoint, load_optimizer, load_training_state
-from hf_mae.training.experiment import latest_complete_checkpoint
 from hf_mae.training.optimization import parameter_groups
 from hf_mae.training.step_guard import StepGuard
 

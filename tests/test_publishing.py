@@ -27,19 +27,12 @@ from transformers.utils import cached_file
 import hf_mae
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.conversion.command import convert_command
-from hf_mae.publishing import (
-    HubPush,
-    link_files,
-    push_command,
-    push_folder,
-    read_record,
-    redact,
-    save_record,
-    write_model_card,
-)
-from hf_mae.training.classification import finetune_command
-from hf_mae.training.pretraining import pretrain_command
-from hf_mae.training.run_log import run_record
+from hf_mae.finetuning.classification import finetune_command
+from hf_mae.pretraining.command import pretrain_command
+from hf_mae.publishing.hub import HubPush, link_files, push_command, push_folder
+from hf_mae.publishing.model_cards import write_model_card
+from hf_mae.publishing.records import read_record, redact, save_record
+from hf_mae.training.run_record import run_record
 
 ROOT = Path(__file__).parents[1]
 CODE = {path.name for path in (ROOT / "src" / "hf_mae" / "modeling").glob("*_mae*.py")}
@@ -243,7 +236,7 @@ def test_license__goes_through_the_hub_and_through_other_layouts(hub, saved, tmp
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     save_record(saved, {"license": "cc-by-nc-4.0"})
     push_folder(saved, "me/converted")
-    monkeypatch.setattr("hf_mae.publishing.cached_file", partial(cached_file, cache_dir=tmp_path / "cache"))
+    monkeypatch.setattr("hf_mae.publishing.licenses.cached_file", partial(cached_file, cache_dir=tmp_path / "cache"))
     assert run_record({"model_name_or_path": "me/converted"})["license"] == "cc-by-nc-4.0"
     convert(saved, tmp_path / "vit", "--to", "vit")
     assert run_record({"model_name_or_path": str(tmp_path / "vit")})["license"] == "cc-by-nc-4.0"
@@ -322,7 +315,9 @@ def test_card__of_a_run_of_the_experiments(record, tmp_path):
 
 
 def test_template__is_where_one_looks_for_it():
-    assert (ROOT / "model_cards" / "template.md").read_text() == (ROOT / "src/hf_mae/model_card.md").read_text()
+    assert (ROOT / "model_cards" / "template.md").read_text() == (
+        ROOT / "src/hf_mae/publishing/model_card.md"
+    ).read_text()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -454,7 +449,7 @@ def test_background__card_of_the_run_is_not_written_through_a_link(hub, saved):
 
 def test_background__wants_a_token_at_the_start(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("hf_mae.publishing.get_token", lambda: None)
+    monkeypatch.setattr("hf_mae.publishing.hub.get_token", lambda: None)
     with pytest.raises(ValueError, match="`hf auth login`, or set HF_TOKEN"):
         HubPush(tmp_path, "me/mae")
 

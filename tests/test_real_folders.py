@@ -16,8 +16,8 @@ from conftest import make, names_of, picture
 from hf_mae.data.labels import open_labelled
 from hf_mae.data.sources import open_images
 from hf_mae.modeling.reading_mae import ReadingSettings
-from hf_mae.training.pretraining_settings import PretrainingSettings
-from hf_mae.training.run_images import open_run_images
+from hf_mae.pretraining.images import open_run_images
+from hf_mae.pretraining.settings import PretrainingSettings
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Splits

@@ -19,9 +19,9 @@ from hf_mae import MAEConfig, MAEForImageClassification
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.evaluating import EvaluationArguments
 from hf_mae.evaluation.probing import ProbingArguments
+from hf_mae.finetuning.classification import ClassificationArguments
+from hf_mae.pretraining.settings import PretrainingSettings
 from hf_mae.training.arguments import config_changes, parse_arguments
-from hf_mae.training.classification import ClassificationArguments
-from hf_mae.training.pretraining_settings import PretrainingSettings
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(path.parent for path in (ROOT / "experiments").rglob("run.json"))

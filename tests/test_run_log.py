@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from hf_mae.training.run_log import MetricsLog, Throughput, UnreadableImages, run_record
+from hf_mae.pretraining.log import MetricsLog, Throughput, UnreadableImages
+from hf_mae.training.run_record import run_record
 
 RECIPE = {"data": None, "seed": 0}
 
@@ -101,11 +102,11 @@ def test_record__has_no_commit_of_somebody_elses_repository(tmp_path, monkeypatc
     """The package may be installed into an environment that lies inside of a user's repository."""
     import subprocess
 
-    from hf_mae.training import run_log
+    from hf_mae.training import run_record as module
 
-    monkeypatch.setattr(run_log, "__file__", str(tmp_path / "site-packages" / "run_log.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "site-packages" / "run_record.py"))
     (tmp_path / "site-packages").mkdir()
-    (tmp_path / "site-packages" / "run_log.py").touch()
+    (tmp_path / "site-packages" / "run_record.py").touch()
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "mine"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)

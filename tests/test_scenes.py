@@ -25,8 +25,8 @@ from hf_mae.data.datasets import EvaluationDataset, PretrainingDataset, collate
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.features import features_command
 from hf_mae.evaluation.monitoring import Evaluation
+from hf_mae.finetuning.segmentation import segment_command
 from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError, read_stored, to_byte_range
-from hf_mae.training.segmentation import segment_command
 
 tifffile = pytest.importorskip("tifffile")
 

@@ -10,10 +10,10 @@ import signal
 import pytest
 from conftest import SMALL, STEPS, SignalAt, metrics, same_tensors, samples
 
+from hf_mae.pretraining.command import PretrainingSettings, pretrain
+from hf_mae.pretraining.schedule import Plan, plan_steps, resume_plan
 from hf_mae.training.arguments import parse_duration
 from hf_mae.training.optimization import learning_rate_at
-from hf_mae.training.pretraining import PretrainingSettings, pretrain
-from hf_mae.training.schedule import Plan, plan_steps, resume_plan
 from hf_mae.training.step_guard import RunStopped
 
 WSD = {"schedule": "wsd", "max_steps": 100, "effective_batch_size": 8, "learning_rate": 0.5, "warmup_ratio": 0.1}

@@ -29,9 +29,9 @@ from hf_mae.data.masks import Pair
 from hf_mae.data.parts import Window, open_scene
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
+from hf_mae.finetuning import segmentation as script
+from hf_mae.finetuning.detection import DetectionArguments
 from hf_mae.modeling.reading_mae import ReadingSettings
-from hf_mae.training import segmentation as script
-from hf_mae.training.detection import DetectionArguments
 from hf_mae.training.step_guard import RunStopped
 
 ROOT = Path(__file__).parent.parent

@@ -14,10 +14,10 @@ from conftest import SMALL, SignalAt, picture
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, MAEModel, pretrain
 from hf_mae.data.sources import open_images
+from hf_mae.finetuning.classification import ClassificationArguments
+from hf_mae.pretraining.initial_model import config_of
+from hf_mae.pretraining.settings import PretrainingSettings
 from hf_mae.training.arguments import load_recipe, override, parse_arguments, recipe_of
-from hf_mae.training.classification import ClassificationArguments
-from hf_mae.training.initial_model import config_of
-from hf_mae.training.pretraining_settings import PretrainingSettings
 from hf_mae.training.step_guard import RunStopped
 
 FITS = {

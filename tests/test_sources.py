@@ -19,8 +19,8 @@ from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.shards import ParquetImages
 from hf_mae.data.sources import FolderImages, open_images
 from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError, read_stored
-from hf_mae.training.pretraining_settings import PretrainingSettings
-from hf_mae.training.run_images import open_run_images
+from hf_mae.pretraining.images import open_run_images
+from hf_mae.pretraining.settings import PretrainingSettings
 
 
 def test_embedded_images__are_balanced_and_labelled():

@@ -13,12 +13,12 @@ import pytest
 import torch
 from conftest import SMALL, STEPS, SignalAt, metrics, same_tensors, samples
 
-from hf_mae.training import pretraining_run
+from hf_mae.pretraining import run as pretraining_run
+from hf_mae.pretraining.command import PretrainingRun, PretrainingSettings, pretrain
+from hf_mae.pretraining.schedule import Plan
+from hf_mae.pretraining.time_budget import TimeBudget, measure_pace
 from hf_mae.training.arguments import load_recipe
-from hf_mae.training.pretraining import PretrainingRun, PretrainingSettings, pretrain
-from hf_mae.training.schedule import Plan
 from hf_mae.training.step_guard import RunStopped, StepGuard
-from hf_mae.training.time_budget import TimeBudget, measure_pace
 
 OPEN = Plan(
     batch_size=64, steps_per_epoch=100.0, max_steps=0, warmup_steps=0, learning_rate=1.0, eval_steps=1, cooldown=[]

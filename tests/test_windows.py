@@ -20,9 +20,9 @@ from hf_mae.data.folders import FolderImages
 from hf_mae.data.masks import Pair
 from hf_mae.data.windows import PictureStrips, WindowGrid, window_starts
 from hf_mae.evaluation import features
+from hf_mae.finetuning.segmentation import segment_command
+from hf_mae.finetuning.segmentation_maps import blended_logits, open_pictures, write_class_maps
 from hf_mae.modeling.image_processing_mae import resize
-from hf_mae.training.segmentation import segment_command
-from hf_mae.training.segmentation_maps import blended_logits, open_pictures, write_class_maps
 
 
 def random_pixels(*shape, seed=0):
@@ -134,7 +134,7 @@ def test_blending__of_one_window_or_a_whole_picture_is_what_the_processor_and_a_
 def test_blending__of_a_whole_picture_is_resized_in_bands(monkeypatch):
     array, processor = random_pixels(33, 47), processor_of(16, 24)
     whole, rows = blend(array, processor, None, 2 / 3)
-    monkeypatch.setattr("hf_mae.training.segmentation_maps._BAND", 3 * 47 * 5)
+    monkeypatch.setattr("hf_mae.finetuning.segmentation_maps._BAND", 3 * 47 * 5)
     banded, rows = blend(array, processor, None, 2 / 3)
     assert rows == [5, 5, 5, 5, 5, 5, 3]
     torch.testing.assert_close(banded, whole)

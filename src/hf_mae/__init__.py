@@ -57,7 +57,7 @@ AutoVideoProcessor.register(MAEConfig, MAEVideoProcessor)
 def __getattr__(name: str):
     """Loads the training code when it is asked for: what only needs a model does not have to load it."""
     if name == "pretrain":
-        from .training.pretraining import pretrain
+        from .pretraining.command import pretrain
 
         return pretrain
     raise AttributeError(f"module 'hf_mae' has no attribute {name!r}")

@@ -13,7 +13,10 @@ from transformers.utils import logging
 
 from ..cli import CommandParser
 from ..modeling.modeling_mae import MAEModel, MAEPreTrainedModel
-from ..publishing import add_to_record, license_of, push_folder, save_record, write_model_card
+from ..publishing.hub import push_folder
+from ..publishing.licenses import license_of
+from ..publishing.model_cards import write_model_card
+from ..publishing.records import add_to_record, save_record
 from ..training.arguments import config_changes
 from .image_processors import find_image_processor
 from .names import LAYOUTS, names_in

@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from ..modeling.configuration_mae import MAEConfig, _pair, fields_of_pixio
 from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
-from ..publishing import write_json
+from ..publishing.records import write_json
 
 WEIGHT_FILES = (
     "model.safetensors",

@@ -10,7 +10,7 @@ from transformers.utils import cached_file, logging
 
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..publishing import write_json
+from ..publishing.records import write_json
 from .files import read_json
 from .names import PIXIO_LAYOUTS
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..publishing import add_to_record, is_model_of_ours, read_record, write_json, write_model_card
+from ..publishing.model_cards import write_model_card
+from ..publishing.records import add_to_record, is_model_of_ours, read_record, write_json
 
 # How figures are called, and how their values are written.
 COLUMNS = {

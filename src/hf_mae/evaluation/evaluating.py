@@ -26,14 +26,14 @@ from ..data.labels import has_classes, names_of_labels, number_labels, open_labe
 from ..data.masks import Pair, fingerprint_of_pairs, mask_folders
 from ..data.sampling import spread_indices
 from ..data.sources import open_images
+from ..finetuning.classification import ClassificationArguments, finetune
+from ..finetuning.segmentation import open_pairs
+from ..finetuning.trainer import HeldOutArguments, warn_of_divided_groups
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import fit_values, parse_arguments, read_class_names, recipe_of
-from ..training.classification import ClassificationArguments, finetune
-from ..training.finetuning import HeldOutArguments, warn_of_divided_groups
 from ..training.optimization import default_effective_batch_size
-from ..training.run_log import run_record
-from ..training.segmentation import open_pairs
+from ..training.run_record import run_record
 from .attentive import AttentiveSettings, PatchTokens, attentive_accuracies, choose_attentive_probe
 from .comparison import Comparison, Row, as_text, mark_best_blocks, table_of
 from .dense import DenseSettings, dense_figures

@@ -30,13 +30,8 @@ from ..data.datasets import (
 from ..data.image_source import ImageSource
 from ..data.label_values import SINGLE
 from ..data.labels import names_of_labels, number_labels, open_labelled
-from ..modeling.image_processing_mae import MAEImageProcessor
-from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
-from ..publishing import HubPush
-from ..training.arguments import parse_arguments
-from ..training.checkpointing import unlock_run
-from ..training.experiment import check_experiment, labelled_fingerprints
-from ..training.finetuning import (
+from ..finetuning.experiment import check_experiment, labelled_fingerprints
+from ..finetuning.trainer import (
     FineTuned,
     FineTuningArguments,
     FineTuningTrainer,
@@ -48,8 +43,13 @@ from ..training.finetuning import (
     warn_of_divided_groups,
     write_record,
 )
+from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
+from ..publishing.hub import HubPush
+from ..training.arguments import parse_arguments
+from ..training.checkpointing import unlock_run
 from ..training.optimization import LARS, default_effective_batch_size, learning_rate_at, scaled_learning_rate
-from ..training.run_log import run_record
+from ..training.run_record import run_record
 from .attentive import (
     LEARNING_RATES,
     AttentiveSettings,

@@ -25,7 +25,7 @@ from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import fit_values, parse_arguments
-from ..training.initial_model import hash_of_weights
+from ..training.checkpointing import hash_of_weights
 from .feature_sheets import fitted
 from .features import (
     ReadableImages,

@@ -405,6 +405,11 @@ def read_class_names(names: list[str] | None) -> list[str] | None:
     return names
 
 
+def names_of(settings_class: type) -> set[str]:
+    """Returns the names of the settings in a group."""
+    return {field.name for field in fields(settings_class)}
+
+
 __all__ = [
     "check_range",
     "class_names_of",
@@ -412,6 +417,7 @@ __all__ = [
     "config_changes",
     "fit_values",
     "load_recipe",
+    "names_of",
     "override",
     "parse_arguments",
     "parse_duration",

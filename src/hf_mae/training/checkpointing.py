@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from ..publishing import write_json
+from ..publishing.records import write_json
 from .distributed import call_in_main_process, gather_from_processes, gather_model, is_sharded, place_like
 from .step_guard import RunStopped
 
@@ -59,7 +59,7 @@ def save_checkpoint(
         model ([`MAEForPreTraining`]): Not wrapped by DDP; may be sharded by `fully_shard` over one mesh dimension.
         image_processor ([`MAEImageProcessor`]): Saved with the weights.
         optimizer (`torch.optim.Optimizer`): Over parameters of `model`.
-        record (`dict`): Describes the run, see [`hf_mae.training.run_log.run_record`].
+        record (`dict`): Describes the run, see [`hf_mae.training.run_record.run_record`].
         save_total_limit (`int`, *optional*, defaults to 2): Number of checkpoints to keep; older ones are removed.
         kept_step (`int`, *optional*): The checkpoint of this step is kept in any case and does not count.
 
@@ -441,6 +441,15 @@ def delete_run(output_dir: str | os.PathLike):
             path.unlink()
 
 
+def hash_of_weights(model: torch.nn.Module) -> str:
+    """Returns a short hash of all weights of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 __all__ = [
     "check_output_dir",
     "checkpoint_before_cooldown",
@@ -448,6 +457,7 @@ __all__ = [
     "delete_run",
     "find_defect",
     "hash_files",
+    "hash_of_weights",
     "latest_checkpoint",
     "list_checkpoints",
     "load_optimizer",

@@ -136,9 +136,9 @@ def lines_of(file: Path) -> list[str]:
 
 
 __all__ = [
+    "NOT_A_BOX",
     "AnnotatedImages",
     "Label",
-    "NOT_A_BOX",
     "StatedBoxes",
     "first_named",
     "floats",

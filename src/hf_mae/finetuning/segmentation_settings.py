@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from transformers.hf_argparser import HfArg
 
 from ..data.windows import STRIDE, check_stride
-from .finetuning import FineTuningArguments, OrientationArguments, ReadingArguments
 from .heads import settle_head
+from .trainer import FineTuningArguments, OrientationArguments, ReadingArguments
 
 
 @dataclass

@@ -34,14 +34,14 @@ from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_shee
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
-from .arguments import class_names_of, parse_arguments
+from ..training.arguments import class_names_of, parse_arguments
+from ..training.run_record import run_record
+from ..training.step_guard import with_prepared_workers
 from .experiment import check_experiment, weights_fingerprint
-from .finetuning import FineTuned, FineTuningTrainer, limit_batch_size, warn_of_divided_groups
 from .heads import evaluate_head, load_head, trained_head
-from .run_log import run_record
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
 from .segmentation_settings import SegmentationArguments
-from .step_guard import with_prepared_workers
+from .trainer import FineTuned, FineTuningTrainer, limit_batch_size, warn_of_divided_groups
 
 _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentation.
 

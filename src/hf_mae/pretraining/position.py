@@ -9,14 +9,19 @@ from ..data.image_source import digest
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from ..publishing import read_record
-from .arguments import comparable
-from .checkpointing import check_output_dir, checkpoint_before_cooldown, load_training_state, refuse_to_delete
-from .distributed import call_in_main_process
-from .initial_model import hash_of_weights
-from .pretraining_settings import DEFINING_SETTINGS, PretrainingSettings, names_of
-from .run_images import RunImages
+from ..publishing.records import read_record
+from ..training.arguments import comparable, names_of
+from ..training.checkpointing import (
+    check_output_dir,
+    checkpoint_before_cooldown,
+    hash_of_weights,
+    load_training_state,
+    refuse_to_delete,
+)
+from ..training.distributed import call_in_main_process
+from .images import RunImages
 from .schedule import Plan, resume_plan
+from .settings import DEFINING_SETTINGS, PretrainingSettings
 
 # Fields of a configuration that saving a model adds, to the object of the user, too.
 _WRITTEN = ("architectures", "auto_map", "dtype", "transformers_version")

@@ -29,13 +29,13 @@ from ..evaluation.detection_metrics import BoxFigures, check_libraries, detectio
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
-from ..publishing import license_of
-from .arguments import class_names_of, parse_arguments
+from ..publishing.licenses import license_of
+from ..training.arguments import class_names_of, parse_arguments
+from ..training.run_record import run_record
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
 from .experiment import check_experiment, weights_fingerprint
-from .finetuning import FineTuned, FineTuningTrainer, check_sources, warn_of_divided_groups
 from .heads import evaluate_head, load_head, trained_head
-from .run_log import run_record
+from .trainer import FineTuned, FineTuningTrainer, check_sources, warn_of_divided_groups
 
 _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
 

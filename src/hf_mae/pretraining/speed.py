@@ -16,9 +16,9 @@ from ..modeling.configuration_mae import MAEConfig
 from ..modeling.masking_mae import num_kept_patches
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.reading_mae import ReadingSettings
-from .arguments import parse_duration
-from .distributed import call_in_main_process, gather_from_processes
-from .pretraining_settings import PretrainingSettings
+from ..training.arguments import parse_duration
+from ..training.distributed import call_in_main_process, gather_from_processes
+from .settings import PretrainingSettings
 
 _SECONDS, _SHARE_OF_BUDGET = 1.0, 0.005  # that a measurement takes; a dozen may be made
 _FLOP_OF_A_TRIAL = 3e10  # on a CPU: under a second on a slow core, and enough products to fill its caches

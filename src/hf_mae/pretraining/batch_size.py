@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .distributed import gather_from_processes
+from ..training.distributed import gather_from_processes
 
 CPU_BATCH_SIZE = 64
 # Of the free memory. The rest is for the communication of processes, for evaluations and for gaps between tensors.

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from .arguments import parse_duration
-from .optimization import default_effective_batch_size, learning_rate_at, scaled_learning_rate
-from .pretraining_settings import PretrainingSettings
+from ..training.arguments import parse_duration
+from ..training.optimization import default_effective_batch_size, learning_rate_at, scaled_learning_rate
+from .settings import PretrainingSettings
 
 
 @dataclass

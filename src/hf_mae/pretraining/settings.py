@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Lists the settings of a pre-training run, in the groups of `hf-mae pretrain --help`, and plans its steps by them."""
+"""Lists the settings of a pre-training run, in the groups of `hf-mae pretrain --help`."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from transformers.hf_argparser import HfArg
 
-from .arguments import config_changes, fit_values, parse_duration, text_of_changes
+from ..training.arguments import config_changes, fit_values, parse_duration, text_of_changes
+from ..training.data_settings import ColumnSettings, HeldOutSettings, StoredValueSettings
 
 _SHORTEST_BUDGET = 30  # seconds: a shorter one would be over before the pace is known
-
-
-@dataclass
-class ColumnSettings:
-    """Images."""
-
-    image_column: str | None = HfArg(
-        default=None, help="Column with the images. Default: image, img, pixel_values or the only one."
-    )
-    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
 
 
 @dataclass
@@ -43,40 +34,6 @@ class SourceSettings(ColumnSettings):
     )
     max_unreadable: float = HfArg(default=0.1, help="Share of the images that may be unreadable before the run ends.")
     compute_statistics: bool = HfArg(default=False, help="Take mean and deviation from (10,000 of) the images.")
-
-
-@dataclass
-class HeldOutSettings:
-    """Held-out images, where the data have no second split."""
-
-    held_out: float | None = HfArg(
-        default=None,
-        help="Share of the images, at most 1,000, kept back to evaluate on, by a hash of their names. Default: a "
-        "hundredth, of few images more: 300 or a tenth.",
-    )
-    group_by: str | None = HfArg(
-        default=None, help="What is kept back as a whole: folder, or a column of the data such as patient or scene."
-    )
-
-
-@dataclass
-class StoredValueSettings:
-    """How stored values are read (saved in the image processor). Default: as the checkpoint says."""
-
-    value_range: list[float] | None = HfArg(
-        default=None, help="Two stored values that become black and white. Without a checkpoint: the type's range."
-    )
-    bands: list[int] | None = HfArg(
-        default=None, help="Bands that become channels, counted from 1. Without a checkpoint: all."
-    )
-    nodata: float | None = HfArg(
-        default=None,
-        help="Stored value without data, in place of the one that files declare. A value within the range of the data "
-        "means it only where all bands have it.",
-    )
-    pages: Literal["first", "channels", "images"] | None = HfArg(
-        default=None, help="What the pages of a file are. Without a checkpoint files of several pages are refused."
-    )
 
 
 @dataclass
@@ -336,18 +293,17 @@ class PretrainingSettings(
         return self.schedule == "wsd" or self.time_budget is not None
 
 
-def names_of(settings_class: type) -> set[str]:
-    """Returns the names of the settings in a group."""
-    return {field.name for field in fields(settings_class)}
-
-
 __all__ = [
-    "ColumnSettings",
     "DEFINING_SETTINGS",
     "MACHINE_SETTINGS",
-    "HeldOutSettings",
+    "CropSettings",
+    "DeviceSettings",
+    "FileSettings",
+    "HubSettings",
+    "LengthSettings",
     "ModelSettings",
+    "OptimizationSettings",
+    "OutputSettings",
     "PretrainingSettings",
-    "StoredValueSettings",
-    "names_of",
+    "SourceSettings",
 ]

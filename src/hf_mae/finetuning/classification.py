@@ -46,10 +46,12 @@ from ..evaluation.features import ReadableImages, collate_readable, is_classifie
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
-from ..publishing import write_json
-from .arguments import class_names_of, parse_arguments
+from ..publishing.records import write_json
+from ..training.arguments import class_names_of, parse_arguments
+from ..training.optimization import scaled_learning_rate
+from ..training.run_record import run_record
 from .experiment import check_experiment, labelled_fingerprints
-from .finetuning import (
+from .trainer import (
     FineTuned,
     FineTuningArguments,
     FineTuningTrainer,
@@ -58,8 +60,6 @@ from .finetuning import (
     check_sources,
     warn_of_divided_groups,
 )
-from .optimization import scaled_learning_rate
-from .run_log import run_record
 
 _DESCRIPTION = """Fine-tune a pre-trained encoder for classification.
 

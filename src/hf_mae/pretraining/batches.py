@@ -17,9 +17,9 @@ from ..data.sampling import SampleOrder, StepBatchSampler, check_readers
 from ..data.sources import ImageSource
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
-from .distributed import local_num_workers
-from .pretraining_settings import PretrainingSettings
-from .step_guard import start_worker
+from ..training.distributed import local_num_workers
+from ..training.step_guard import start_worker
+from .settings import PretrainingSettings
 
 PREFETCH = 4  # batches that each loader worker has ready
 

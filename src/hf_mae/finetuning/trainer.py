@@ -33,24 +33,21 @@ from ..data.checking import check_images
 from ..data.image_source import ImageSource
 from ..data.sampling import RowGroupSampler
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..publishing import HubPush, link_files, read_record, save_record, write_model_card
-from .arguments import fit_values, recipe_of
-from .checkpointing import (
-    naming_failed_saves,
-    remove_checkpoint,
-    unlock_run,
-    write_manifest,
-)
-from .distributed import (
+from ..publishing.hub import HubPush, link_files
+from ..publishing.model_cards import write_model_card
+from ..publishing.records import read_record, save_record
+from ..training.arguments import fit_values, names_of, recipe_of
+from ..training.checkpointing import naming_failed_saves, remove_checkpoint, unlock_run, write_manifest
+from ..training.data_settings import ColumnSettings, HeldOutSettings, StoredValueSettings
+from ..training.distributed import (
     call_in_main_process,
     chosen_precision,
     joining_processes,
     local_num_workers,
     uses_cpu,
 )
-from .optimization import layer_decay_parameter_groups
-from .pretraining_settings import ColumnSettings, HeldOutSettings, StoredValueSettings, names_of
-from .step_guard import RunStopped, StopSignals, end_workers, with_prepared_workers
+from ..training.optimization import layer_decay_parameter_groups
+from ..training.step_guard import RunStopped, StopSignals, end_workers, with_prepared_workers
 
 logger = logging.get_logger(__name__)
 
@@ -472,7 +469,7 @@ class FineTuningTrainer(Trainer):
         """Trains, evaluates, saves and publishes.
 
         Args:
-            record (`dict`): Describes the run, see [`hf_mae.training.run_log.run_record`].
+            record (`dict`): Describes the run, see [`hf_mae.training.run_record.run_record`].
             checkpoint (`Path`, *optional*): Where to go on, see [`check_experiment`].
 
         Returns:
@@ -566,7 +563,7 @@ class FineTuningTrainer(Trainer):
         """Writes record and model card into the folder of the model, and pushes them if `push_to_hub` is set.
 
         Args:
-            record (`dict`): Made by [`hf_mae.training.run_log.run_record`], with further entries for the card, see
+            record (`dict`): Made by [`hf_mae.training.run_record.run_record`], with further entries for the card, see
                 [`write_model_card`].
         """
         if not self.is_world_process_zero():

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from .distributed import call_in_main_process
+from ..training.distributed import call_in_main_process
 from .schedule import Plan
 
 FEWEST_STEPS = 50  # of a run with a warm-up, a cool-down and evaluations

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from transformers.utils import logging
 
 from ..data.image_source import ImageSource, digest
-from .arguments import recipe_of
-from .checkpointing import (
+from ..training.arguments import recipe_of
+from ..training.checkpointing import (
     delete_run,
     find_defect,
     hash_files,
@@ -21,10 +21,10 @@ from .checkpointing import (
     refuse_to_delete,
     unlock_run,
 )
-from .distributed import check_agreement
+from ..training.distributed import check_agreement
 
 if TYPE_CHECKING:
-    from .finetuning import FineTuningArguments
+    from .trainer import FineTuningArguments
 
 logger = logging.get_logger(__name__)
 

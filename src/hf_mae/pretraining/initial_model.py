@@ -2,16 +2,14 @@
 # Copyright 2026 The hf_mae authors
 """Makes the model and the image processor that a pre-training run starts from."""
 
-import hashlib
-
 import torch
 from transformers.image_utils import ChannelDimension
 
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from .arguments import config_changes
-from .pretraining_settings import PretrainingSettings
+from ..training.arguments import config_changes
+from .settings import PretrainingSettings
 
 _STEPS = ("do_rescale", "rescale_factor", "do_normalize")
 _READING = ("value_range", "bands", "nodata", "pages", "background", "display_bands")
@@ -99,13 +97,9 @@ def _reading(settings: PretrainingSettings, stored: MAEImageProcessor | None) ->
     return reading
 
 
-def hash_of_weights(model: torch.nn.Module) -> str:
-    """Returns a short hash of all weights of a model."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-__all__ = ["build_model", "config_of", "hash_of_weights", "reading_processor", "stored_processor"]
+__all__ = [
+    "build_model",
+    "config_of",
+    "reading_processor",
+    "stored_processor",
+]

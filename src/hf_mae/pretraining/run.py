@@ -28,10 +28,11 @@ from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.reading_mae import ReadingSettings
-from ..publishing import HubPush, link_files, save_record, write_model_card
-from .arguments import parse_duration, recipe_of
-from .batch_size import choose_batch_size
-from .checkpointing import (
+from ..publishing.hub import HubPush, link_files
+from ..publishing.model_cards import write_model_card
+from ..publishing.records import save_record
+from ..training.arguments import parse_duration, recipe_of
+from ..training.checkpointing import (
     cut_back,
     delete_run,
     latest_checkpoint,
@@ -43,8 +44,7 @@ from .checkpointing import (
     save_checkpoint,
     unlock_run,
 )
-from .choices import recorded_choices, settle_settings
-from .distributed import (
+from ..training.distributed import (
     call_in_main_process,
     chosen_precision,
     gather_from_processes,
@@ -52,27 +52,21 @@ from .distributed import (
     join_processes,
     shard_model,
 )
+from ..training.optimization import build_optimizer
+from ..training.run_record import run_record
+from ..training.step_guard import RunStopped, StepGuard, StopSignals, end_workers
+from .batch_size import choose_batch_size
+from .batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
+from .choices import recorded_choices, settle_settings
+from .evaluation import RunEvaluation, num_twins
+from .images import look_at_images, open_run_images
 from .initial_model import build_model, reading_processor, stored_processor
-from .optimization import build_optimizer
-from .pretraining_settings import MACHINE_SETTINGS, PretrainingSettings
-from .run_batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
-from .run_evaluation import RunEvaluation, num_twins
-from .run_images import look_at_images, open_run_images
-from .run_log import (
-    MetricsLog,
-    PretrainingResult,
-    SampleLog,
-    Throughput,
-    UnreadableImages,
-    last_metrics,
-    progress_bars_off,
-    run_record,
-)
-from .run_position import defining_recipe, find_position, is_written
-from .run_summary import describe_cooldown, num_parameters, summary_of_run
+from .log import MetricsLog, PretrainingResult, SampleLog, Throughput, UnreadableImages, last_metrics, progress_bars_off
+from .position import defining_recipe, find_position, is_written
 from .schedule import Plan, plan_steps
+from .settings import MACHINE_SETTINGS, PretrainingSettings
 from .speed import Speed
-from .step_guard import RunStopped, StepGuard, StopSignals, end_workers
+from .summary import describe_cooldown, num_parameters, summary_of_run
 from .time_budget import TimeBudget, measure_pace
 
 _NO_END = 10**9  # steps: batches of a run whose end is open

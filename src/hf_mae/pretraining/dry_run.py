@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from .distributed import call_in_main_process
-from .pretraining_run import PretrainingRun
-from .run_batches import PREFETCH
-from .run_log import PretrainingResult
-from .run_summary import in_words
-from .step_guard import RunStopped
+from ..training.distributed import call_in_main_process
+from ..training.step_guard import RunStopped
+from .batches import PREFETCH
+from .log import PretrainingResult
+from .run import PretrainingRun
+from .summary import in_words
 
 
 class DryRun(PretrainingRun):

@@ -19,9 +19,9 @@ from ..data.shards import DatasetImages, ParquetImages
 from ..data.sources import ImageSource, open_images
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import ReadingSettings
-from .arguments import comparable
-from .distributed import call_in_all_processes, call_in_main_process, check_agreement
-from .pretraining_settings import PretrainingSettings
+from ..training.arguments import comparable
+from ..training.distributed import call_in_all_processes, call_in_main_process, check_agreement
+from .settings import PretrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -13,9 +13,9 @@ from ..data.image_source import ImageSource
 from ..data.labels import has_classes
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from .arguments import parse_duration
-from .pretraining_settings import PretrainingSettings
+from ..training.arguments import parse_duration
 from .schedule import Plan
+from .settings import PretrainingSettings
 
 
 def summary_of_run(

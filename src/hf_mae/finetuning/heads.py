@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.modeling_mae_downstream import find_backbone
-from ..publishing import write_json
-from .arguments import read_class_names
-from .finetuning import FineTuned, FineTuningTrainer
+from ..publishing.records import write_json
+from ..training.arguments import read_class_names
+from .trainer import FineTuned, FineTuningTrainer
 
 
 def settle_head(args):
@@ -111,7 +111,7 @@ def evaluate_head(trainer: FineTuningTrainer, record: dict, sheet: str) -> FineT
 
     Args:
         trainer ([`FineTuningTrainer`]): Has the model and the images.
-        record (`dict`): Describes how the figures were made, see [`hf_mae.training.run_log.run_record`].
+        record (`dict`): Describes how the figures were made, see [`hf_mae.training.run_record.run_record`].
         sheet (`str`): File name of the sheet that the trainer draws.
     """
     folder = Path(trainer.args.output_dir)

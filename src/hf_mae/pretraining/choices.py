@@ -24,12 +24,12 @@ from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.reading_mae import OpenedImage
-from .arguments import config_changes, parse_duration
-from .checkpointing import list_checkpoints, load_training_state
-from .distributed import call_in_main_process
+from ..training.arguments import config_changes, parse_duration
+from ..training.checkpointing import list_checkpoints, load_training_state
+from ..training.distributed import call_in_main_process
+from ..training.optimization import default_effective_batch_size, scaled_learning_rate
 from .initial_model import config_of
-from .optimization import default_effective_batch_size, scaled_learning_rate
-from .pretraining_settings import PretrainingSettings
+from .settings import PretrainingSettings
 from .speed import flops_per_sample, num_parameters
 
 _MOST_EVALUATED = 5000  # images of an evaluation

@@ -15,11 +15,11 @@ from ..data.sources import ImageSource, is_dataset
 from ..modeling.configuration_mae import _PRESETS, MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
-from .arguments import load_recipe, override, parse_arguments
+from ..training.arguments import load_recipe, names_of, override, parse_arguments
 from .dry_run import DryRun
-from .pretraining_run import PretrainingRun
-from .pretraining_settings import ModelSettings, PretrainingSettings, names_of
-from .run_log import PretrainingResult
+from .log import PretrainingResult
+from .run import PretrainingRun
+from .settings import ModelSettings, PretrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
