@@ -18,6 +18,7 @@ from transformers.hf_argparser import HfArg
 
 import hf_mae_command
 from hf_mae.cli import CommandParser, in_flags
+from hf_mae.demo import DemoArguments
 from hf_mae.evaluation.evaluating import EvaluationArguments
 from hf_mae.evaluation.features import ExtractionArguments
 from hf_mae.evaluation.probing import ProbingArguments
@@ -285,6 +286,9 @@ def test_recipes__of_the_package_are_found_by_name():
     [
         (PretrainingSettings, {"adam_beta1": 1.0}, "be in [0, 1), got 1.0."),
         (PretrainingSettings, {"dataloader_num_workers": -1}, "not be negative, got -1."),
+        (PretrainingSettings, {"crop_scale_min": 1.5}, "be above 0 and at most 1, got 1.5."),
+        (ProbingArguments, {"crop_scale_min": 0.0}, "be above 0 and at most 1, got 0.0."),
+        (DemoArguments, {"model": "x", "num_images": 0}, "be at least 1, got 0."),
         (PretrainingSettings, {"seed": 2**63}, "be in [0, 2 ** 63), got 9223372036854775808."),
         (FineTuningArguments, {"num_train_epochs": 0}, "be above 0, got 0."),
         (FineTuningArguments, {"learning_rate": math.nan}, "be above 0, got nan."),

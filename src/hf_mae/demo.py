@@ -73,8 +73,6 @@ class DemoArguments(SourceArguments):
         fit_values(self)
         if self.model is None:
             raise ValueError("`model` is missing: a folder or a name on the Hub with a pre-trained model of hf_mae.")
-        if self.num_images < 1:
-            raise ValueError(f"`num_images` must be at least 1, got {self.num_images}.")
         self.device, _ = choose_device(self.device, 0)
 
 

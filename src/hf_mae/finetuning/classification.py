@@ -167,8 +167,6 @@ class ClassificationArguments(
             raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
         if self.max_train_images is not None and self.max_train_images < 1:
             raise ValueError(f"`max_train_images` must be at least 1, got {self.max_train_images}.")
-        if not 0 < self.crop_scale_min <= 1:
-            raise ValueError(f"`crop_scale_min` must be above 0 and at most 1, got {self.crop_scale_min}.")
         if self.num_pooling_queries is not None and self.pooling != "attentive":
             raise ValueError(f"`num_pooling_queries` is for `pooling` attentive, which is {self.pooling}.")
         if self.label_smoothing_factor:

@@ -2,7 +2,6 @@
 # Copyright 2026 The hf_mae authors
 """Lists the settings of a pre-training run, in the groups of `hf-mae pretrain --help`."""
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +9,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from transformers.hf_argparser import HfArg
 
-from ..training.arguments import config_changes, fit_values, parse_duration, text_of_changes
+from ..training.arguments import check_output_dir, config_changes, fit_values, parse_duration, text_of_changes
 from ..training.data_settings import ColumnSettings, HeldOutSettings, StoredValueSettings
 
 _SHORTEST_BUDGET = 30  # seconds: a shorter one would be over before the pace is known
@@ -213,8 +212,7 @@ class PretrainingSettings(
             raise ValueError("`model_name_or_path` is empty. Give it a value, or leave it out for fresh weights.")
         if self.preset is not None and self.model_name_or_path is not None:
             raise ValueError("`preset` is for fresh weights, and `model_name_or_path` has its own sizes. Set one.")
-        if self.data is not None and os.path.realpath(self.data) == os.path.realpath(self.output_dir):
-            raise ValueError("`output_dir` is the folder of the images. Choose another, which may be inside of it.")
+        check_output_dir(self.data, self.output_dir)
         self._check_values()
         self._check_rates()
         self._check_length()
@@ -255,8 +253,6 @@ class PretrainingSettings(
         """Checks that rates and shares have a meaning."""
         if self.warmup_ratio > 1:
             raise ValueError(f"`warmup_ratio` must be at most 1, got {self.warmup_ratio}.")
-        if self.crop_scale_min is not None and not 0 < self.crop_scale_min <= 1:
-            raise ValueError(f"`crop_scale_min` must be above 0 and at most 1, got {self.crop_scale_min}.")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"`max_steps` must be at least 1, or -1 for none, got {self.max_steps}.")
 

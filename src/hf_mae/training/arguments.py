@@ -51,11 +51,13 @@ _RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
         lambda number: 0 <= number < math.inf,
         {"weight_decay", "max_grad_norm", "mixup", "cutmix", "warmup_ratio", "dataloader_num_workers"},
     ),
+    "be above 0 and at most 1": (lambda share: 0 < share <= 1, {"crop_scale_min"}),
     "be at least 1": (
         lambda number: number >= 1,
         {"per_device_train_batch_size", "per_device_eval_batch_size", "effective_batch_size", "batch_size"}
         | {"gradient_accumulation_steps", "views_per_image", "max_bad_steps", "num_masks", "num_neighbors"}
-        | {"head_size", "feature_pyramid_size", "num_queries", "num_pooling_queries", "sample_side", "few_labels"},
+        | {"head_size", "feature_pyramid_size", "num_queries", "num_pooling_queries", "sample_side", "few_labels"}
+        | {"num_images"},
     ),
     "be in [0, 1]": (lambda share: 0 <= share <= 1, {"max_unreadable", "color_jitter", "random_erasing", "image_mean"}),
     "be in [0, 10)": (lambda strength: 0 <= strength < 10, {"rand_augment"}),
@@ -207,6 +209,20 @@ def fit_values(args):
             raise ValueError(f"`{each.name}` is empty. Give it a value, or leave it out.")
         if getattr(args, each.name) != _default(each):  # of detection 0 epochs, which stand for a number of steps
             check_range(each.name, getattr(args, each.name))
+
+
+def check_output_dir(data, output_dir: str):
+    """Refuses a folder of images as the folder of a run, whose pictures would then be taken for images.
+
+    Args:
+        data (`str`, *optional*): Where the images are.
+        output_dir (`str`): Folder of the run.
+
+    Raises:
+        ValueError: If both are the same.
+    """
+    if data is not None and os.path.realpath(data) == os.path.realpath(output_dir):
+        raise ValueError("`output_dir` is the folder of the images. Choose another, which may be inside of it.")
 
 
 def check_range(name: str, value):
@@ -411,6 +427,7 @@ def names_of(settings_class: type) -> set[str]:
 
 
 __all__ = [
+    "check_output_dir",
     "check_range",
     "class_names_of",
     "comparable",
