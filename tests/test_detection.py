@@ -260,7 +260,7 @@ def test_image_size__is_rounded_up_to_twice_the_patch(pretrained, capsys):
 
 
 @pytest.mark.slow
-def test_run__leaves_figures_pictures_a_card_and_a_model_for_pipelines(pretrained, call, tmp_path):
+def test_run__leaves_figures_pictures_a_card_and_a_model_for_pipelines(pretrained, call, tmp_path, log):
     shapes(tmp_path / "data", 6)
     arguments = [
         "--model_name_or_path",
@@ -290,6 +290,7 @@ def test_run__leaves_figures_pictures_a_card_and_a_model_for_pipelines(pretraine
     folders = ["--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "figures"]
     printed = call(script.detect_command, *folders, "--data", tmp_path / "data", "--eval_only")
     assert "COCO (instances.json), train: 6 pictures" in printed
+    assert f"also those that {tmp_path / 'out'} was trained on" in log()
     evaluation = json.loads((tmp_path / "figures" / "evaluation.json").read_text())
     assert evaluation["num_images"] == 6
     assert set(evaluation["metrics"]) >= {"eval_map", "eval_map_disc", "eval_map_square"}

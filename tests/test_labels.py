@@ -93,6 +93,17 @@ def test_eval_only__predicts_pictures_without_labels(call, classifier, folder, t
     assert not (tmp_path / "eval" / "evaluation.json").exists()
 
 
+@pytest.mark.slow
+def test_eval_only__says_that_the_model_was_trained_on_these_images(call, classifier, folder, tmp_path, log):
+    """Without splits all images are evaluated on, and their accuracy was taken for that of new images."""
+    arguments = ["--model_name_or_path", classifier, "--eval_only", "--output_dir", tmp_path / "eval"]
+    call(finetune_command, *arguments, "--data", folder)
+    call(finetune_command, *arguments, "--data", folder / "val")
+    assert "was trained on" not in log()
+    call(finetune_command, *arguments, "--data", f"{folder / 'train'}/")
+    assert f"also those that {classifier} was trained on. Their figures are higher than those of new images" in log()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Labels of other kinds
 

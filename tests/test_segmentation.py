@@ -298,6 +298,7 @@ def test_run__learns_and_reports_what_the_saved_model_does(checkpoint, tmp_path,
     }
     assert {name: results[name] for name in expected} == pytest.approx(expected, abs=1e-3)
     assert results["eval_mean_iou"] > 0.6  # background alone gives 0.2
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["data"] == os.fspath(tmp_path / "data")
     assert PIL.Image.open(tmp_path / "out" / "segmentation.png").size == (6 * 128 + 40, 4 * 132 + 40)
 
     again = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()
@@ -383,7 +384,7 @@ def counted_from_1(folder):
     change_masks(folder, lambda mask: np.where(mask == 255, 255, mask + 1).astype(np.uint8))
 
 
-def test_eval_only__gives_the_figures_of_the_maps(segmenter, tmp_path, capsys):
+def test_eval_only__gives_the_figures_of_the_maps(segmenter, tmp_path, capsys, log):
     counted_from_1(shapes(tmp_path / "data" / "train", 2))
     counted_from_1(shapes(tmp_path / "data" / "val", 3))
     given = ["--model_name_or_path", segmenter]
@@ -401,6 +402,10 @@ def test_eval_only__gives_the_figures_of_the_maps(segmenter, tmp_path, capsys):
     expected, by_class = figures.figures()
     assert {name: found["metrics"][f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert found["metrics"]["eval_iou_disc"] == pytest.approx(by_class[2].item(), abs=1e-6)
+    assert "was trained on" not in log()
+    (segmenter / "run.json").write_text(json.dumps({"data": os.fspath(tmp_path / "data" / "val")}))
+    run(*given, "--data", tmp_path / "data" / "val", "--eval_only", "--output_dir", tmp_path / "again")
+    assert f"also those that {segmenter} was trained on" in log()
 
 
 def test_segmenter__is_trained_further_with_all_its_weights(segmenter, tmp_path, capsys):

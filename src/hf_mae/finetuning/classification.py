@@ -548,7 +548,10 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
     problem_type = model.config.problem_type or SINGLE
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = {"label_column": args.label_column, "problem_type": problem_type, **args.source_options(image_processor)}
-    images = open_with_labels(args.data, "test", **options) or open_with_labels(args.data, "train", **options)
+    images = open_with_labels(args.data, "test", **options)
+    if images is None:
+        args.warn_of_training_images()
+        images = open_with_labels(args.data, "train", **options)
     names = class_names_of(model.config)
     if args.process_index > 0:
         return FineTuned(model, {}, Path(args.output_dir))

@@ -477,7 +477,8 @@ def detect(args: DetectionArguments) -> FineTuned:
         processing_class=image_processor,
     )
     _say(args, _plan(args, model, train, val))
-    metrics = trainer.run({**run_record(recipe), "num_images": len(train)}, checkpoint)
+    data = {"data": args.data} if args.data else {}
+    metrics = trainer.run({**run_record(recipe), **data, "num_images": len(train)}, checkpoint)
     _say(args, f"Done: model, eval_results.json and detections.png are in {args.output_dir}.")
     return FineTuned(model, metrics, Path(args.output_dir))
 
@@ -503,6 +504,8 @@ def evaluate_detector(args: DetectionArguments) -> FineTuned:
     model = model_class.from_pretrained(args.model_name_or_path, dtype=torch.float32)
     image_processor = args.load_image_processor(args.model_name_or_path)
     splits = _open_splits(args, image_processor)
+    if "val" not in splits and args.annotations is None:  # which may be those of other images there
+        args.warn_of_training_images()
     boxed = splits.get("val", splits["train"])
     if boxed.names != (known := class_names_of(config)):
         raise ValueError(

@@ -398,7 +398,8 @@ def segment(args: SegmentationArguments) -> FineTuned:
         drawn=SegmentationDataset(val_pairs, image_processor, args.reduce_labels),
     )
     _say(args, _plan(args, model, names, len(train_pairs), strips))
-    metrics = trainer.run({**run_record(recipe), "num_images": len(train_pairs)}, checkpoint)
+    data = {"data": args.data} if args.data else {}
+    metrics = trainer.run({**run_record(recipe), **data, "num_images": len(train_pairs)}, checkpoint)
     _say(args, f"Done: model, eval_results.json and segmentation.png are in {args.output_dir}.")
     return FineTuned(model, metrics, Path(args.output_dir))
 
@@ -424,8 +425,10 @@ def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:
     if args.data is None:
         pairs = sample_pairs("val", args.sample_side)
     else:
-        splits = (folder_pairs(args.data, split, args.tile, image_processor.reading) for split in ("val", "train"))
-        pairs = next(filter(None, splits))
+        pairs = folder_pairs(args.data, "val", args.tile, image_processor.reading)
+        if not pairs:
+            args.warn_of_training_images()
+            pairs = folder_pairs(args.data, "train", args.tile, image_processor.reading)
     if isinstance(pairs[0].images, ImageSource):
         _say(args, *pairs[0].images.notes)
     counts = _count_pixels(pairs, image_processor, args.reduce_labels)

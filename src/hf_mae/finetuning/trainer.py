@@ -128,6 +128,18 @@ class FineTuningArguments(TrainingArguments):
             os.environ["HF_TOKEN"] = self.hub_token
             self.hub_token: str | None = None
 
+    def warn_of_training_images(self):
+        """Warns if a model is evaluated on all images of the data that it was trained on, because they have no splits.
+
+        Whether they are the same is seen by the path in the model's record.
+        """
+        recorded = read_record(self.model_name_or_path).get("data")
+        if recorded is not None and os.path.realpath(recorded) == os.path.realpath(self.data):
+            logger.warning(
+                f"{self.data} has no splits, so these are all its images, also those that {self.model_name_or_path} "
+                "was trained on. Their figures are higher than those of new images. Give other images as `data`."
+            )
+
     @property
     def effective_batch_size(self) -> int:
         """Images of one optimizer step, over all devices and accumulated batches."""
