@@ -307,6 +307,16 @@ def test_loading__says_that_there_is_no_such_folder(load, tmp_path):
         load.from_pretrained("runs/pretrained")
 
 
+@pytest.mark.parametrize("load", [MAEForImageClassification, MAEImageProcessor, MAEConfig])
+def test_loading__of_a_file_says_that_a_model_is_a_folder(load, tmp_path):
+    """It was said that the weights are no valid JSON."""
+    MAEForImageClassification(MAEConfig.from_preset("tiny", num_hidden_layers=1, hidden_size=12)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(OSError, match=r"model.safetensors is a file, and a model is a folder .*`hf-mae convert` makes"):
+        load.from_pretrained(tmp_path / "model.safetensors")
+
+
 def test_loading__of_a_folder_without_a_model_gives_no_default(tmp_path):
     with pytest.raises(OSError, match="holds no model: there is no config.json"):
         MAEConfig.from_pretrained(tmp_path)

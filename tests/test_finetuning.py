@@ -157,6 +157,8 @@ def test_fine_tuning__a_classifier_of_other_features_starts_anew(tiny_config, fo
 
 
 def test_fine_tuning__mistakes(call, pretrained, folder, tmp_path):
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` is not needed: a run goes on from"):
+        ClassificationArguments(model_name_or_path=pretrained, resume_from_checkpoint=tmp_path)
     with pytest.raises(ValueError, match="`model_name_or_path` is missing"):
         call(finetune_command, "--data", folder)
     with pytest.raises(ValueError, match="has no classifier to evaluate"):

@@ -121,6 +121,15 @@ def test_folder__is_listed_once_for_all_splits_and_anew_the_next_time(tmp_path, 
     assert len(open_run_images(settings, None, ReadingSettings()).train) == first + 1
 
 
+def test_folder__a_pipe_is_no_image(tmp_path):
+    """To open it would wait for somebody to write into it."""
+    picture(0).save(tmp_path / "0.png")
+    (tmp_path / "2.png").symlink_to("0.png")
+    os.mkfifo(tmp_path / "1.png")
+    images = open_images(tmp_path)
+    assert [images.key(index) for index in range(len(images))] == ["0.png", "2.png"]
+
+
 def test_folder__a_link_to_itself_is_a_file_that_is_left_out(tmp_path):
     make(tmp_path, "a.png")
     (tmp_path / "loop").symlink_to("loop")

@@ -552,6 +552,8 @@ def test_columns__of_images_that_have_none_are_refused(tmp_path):
             open_images(data, image_column="annotation")
         with pytest.raises(ValueError, match="`dataset_config` is for data sets on the Hub"):
             open_images(data, dataset_config="small")
+        with pytest.raises(ValueError, match="`streaming` is for data sets on the Hub"):
+            open_images(data, streaming=True)
     with pytest.raises(ValueError, match="`label_column` names a column, and .* holds files. Leave it out"):
         open_run_images(PretrainingSettings(data=str(tmp_path), label_column="kind"), None, ReadingSettings())
 

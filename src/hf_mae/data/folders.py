@@ -272,7 +272,10 @@ def _names_in(folder: str) -> tuple[list[str], list[str]]:
     below: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            (below if _is_folder(entry) else files).append(entry.name)
+            if _is_folder(entry):
+                below.append(entry.name)
+            elif entry.is_file(follow_symlinks=False) or entry.is_symlink():  # to open a pipe would wait for ever
+                files.append(entry.name)
     if known is not None:
         known[folder] = files, below
     return files, below

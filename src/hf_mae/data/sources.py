@@ -110,8 +110,10 @@ def open_images(
     """
     if labels not in ("auto", "none"):
         raise ValueError(f"`labels` must be 'auto' or 'none', got {labels!r}.")
-    if dataset_config is not None and (data is None or is_dataset(data) or Path(data).exists()):
-        raise ValueError("`dataset_config` is for data sets on the Hub, and these images are here. Leave it out.")
+    is_here = data is None or is_dataset(data) or Path(data).exists()
+    if is_here and (streaming or dataset_config is not None):
+        name = "streaming" if streaming else "dataset_config"
+        raise ValueError(f"`{name}` is for data sets on the Hub, and these images are here. Leave it out.")
     columns = {"image_column": image_column, "label_column": label_column, "problem_type": problem_type}
     images: ImageSource | None
     if data is None:

@@ -98,6 +98,11 @@ class FineTuningArguments(TrainingArguments):
                 "Models are sharded in pre-training only. Leave out `fsdp` and `deepspeed`, and start processes with "
                 "torchrun, or with a configuration such as examples/accelerate/eight_gpus.yaml."
             )
+        if self.resume_from_checkpoint is not None:
+            raise ValueError(
+                "`resume_from_checkpoint` is not needed: a run goes on from the newest complete checkpoint in "
+                "`output_dir`. Leave it out."
+            )
         # What depends on the machine is asked here and not at import, which should not touch a GPU.
         # transformers does not look at the environment in a run of one process, Accelerate does.
         self.use_cpu: bool = self.use_cpu or uses_cpu()
@@ -133,7 +138,7 @@ class FineTuningArguments(TrainingArguments):
 
         Whether they are the same is seen by the path in the model's record.
         """
-        recorded = read_record(self.model_name_or_path).get("data")
+        recorded = _record_of(self.model_name_or_path).get("data")
         if recorded is not None and os.path.realpath(recorded) == os.path.realpath(self.data):
             logger.warning(
                 f"{self.data} has no splits, so these are all its images, also those that {self.model_name_or_path} "
@@ -230,14 +235,18 @@ def warn_of_divided_groups(args):
     """
     models = [getattr(args, "model_name_or_path", None), *getattr(args, "model", [])]
     for name in [] if args.group_by else filter(None, models):
-        is_checkpoint = Path(name).name.startswith("checkpoint-")
-        record = read_record(Path(name).parent if is_checkpoint else name)
-        if group_by := record.get("recipe", {}).get("group_by"):
+        if group_by := _record_of(name).get("recipe", {}).get("group_by"):
             logger.warning(
                 f"{name} was trained with `group_by` {group_by}, and here images are held out one by one. Where "
                 "several belong together, some are trained on and others evaluated on, and figures are too good. Set "
                 f"`group_by` to {group_by}."
             )
+
+
+def _record_of(model_name_or_path: str | os.PathLike) -> dict:
+    """Returns the record of the run that made a model, which lies next to its checkpoints."""
+    folder = Path(model_name_or_path)
+    return read_record(folder.parent if folder.name.startswith("checkpoint-") else folder)
 
 
 @dataclass

@@ -37,10 +37,15 @@ def explaining_missing(name: str | os.PathLike, subfolder: str | None = None) ->
     """
     try:
         yield
-    except (OSError, HFValidationError) as error:
+    except (OSError, HFValidationError, UnicodeDecodeError) as error:
         name = os.fspath(name)
         if os.path.isdir(name) and not has_config(name, subfolder):
             raise no_model_in(name, subfolder) from error
+        if os.path.isfile(name):
+            raise OSError(
+                f"{name} is a file, and a model is a folder with {CONFIG_NAME} and model.safetensors. Give that "
+                "folder; `hf-mae convert` makes one of the weights of other implementations."
+            ) from error
         if os.path.exists(name):
             raise
         message = f"There is no folder {name!r}"
