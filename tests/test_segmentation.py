@@ -657,6 +657,19 @@ def test_folder__pairs_images_with_masks_of_any_kind(tmp_path):
         masks.folder_pairs(str(tmp_path), "train")
 
 
+def test_folder__masks_may_be_called_mask(tmp_path):
+    """As in ISIC and many others. A mask that is called as its image is counts before."""
+    folder = shapes(tmp_path, 2) / "masks"
+    (folder / "0.png").rename(folder / "0_segmentation.png")
+    shutil.copy(folder / "1.png", folder / "1_mask.png")
+    pairs = masks.folder_pairs(str(tmp_path), "train")
+    assert [pair.mask.name for pair in pairs] == ["0_segmentation.png", "1.png"]
+    assert "1 masks in" in pairs[0].images.notes[-1]
+    shutil.copy(folder / "1.png", folder / "0_gt.png")
+    with pytest.raises(ValueError, match="0_gt.png and .*0_segmentation.png are masks of one image"):
+        masks.folder_pairs(str(tmp_path), "train")
+
+
 @pytest.mark.parametrize(
     ("train", "val"),
     [

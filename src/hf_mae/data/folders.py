@@ -42,7 +42,7 @@ _MASKS = {
     *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "labelids", "seg"),
     *("labelstr", "labelsts"),
 }
-_MASK_SUFFIXES = ("_mask", "-mask", "_masks", "_gt", "_seg", "_segmentation", "_annotation")
+MASK_SUFFIXES = ("_mask", "-mask", "_masks", "_gt", "_seg", "_segmentation", "_annotation")
 _FINGERPRINTED = 1000  # files whose size is a part of the fingerprint: an instant, also on a file server
 _names: ContextVar[dict | None] = ContextVar("names", default=None)  # in folders that were read
 _MOST_STRAY_FILES = 0.1  # share of files outside the class folders, beyond which the folders are no classes
@@ -322,11 +322,11 @@ def without_masks(images: Sequence[str]) -> list[str]:
         images (`Sequence[str]`): Names, with or without a folder.
     """
     together = "\n".join(images).lower()
-    if not any(suffix + "." in together for suffix in _MASK_SUFFIXES):
+    if not any(suffix + "." in together for suffix in MASK_SUFFIXES):
         return list(images)
     stem_of = {name: name[: len(name) - len(extension_of(name))].lower() for name in images}
     stems = set(stem_of.values())
-    masks = {stem + suffix for suffix in _MASK_SUFFIXES for stem in stems if stem + suffix in stems}
+    masks = {stem + suffix for suffix in MASK_SUFFIXES for stem in stems if stem + suffix in stems}
     return [name for name in images if stem_of[name] not in masks]
 
 
@@ -374,6 +374,7 @@ class Names(Sequence):
 
 
 __all__ = [
+    "MASK_SUFFIXES",
     "SHARD_EXTENSIONS",
     "TEST",
     "TRAIN",

@@ -28,7 +28,7 @@ from ..modeling.reading_mae import (
 )
 from ..modeling.tiff_mae import declared_nodata
 from .augmentation import RandomOrientation
-from .folders import WORDS_OF_SPLITS, FolderImages, find_splits, is_image, split_of, walk
+from .folders import MASK_SUFFIXES, WORDS_OF_SPLITS, FolderImages, find_splits, is_image, split_of, walk
 from .image_source import ImageSource, digest
 from .parts import TiledImages, Window, open_scene
 from .sources import open_images
@@ -159,6 +159,8 @@ def _folder_called(folder: Path, name: str) -> Path:
 def _masks_of(folder: Path, paths: list[Path], stems: list[Path], notes: list[str]) -> dict[Path, Path]:
     """Returns the masks of images by their paths without extension. What belongs to no image is added to `notes`.
 
+    The mask of `a.jpg` is called `a` or `a_mask`, or has another of [`MASK_SUFFIXES`].
+
     Raises:
         ValueError: If an image has no mask, or two have the same one, or one has two.
     """
@@ -167,7 +169,13 @@ def _masks_of(folder: Path, paths: list[Path], stems: list[Path], notes: list[st
     for path in (folder / below / name for below, names in found for name in names if is_image(name)):
         other = masks.setdefault(path.relative_to(folder).with_suffix(""), path)
         if other != path:
-            raise ValueError(f"{other} and {path} are masks of one image. Take one of them out.")
+            raise _two_masks(other, path)
+    for stem in set(stems) - masks.keys():
+        called = [name for suffix in MASK_SUFFIXES if (name := stem.with_name(stem.name + suffix)) in masks]
+        if len(called) > 1:
+            raise _two_masks(masks[called[0]], masks[called[1]])
+        if called:
+            masks[stem] = masks.pop(called[0])
     missing = [(path, stem) for path, stem in zip(paths, stems, strict=True) if stem not in masks]
     if missing:
         path, stem = missing[0]
@@ -184,6 +192,10 @@ def _masks_of(folder: Path, paths: list[Path], stems: list[Path], notes: list[st
     if unused := sorted(masks.keys() - first.keys()):
         notes.append(f"{len(unused):,} masks in {folder} have no image, first {masks[unused[0]]}: left out.")
     return masks
+
+
+def _two_masks(one: Path, other: Path) -> ValueError:
+    return ValueError(f"{one} and {other} are masks of one image. Take one of them out.")
 
 
 def fingerprint_of_pairs(pairs: Sequence[Pair]) -> str:
