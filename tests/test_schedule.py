@@ -10,6 +10,7 @@ import signal
 import pytest
 from conftest import SMALL, STEPS, SignalAt, metrics, same_tensors, samples
 
+from hf_mae import MAEForPreTraining
 from hf_mae.pretraining.command import PretrainingSettings, pretrain
 from hf_mae.pretraining.schedule import Plan, plan_steps, resume_plan
 from hf_mae.training.arguments import parse_duration
@@ -229,6 +230,25 @@ def test_extended_run__that_ends_at_once_leaves_the_log_of_the_finished_one(tmp_
     assert (tmp_path / "metrics.jsonl").read_text() == before
     pretrain(None, tmp_path, extend_to=15, **options)
     assert list(metrics(tmp_path, "loss")) == list(range(1, 16))
+
+
+@pytest.mark.slow
+def test_extended_run__whose_first_steps_are_bad_rolls_back_to_before_the_cooldown(planned, tmp_path, monkeypatch):
+    """And not to the end of the finished run, which is newer and stays until the extension has saved a step."""
+    options = {**RUN, "max_steps": 10, "warmup_ratio": 0.1}
+    pretrain(None, tmp_path, **options)
+    forward, calls = MAEForPreTraining.forward, iter(range(1000))
+
+    def bad_twice(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        if self.training and next(calls) < 2:
+            output.loss = output.loss * math.nan
+        return output
+
+    monkeypatch.setattr(MAEForPreTraining, "forward", bad_twice)
+    pretrain(None, tmp_path, extend_to=15, max_bad_steps=2, **options)
+    assert list(metrics(tmp_path, "loss")) == list(range(1, 16))
+    assert same_tensors("model.safetensors", tmp_path, planned)
 
 
 @pytest.mark.slow

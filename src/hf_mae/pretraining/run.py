@@ -528,7 +528,9 @@ class PretrainingRun:
         Raises:
             FloatingPointError: If there is no checkpoint, or two rollbacks to it have not helped.
         """
-        checkpoint = call_in_main_process(lambda: latest_checkpoint(self.output_dir))
+        checkpoint = self.checkpoint
+        if not self.goes_back:  # else the newest one is the earlier end of the run, which has not saved a step since
+            checkpoint = call_in_main_process(lambda: latest_checkpoint(self.output_dir))
         self.rollbacks.append(checkpoint)
         if checkpoint is None or self.rollbacks.count(checkpoint) > 2:
             raise FloatingPointError(
@@ -542,7 +544,7 @@ class PretrainingRun:
         self.print(f"Loss or gradient was not finite in {bad_steps} steps in a row: rollback to {checkpoint.name}.")
         self.bar.n, self.next_review = self.step, self.step + 1
         if self.is_main:
-            self.metrics = MetricsLog(self.output_dir, self.step)
+            self.metrics = MetricsLog(self.output_dir, self.step, keeps_later=self.goes_back)
         self._start_loader()
 
     # ------------------------------------------------------------------------------------------------------------------
