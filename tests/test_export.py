@@ -245,6 +245,24 @@ def test_export__what_cannot_be_is_refused(tmp_path, tiny_model, tiny_config, lo
     assert "this model was made with layer_norm_eps=1e-05" in log()
 
 
+def test_export__of_subclasses_names_the_same_classes(tiny_config, tmp_path):
+    class OtherPretraining(MAEForPreTraining):
+        pass
+
+    class OtherClassifier(MAEForImageClassification):
+        pass
+
+    expected = {
+        ("vit_mae", OtherPretraining): "ViTMAEForPreTraining",
+        ("vit", OtherPretraining): "ViTModel",
+        ("vit", OtherClassifier): "ViTForImageClassification",
+    }
+    for (layout, model_class), name in expected.items():
+        path = tmp_path / f"{layout}-{model_class.__name__}"
+        hf_mae.export_checkpoint(model_class(tiny_config(pooling="class")), path, layout)
+        assert json.loads((path / "config.json").read_text())["architectures"] == [name]
+
+
 @pytest.mark.parametrize("layout", ["timm", "vit", "official"])
 def test_export__adapters_are_merged_first(tmp_path, tiny_config, layout):
     """Without `qkv`, which an adapter renames, the other library would start with new weights."""

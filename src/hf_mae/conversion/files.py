@@ -212,9 +212,11 @@ def write_folder(
     if layout == "timm":
         write_json(path / "config.json", _timm_config(model, transform))
         return
-    kinds = {MAEForPreTraining: "ForPreTraining", MAEForImageClassification: "ForImageClassification"}
-    has_decoder = layout == "vit_mae" or not isinstance(model, MAEForPreTraining)
-    kind = kinds.get(type(model), "Model") if has_decoder else "Model"
+    kind = "Model"
+    if isinstance(model, MAEForPreTraining) and layout == "vit_mae":  # the others have no decoder
+        kind = "ForPreTraining"
+    elif isinstance(model, MAEForImageClassification):
+        kind = "ForImageClassification"
     fields = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
     fields.update(model_type=layout, architectures=[_CLASS_NAMES[layout] + kind])
     if layout == "pixio":
