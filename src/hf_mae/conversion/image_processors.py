@@ -65,7 +65,7 @@ def _read(folder: str, name: str) -> dict:
 
 
 def _as_dict(size) -> dict:
-    """Returns a stated size; one number is that of both sides."""
+    """Returns the sides that a size states. A number alone, as old files have it, says not which side it is of."""
     return {side: value for side, value in size.items() if value} if isinstance(size, dict) else {}
 
 

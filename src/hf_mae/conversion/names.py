@@ -144,9 +144,9 @@ class Layout(NamedTuple):
     Args:
         title (`str`): Name of the implementation in messages.
         names (`dict[str, str]`): Their names and ours.
-        has_decoder (`bool`): Whether it knows a decoder.
         is_folder (`bool`): Whether it saves a folder of `config.json` and `model.safetensors`, or one `.pth` file.
         layer_norm_eps (`float`): Epsilon of its norms, where a file does not say.
+        container (`str` or `None`): Key under which its files hold the tensors. `None`: nothing else is in them.
         encoder_prefix (`str`): What the names of the encoder begin with in a whole model. Saved by itself, the encoder
             may lack it.
         fields (`dict`): Fields of our configuration that its models have, where nothing is stated.
@@ -154,25 +154,30 @@ class Layout(NamedTuple):
 
     title: str
     names: dict[str, str]
-    has_decoder: bool
-    is_folder: bool
-    layer_norm_eps: float
+    is_folder: bool = False
+    layer_norm_eps: float = 1e-6
+    container: str | None = None
     encoder_prefix: str = ""
     fields: Mapping = MappingProxyType({})
 
+    def has(self, name: str) -> bool:
+        """Returns whether it has a tensor of ours, by its name without `.weight` and `.bias`."""
+        return name in self.names.values()
 
+
+_HF_VIT: dict = {"is_folder": True, "layer_norm_eps": 1e-12, "encoder_prefix": "vit."}
 LAYOUTS = {
-    "official": Layout("the official MAE code", {**_TIMM, **_OFFICIAL_DECODER}, True, False, 1e-6),
-    "timm": Layout("timm", _TIMM, False, True, 1e-6),
-    "vit_mae": Layout("transformers' ViTMAE", {**_VIT_ENCODER, **_VIT_MAE_DECODER}, True, True, 1e-12, "vit."),
-    "vit": Layout("transformers' ViT", {**_VIT_ENCODER, "classifier": "classifier"}, False, True, 1e-12, "vit."),
-    "mmpretrain": Layout("mmpretrain", _MMPRETRAIN, True, False, 1e-6, "backbone."),
-    "lightly": Layout("lightly", _LIGHTLY, True, False, 1e-6),
-    "pixio": Layout("transformers' Pixio", _PIXIO, False, True, 1e-6, fields=PIXIO_FIELDS),
+    "official": Layout("the official MAE code", {**_TIMM, **_OFFICIAL_DECODER}, container="model"),
+    "timm": Layout("timm", _TIMM, is_folder=True),
+    "vit_mae": Layout("transformers' ViTMAE", {**_VIT_ENCODER, **_VIT_MAE_DECODER}, **_HF_VIT),
+    "vit": Layout("transformers' ViT", {**_VIT_ENCODER, "classifier": "classifier"}, **_HF_VIT),
+    "mmpretrain": Layout("mmpretrain", _MMPRETRAIN, container="state_dict", encoder_prefix="backbone."),
+    "lightly": Layout("lightly", _LIGHTLY),
+    "pixio": Layout("transformers' Pixio", _PIXIO, is_folder=True, fields=PIXIO_FIELDS),
     "pixio_official": Layout(
         "the official Pixio code",
         _PIXIO_OFFICIAL,
-        *(True, False, 1e-6),
+        container="model",
         fields={**PIXIO_FIELDS, "norm_pix_loss": True},
     ),
 }
@@ -275,9 +280,11 @@ def recognise(
         )
     state_dict = _strip(state_dict, prefix)
     best = [layout for layout in LAYOUTS if known[prefix, layout] == most]
-    several = _has_several_class_tokens(state_dict)  # what tells Pixio from MAE and ViT under the same names
-    best = [layout for layout in best if (layout in PIXIO_LAYOUTS) == several or layout == stated] or best
-    best = [stated] if stated in best else best
+    if stated in best:
+        best = [stated]
+    else:  # what tells Pixio from MAE and ViT under the same names
+        several = _has_several_class_tokens(state_dict)
+        best = [layout for layout in best if (layout in PIXIO_LAYOUTS) == several] or best
     return best[0], " or ".join(LAYOUTS[layout].title for layout in best), state_dict
 
 

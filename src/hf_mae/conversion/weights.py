@@ -175,28 +175,21 @@ def _convert(
     tensors, left_out = rename(_fold_probe(state_dict), layout)
     _fuse_queries_keys_values(tensors)
     _check_architecture(title, tensors, left_out)
-    _check_needed(layout, title, tensors)
+    _check_tensors(layout, title, tensors)
     sizes = _sizes(tensors, image_size)
     fields = {
         "layer_norm_eps": LAYOUTS[layout].layer_norm_eps,
         **LAYOUTS[layout].fields,
         **sizes,
-        **_stated_fields(
-            stated, has_fc_norm="fc_norm.weight" in tensors, has_classifier="classifier.weight" in tensors
-        ),
+        **_stated_fields(stated, tensors),
         **{name: sizes[name] for name in _CERTAIN},  # a short config.json has been filled with defaults
         "mask_tokens_in_encoder": False,  # no other implementation has them
         **config,
     }
     content_class = _class_of(tensors)
     _check_fields(content_class, fields)
-    says = {"architecture", "global_pool", "model_type", "pooling"} & {*stated, *config} or "fc_norm.weight" in tensors
-    if layout in ("official", "timm") and "classifier.weight" in tensors and not says:
-        logger.warning(
-            "The checkpoint does not say what its classifier pools; the class token (pooling='class') is assumed, as "
-            "there is a `norm` and no `fc_norm`. A timm model with global_pool='avg' and fc_norm=False has the same "
-            "tensors and another result: load the folder that timm.models.save_for_hf writes, which is then refused."
-        )
+    if layout in ("official", "timm"):
+        _warn_of_assumed_pooling(tensors, {*stated, *config})
     # From a convolution's (D, C, height, width) to (D, height * width * C), the order of `patchify`.
     weight = tensors["mae.embeddings.patch_embeddings.weight"]
     tensors["mae.embeddings.patch_embeddings.weight"] = weight.permute(0, 2, 3, 1).flatten(1)
@@ -244,7 +237,8 @@ def _check_architecture(title: str, tensors: dict[str, torch.Tensor], unknown: l
         )
 
 
-def _check_needed(layout: str, title: str, tensors: dict[str, torch.Tensor]):
+def _check_tensors(layout: str, title: str, tensors: dict[str, torch.Tensor]):
+    """Refuses weights without the tensors that show the sizes, quantised ones, and those of a wrong rank."""
     if missing := [name for name in _NEEDED if name not in tensors]:
         theirs = names_in(layout, missing)
         raise ValueError(
@@ -277,7 +271,19 @@ def _check_fields(content_class: type[MAEPreTrainedModel], fields: dict):
         )
 
 
+def _warn_of_assumed_pooling(tensors: dict[str, torch.Tensor], stated: set[str]):
+    """Warns if neither tensors nor what is stated say what a classifier in the names of timm pools."""
+    says = "fc_norm.weight" in tensors or stated & {"architecture", "global_pool", "model_type", "pooling"}
+    if "classifier.weight" in tensors and not says:
+        logger.warning(
+            "The checkpoint does not say what its classifier pools; the class token (pooling='class') is assumed, as "
+            "there is a `norm` and no `fc_norm`. A timm model with global_pool='avg' and fc_norm=False has the same "
+            "tensors and another result: load the folder that timm.models.save_for_hf writes, which is then refused."
+        )
+
+
 def _fuse_queries_keys_values(tensors: dict[str, torch.Tensor]):
+    """Replaces queries, keys and values that are stored apart by the one tensor of ours, in place."""
     for name in [name for name in tensors if ".attention.query." in name]:
         parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
         shapes = {tuple(tensors[part].shape) for part in parts if part in tensors}
@@ -307,12 +313,12 @@ def _fold_probe(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
     """Returns the fields that tensors under our names show. `image_size` is used if it fits the number of patches."""
     width, channels, patch_height, patch_width = tensors["mae.embeddings.patch_embeddings.weight"].shape
-    depth = _num_layers(tensors, "mae.layers")
     fields = {
         "num_channels": channels,
         "patch_size": patch_height if patch_height == patch_width else (patch_height, patch_width),
         "hidden_size": width,
-        "num_hidden_layers": depth,
+        "num_class_tokens": tensors["mae.embeddings.cls_token"].shape[1],
+        "num_hidden_layers": _num_layers(tensors, "mae.layers"),
         "intermediate_size": tensors["mae.layers.0.mlp.fc1.weight"].shape[0],
         "qkv_bias": "mae.layers.0.attention.qkv.bias" in tensors,
     }
@@ -320,27 +326,31 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
         fields.update(num_labels=tensors["classifier.weight"].shape[0], pooling="class")
     if "fc_norm.weight" in tensors:
         fields["pooling"] = "mean"
-    fields["num_class_tokens"] = tensors["mae.embeddings.cls_token"].shape[1]
-    num_patches = tensors["mae.embeddings.position_embeddings"].shape[1] - fields["num_class_tokens"]
-    size = (math.isqrt(num_patches) * patch_height, math.isqrt(num_patches) * patch_width)
-    if image_size is not None and _is_grid_of(tensors["mae.embeddings.position_embeddings"], fields, image_size):
+    positions = tensors["mae.embeddings.position_embeddings"]
+    side = math.isqrt(positions.shape[1] - fields["num_class_tokens"])
+    size = (side * patch_height, side * patch_width)
+    if image_size is not None and _is_grid_of(positions, fields, image_size):
         size = _pair(image_size)
     fields["image_size"] = size[0] if size[0] == size[1] else size
-    presets = [MAEConfig.from_preset(name) for name in _PRESETS]
-    heads = {(preset.hidden_size, preset.num_hidden_layers): preset.num_attention_heads for preset in presets}
-    heads |= _OTHER_HEADS
-    if (width, depth) in heads:
-        fields["num_attention_heads"] = heads[width, depth]
     if "decoder.embed.weight" in tensors:
-        decoder_width = tensors["decoder.embed.weight"].shape[0]
-        fields["decoder_hidden_size"] = decoder_width
+        fields["decoder_hidden_size"] = tensors["decoder.embed.weight"].shape[0]
         fields["decoder_num_hidden_layers"] = _num_layers(tensors, "decoder.layers")
         if "decoder.layers.0.mlp.fc1.weight" in tensors:
             fields["decoder_intermediate_size"] = tensors["decoder.layers.0.mlp.fc1.weight"].shape[0]
-        heads = {preset.decoder_hidden_size: preset.decoder_num_attention_heads for preset in presets}
-        if decoder_width in heads:
-            fields["decoder_num_attention_heads"] = heads[decoder_width]
-    return fields
+    return {**fields, **_known_heads(fields)}
+
+
+def _known_heads(fields: dict) -> dict[str, int]:
+    """Returns the numbers of heads, which no tensor shows, where the widths of encoder and decoder are known ones."""
+    presets = [MAEConfig.from_preset(name) for name in _PRESETS]
+    heads = {(preset.hidden_size, preset.num_hidden_layers): preset.num_attention_heads for preset in presets}
+    heads |= _OTHER_HEADS
+    decoder_heads = {preset.decoder_hidden_size: preset.decoder_num_attention_heads for preset in presets}
+    known = {
+        "num_attention_heads": heads.get((fields["hidden_size"], fields["num_hidden_layers"])),
+        "decoder_num_attention_heads": decoder_heads.get(fields.get("decoder_hidden_size")),
+    }
+    return {name: number for name, number in known.items() if number is not None}
 
 
 def _is_grid_of(table: torch.Tensor, fields: dict, image_size: int | tuple[int, int]) -> bool:
@@ -364,35 +374,44 @@ def _is_grid_of(table: torch.Tensor, fields: dict, image_size: int | tuple[int, 
     return is_fixed
 
 
-def _stated_fields(stated: dict, has_fc_norm: bool, has_classifier: bool) -> dict:
+def _stated_fields(stated: dict, tensors: dict[str, torch.Tensor]) -> dict:
     """Returns the fields that a `config.json` or training arguments state."""
     fields = {name: value for name, value in stated.items() if name in FIELDS}
     if stated.get("model_type") == "pixio" and "out_features" in stated:  # of a backbone
         fields["out_features"] = stated["out_features"]
     if "norm_pix_loss" in fields:
         fields["norm_pix_loss"] = bool(fields["norm_pix_loss"])
-    if "architecture" in stated:  # timm's config.json
-        model_args = stated.get("model_args") or {}
-        for theirs, ours in (("num_heads", "num_attention_heads"), ("img_size", "image_size")):
-            if theirs in model_args:
-                fields.setdefault(ours, model_args[theirs])
-        act = model_args.get("act_layer")  # which the tensors do not show
-        if act is not None:
-            fields.setdefault("hidden_act", {"gelu_tanh": "gelu_pytorch_tanh"}.get(act, act))
-        if stated.get("label_names"):
-            fields.setdefault("id2label", dict(enumerate(stated["label_names"])))
-        pooling = model_args.get("global_pool", stated.get("global_pool", "token"))
-        if pooling in ("avg", "token"):
-            fields.setdefault("pooling", "mean" if pooling == "avg" else "class")
-        if has_classifier and (pooling not in ("avg", "token") or has_fc_norm != (pooling == "avg")):
-            raise ValueError(
-                f"The timm model pools by {pooling!r} {'before' if has_fc_norm else 'after'} the last norm, which "
-                "MAEForImageClassification can't."
-            )
-    if has_classifier or has_fc_norm:  # the stated one may be that of the encoder it was made from
-        fields.pop("pooling", None)
+    if "architecture" in stated:
+        fields = {**_fields_of_timm(stated, tensors), **fields}
+    if not {"classifier.weight", "fc_norm.weight"}.isdisjoint(tensors):
+        fields.pop("pooling", None)  # it may be that of the encoder that the classifier was made from
     if "id2label" in fields:
         fields.pop("num_labels", None)
+    return fields
+
+
+def _fields_of_timm(stated: dict, tensors: dict[str, torch.Tensor]) -> dict:
+    """Returns the fields that a `config.json` of timm states under other names than ours.
+
+    Raises:
+        ValueError: If the classifier pools in a way that ours can't.
+    """
+    arguments = stated.get("model_args") or {}
+    names = {"num_heads": "num_attention_heads", "img_size": "image_size", "act_layer": "hidden_act"}
+    fields = {ours: arguments[theirs] for theirs, ours in names.items() if arguments.get(theirs) is not None}
+    if fields.get("hidden_act") == "gelu_tanh":
+        fields["hidden_act"] = "gelu_pytorch_tanh"
+    if stated.get("label_names"):
+        fields["id2label"] = dict(enumerate(stated["label_names"]))
+    pooling = arguments.get("global_pool", stated.get("global_pool", "token"))
+    if pooling in ("avg", "token"):
+        fields["pooling"] = "mean" if pooling == "avg" else "class"
+    has_fc_norm = "fc_norm.weight" in tensors
+    if "classifier.weight" in tensors and (pooling not in ("avg", "token") or has_fc_norm != (pooling == "avg")):
+        raise ValueError(
+            f"The timm model pools by {pooling!r} {'before' if has_fc_norm else 'after'} the last norm, which "
+            "MAEForImageClassification can't."
+        )
     return fields
 
 
@@ -471,9 +490,9 @@ def export_checkpoint(
             write_stock_processor(path, layout, image_processor)
     else:
         arguments = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
-        container = {"official": "model", "mmpretrain": "state_dict"}.get(layout)
-        if layout == "pixio_official" and not isinstance(model, MAEModel):  # published encoders are bare
-            container = "model"
+        container = LAYOUTS[layout].container
+        if layout == "pixio_official" and isinstance(model, MAEModel):  # published encoders are bare
+            container = None
         torch.save({container: theirs, "args": arguments} if container else theirs, path)
     if left_out:
         parts = sorted({"decoder" if name.startswith("decoder.") else name for name in left_out})
@@ -519,7 +538,7 @@ def _find_obstacle(layout: str, model: MAEPreTrainedModel) -> str | None:
     """Returns why the other library cannot compute what a model computes, or `None` if it can."""
     if isinstance(model, MAEForImageClassification) and (problem := _find_head_obstacle(layout, model.config)):
         return problem
-    if LAYOUTS[layout].has_decoder and isinstance(model, MAEForPreTraining):
+    if LAYOUTS[layout].has("decoder.embed") and isinstance(model, MAEForPreTraining):
         if model.config.mask_tokens_in_encoder:
             return "has no mask tokens in the encoder. Export to 'vit' or 'timm', which take the encoder alone."
         if not model.predicts_pixels:
@@ -530,10 +549,9 @@ def _find_obstacle(layout: str, model: MAEPreTrainedModel) -> str | None:
 def _find_head_obstacle(layout: str, config: MAEConfig) -> str | None:
     if config.pooling == "attentive":
         return "has no attentive pooling. Export the encoder, `model.mae`."
-    if layout in PIXIO_LAYOUTS:
-        return "has no classifier. Export the encoder, `model.mae`."
-    if layout in ("vit_mae", "lightly"):
-        return "has no classifier. Export to 'vit' or 'timm'."
+    if not LAYOUTS[layout].has("classifier"):
+        way_out = "the encoder, `model.mae`" if layout in PIXIO_LAYOUTS else "to 'vit' or 'timm'"
+        return f"has no classifier. Export {way_out}."
     if layout == "vit" and config.pooling == "mean":
         return "classifies by the class token, this model by the mean of the patches. Export to 'timm' or 'official'."
     return None
