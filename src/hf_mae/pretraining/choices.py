@@ -20,7 +20,7 @@ import torch
 from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
 from ..data.sampling import spread_indices
-from ..modeling.configuration_mae import MAEConfig
+from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.reading_mae import OpenedImage
@@ -29,6 +29,7 @@ from ..training.checkpointing import list_checkpoints, load_training_state
 from ..training.distributed import call_in_main_process
 from ..training.optimization import default_effective_batch_size, scaled_learning_rate
 from .initial_model import config_of
+from .schedule import plan_steps
 from .settings import PretrainingSettings
 from .speed import flops_per_sample, num_parameters
 
@@ -269,8 +270,8 @@ class Choices:
         parameters, samples = 0, 0.0
         for size in SIZES:
             config = config_of(self._of_size(size))
-            encoder, whole = num_parameters(config)
-            wanted, images = SAMPLES_PER_PARAMETER * whole, encoder / PARAMETERS_PER_IMAGE
+            needed = num_parameters(config)
+            wanted, images = SAMPLES_PER_PARAMETER * needed.whole, needed.encoder / PARAMETERS_PER_IMAGE
             if size is not SIZES[0] and images > self.seen.count:
                 ending = f"{size.words} want {images:,.0f} images"
                 break
@@ -278,7 +279,7 @@ class Choices:
             if size is not SIZES[0] and possible < wanted:
                 ending = f"{size.words} want {_in_words(wanted)} samples, of which {_in_words(possible)} would fit"
                 break
-            chosen, parameters, samples = size, whole, possible
+            chosen, parameters, samples = size, needed.whole, possible
             if possible < wanted:
                 ending = "there is no smaller size"
                 break
@@ -310,7 +311,7 @@ class Choices:
         for values in candidates:
             config = config_of(_with(self._of_size(self.size), values))
             samples, _ = self._samples(config, self.size or _nearest_size(config))
-            if samples >= SAMPLES_PER_PARAMETER * num_parameters(config)[1]:
+            if samples >= SAMPLES_PER_PARAMETER * num_parameters(config).whole:
                 break
         if not values:
             return
@@ -408,11 +409,8 @@ class Choices:
         if optimizer == size.optimizer == "muon":
             own *= _FASTER_BY_MUON
         # Rates of small batches: fashion_mnist_sample has that of twice the batch. See `_SMALLEST_BATCH`.
-        base, reason, highest = (
-            own * min(max(size.batch_size / batch_size, 1), 2),
-            size.source,
-            _HIGHEST_RATES[optimizer],
-        )
+        base, reason = own * min(max(size.batch_size / batch_size, 1), 2), size.source
+        highest = _HIGHEST_RATES[optimizer]
         if base * batch_size / 256 > highest:
             base, reason = highest * 256 / batch_size, "no higher one has a record"
         elif batch_size < size.batch_size:
@@ -446,22 +444,18 @@ def _sizes_for(side: int | None, own: int, patch_size: int | None, coarsest: int
     sizes = [size for size in fitting if size >= coarsest] or fitting[:1] or [max((side or 0) // 4 * 4, 4)]
     if patch_size is None:
         return sizes
-    patch = math.lcm(*_sides(patch_size))
+    patch = math.lcm(*_pair(patch_size))
     return list(dict.fromkeys(max(size // patch, 1) * patch for size in sizes))
 
 
 def _suits(patch: int, image_size: int | list[int]) -> bool:
     """Returns whether a preset's patch divides an image into as many patches as the rule for patches does, roughly."""
-    return all(side % patch == 0 and _FEWEST_PATCHES <= side // patch <= 16 for side in _sides(image_size))
-
-
-def _sides(size: int | list[int] | tuple[int, int]) -> list[int]:
-    return [size] if isinstance(size, int) else list(size)
+    return all(side % patch == 0 and _FEWEST_PATCHES <= side // patch <= 16 for side in _pair(image_size))
 
 
 def _patch_for(image_size: int | list[int]) -> int:
     """Returns the largest patch of at most 16 pixels with at least 7 patches to a side, or else 1 pixel."""
-    sides = _sides(image_size)
+    sides = _pair(image_size)
     common = math.gcd(*sides)
     fitting = [patch for patch in range(1, _LARGEST_PATCH + 1) if common % patch == 0]
     return max((patch for patch in fitting if min(sides) // patch >= _FEWEST_PATCHES), default=1)
@@ -469,9 +463,9 @@ def _patch_for(image_size: int | list[int]) -> int:
 
 def _nearest_size(config: MAEConfig) -> Size:
     """Returns the size whose encoder is the nearest one in parameters."""
-    wanted = math.log(num_parameters(config)[0])
+    wanted = math.log(num_parameters(config).encoder)
     sizes = {size: MAEConfig.from_preset(size.preset, **config_changes(size.changes)) for size in SIZES}
-    return min(sizes, key=lambda size: abs(math.log(num_parameters(sizes[size])[0]) - wanted))
+    return min(sizes, key=lambda size: abs(math.log(num_parameters(sizes[size]).encoder) - wanted))
 
 
 def _in_words(number: float) -> str:
@@ -563,13 +557,11 @@ def warning_of_length(
         speed ([`Measures`]): Measures the device.
         model ([`MAEConfig`] or [`MAEForPreTraining`], *optional*): A model that was passed as an object.
     """
-    config = config_of(settings, model)
-    batch_size = settings.effective_batch_size or default_effective_batch_size(count)
-    samples = settings.max_steps * batch_size if settings.max_steps > 0 else settings.num_train_epochs * count
-    work = flops_per_sample(config)
+    config, plan = config_of(settings, model), plan_steps(settings, count)
+    samples, work = plan.max_steps * plan.batch_size, flops_per_sample(config)
     if samples * work / _SLOWEST_DEVICE < LONG_RUN:
         return None
-    rate = speed.training(config, batch_size)
+    rate = speed.training(config, plan.batch_size)
     seconds = samples / rate
     if seconds < LONG_RUN:
         return None

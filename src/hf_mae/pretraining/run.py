@@ -66,7 +66,7 @@ from .position import defining_recipe, find_position, is_written
 from .schedule import Plan, plan_steps
 from .settings import MACHINE_SETTINGS, PretrainingSettings
 from .speed import Speed
-from .summary import describe_cooldown, num_parameters, summary_of_run
+from .summary import describe_cooldown, summary_of_run
 from .time_budget import TimeBudget, measure_pace
 
 _NO_END = 10**9  # steps: batches of a run whose end is open
@@ -331,8 +331,8 @@ class PretrainingRun:
         settings = self.settings
         bank = min(settings.eval_images, len(self.images.train))
         evaluated = 1.2 * bank + 2 * min(num_twins(plan), bank // 5)
-        size = num_parameters(self.plain_model)
-        return self.budget.first_plan(plan, pace, settings.warmup_ratio, settings.eval_steps, evaluated, size)
+        parameters = self.plain_model.num_parameters()
+        return self.budget.first_plan(plan, pace, settings.warmup_ratio, settings.eval_steps, evaluated, parameters)
 
     def _build_evaluation(self):
         settings = self.settings

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 
 from ..data.datasets import PretrainingDataset
 from ..data.image_source import ImageSource
 from ..data.sampling import spread_indices
-from ..modeling.configuration_mae import MAEConfig
+from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.masking_mae import num_kept_patches
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.reading_mae import ReadingSettings
@@ -163,32 +164,27 @@ def _flops_of_block(tokens: int, queries: int, width: int, intermediate: int) ->
     return 2 * (products + 2 * queries * width * intermediate)
 
 
-def num_parameters(config: MAEConfig) -> tuple[int, int]:
-    """Returns the parameters of the encoder, and those of encoder and decoder, positions included.
+class Parameters(NamedTuple):
+    """Numbers of parameters, positions included.
+
+    Args:
+        encoder (`int`): Those of the encoder.
+        whole (`int`): Those of encoder and decoder.
+    """
+
+    encoder: int
+    whole: int
+
+
+def num_parameters(config: MAEConfig) -> Parameters:
+    """Returns how many parameters a model has, trained or not. It is made without memory for them.
 
     Args:
         config ([`MAEConfig`]): The model.
     """
-    width, narrow, layers = config.hidden_size, config.decoder_hidden_size, config.decoder_num_hidden_layers
-    values = math.prod(_pair(config.patch_size)) * config.num_channels
-    tokens = config.num_class_tokens + math.prod(config.grid_size)
-
-    def of_blocks(count: int, width: int, intermediate: int) -> int:
-        biases = 6 * width + intermediate + (3 * width if config.qkv_bias else 0)  # of four products and two norms
-        return count * (4 * width**2 + 2 * width * intermediate + biases)
-
-    encoder = of_blocks(config.num_hidden_layers, width, config.intermediate_size)
-    # Patch embedding, positions, norm, class tokens, and the mask token, which is in one of the two.
-    encoder += (values + 1) * width + tokens * width + 2 * width + config.num_class_tokens * width
-    decoder = of_blocks(layers, narrow, config.decoder_intermediate_size)
-    decoder += (width + 1) * narrow + tokens * narrow + 2 * narrow + (narrow + 1) * values
-    mask_tokens = (width, 0) if config.mask_tokens_in_encoder else (0, narrow)
-    return encoder + mask_tokens[0], encoder + decoder + sum(mask_tokens)
+    with torch.device("meta"):
+        model = MAEForPreTraining(config)
+    return Parameters(model.mae.num_parameters(), model.num_parameters())
 
 
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """Returns (height, width) of a size that is given as one integer or as two."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-__all__ = ["Speed", "flops_per_sample", "num_parameters"]
+__all__ = ["Parameters", "Speed", "flops_per_sample", "num_parameters"]

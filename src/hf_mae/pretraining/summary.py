@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..data.decoding import decoder_name
 from ..data.image_source import ImageSource
@@ -47,7 +46,7 @@ def summary_of_run(
         accumulation (`int`): Forward passes of a step of each process.
         checkpoint (`Path` or `None`): Where the run continues from.
     """
-    config, parameters = model.config, num_parameters(model) / 1e6
+    config, parameters = model.config, f"{model.num_parameters() / 1e6:.1f} M parameters"
     classes = f"{len(np.unique(images.labels[images.labels >= 0]))} classes" if has_classes(images) else "no labels"
     statistics = (image_processor.image_mean, image_processor.image_std)
     mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
@@ -61,7 +60,7 @@ def summary_of_run(
     resumed = f", continued from {checkpoint.name}" if checkpoint else ""
     lines = {
         "Images": f"{len(images):,} from {images.name}, {classes}; mean {mean}, deviation {deviation}",
-        "Model": f"{parameters:.1f} M parameters, {height} x {width} pixels, {rows} x {columns} patches, "
+        "Model": f"{parameters}, {height} x {width} pixels, {rows} x {columns} patches, "
         f"{config.mask_ratio:.0%} hidden{cells}, target: {target}",
         "Batch": f"{schedule.batch_size} over {num_processes} process(es), {accumulation} accumulated, "
         f"up to {batch_size} at once{views}{chosen}",
@@ -73,11 +72,6 @@ def summary_of_run(
         "Output": f"{Path(settings.output_dir)}{resumed}",
     }
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())
-
-
-def num_parameters(model: nn.Module) -> int:
-    """Returns how many parameters a model has, trained or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _fall(schedule: Plan) -> str:
@@ -123,4 +117,4 @@ def in_words(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-__all__ = ["describe_cooldown", "in_words", "num_parameters", "summary_of_run"]
+__all__ = ["describe_cooldown", "in_words", "summary_of_run"]

@@ -51,12 +51,8 @@ class TimeBudget:
             save_steps (`int`): Steps between checkpoints.
             clock (`Callable[[], float]`): Returns how many seconds the run has taken, over all its parts.
         """
-        self.seconds, self.cooldown_ratio, self.save_steps, self.clock = (
-            costs["seconds"],
-            cooldown_ratio,
-            save_steps,
-            clock,
-        )
+        self.seconds, self.clock = costs["seconds"], clock
+        self.cooldown_ratio, self.save_steps = cooldown_ratio, save_steps
         self.costs = {"evaluation": 0.0, "save": 0.0, **costs}
         self._blocks: deque[tuple[float, int]] = deque(maxlen=_BLOCKS)  # seconds and steps between two reviews
         self._mark: tuple[float, int] | None = None
@@ -94,10 +90,10 @@ class TimeBudget:
         self.costs.update(evaluation=evaluated * pace / plan.batch_size, save=16 * parameters / _BYTES_A_SECOND)
         left, cost = self.seconds - self.clock() - self._reserve, max(self.costs["evaluation"], 1e-9)
         evaluations = min(max(int(_EVALUATION_SHARE * self.seconds / cost), _EVALUATIONS[0]), _EVALUATIONS[1])
-        # All but the last one, which is in the reserve.
-        steps = int(
-            (left - (evaluations - 1) * cost) / pace if eval_steps is None else left / (pace + cost / eval_steps)
-        )
+        if eval_steps is None:  # all evaluations but the last one, which is in the reserve
+            steps = int((left - (evaluations - 1) * cost) / pace)
+        else:
+            steps = int(left / (pace + cost / eval_steps))
         if steps < FEWEST_STEPS:
             # 1.25: for what is not known yet.
             needed = 1.25 * (self.seconds - left + (_EVALUATIONS[0] - 1) * cost + FEWEST_STEPS * pace)
