@@ -8,6 +8,7 @@ from transformers.image_utils import ChannelDimension
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
+from ..modeling.reading_mae import ReadingSettings
 from ..training.arguments import config_changes
 from .settings import PretrainingSettings
 
@@ -68,16 +69,14 @@ def _stated_fields(settings: PretrainingSettings) -> dict:
     return {**fields, **config_changes(settings.config_overrides)}
 
 
-def reading_processor(
-    settings: PretrainingSettings, image_processor: MAEImageProcessor | None = None
-) -> MAEImageProcessor:
-    """Returns an image processor that reads files as that of the run will, before there is a model.
+def reading_of_run(settings: PretrainingSettings, stored: MAEImageProcessor | None) -> ReadingSettings:
+    """Returns how the image processor of a run will read files, before there is a model.
 
     Args:
         settings ([`PretrainingSettings`]): The settings.
-        image_processor ([`MAEImageProcessor`], *optional*): As in [`build_model`].
+        stored ([`MAEImageProcessor`] or `None`): What holds where the settings say nothing.
     """
-    return MAEImageProcessor(**_reading(settings, stored_processor(settings, image_processor)))
+    return MAEImageProcessor(**_reading(settings, stored)).reading
 
 
 def stored_processor(settings: PretrainingSettings, given: MAEImageProcessor | None) -> MAEImageProcessor | None:
@@ -100,6 +99,6 @@ def _reading(settings: PretrainingSettings, stored: MAEImageProcessor | None) ->
 __all__ = [
     "build_model",
     "config_of",
-    "reading_processor",
+    "reading_of_run",
     "stored_processor",
 ]

@@ -4,6 +4,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from ..data.image_source import digest
 from ..modeling.configuration_mae import MAEConfig
@@ -69,9 +70,23 @@ def defining_recipe(
     return recipe
 
 
-def find_position(
-    output_dir: Path, recipe: dict, plan: Plan, settings: PretrainingSettings
-) -> tuple[Path | None, dict, Plan, bool]:
+class Position(NamedTuple):
+    """Where a run starts or goes on.
+
+    Args:
+        checkpoint (`Path` or `None`): The checkpoint to go on from, `None` to start.
+        state (`dict`): What the checkpoint holds: `step`, `seconds` and the record.
+        plan ([`Plan`]): The plan from there on.
+        goes_back (`bool`): Whether the folder holds later steps, which the run is to take in another way.
+    """
+
+    checkpoint: Path | None
+    state: dict
+    plan: Plan
+    goes_back: bool
+
+
+def find_position(output_dir: Path, recipe: dict, plan: Plan, settings: PretrainingSettings) -> Position:
     """Returns where a run starts or goes on. Every process must call this.
 
     Args:
@@ -79,11 +94,6 @@ def find_position(
         recipe (`dict`): As [`defining_recipe`] returns it.
         plan ([`Plan`]): By the settings alone.
         settings ([`PretrainingSettings`]): Whether to go on, and how long.
-
-    Returns:
-        `(checkpoint, state, plan, goes_back)`: the checkpoint to go on from, `None` to start; what it holds (`step`,
-        `seconds` and the record); the plan from there on; whether there are later steps, which the run is to take in
-        another way.
 
     Raises:
         ValueError: If the folder holds another run, or one that cannot go on in this way.
@@ -99,7 +109,7 @@ def find_position(
     if step is not None:
         checkpoint = call_in_main_process(lambda: checkpoint_before_cooldown(output_dir, step))
         state = load_training_state(checkpoint)
-    return checkpoint, state, plan, step is not None
+    return Position(checkpoint, state, plan, goes_back=step is not None)
 
 
 def is_written(output_dir: Path, plan: Plan) -> bool:

@@ -60,7 +60,7 @@ from .batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
 from .choices import recorded_choices, settle_settings
 from .evaluation import RunEvaluation, num_twins
 from .images import look_at_images, open_run_images
-from .initial_model import build_model, reading_processor, stored_processor
+from .initial_model import build_model, reading_of_run, stored_processor
 from .log import MetricsLog, PretrainingResult, SampleLog, Throughput, UnreadableImages, last_metrics, progress_bars_off
 from .position import defining_recipe, find_position, is_written
 from .schedule import Plan, plan_steps
@@ -154,15 +154,13 @@ class PretrainingRun:
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        self.share = {
-            "process_index": self.accelerator.process_index,
-            "num_processes": self.accelerator.num_processes,
-        }
+        index, count = self.accelerator.process_index, self.accelerator.num_processes
+        self.share = {"process_index": index, "num_processes": count}
 
     def plan(self) -> bool:
         """Decides what to train on, how long, and from where. Returns whether the run is finished already."""
         settings = self.settings
-        reading = reading_processor(settings, self._newest_processor() or self.start_processor).reading
+        reading = reading_of_run(settings, self._newest_processor() or self.start_processor)
         self.images = open_run_images(settings, self.given_images, reading)
         for note in self.images.notes:
             self.print(note)
@@ -177,9 +175,8 @@ class PretrainingRun:
     def _find_position(self):
         """Finds the checkpoint to go on from, with the plan that it holds."""
         settings = self.settings
-        self.checkpoint, self.state, self.schedule, self.goes_back = find_position(
-            self.output_dir, self.recipe, self.schedule, settings
-        )
+        position = find_position(self.output_dir, self.recipe, self.schedule, settings)
+        self.checkpoint, self.state, self.schedule, self.goes_back = position
         self.step, self.seconds_before = int(self.state["step"]), self.state["seconds"]
         self.budget = None
         if settings.time_budget is not None:
@@ -290,8 +287,8 @@ class PretrainingRun:
 
     def _try_batch(self, size: int):
         """Computes the gradients of black images, next to the state that the optimizer has from its first step on."""
-        parameters = [] if self.optimizer.state else self.optimizer.param_groups
-        moments = [torch.empty_like(each) for group in parameters for each in group["params"] * 2]
+        groups = [] if self.optimizer.state else self.optimizer.param_groups
+        moments = [torch.empty_like(each) for group in groups for each in group["params"] * 2]
         config, (height, width) = self.plain_model.config, self.image_processor.crop_height_width
         images = torch.zeros(size, config.num_channels, height, width, dtype=torch.uint8)
         batch = {"pixel_values": images, "noise": torch.rand(size, math.prod(config.grid_size))}
@@ -417,9 +414,8 @@ class PretrainingRun:
 
     def take_step(self):
         """Takes one optimizer step over all parts of the effective batch."""
-        schedule = self.schedule
         for group in self.optimizer.param_groups:
-            group["lr"] = schedule.rate_at(self.step)
+            group["lr"] = self.schedule.rate_at(self.step)
         # Dropout, if there is any, is a function of the position, too.
         seeds = np.random.SeedSequence([self.settings.seed, self.step, self.accelerator.process_index])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -479,10 +475,8 @@ class PretrainingRun:
         if values["skipped"] and not self.skipped:
             self.print(f"Steps without finite loss or gradient are skipped, the first up to step {self.step}.")
         self.skipped += int(values["skipped"])
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        values.update(
-            skipped=self.skipped, learning_rate=learning_rate, epoch=self.step / self.schedule.steps_per_epoch
-        )
+        epoch, learning_rate = self.step / self.schedule.steps_per_epoch, self.optimizer.param_groups[0]["lr"]
+        values.update(skipped=self.skipped, learning_rate=learning_rate, epoch=epoch)
         values.update(self.throughput.read((self.step - self.logged_step) * self.schedule.batch_size))
         self.logged_step = self.step
         self.log(**values)
@@ -556,11 +550,8 @@ class PretrainingRun:
         if self._is_to_evaluate and not (stop_signal or self.batches.failure):
             with self._measuring("evaluation"):
                 self.evaluate()
-        # Within a time budget as often as it evaluates, too: a thousand steps may be half of the time.
-        saved, due = True, self.step % settings.save_steps == 0 or (self.budget is not None and self._is_to_evaluate)
-        # Not within a row of bad steps: a rollback should lead to before it.
-        due = (due or self.goes_back) and self.guard.bad_steps_in_a_row == 0
-        if due or self.is_last or stop_signal or self.problem or self.step == self.schedule.cooldown_start:
+        saved = True
+        if self._is_to_save or stop_signal or self.problem:
             with self._measuring("save"):
                 saved = self.save()
             if self.goes_back and saved:  # the old end stays until there is something of the new one
@@ -574,6 +565,15 @@ class PretrainingRun:
     @property
     def _is_to_evaluate(self) -> bool:
         return self.step % self.schedule.eval_steps == 0 or self.is_last
+
+    @property
+    def _is_to_save(self) -> bool:
+        if self.is_last or self.step == self.schedule.cooldown_start:
+            return True
+        # Within a time budget as often as it evaluates, too: a thousand steps may be half of the time.
+        due = self.step % self.settings.save_steps == 0 or (self.budget is not None and self._is_to_evaluate)
+        # Not within a row of bad steps: a rollback should lead to before it.
+        return (due or self.goes_back) and self.guard.bad_steps_in_a_row == 0
 
     def _measuring(self, cost: str) -> AbstractContextManager:
         return nullcontext() if self.budget is None else self.budget.measuring(cost)
@@ -591,8 +591,8 @@ class PretrainingRun:
 
     def save(self) -> bool:
         """Saves a checkpoint. Returns whether that worked in all processes."""
-        settings, problem = self.settings, None
-        record, started = {**self._decisions(), "seconds": self.seconds}, time.perf_counter()
+        settings, started, failed = self.settings, time.perf_counter(), False
+        record = {**self._decisions(), "seconds": self.seconds}
         try:
             save_checkpoint(
                 self.output_dir,
@@ -605,9 +605,9 @@ class PretrainingRun:
                 self.schedule.cooldown_start,
             )
         except OSError as error:
-            problem = error
+            failed = True
             self.print(str(error))
-        saved = not any(gather_from_processes(problem is not None))
+        saved = not any(gather_from_processes(failed))
         if advice := self.stop_signals.advice(time.perf_counter() - started):
             self.print(advice)
         if self.hub and saved and settings.hub_strategy == "every_save" and not self.is_last:

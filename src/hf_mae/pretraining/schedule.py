@@ -123,9 +123,8 @@ def resume_plan(plan: Plan, state: Mapping, settings: PretrainingSettings) -> tu
     stored = state.get("plan")
     if stored is not None and settings.has_cooldown:
         points = [(int(step), float(share)) for step, share in stored["cooldown"]]
-        plan = replace(
-            plan, **{**stored, "cooldown": points, "eval_steps": settings.eval_steps or stored["eval_steps"]}
-        )
+        eval_steps = settings.eval_steps or stored["eval_steps"]
+        plan = replace(plan, **{**stored, "cooldown": points, "eval_steps": eval_steps})
     before = plan
     if settings.extend_to is not None and settings.extend_to != plan.max_steps:
         if settings.extend_to < plan.max_steps:
@@ -141,8 +140,9 @@ def resume_plan(plan: Plan, state: Mapping, settings: PretrainingSettings) -> tu
                 f"{time_budget:,.0f} s. It can become longer."
             )
         plan = replace(plan, cooldown=[]) if time_budget > had else plan
-    is_later = stored is not None and before.cooldown_start is not None and state["step"] > before.cooldown_start
-    return plan, before.cooldown_start if is_later and plan.cooldown != before.cooldown else None
+    start = before.cooldown_start
+    goes_back = start is not None and state["step"] > start and plan.cooldown != before.cooldown
+    return plan, start if goes_back else None
 
 
 __all__ = ["Plan", "plan_steps", "resume_plan"]
