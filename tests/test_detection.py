@@ -408,8 +408,11 @@ def test_overfitting__eight_pictures(call, tmp_path):
 def test_mistakes__are_named(pretrained, call, tmp_path, arguments, error, message):
     shapes(tmp_path / "data", 3)
     given = ["--model_name_or_path", pretrained, "--data", tmp_path / "data", "--output_dir", tmp_path / "out"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").touch()
     with pytest.raises(error, match=message):
-        call(script.detect_command, *given, *arguments)
+        call(script.detect_command, *given, "--overwrite_output_dir", *arguments)
+    assert (tmp_path / "out" / "model.safetensors").exists()  # of an earlier run, which nothing replaces
 
 
 def test_classes__without_boxes_are_named(pretrained, call, tmp_path, monkeypatch):

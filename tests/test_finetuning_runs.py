@@ -75,6 +75,15 @@ def test_run__that_cannot_start_deletes_nothing(call, tiny_model, folder, tmp_pa
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["experiment.json", "model.safetensors"]
 
 
+def test_run__that_cannot_push_deletes_nothing(call, short, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_mae.publishing.hub.get_token", lambda: None)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="Pushing to the Hub needs an access token"):
+        call(finetune_command, *short, "--push_to_hub", "--overwrite_output_dir")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_run__without_images_to_evaluate_on_ends_well(call, short, folder, tmp_path):
     shutil.rmtree(folder / "val")

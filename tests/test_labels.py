@@ -289,12 +289,16 @@ def test_table__of_numbers_in_their_own_unit(call, short, folder, tmp_path):
     assert float(row["age"]) == pytest.approx(float(row["label"]), abs=1000)
 
 
-def test_numbers__are_neither_cut_nor_weighted(call, short, folder):
+def test_numbers__are_neither_cut_nor_weighted(call, short, folder, tmp_path):
+    """And an earlier run stays, though it was to be overwritten."""
     write_table(folder, lambda colour, number: {"label": number + 0.5})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").touch()
     with pytest.raises(ValueError, match="`cutmix` needs classes"):
-        call(finetune_command, *short, "--cutmix", 1)
+        call(finetune_command, *short, "--cutmix", 1, "--overwrite_output_dir")
     with pytest.raises(ValueError, match="`class_weights` needs classes"):
         call(finetune_command, *short, "--class_weights", "balanced", "--overwrite_output_dir")
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

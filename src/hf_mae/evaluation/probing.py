@@ -623,7 +623,7 @@ def _build_trainer(
         model.config.num_channels,
         crop_scale=(args.crop_scale_min, 1.0),
         horizontal_flip=args.horizontal_flip,
-        transform=RandomOrientation(False, args.vertical_flip, args.check_rotation(size)),
+        transform=RandomOrientation(False, args.vertical_flip, args.rotate90),
         reading=image_processor.reading,
     )
     return ProbingTrainer(

@@ -172,20 +172,27 @@ class ClassificationArguments(
         if self.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` cannot handle mixed labels. Set `label_smoothing` instead.")
 
-    def share_of_mixing(self, problem_type: str) -> dict[str, float]:
-        """Returns the parameters `mixup` and `cutmix` for a kind of labels.
+    def check_problem_type(self, problem_type: str):
+        """Refuses settings that need classes where labels are numbers.
+
+        Args:
+            problem_type (`str`): Kind of the labels.
 
         Raises:
-            ValueError: If rectangles are to be mixed whose label is a number: it has no share in the number.
+            ValueError: If rectangles of images are to be mixed, or classes weighted.
         """
         if problem_type == REGRESSION and self.cutmix:
             raise ValueError("`cutmix` needs classes: part of a picture has no part of a number. Set it to 0.")
-        defaults = (0.0, 0.0) if problem_type == REGRESSION else (0.8, 1.0)
-        mixup, cutmix = (
-            default if value is None else value
-            for value, default in zip((self.mixup, self.cutmix), defaults, strict=True)
-        )
-        return {"mixup": mixup, "cutmix": cutmix}
+        if problem_type == REGRESSION and self.class_weights != "none":
+            raise ValueError("`class_weights` needs classes, and these labels are numbers.")
+
+    def share_of_mixing(self, problem_type: str) -> dict[str, float]:
+        """Returns the parameters `mixup` and `cutmix` for a kind of labels."""
+        mixup, cutmix = (0.0, 0.0) if problem_type == REGRESSION else (0.8, 1.0)
+        return {
+            "mixup": mixup if self.mixup is None else self.mixup,
+            "cutmix": cutmix if self.cutmix is None else self.cutmix,
+        }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -284,14 +291,9 @@ def balanced_weights(labels: np.ndarray, problem_type: str, num_labels: int) -> 
 
     Args:
         labels (`np.ndarray`): Labels of the training images.
-        problem_type (`str`): Kind of the labels.
+        problem_type (`str`): Kind of the labels, which are no numbers.
         num_labels (`int`): Number of classes.
-
-    Raises:
-        ValueError: If the labels are numbers.
     """
-    if problem_type == REGRESSION:
-        raise ValueError("`class_weights` needs classes, and these labels are numbers.")
     if problem_type == MULTI:
         counts = labels.sum(axis=0)
         return torch.from_numpy(((len(labels) - counts) / np.maximum(counts, 1)).astype(np.float32))
@@ -370,7 +372,7 @@ def _train_dataset(
 ) -> Dataset:
     """Returns random crops, of all images or of a choice."""
     size = image_processor.crop_height_width
-    transforms: list[Callable] = [RandomOrientation(False, args.vertical_flip, args.check_rotation(size))]
+    transforms: list[Callable] = [RandomOrientation(False, args.vertical_flip, args.rotate90)]
     if args.rand_augment:
         transforms.append(RandomAugmentation(config.num_channels, magnitude=args.rand_augment))
     dataset = ClassificationDataset(
@@ -424,6 +426,7 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
     image_processor = image_processor.with_image_size(config.image_size)
     check_sources(image_processor, train_images, test_images)
     args.check_rotation(image_processor.crop_height_width)
+    args.check_problem_type(config.problem_type or SINGLE)
     checkpoint = check_experiment(args, "finetune", fingerprints)  # deletes, if it is to, when all else is right
     trainer = _build_trainer(args, model, image_processor, train_images, test_images)
     if trainer.is_world_process_zero():

@@ -463,11 +463,11 @@ def detect(args: DetectionArguments) -> FineTuned:
         "initial weights": weights_fingerprint(args.model_name_or_path),
     }
     model = build_detector(args, config, train.names, choose_num_queries(args, config, train, val))
-    checkpoint = check_experiment(args, "detect", fingerprints)  # a folder is taken only by what can be built
+    args.check_rotation(image_processor.crop_height_width)
+    checkpoint = check_experiment(args, "detect", fingerprints)  # deletes, if it is to, when all else is right
     if not args.num_train_epochs:
         args.num_train_epochs = max(EPOCHS, FEWEST_STEPS * args.effective_batch_size / len(train))
-    size = image_processor.size.height, image_processor.size.width
-    orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.check_rotation(size))
+    orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.rotate90)
     scale = (args.min_scale, args.max_scale)
     trainer = DetectionTrainer(
         model=model,

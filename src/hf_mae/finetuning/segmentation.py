@@ -379,8 +379,8 @@ def segment(args: SegmentationArguments) -> FineTuned:
     model.config.reduce_labels = args.reduce_labels
     window = None if args.whole_pictures else model.config.window_size
     strips = PictureStrips(whole_pictures(val_pairs), image_processor, window, args.stride, args.reduce_labels)
-    size = image_processor.size.height, image_processor.size.width
-    orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.check_rotation(size))
+    args.check_rotation(image_processor.crop_height_width)
+    orientation = RandomOrientation(args.horizontal_flip, args.vertical_flip, args.rotate90)
     fingerprints = {
         "images": fingerprint_of_pairs(train_pairs),
         "evaluation images": fingerprint_of_pairs(val_pairs),

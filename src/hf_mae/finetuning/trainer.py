@@ -132,6 +132,8 @@ class FineTuningArguments(TrainingArguments):
         if self.hub_token:  # else it would be pickled with the arguments into the folder of the model
             os.environ["HF_TOKEN"] = self.hub_token
             self.hub_token: str | None = None
+        if self.push_to_hub:  # refuses at once what would fail when the trainer is made, after an old run is deleted
+            HubPush(self.output_dir, self.hub_model_id, self.hub_private_repo)
 
     def warn_of_training_images(self):
         """Warns if a model is evaluated on all images of the data that it was trained on, because they have no splits.
@@ -163,18 +165,17 @@ class OrientationArguments:
     vertical_flip: bool = HfArg(default=False, help="Mirror half of the images top to bottom.")
     rotate90: bool = HfArg(default=False, help="Rotate images by 0, 90, 180 or 270 degrees.")
 
-    def check_rotation(self, size: tuple[int, int]) -> bool:
-        """Returns `rotate90`.
+    def check_rotation(self, size: tuple[int, int]):
+        """Refuses to rotate images that would then have another size.
 
         Args:
             size (`(height, width)`): Pixels of the model's images.
 
         Raises:
-            ValueError: If rotated images would have another size.
+            ValueError: If images are to be rotated and are not square.
         """
         if self.rotate90 and size[0] != size[1]:
             raise ValueError(f"`rotate90` needs square images, got {size[0]} x {size[1]} pixels.")
-        return self.rotate90
 
 
 @dataclass
