@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import make, run_two_forks
 from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer
 
 from hf_mae import MAEForImageClassification, MAEImageProcessor
 from hf_mae.data.sampling import default_num_workers
+from hf_mae.evaluation.probing import ProbingTrainer
 from hf_mae.finetuning.experiment import check_experiment
 from hf_mae.finetuning.trainer import FineTuningArguments, FineTuningTrainer, _StopAtSignal
 from hf_mae.modeling.reading_mae import ReadingSettings
@@ -324,6 +327,11 @@ def agree(rank, folder):
     norms.running_mean.fill_(rank + 1)
     FineTuningTrainer.share_buffers(SimpleNamespace(args=args, model=norms))
     assert norms.running_mean.tolist() == [1, 1]
+    norms.running_mean.fill_(rank + 1)
+    trainer = object.__new__(ProbingTrainer)
+    trainer.args, trainer.model = args, norms
+    with mock.patch.object(Trainer, "evaluate", lambda trainer: trainer.model.running_mean.tolist()):
+        assert trainer.evaluate() == [1, 1]  # as the probe is saved
     dist.barrier()
     os._exit(0)  # of a fork: what pytest would do at the end is not for this process
 

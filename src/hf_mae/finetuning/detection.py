@@ -337,11 +337,6 @@ class DetectionTrainer(FineTuningTrainer):
         indices = torch.stack([label["image_id"] for label in inputs["labels"]])
         return outputs.loss.detach().float(), found, indices
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Returns the figures, with the statistics of the norms that are saved: those of the first process."""
-        self.share_buffers()
-        return super().evaluate(*args, **kwargs)
-
     def describe_results(self, metrics: dict) -> dict:
         """Adds the AP of each class, prints them, draws pictures with their boxes, and after training writes a card."""
         folder, by_class = Path(self.args.output_dir), {}

@@ -223,11 +223,6 @@ class SegmentationTrainer(FineTuningTrainer):
         # Without this Trainer assumes that the loss is already divided by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Returns the figures, with the statistics of the norms that are saved: those of the first process."""
-        self.share_buffers()
-        return super().evaluate(*args, **kwargs)
-
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Returns the loader of the strips of pictures that this process evaluates."""
         strips = self.eval_dataset

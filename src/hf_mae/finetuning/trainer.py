@@ -546,6 +546,11 @@ class FineTuningTrainer(Trainer):
     def finish_model(self):
         """Changes the trained model to what is saved. To be overridden; by default nothing is changed."""
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Returns the figures, with the statistics of the norms that are saved: those of the first process."""
+        self.share_buffers()
+        return super().evaluate(*args, **kwargs)
+
     def share_buffers(self):
         """Gives all processes the buffers of the first, which are saved, such as the statistics of batch norms."""
         if self.args.world_size > 1:
