@@ -19,7 +19,6 @@ from transformers import (
     set_seed,
 )
 
-from ..cli import in_flags
 from ..data.augmentation import RandomOrientation
 from ..data.box_files import open_annotated
 from ..data.boxes import BoxedImages, DetectionDataset, check_boxes, collate_boxes, number_classes, sample_scenes
@@ -34,7 +33,7 @@ from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
 from .experiment import check_experiment, weights_fingerprint
-from .heads import evaluate_head, load_head, trained_head
+from .heads import evaluate_head, load_head, say, trained_head, whole_image_processor
 from .trainer import FineTuned, FineTuningTrainer, check_sources, warn_of_divided_groups
 
 _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
@@ -108,7 +107,7 @@ def _open_splits(args: DetectionArguments, image_processor: MAEImageProcessor) -
     for split, annotated in found.items():
         settings = (image_processor, args.broken_boxes, args.box_orientation)
         checked[split] = check_boxes(annotated, names, numbers, *settings)
-        _say(args, _describe(checked[split], split))
+        say(args, _describe(checked[split], split))
     return checked
 
 
@@ -128,11 +127,11 @@ def _with_held_out(
     if val is not None:
         _say_if_shared(args, train, val)
         return train, val
-    chosen, note = choose_held_out(train.images, args.held_out, args.group_by)
     if args.held_out == 0:
-        _say(args, "`held_out` is 0: figures are those of the training pictures, and say nothing about others.")
+        say(args, "`held_out` is 0: figures are those of the training pictures, and say nothing about others.")
         return train, train
-    _say(args, f"No second split in {args.data}. {note}")
+    chosen, note = choose_held_out(train.images, args.held_out, args.group_by)
+    say(args, f"No second split in {args.data}. {note}")
     warn_of_divided_groups(args)
     if not chosen.any():
         raise ValueError(
@@ -150,7 +149,7 @@ def _check_counts(args: DetectionArguments, train: BoxedImages, val: BoxedImages
             raise ValueError(f"{args.data} has no boxes to {what} on. Check the annotations, or change `held_out`.")
         if absent := [name for name, number in zip(train.names, count, strict=True) if not number]:
             shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-            _say(args, f"{len(absent)} of {len(train.names)} classes have no box to {what} on: {shown}.")
+            say(args, f"{len(absent)} of {len(train.names)} classes have no box to {what} on: {shown}.")
 
 
 def _say_if_shared(args: DetectionArguments, train: BoxedImages, val: BoxedImages):
@@ -159,16 +158,11 @@ def _say_if_shared(args: DetectionArguments, train: BoxedImages, val: BoxedImage
         return
     seen, paths = ([os.path.abspath(each.images.describe(i)) for i in range(len(each))] for each in (train, val))
     if shared := sorted(set(seen).intersection(paths)):
-        _say(
+        say(
             args,
             f"{len(shared):,} of {len(val):,} pictures to evaluate on are training pictures, first {shared[0]}: the "
             "figures say little about others. Name others for one of the splits, or only one split.",
         )
-
-
-def _say(args: DetectionArguments, text: str):
-    if args.process_index == 0:
-        print(in_flags(text), flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -210,7 +204,7 @@ def build_encoder_config(args: DetectionArguments) -> MAEConfig:
     # The coarsest map has a cell for 2 x 2 patches, and the detector needs maps that halve exactly.
     sides = [-(-side // (2 * patch)) * 2 * patch for side, patch in zip(wanted, _pair(config.patch_size), strict=True)]
     if tuple(sides) != tuple(wanted):
-        _say(args, f"`image_size` {wanted[0]} x {wanted[1]} is rounded up to {sides[0]} x {sides[1]}: twice the patch.")
+        say(args, f"`image_size` {wanted[0]} x {wanted[1]} is rounded up to {sides[0]} x {sides[1]}: twice the patch.")
     config.image_size = sides[0] if sides[0] == sides[1] else sides
     config.feature_pyramid_size = args.head_size or config.feature_pyramid_size
     config.set_output_features_output_indices(_LEVELS, None)
@@ -286,18 +280,8 @@ def choose_num_queries(args: DetectionArguments, config: MAEConfig, *splits: Box
             f"{number}. Raise `image_size`."
         )
     if number < most:
-        _say(args, f"A picture has {most} boxes, more than the {number} queries: some of them cannot be found.")
+        say(args, f"A picture has {most} boxes, more than the {number} queries: some of them cannot be found.")
     return number
-
-
-def _build_image_processor(args: DetectionArguments, config: MAEConfig) -> MAEImageProcessor:
-    """Returns the checkpoint's processor, but one that resizes the whole image to the size of the model."""
-    height, width = _pair(config.image_size)
-    size = {"height": height, "width": width}
-    changes = {"size": size, "crop_size": size, "do_center_crop": False}
-    if args.model_name_or_path is None:
-        changes["num_channels"] = config.num_channels
-    return args.load_image_processor(args.model_name_or_path, **changes)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -450,7 +434,7 @@ def detect(args: DetectionArguments) -> FineTuned:
     set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
     recipe = args.recipe()
     config = build_encoder_config(args)
-    image_processor = _build_image_processor(args, config)
+    image_processor = whole_image_processor(args, config)
     train, val = open_boxes(args, image_processor)
     fingerprints = {
         "images and boxes": train.fingerprint,
@@ -471,10 +455,10 @@ def detect(args: DetectionArguments) -> FineTuned:
         eval_dataset=DetectionDataset(val, image_processor),
         processing_class=image_processor,
     )
-    _say(args, _plan(args, model, train, val))
+    say(args, _plan(args, model, train, val))
     data = {"data": args.data} if args.data else {}
     metrics = trainer.run({**run_record(recipe), **data, "num_images": len(train)}, checkpoint)
-    _say(args, f"Done: model, eval_results.json and detections.png are in {args.output_dir}.")
+    say(args, f"Done: model, eval_results.json and detections.png are in {args.output_dir}.")
     return FineTuned(model, metrics, Path(args.output_dir))
 
 

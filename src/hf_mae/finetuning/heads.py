@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""What heads for segmentation and detection share beyond what all fine-tuning does: settings, and trained ones."""
+"""What segmentation and detection share beyond what all fine-tuning does: settings, messages, trained heads."""
 
 import copy
 import os
@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..modeling.configuration_mae import MAEConfig
+from ..cli import in_flags
+from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import find_backbone
 from ..publishing.records import write_json
 from ..training.arguments import read_class_names
-from .trainer import FineTuned, FineTuningTrainer
+from .trainer import FineTuned, FineTuningArguments, FineTuningTrainer
 
 
 def settle_head(args):
@@ -38,6 +40,33 @@ def settle_head(args):
     if not 0 < args.min_scale <= args.max_scale:
         raise ValueError(f"`min_scale` {args.min_scale} must be positive and at most `max_scale` {args.max_scale}.")
     args.class_names = read_class_names(args.class_names)
+
+
+def say(args: FineTuningArguments, *texts: str):
+    """Prints texts in the main process, each in a line of its own, with parameters in backticks as flags.
+
+    Args:
+        args ([`FineTuningArguments`]): Says which process this is.
+        *texts (`str`): What to print.
+    """
+    if args.process_index == 0:
+        for text in texts:
+            print(in_flags(text), flush=True)
+
+
+def whole_image_processor(args, config: MAEConfig) -> MAEImageProcessor:
+    """Returns the checkpoint's image processor, or a new one, that resizes whole images to the size of the model.
+
+    Args:
+        args ([`SegmentationArguments`] or [`DetectionArguments`]): Says which checkpoint, and how files are read.
+        config ([`MAEConfig`]): Size and channels of the model.
+    """
+    height, width = _pair(config.image_size)
+    size = {"height": height, "width": width}
+    changes = {"size": size, "crop_size": size, "do_center_crop": False}
+    if args.model_name_or_path is None:
+        changes["num_channels"] = config.num_channels
+    return args.load_image_processor(args.model_name_or_path, **changes)
 
 
 def trained_head(model_name_or_path: str | None, *config_classes: type[PreTrainedConfig]) -> PreTrainedConfig | None:
@@ -126,4 +155,4 @@ def evaluate_head(trainer: FineTuningTrainer, record: dict, sheet: str) -> FineT
     return FineTuned(trainer.model, metrics, folder)
 
 
-__all__ = ["evaluate_head", "load_head", "settle_head", "trained_head"]
+__all__ = ["evaluate_head", "load_head", "say", "settle_head", "trained_head", "whole_image_processor"]

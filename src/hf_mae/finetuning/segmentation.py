@@ -38,7 +38,7 @@ from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from ..training.step_guard import with_prepared_workers
 from .experiment import check_experiment, weights_fingerprint
-from .heads import evaluate_head, load_head, trained_head
+from .heads import evaluate_head, load_head, say, trained_head, whole_image_processor
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
 from .segmentation_settings import SegmentationArguments
 from .trainer import FineTuned, FineTuningTrainer, limit_batch_size, warn_of_divided_groups
@@ -80,35 +80,43 @@ def open_pairs(
         OSError: If an image or a mask cannot be read.
         ValueError: If the masks do not fit the images or the names, or do not show the classes.
     """
-    names = args.class_names
-    if args.data is None:
-        pairs = {split: sample_pairs(split, args.sample_side) for split in SPLITS}
-        names = ["background", *open_images().label_names]
-    else:
-        pairs = {split: folder_pairs(args.data, split, args.tile, image_processor.reading) for split in SPLITS}
-    for images in (some[0].images for some in pairs.values() if some):
-        if isinstance(images, ImageSource):
-            _say(args, *images.notes)
+    names = args.class_names if args.data is not None else ["background", *open_images().label_names]
+    pairs = {split: _open_split(args, split, image_processor) for split in SPLITS}
     counts = {split: _count_pixels(some, image_processor, args.reduce_labels) for split, some in pairs.items()}
-    num_labels = _check_classes(args, pairs, counts, names)
+    num_labels = len(names) if names else max(map(_num_shown, counts.values()))
+    for split, some in pairs.items():
+        _check_classes(args, some, counts[split], num_labels)
     has_split = bool(pairs["val"])
     if not has_split:
         pairs, counts = _hold_out(args, pairs["train"], counts["train"])
-    for split, some in pairs.items():
-        pairs[split] = _counted_pairs(args, some, counts[split], split)
+    pairs = {split: _counted_pairs(args, some, counts[split], split) for split, some in pairs.items()}
     if num_labels < 2 or not all(pairs.values()):
+        advice = " Without a folder val, `held_out` keeps back whole images and scenes: two are needed, or set it to 0."
         raise ValueError(
             f"{args.data} has {num_labels} class(es), {len(pairs['train'])} images to train on and "
             f"{len(pairs['val'])} to evaluate on. Expected at least two classes, numbered from 0 (255 means that a "
             "pixel does not count: masks of two classes hold 0 and 1), and some images for both."
-            + (
-                " Without a folder val, `held_out` keeps back whole images and scenes: two are needed, or set it to 0."
-                * (not has_split)
-            )
+            f"{'' if has_split else advice}"
         )
     names = names or [str(number + args.reduce_labels) for number in range(num_labels)]  # as in the masks
     _check_shown_classes(args, counts, names, has_split)
     return pairs["train"], pairs["val"], names
+
+
+def _open_split(args: SegmentationArguments, split: str, image_processor: MAEImageProcessor) -> list[Pair]:
+    """Returns the images with masks of a split, none if there is no such split, and prints what was left out."""
+    if args.data is None:
+        return sample_pairs(split, args.sample_side)
+    pairs = folder_pairs(args.data, split, args.tile, image_processor.reading)
+    if pairs:
+        say(args, *_source_of(pairs).notes)
+    return pairs
+
+
+def _source_of(pairs: list[Pair]) -> ImageSource:
+    """Returns the source of all images of a folder, which are in its order."""
+    assert isinstance(pairs[0].images, ImageSource)
+    return pairs[0].images
 
 
 def _check_shown_classes(args: SegmentationArguments, counts: dict[str, np.ndarray], names: list[str], has_split: bool):
@@ -135,7 +143,7 @@ def _check_shown_classes(args: SegmentationArguments, counts: dict[str, np.ndarr
         if absent[split]:
             some = ", ".join(absent[split][:10]) + (", ..." if len(absent[split]) > 10 else "")
             advice = "" if has_split or args.held_out == 0 else " Perhaps change `held_out`."
-            _say(args, f"No mask to {what} on shows {len(absent[split])} of {len(names)} classes: {some}.{advice}")
+            say(args, f"No mask to {what} on shows {len(absent[split])} of {len(names)} classes: {some}.{advice}")
 
 
 def _hold_out(
@@ -143,29 +151,21 @@ def _hold_out(
 ) -> tuple[dict[str, list[Pair]], dict[str, np.ndarray]]:
     """Returns all pairs of a source and the counts of their pixels, divided. Windows of a scene stay together."""
     if args.held_out == 0:
-        _say(args, "`held_out` is 0: figures are those of the training images, and say nothing about others.")
+        say(args, "`held_out` is 0: figures are those of the training images, and say nothing about others.")
         return {"train": pairs, "val": pairs}, {"train": counts, "val": counts}
-    images = pairs[0].images  # of all pairs, in their order
-    assert isinstance(images, ImageSource)
-    chosen, note = choose_held_out(images, args.held_out, args.group_by, counted=counts.sum(axis=1) > 0)
-    _say(args, f"No folder val in {args.data}. {note}")
+    chosen, note = choose_held_out(_source_of(pairs), args.held_out, args.group_by, counted=counts.sum(axis=1) > 0)
+    say(args, f"No folder val in {args.data}. {note}")
     warn_of_divided_groups(args)
     parts = {"train": ~chosen, "val": chosen}
     divided = {split: [pair for pair, here in zip(pairs, part, strict=True) if here] for split, part in parts.items()}
     return divided, {split: counts[part] for split, part in parts.items()}
 
 
-def _say(args: SegmentationArguments, *texts: str):
-    if args.process_index == 0:
-        for text in texts:
-            print(in_flags(text), flush=True)
-
-
 def _counted_pairs(args: SegmentationArguments, pairs: list[Pair], counts: np.ndarray, what: str) -> list[Pair]:
     """Returns the pairs whose masks have a pixel that counts, by [`_count_pixels`], and says how many have none."""
     shown = np.any(counts, axis=1)
     if not shown.all():
-        _say(args, f"{(~shown).sum()} masks of {what} have no pixel that counts: left out.")
+        say(args, f"{(~shown).sum()} masks of {what} have no pixel that counts: left out.")
     return [pair for pair, counted in zip(pairs, shown, strict=True) if counted]
 
 
@@ -179,25 +179,23 @@ def _count_pixels(pairs: list[Pair], image_processor: MAEImageProcessor, reduce_
         return np.stack(list(pool.map(count, pairs))) if pairs else np.zeros((0, IGNORED), dtype=np.int64)
 
 
-def _check_classes(
-    args: SegmentationArguments, pairs: dict[str, list[Pair]], counts: dict[str, np.ndarray], names: list[str] | None
-) -> int:
-    """Returns the number of classes. Raises `ValueError` if a mask shows one that has no name."""
-    if names is None:
-        shown = np.any(np.concatenate(list(counts.values())), axis=0)
-        return int(shown.nonzero()[0].max(initial=-1)) + 1
-    num_labels = len(names)
-    for split, count in counts.items():
-        beyond = count[:, num_labels:].any(axis=1)
-        if beyond.any():
-            wrong = int(beyond.argmax())
-            first = int(args.reduce_labels)
-            raise ValueError(
-                f"The mask {pairs[split][wrong].mask} has the class {count[wrong].nonzero()[0][-1] + first}, but there "
-                f"are {num_labels} `class_names`: classes are numbers in [{first}, {num_labels + first}), or "
-                f"{'0 and ' * first}255 where pixels don't count. Name more, correct the masks, or see `reduce_labels`."
-            )
-    return num_labels
+def _num_shown(counts: np.ndarray) -> int:
+    """Returns the number of the largest class that masks show, plus one; 0 if they show none."""
+    return int(np.flatnonzero(counts.any(axis=0)).max(initial=-1)) + 1
+
+
+def _check_classes(args: SegmentationArguments, pairs: list[Pair], counts: np.ndarray, num_labels: int):
+    """Raises `ValueError` if a mask shows a class that has no name."""
+    beyond = counts[:, num_labels:].any(axis=1)
+    if not beyond.any():
+        return
+    wrong, first = int(beyond.argmax()), int(args.reduce_labels)
+    raise ValueError(
+        f"The mask {pairs[wrong].mask} has the class {counts[wrong].nonzero()[0][-1] + first}, but there are "
+        f"{num_labels} `class_names`: classes are numbers in [{first}, {num_labels + first}), or "
+        f"{'0 and 255' if args.reduce_labels else '255'} where pixels don't count. Name more, correct the masks, or "
+        "see `reduce_labels`."
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -331,16 +329,6 @@ def build_segmenter(args: SegmentationArguments, config: MAEConfig, names: list[
     return model
 
 
-def _build_image_processor(args: SegmentationArguments, config: MAEConfig) -> MAEImageProcessor:
-    """Returns the checkpoint's processor, but one that resizes the whole image to the size of the model."""
-    height, width = _pair(config.image_size)
-    size = {"height": height, "width": width}
-    changes = {"size": size, "crop_size": size, "do_center_crop": False}
-    if args.model_name_or_path is None:
-        changes["num_channels"] = config.num_channels
-    return args.load_image_processor(args.model_name_or_path, **changes)
-
-
 def segment(args: SegmentationArguments) -> FineTuned:
     """Trains a model for semantic segmentation, or with `eval_only` evaluates one, see [`evaluate_segmenter`].
 
@@ -365,7 +353,7 @@ def segment(args: SegmentationArguments) -> FineTuned:
         args.class_names = class_names_of(stored)
         args.reduce_labels = args.reduce_labels or getattr(stored, "reduce_labels", False)
     config = build_encoder_config(args)
-    image_processor = _build_image_processor(args, config)
+    image_processor = whole_image_processor(args, config)
     train_pairs, val_pairs, names = open_pairs(args, image_processor)
     limit_batch_size(args, len(train_pairs))
     model = build_segmenter(args, config, names)
@@ -392,10 +380,10 @@ def segment(args: SegmentationArguments) -> FineTuned:
         class_names=names,
         drawn=SegmentationDataset(val_pairs, image_processor, args.reduce_labels),
     )
-    _say(args, _plan(args, model, names, len(train_pairs), strips))
+    say(args, _plan(args, model, names, len(train_pairs), strips))
     data = {"data": args.data} if args.data else {}
     metrics = trainer.run({**run_record(recipe), **data, "num_images": len(train_pairs)}, checkpoint)
-    _say(args, f"Done: model, eval_results.json and segmentation.png are in {args.output_dir}.")
+    say(args, f"Done: model, eval_results.json and segmentation.png are in {args.output_dir}.")
     return FineTuned(model, metrics, Path(args.output_dir))
 
 
@@ -417,17 +405,12 @@ def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:
     args.class_names = class_names_of(model.config)
     args.reduce_labels = model.config.reduce_labels
     image_processor = args.load_image_processor(args.model_name_or_path)
-    if args.data is None:
-        pairs = sample_pairs("val", args.sample_side)
-    else:
-        pairs = folder_pairs(args.data, "val", args.tile, image_processor.reading)
-        if not pairs:
-            args.warn_of_training_images()
-            pairs = folder_pairs(args.data, "train", args.tile, image_processor.reading)
-    if isinstance(pairs[0].images, ImageSource):
-        _say(args, *pairs[0].images.notes)
+    pairs = _open_split(args, "val", image_processor)
+    if not pairs:
+        args.warn_of_training_images()
+        pairs = _open_split(args, "train", image_processor)
     counts = _count_pixels(pairs, image_processor, args.reduce_labels)
-    _check_classes(args, {"val": pairs}, {"val": counts}, args.class_names)
+    _check_classes(args, pairs, counts, len(args.class_names))
     pairs = _counted_pairs(args, pairs, counts, "the evaluation")
     if not pairs:
         raise ValueError(f"No mask of {args.data} has a pixel that counts: all are 255, or 0 with `reduce_labels`.")
