@@ -330,22 +330,59 @@ def collect_patches(
     return [LabelledPatches(torch.cat(each), all_classes, all_images) for each in zip(*features, strict=True)]
 
 
+class _Probes(NamedTuple):
+    """Holds both probes of a block, and the settings with which they predict."""
+
+    knn: DenseKNN
+    linear: DenseLinear
+    num_neighbors: Sequence[int]
+    strengths: Sequence[float]
+
+    @classmethod
+    def of(cls, patches: LabelledPatches, num_neighbors: Sequence[int], strengths: Sequence[float]) -> "_Probes":
+        return cls(DenseKNN(patches), DenseLinear(patches, strengths), num_neighbors, strengths)
+
+    def predict(self, maps: torch.Tensor, size: tuple[int, int]) -> dict[tuple[str, float], torch.Tensor]:
+        """Returns classes (B, H, W) by the kind of the probe, `knn` or `linear`, and its setting."""
+        by_neighbors = zip(self.num_neighbors, self.knn.predict(maps, size, self.num_neighbors), strict=True)
+        by_strength = zip(self.strengths, self.linear.predict(maps, size, self.strengths), strict=True)
+        classes = {("knn", number): predicted for number, predicted in by_neighbors}
+        return classes | {("linear", strength): predicted for strength, predicted in by_strength}
+
+
 class _Confusions:
-    """Counts pixels by true and predicted class, of which there may be 255, for several predictions."""
+    """Counts pixels by true and predicted class, of which there may be 255, for each block, probe and setting."""
 
-    def __init__(self):
-        self.matrices = {}
+    def __init__(self, probes: list[_Probes], batches: Iterator[tuple[list[torch.Tensor], torch.Tensor]]):
+        self._matrices: dict[tuple[int, str, float], torch.Tensor] = {}
+        for maps, labels in batches:
+            counted, size = labels != IGNORED, tuple(labels.shape[1:])
+            rows = labels[counted].long() * IGNORED
+            for block, (both, of_block) in enumerate(zip(probes, maps, strict=True)):
+                for (kind, setting), predicted in both.predict(of_block, size).items():
+                    matrix = torch.bincount(rows + predicted[counted], minlength=IGNORED**2).view(IGNORED, IGNORED)
+                    name = (block, kind, setting)
+                    self._matrices[name] = matrix + self._matrices.get(name, 0)
 
-    def add(self, labels: torch.Tensor, predictions: dict):
-        counts = labels != IGNORED
-        for name, predicted in predictions.items():
-            pairs = labels[counts].long() * IGNORED + predicted[counts]
-            self.matrices[name] = self.matrices.get(name, 0) + torch.bincount(pairs, minlength=IGNORED**2)
-
-    def mean_iou(self) -> dict:
+    def mean_iou(self, block: int, kind: str, setting: float) -> float:
         """Returns the mean over the classes that occur in the images or in their predictions, all images together."""
-        matrices = {name: each.view(IGNORED, IGNORED).double() for name, each in self.matrices.items()}
-        return {name: intersection_over_union(each).nanmean().item() for name, each in matrices.items()}
+        return intersection_over_union(self._matrices[block, kind, setting].double()).nanmean().item()
+
+    def mean_iou_of(self, constant: int) -> float:
+        """Returns the mean IoU of one class everywhere."""
+        matrix = next(iter(self._matrices.values()))
+        everywhere = torch.zeros_like(matrix)
+        everywhere[:, constant] = matrix.sum(dim=1)
+        return intersection_over_union(everywhere.double()).nanmean().item()
+
+
+class _Choice(NamedTuple):
+    """Holds the settings of a block that held-out images chose, and the mean IoU of both probes on these."""
+
+    num_neighbors: int
+    strength: float
+    knn_iou: float
+    linear_iou: float
 
 
 def dense_figures(
@@ -379,75 +416,53 @@ def dense_figures(
         OSError: If an image or a mask cannot be read.
         ValueError: If they do not fit each other, there are too few images, or nothing is labelled.
     """
-    image_processor = _whole_images(image_processor)
+    image_processor = copy.copy(image_processor)
+    image_processor.size = image_processor.crop_size  # images are resized as a whole, and nothing is cropped
     train, test = (
         SegmentationDataset(list(each), image_processor, reduce_labels) for each in (train_pairs, test_pairs)
     )
     held_out = held_out_pairs(train_pairs, settings.seed) if held_out is None else held_out
-    patches = collect_patches(
-        settings.encode(encode, train, "Training patches"), len(train), settings.max_patches, settings.seed
-    )
+    batches = settings.encode(encode, train, "Training patches")
+    patches = collect_patches(batches, len(train), settings.max_patches, settings.seed)
+    to_train_on = ~torch.from_numpy(held_out).to(settings.device)[patches[0].images]
     held_out_images = Subset(train, np.flatnonzero(held_out).tolist())
-    outside = ~torch.from_numpy(held_out).to(settings.device)[patches[0].images]
-    chosen = _choose(
-        settings, [each.at(outside) for each in patches], settings.encode(encode, held_out_images, "Choice of settings")
-    )
-    return _test_figures(patches, chosen, settings.encode(encode, test, "Test images"))
+    batches = settings.encode(encode, held_out_images, "Choice of settings")
+    choices = _choose(settings, [each.at(to_train_on) for each in patches], batches)
+    return _test_figures(patches, choices, settings.encode(encode, test, "Test images"))
 
 
-def _whole_images(image_processor: MAEImageProcessor) -> MAEImageProcessor:
-    """Returns a processor that resizes images as a whole, without a crop."""
-    whole = copy.copy(image_processor)
-    whole.size = whole.crop_size
-    return whole
+def _choose(settings: DenseSettings, patches: list[LabelledPatches], batches: Iterator) -> list[_Choice]:
+    """Returns the best settings of each block; of equal ones the first."""
+    probes = [_Probes.of(each, settings.num_neighbors, settings.strengths) for each in patches]
+    confusions, choices = _Confusions(probes, batches), []
+    for block in range(len(patches)):
+        knn = {number: confusions.mean_iou(block, "knn", number) for number in settings.num_neighbors}
+        linear = {strength: confusions.mean_iou(block, "linear", strength) for strength in settings.strengths}
+        number, strength = max(knn, key=knn.__getitem__), max(linear, key=linear.__getitem__)
+        choices.append(_Choice(number, strength, knn[number], linear[strength]))
+    return choices
 
 
-def _choose(settings: DenseSettings, patches: list[LabelledPatches], batches: Iterator) -> list[tuple]:
-    """Returns of each block, for both probes, the best setting and its mean IoU; of equal ones the first."""
-    grid, confusions = (settings.num_neighbors, settings.strengths), _Confusions()
-    probes = [(DenseKNN(each), DenseLinear(each, settings.strengths)) for each in patches]
-    for maps, labels in batches:
-        confusions.add(labels, _predict(probes, [grid] * len(patches), maps, labels))
-    figures = confusions.mean_iou()
-    return [
-        tuple(
-            max(((value, figures[block, kind, value]) for value in values), key=lambda pair: pair[1])
-            for kind, values in enumerate(grid)
-        )
-        for block in range(len(patches))
+def _test_figures(patches: list[LabelledPatches], choices: list[_Choice], batches: Iterator) -> list[DenseFigures]:
+    """Returns the figures of each block on the test images, with the settings that were chosen for it."""
+    probes = [
+        _Probes.of(each, [choice.num_neighbors], [choice.strength])
+        for each, choice in zip(patches, choices, strict=True)
     ]
-
-
-def _test_figures(patches: list[LabelledPatches], chosen: list[tuple], batches: Iterator) -> list[DenseFigures]:
-    confusions, grids = _Confusions(), [tuple((value,) for value, _ in both) for both in chosen]
-    probes = [(DenseKNN(each), DenseLinear(each, grid[1])) for each, grid in zip(patches, grids, strict=True)]
+    confusions = _Confusions(probes, batches)
     most_frequent = patches[0].classes[patches[0].classes != IGNORED].long().bincount().argmax()
-    for maps, labels in batches:
-        constant = {"constant": most_frequent.expand(labels.shape)}
-        confusions.add(labels, {**_predict(probes, grids, maps, labels), **constant})
-    figures = confusions.mean_iou()
     return [
         DenseFigures(
-            knn_iou=figures[block, 0, neighbors],
-            linear_iou=figures[block, 1, strength],
-            num_neighbors=neighbors,
-            strength=strength,
-            knn_held_out=knn_held_out,
-            linear_held_out=linear_held_out,
-            constant_iou=figures["constant"],
+            knn_iou=confusions.mean_iou(block, "knn", choice.num_neighbors),
+            linear_iou=confusions.mean_iou(block, "linear", choice.strength),
+            num_neighbors=choice.num_neighbors,
+            strength=choice.strength,
+            knn_held_out=choice.knn_iou,
+            linear_held_out=choice.linear_iou,
+            constant_iou=confusions.mean_iou_of(int(most_frequent)),
         )
-        for block, ((neighbors, knn_held_out), (strength, linear_held_out)) in enumerate(chosen)
+        for block, choice in enumerate(choices)
     ]
-
-
-def _predict(probes: list[tuple], grids: list[tuple], maps: list[torch.Tensor], labels: torch.Tensor) -> dict:
-    """Returns the predictions of both probes of all blocks, by (block, probe, setting)."""
-    predictions, size = {}, tuple(labels.shape[1:])
-    for block, (pair, grid, each) in enumerate(zip(probes, grids, maps, strict=True)):
-        for kind, (probe, values) in enumerate(zip(pair, grid, strict=True)):
-            for value, predicted in zip(values, probe.predict(each, size, values), strict=True):
-                predictions[block, kind, value] = predicted
-    return predictions
 
 
 __all__ = [
