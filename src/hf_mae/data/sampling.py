@@ -15,6 +15,17 @@ from .image_source import ImageSource
 _FEWEST_ROW_GROUPS, _IMAGES_OF_EACH = 16, 64
 
 
+def evenly_spaced(length: int, count: int) -> np.ndarray:
+    """Returns at most `count` evenly spaced positions in [0, length), in order and none of them twice.
+
+    Args:
+        length (`int`): Of the sequence.
+        count (`int`): Maximum number of positions.
+    """
+    count = min(count, length)
+    return np.arange(count) * length // count
+
+
 def spread_indices(images: ImageSource, count: int | None = None) -> np.ndarray:
     """Returns the indices of at most `count` evenly spaced images, in order.
 
@@ -27,16 +38,15 @@ def spread_indices(images: ImageSource, count: int | None = None) -> np.ndarray:
     if count is None or count >= len(images):
         return np.arange(len(images))
     if images.row_groups is None:
-        return np.arange(count) * len(images) // count
+        return evenly_spaced(len(images), count)
     # Single images from all over the source would make the reader load every row group.
     needed = math.ceil(count / images.row_groups.mean())
     wanted = min(math.ceil(count / _IMAGES_OF_EACH), _FEWEST_ROW_GROUPS, images.row_groups_at_once)
     num_row_groups = min(max(needed, wanted), len(images.row_groups))
-    chosen = np.arange(num_row_groups) * len(images.row_groups) // num_row_groups
+    chosen = evenly_spaced(len(images.row_groups), num_row_groups)
     starts = np.cumsum(images.row_groups) - images.row_groups
     rows = np.concatenate([starts[g] + np.arange(images.row_groups[g]) for g in chosen])
-    count = min(count, len(rows))  # the groups chosen may be smaller than others
-    return rows[np.arange(count) * len(rows) // count]
+    return rows[evenly_spaced(len(rows), count)]  # fewer if the groups chosen are smaller than others
 
 
 class SampleOrder:
@@ -283,6 +293,7 @@ __all__ = [
     "check_readers",
     "default_num_workers",
     "even_slice",
+    "evenly_spaced",
     "spread_indices",
     "systematic_counts",
     "usable_cpus",

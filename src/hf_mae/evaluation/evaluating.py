@@ -21,14 +21,13 @@ from ..data.datasets import EvaluationDataset, PretrainingDataset
 from ..data.folders import reading_folders_once
 from ..data.held_out import SelectedImages, select
 from ..data.image_source import ImageSource, digest
-from ..data.label_values import SINGLE
-from ..data.labels import has_classes, names_of_labels, number_labels, open_labelled, open_with_labels
+from ..data.labels import has_classes, open_with_labels
 from ..data.masks import Pair, fingerprint_of_pairs, mask_folders
-from ..data.sampling import spread_indices
+from ..data.sampling import evenly_spaced, spread_indices
 from ..data.sources import open_images
 from ..finetuning.classification import ClassificationArguments, finetune
 from ..finetuning.segmentation import open_pairs
-from ..finetuning.trainer import HeldOutArguments, warn_of_divided_groups
+from ..finetuning.trainer import HeldOutArguments
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import fit_values, parse_arguments, read_class_names, recipe_of
@@ -46,6 +45,8 @@ from .probing import (
     Features,
     choose_linear_probe,
     hold_out_tenth,
+    no_test_images,
+    open_classes,
     probe_accuracy,
     readable,
     store_features,
@@ -233,6 +234,7 @@ class ImagesOfPairs(ImageSource):
         return self.pairs[index].name
 
 
+@reading_folders_once()
 def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor) -> EvaluatedImages:
     """Opens the images, and decides what they can be evaluated with.
 
@@ -244,46 +246,46 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
         ValueError: If there are no images to evaluate on, no labels or masks where these are asked for, or settings
             that need them.
     """
-    images = _open(args, image_processor)
+    options: dict = {"image_column": args.image_column, "dataset_config": args.dataset_config, "tile": args.tile}
+    options["reading"] = image_processor.reading
+    if args.task == "masks" or (args.task is None and args.data is not None and _has_masks(Path(args.data))):
+        images = _open_masks(args, image_processor)
+    elif args.task == "images":  # a table need not name all of them
+        images = EvaluatedImages("images", None, _open_unlabelled(args, options))
+    else:
+        labelled = open_with_labels(args.data, "train", args.label_column, **options)
+        if args.task == "labels" or has_classes(labelled):
+            images = _open_labels(args, options)
+        else:
+            test = open_with_labels(args.data, "test", args.label_column, **options)
+            images = EvaluatedImages("images", None, test or labelled)
     args.check_task(images.task)
     return images
 
 
-@reading_folders_once()
-def _open(args: EvaluationArguments, image_processor: MAEImageProcessor) -> EvaluatedImages:
-    columns = {"image_column": args.image_column, "dataset_config": args.dataset_config}
-    options = {**columns, "tile": args.tile, "reading": image_processor.reading}
-    if args.task == "masks" or (args.task is None and args.data is not None and _has_masks(Path(args.data))):
-        train_pairs, test_pairs, names = open_pairs(args, image_processor)  # type: ignore[arg-type]
-        name = args.data or "the embedded sample"
-        if train_pairs == test_pairs:  # `held_out` is 0
-            raise ValueError(f"{name} has no images to evaluate on: set `held_out`, or put some below a folder `val`.")
-        chosen = spread_indices(ImagesOfPairs(train_pairs, name), args.max_train_images)
-        train_pairs = [train_pairs[index] for index in chosen]
-        sources = ImagesOfPairs(train_pairs, f"{name} (train)"), ImagesOfPairs(test_pairs, name)
-        return EvaluatedImages("masks", *sources, len(names), train_pairs, test_pairs)
-    if args.task == "images":  # a table need not name all of them
-        splits = (open_images(args.data, split, labels="none", **options) for split in ("test", "train"))
-        images = next(images for images in splits if images is not None)
-        for note in images.notes:
-            logger.warning_once(note)
-        return EvaluatedImages("images", None, images)
-    images = open_with_labels(args.data, "train", args.label_column, **options)
-    if args.task is None and not has_classes(images):
-        return EvaluatedImages(
-            "images", None, open_with_labels(args.data, "test", args.label_column, **options) or images
-        )
-    train, test = open_labelled(args.data, args.label_column, SINGLE, **args.held_out_options, **options)
-    if train.num_held_out:
-        warn_of_divided_groups(args)
-    if test is None:
-        raise ValueError(
-            f"{train.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`."
-        )
-    names = names_of_labels(train)
-    number_labels(names, train, test)
+def _open_masks(args: EvaluationArguments, image_processor: MAEImageProcessor) -> EvaluatedImages:
+    train_pairs, test_pairs, class_names = open_pairs(args, image_processor)  # type: ignore[arg-type]
+    name = args.data or "the embedded sample"
+    if train_pairs == test_pairs:  # `held_out` is 0
+        raise no_test_images(name)
+    chosen = spread_indices(ImagesOfPairs(train_pairs, name), args.max_train_images)
+    train_pairs = [train_pairs[index] for index in chosen]
+    sources = ImagesOfPairs(train_pairs, f"{name} (train)"), ImagesOfPairs(test_pairs, name)
+    return EvaluatedImages("masks", *sources, len(class_names), train_pairs, test_pairs)
+
+
+def _open_labels(args: EvaluationArguments, options: dict) -> EvaluatedImages:
+    train, test, class_names = open_classes(args, **options)
     train = select(train, np.isin(np.arange(len(train)), spread_indices(train, args.max_train_images)))
-    return EvaluatedImages("labels", train, test, len(names))
+    return EvaluatedImages("labels", train, test, len(class_names))
+
+
+def _open_unlabelled(args: EvaluationArguments, options: dict) -> ImageSource:
+    splits = (open_images(args.data, split, labels="none", **options) for split in ("test", "train"))
+    images = next(images for images in splits if images is not None)
+    for note in images.notes:
+        logger.warning_once(note)
+    return images
 
 
 def _has_masks(data: Path) -> bool:
@@ -526,13 +528,13 @@ class Judge:
         """Draws the nearest images and the patches of each block. `features` are means of patches by block."""
         processor = encoder.image_processor
         shown = EvaluationDataset(self.images.test, processor, MAX_TWINS)
-        queries = _spread(_SHEET_QUERIES, len(shown))
+        queries = evenly_spaced(len(shown), _SHEET_QUERIES).tolist()
 
         def picture(position: int) -> PIL.Image.Image:
             return processor.post_process_reconstruction(shown[position]["pixel_values"][None])[0]
 
         some = EvaluationDataset(self.images.test, processor, _PCA_IMAGES)
-        drawn = _spread(_PCA_DRAWN, len(some))
+        drawn = evenly_spaced(len(some), _PCA_DRAWN).tolist()
         order = drawn + [position for position in range(len(some)) if position not in drawn]
         pixel_values = torch.stack([some[position]["pixel_values"] for position in order])
         pictures = processor.post_process_reconstruction(pixel_values[: len(drawn)])
@@ -555,12 +557,6 @@ class Judge:
         number = self._numbers.setdefault(encoder.name, len(self._numbers) + 1)
         end = re.sub(r"[^\w.]+", "-", encoder.name)[-60:]
         return f"{number}-{end.strip('-.')}"
-
-
-def _spread(most: int, count: int) -> list[int]:
-    """Returns at most so many evenly spaced positions of `count`, none of them twice."""
-    most = min(most, count)
-    return [number * count // most for number in range(most)]
 
 
 def _check_finite(encoder: FrozenEncoder, block: int, features: torch.Tensor):

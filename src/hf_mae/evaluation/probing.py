@@ -447,9 +447,7 @@ def probe_features(
     metrics = {"linear_accuracy": accuracy, "base_rate": rate}
     print(f"linear probe, base rate {rate:<6g} accuracy {accuracy:.4f} of the test images")
     for neighbors in args.num_neighbors:
-        share = knn_accuracy(
-            train_features.values, train_features.labels, test_features.values, test_features.labels, neighbors
-        )
+        share = knn_accuracy(*train_features, *test_features, neighbors)
         print(f"k-NN, k {neighbors:<4} accuracy {share:.4f}")
         if neighbors == 20:
             metrics["knn_accuracy"] = share
@@ -558,17 +556,7 @@ def probe(args: ProbingArguments) -> FineTuned:
     set_seed(args.seed)  # fresh weights are made before Trainer sets the seed
     recipe = args.recipe()
     image_processor = args.load_image_processor(args.model_name_or_path)
-    options = args.source_options(image_processor)
-    options |= args.held_out_options
-    train_images, test_images = open_labelled(args.data, args.label_column, SINGLE, **options)
-    if train_images.num_held_out:
-        warn_of_divided_groups(args)
-    if test_images is None:
-        raise ValueError(
-            f"{train_images.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`."
-        )
-    names = names_of_labels(train_images)
-    number_labels(names, train_images, test_images)
+    train_images, test_images, names = open_classes(args, **args.source_options(image_processor))
     if not args.fast:
         limit_batch_size(args, len(train_images))
     fingerprints = labelled_fingerprints(args.model_name_or_path, train_images, test_images)
@@ -591,6 +579,31 @@ def probe(args: ProbingArguments) -> FineTuned:
     if args.process_index == 0:
         print(f"The classifier is in {args.output_dir}.")
     return FineTuned(model, metrics, Path(args.output_dir))
+
+
+def open_classes(args, **options) -> tuple[ImageSource, ImageSource, list[str]]:
+    """Returns the images to train a probe on and those to evaluate it on, of one class each, and the names of these.
+
+    Args:
+        args ([`ProbingArguments`] or [`EvaluationArguments`]): `data`, `label_column` and which images are held out.
+        **options: Other arguments of [`open_labelled`].
+
+    Raises:
+        ValueError: If there are no images to evaluate on, or labels do not fit.
+    """
+    train_images, test_images = open_labelled(args.data, args.label_column, SINGLE, **args.held_out_options, **options)
+    if train_images.num_held_out:
+        warn_of_divided_groups(args)
+    if test_images is None:
+        raise no_test_images(train_images.name)
+    names = names_of_labels(train_images)
+    number_labels(names, train_images, test_images)
+    return train_images, test_images, names
+
+
+def no_test_images(name: str) -> ValueError:
+    """Returns the error of a source without images to evaluate on."""
+    return ValueError(f"{name} has no images to evaluate on: set `held_out`, or put some below a folder `val`.")
 
 
 def _build_classifier(args: ProbingArguments, names: list[str]) -> MAEForImageClassification:
@@ -643,8 +656,6 @@ def _save(
     image_processor: MAEImageProcessor,
     record: dict,
 ):
-    if args.process_index > 0:
-        return
     model.save_pretrained(args.output_dir)
     image_processor.save_pretrained(args.output_dir)
     write_record(args.output_dir, record, args.hub_model_id)
@@ -670,6 +681,8 @@ __all__ = [
     "ProbingTrainer",
     "choose_linear_probe",
     "hold_out_tenth",
+    "no_test_images",
+    "open_classes",
     "probe",
     "probe_accuracy",
     "probe_command",

@@ -9,6 +9,7 @@ import torch
 from transformers import UperNetForSemanticSegmentation
 
 from ..data.masks import IGNORED, SegmentationDataset
+from ..data.sampling import evenly_spaced
 from .visualization import drawable_names
 
 
@@ -74,14 +75,13 @@ def segmentation_sheet(
         count (`int`, *optional*, defaults to 8): Number of images.
     """
     palette = _palette()
-    count = min(count, len(dataset))
-    samples = [dataset[number * len(dataset) // count] for number in range(count)]
+    samples = [dataset[index] for index in evenly_spaced(len(dataset), count).tolist()]
     pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
     predicted = model.eval()(pixel_values.to(model.device)).logits.argmax(dim=1).cpu()
     images = dataset.image_processor.post_process_reconstruction(pixel_values)
     factor = max(round(128 / min(images[0].size)), 1)
     width, height = (side * factor for side in images[0].size)
-    sheet = PIL.Image.new("RGB", (6 * width + 40, (count + 1) // 2 * (height + 4) + 40), "white")
+    sheet = PIL.Image.new("RGB", (6 * width + 40, (len(samples) + 1) // 2 * (height + 4) + 40), "white")
     draw = PIL.ImageDraw.Draw(sheet)
     for number, (image, sample, classes) in enumerate(zip(images, samples, predicted, strict=True)):
         maps = [PIL.Image.fromarray(palette[values.numpy()]) for values in (sample["labels"], classes)]
@@ -90,9 +90,7 @@ def segmentation_sheet(
             sheet.paste(part.convert("RGB").resize((width, height), PIL.Image.Resampling.NEAREST), (x, y))
             draw.text((x + 2, 4), title if number < 2 else "", fill="black")
     x, y = 2, sheet.height - 16
-    for name, colour in zip(
-        drawable_names(names), palette.tolist(), strict=False
-    ):  # there may be more classes than fit
+    for name, colour in zip(drawable_names(names), palette.tolist(), strict=False):  # more classes may not fit
         draw.rectangle((x, y, x + 10, y + 10), fill=tuple(colour))
         draw.text((x + 14, y), name, fill="black")
         x += 28 + int(draw.textlength(name))

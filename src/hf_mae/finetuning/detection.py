@@ -24,6 +24,7 @@ from ..data.box_files import open_annotated
 from ..data.boxes import BoxedImages, DetectionDataset, check_boxes, collate_boxes, number_classes, sample_scenes
 from ..data.folders import FolderImages
 from ..data.held_out import choose_held_out
+from ..data.sampling import evenly_spaced
 from ..evaluation.detection_metrics import BoxFigures, check_libraries, detection_sheet
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -349,8 +350,7 @@ def draw_detections(model: PreTrainedModel, dataset: DetectionDataset, count: in
         dataset ([`DetectionDataset`]): Pictures, spread over which some are drawn.
         count (`int`, *optional*, defaults to 8): Number of pictures.
     """
-    count = min(count, len(dataset))
-    indices = [number * len(dataset) // count for number in range(count)]
+    indices = evenly_spaced(len(dataset), count).tolist()
     pixel_values = torch.stack([dataset[index]["pixel_values"] for index in indices])
     outputs = model.eval()(pixel_values.to(model.device))
     found = [boxes.float().cpu().numpy() for boxes in _best_boxes(dataset.image_processor, outputs)]

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.datasets import collate_evaluation
+from ..data.sampling import evenly_spaced
 from ..evaluation.feature_sheets import neighbor_sheet, patch_colors, pca_sheet
 from ..evaluation.label_free import collapse, label_free_figures
 from ..evaluation.monitoring import MAX_TWINS, Evaluation
@@ -66,13 +67,12 @@ class RunEvaluation:
         self.trivial: dict[str, float] = {}
         self._projections: torch.Tensor | None = None
         images, rng = evaluation.images, np.random.default_rng(evaluation.seed)
-        count = min(_IMAGES_OF_COLORS, len(images))
-        spread = np.arange(count) * len(images) // count
+        spread = evenly_spaced(len(images), _IMAGES_OF_COLORS)
         # In random order, so that the first of them are from everywhere, too.
         batch = collate_evaluation([images[int(place)] for place in rng.permutation(spread)])
         self.images, valid = batch["pixel_values"], batch.get("valid")
         generator = torch.Generator().manual_seed(evaluation.seed)
-        noise = torch.rand(count, math.prod(model.config.grid_size), generator=generator)
+        noise = torch.rand(len(spread), math.prod(model.config.grid_size), generator=generator)
         masks = {"noise": noise} if valid is None else {"noise": noise, "valid": valid}
         self.masks = {name: values[:_RECONSTRUCTED].to(accelerator.device) for name, values in masks.items()}
 
@@ -156,7 +156,7 @@ class RunEvaluation:
         if not self.accelerator.is_main_process:
             return
         if features is not None and features.isfinite().all():
-            queries = np.arange(min(_QUERIES, len(features))) * len(features) // min(_QUERIES, len(features))
+            queries = evenly_spaced(len(features), _QUERIES)
             sheets["neighbors"] = neighbor_sheet(features, self.evaluation.twins.picture, queries.tolist())
         for name, sheet in sheets.items():
             if sheet is not None:
