@@ -34,7 +34,7 @@ from .evaluation.features import (
     open_source,
     printable,
 )
-from .evaluation.visualization import enlarged, heat_map, load_trained, loss_maps
+from .evaluation.visualization import enlarged, heat_map, load_with_processor, loss_maps
 from .modeling.image_processing_mae import MAEImageProcessor
 from .modeling.masking_mae import choose_mask, number_of_masks
 from .modeling.modeling_mae import MAEForPreTraining
@@ -163,9 +163,9 @@ class Explorer:
 
     def pictures_to_choose(self) -> list[PIL.Image.Image]:
         """Returns small pictures of `choices`. Images that can't be read are taken off the list."""
-        pixel_values = {index: self.images[index][2] for index in self.choices}
-        self.choices = [index for index in self.choices if pixel_values[index] is not None]
-        return [self._picture(pixel_values[index][None], _THUMBNAIL) for index in self.choices]
+        images = [image for image in map(self.images.__getitem__, self.choices) if image.pixel_values is not None]
+        self.choices = [image.index for image in images]
+        return [self._picture(image.pixel_values[None], _THUMBNAIL) for image in images]
 
     def choose(self, ratio: float, kind: str, seed: float, event) -> tuple:
         """Opens the picture that was clicked in the list.
@@ -309,7 +309,7 @@ class Explorer:
         features = torch.cat([self.features, self._pooled(view.pixel_values)])
         (indices,), (cosines,) = nearest_images(features, [len(self.bank)], _NEIGHBORS)
         found = [
-            (self.images[self.bank[index]][2][None], f"{1 - cosine:.2f}")
+            (self.images[self.bank[index]].pixel_values[None], f"{1 - cosine:.2f}")
             for index, cosine in zip(indices, cosines.tolist(), strict=True)
             if index >= 0
         ]
@@ -358,10 +358,8 @@ def load_explorer(args: DemoArguments) -> Explorer:
     Raises:
         ValueError: If the model has no decoder, or there are no images.
     """
-    model = _load_model(args).to(args.device)
-    image_processor = MAEImageProcessor.from_pretrained(args.model)
-    if args.image_size is not None:
-        image_processor = image_processor.with_image_size(args.image_size)
+    model, image_processor = load_with_processor(args.model, args.image_size)
+    model.to(args.device)
     images = open_source(args, image_processor)
     if args.data is None and not _shows(images, image_processor):  # the embedded grey pictures, and bands or 16 bits
         return Explorer(model, image_processor)
@@ -369,11 +367,6 @@ def load_explorer(args: DemoArguments) -> Explorer:
         print(f"Features of {min(args.num_images, len(images)):,} images from {printable(images.name)}", flush=True)
     readable = ReadableImages(images, image_processor)
     return Explorer(model, image_processor, readable, args.data is not None, args.num_images)
-
-
-def _load_model(args: DemoArguments) -> MAEForPreTraining:
-    sizes = {} if args.image_size is None else {"image_size": args.image_size}
-    return load_trained(MAEForPreTraining, args.model, **sizes)
 
 
 def _shows(images: ImageSource, image_processor: MAEImageProcessor) -> bool:
@@ -578,7 +571,7 @@ def write_space(args: DemoArguments) -> Path:
             "Hub, or none."
         )
     if Path(args.model).is_dir():
-        _load_model(args)  # raises if the page could not show it
+        load_with_processor(args.model, args.image_size)  # raises if the page could not show it
     folder.mkdir(parents=True, exist_ok=True)
     title, argument, models, imports = args.model, repr(args.model), f"models:\n- {args.model}\n", ""
     if Path(args.model).is_dir():

@@ -22,7 +22,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEPreTrainedModel
 from ..modeling.patches_mae import patch_grid
 from ..modeling.saving_mae import explaining_missing
-from .features import load_feature_model
+from .features import block_numbers, load_feature_model
 
 logger = logging.get_logger(__name__)
 
@@ -109,7 +109,7 @@ class FrozenEncoder:
         return self
 
     def block_numbers(self, layers: Sequence[int] | None) -> list[int]:
-        """Returns the numbers of blocks in [0, depth], without repetition; 0 is the input of the first.
+        """Returns the numbers of blocks, see [`hf_mae.evaluation.features.block_numbers`].
 
         Args:
             layers (`Sequence[int]`, *optional*): Blocks, negative ones from the end. Default: the last.
@@ -117,10 +117,7 @@ class FrozenEncoder:
         Raises:
             ValueError: If the model has no such block.
         """
-        layers = [self.depth] if layers is None else layers
-        if wrong := [layer for layer in layers if not -self.depth - 1 <= layer <= self.depth]:
-            raise ValueError(f"`layers` {wrong[0]}: {self.name} has {self.depth} blocks, 1 to {self.depth}.")
-        return list(dict.fromkeys(layer % (self.depth + 1) for layer in layers))
+        return block_numbers([self.depth] if layers is None else layers, self.depth, self.name)
 
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor, layers: Sequence[int] | None = None) -> list[Encoded]:

@@ -10,11 +10,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -168,6 +168,39 @@ def choose_device(device: str | None, num_workers: int | None) -> tuple[str, int
     return device, num_workers
 
 
+@dataclass(frozen=True)
+class ReadImage:
+    """Holds an image of a source.
+
+    Attributes:
+        index (`int`): Its position in the source.
+        name (`str`): Its name.
+        pixel_values (`torch.Tensor` of shape `(channels, height, width)` or `None`): As the image processor makes them.
+        message (`str` or `None`): Why there are none.
+    """
+
+    index: int
+    name: str
+    pixel_values: torch.Tensor | None
+    message: str | None
+
+
+class ReadBatch(NamedTuple):
+    """Holds those images of a batch that can be read.
+
+    Attributes:
+        indices (`list[int]`): Their positions in the source.
+        names (`list[str]`): Their names.
+        pixel_values (`torch.Tensor` of shape `(images, channels, height, width)` or `None`): `None` if there are none.
+        messages (`list[str]`): Why others can't be read.
+    """
+
+    indices: list[int]
+    names: list[str]
+    pixel_values: torch.Tensor | None
+    messages: list[str]
+
+
 class ReadableImages(Dataset):
     """Gives images as the image processor makes them. One that cannot be read is not replaced by another."""
 
@@ -182,11 +215,11 @@ class ReadableImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[int, str, torch.Tensor | None, str | None]:
-        """Returns index, name, pixel values (channels, height, width), and why there are none."""
+    def __getitem__(self, index: int) -> ReadImage:
         name = printable(self.images.describe(index))
         pixel_values, reason = try_to_read(self.images, index, self._load)
-        return index, name, pixel_values, None if reason is None else f"Skipped {name}, which can't be read: {reason}"
+        message = None if reason is None else f"Skipped {name}, which can't be read: {reason}"
+        return ReadImage(index, name, pixel_values, message)
 
     def _load(self, image: OpenedImage) -> torch.Tensor:
         return self.image_processor(image, return_tensors="pt").pixel_values[0]
@@ -206,21 +239,28 @@ class _PicturesAtOwnSize(ReadableImages):
         return resize(pixels, (height, width))
 
 
-def collate_readable(samples: list[tuple]) -> tuple[list[int], list[str], torch.Tensor | None, list[str]]:
-    """Returns indices, names and stacked pixel values of the images that can be read, and messages about the others."""
-    messages = [sample[3] for sample in samples if sample[2] is None]
-    samples = [sample for sample in samples if sample[2] is not None]
-    pixel_values = torch.stack([sample[2] for sample in samples]) if samples else None
-    return [sample[0] for sample in samples], [sample[1] for sample in samples], pixel_values, messages
+def collate_readable(images: list[ReadImage]) -> ReadBatch:
+    """Makes a batch of images of [`ReadableImages`]."""
+    messages = [image.message for image in images if image.message is not None]
+    images = [image for image in images if image.pixel_values is not None]
+    pixel_values = torch.stack([image.pixel_values for image in images]) if images else None
+    return ReadBatch([image.index for image in images], [image.name for image in images], pixel_values, messages)
 
 
-def _layer_endings(layers: list[int] | None, depth: int) -> dict[int, str]:
-    """Returns the numbers of blocks, from 0 to depth, and how the names of their columns end."""
-    if layers is None:
-        return {depth: ""}
+def block_numbers(layers: Sequence[int], depth: int, model: str = "the model") -> list[int]:
+    """Returns the numbers of blocks in [0, depth], without repetition; 0 is the input of the first.
+
+    Args:
+        layers (`Sequence[int]`): Blocks, negative ones from the end.
+        depth (`int`): Number of blocks of the model.
+        model (`str`, *optional*): What messages call the model.
+
+    Raises:
+        ValueError: If the model has no such block.
+    """
     if wrong := [layer for layer in layers if not -depth - 1 <= layer <= depth]:
-        raise ValueError(f"`layers` {wrong[0]}: the model has {depth} blocks: 0 to {depth}, or -1 to {-depth - 1}.")
-    return {layer % (depth + 1): f"_{layer % (depth + 1)}" for layer in layers}
+        raise ValueError(f"`layers` {wrong[0]}: {model} has {depth} blocks: 0 to {depth}, or -1 to {-depth - 1}.")
+    return list(dict.fromkeys(layer % (depth + 1) for layer in layers))
 
 
 @torch.no_grad()
@@ -248,9 +288,10 @@ def compute_features(
         features = {"pooler": model.pool_outputs(outputs) if classifies else outputs.pooler_output}
     states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
     num_class_tokens = model.config.num_class_tokens
-    for layer, ending in _layer_endings(layers, len(states) - 1).items():
-        patches = states[layer][:, num_class_tokens:]
-        features["class_token" + ending] = states[layer][:, :num_class_tokens].mean(dim=1)
+    for number in block_numbers([-1] if layers is None else layers, len(states) - 1):
+        ending = "" if layers is None else f"_{number}"
+        patches = states[number][:, num_class_tokens:]
+        features["class_token" + ending] = states[number][:, :num_class_tokens].mean(dim=1)
         features["mean" + ending] = patches.mean(dim=1)
         features["patches" + ending] = patches.transpose(1, 2).unflatten(2, grid_size)
     return {name: values for name, values in features.items() if name.startswith(tuple(kinds))}
@@ -505,7 +546,7 @@ def extract_features(args: ExtractionArguments) -> Path:
         ValueError: If there are no images, none can be read, or the settings do not fit the model.
     """
     model, image_processor = load_feature_model(args.model_name_or_path, args.image_size)
-    _layer_endings(args.layers, model.config.num_hidden_layers)  # a wrong number is an error before the work
+    block_numbers(args.layers or [], model.config.num_hidden_layers)  # a wrong number is an error before the work
     images = open_source(args, image_processor)
     check_source(images, image_processor)
     model.to(args.device)
@@ -563,8 +604,11 @@ def features_command(argv: list[str], prog: str):
 __all__ = [
     "ExtractionArguments",
     "FeatureFile",
+    "ReadBatch",
+    "ReadImage",
     "ReadableImages",
     "SourceArguments",
+    "block_numbers",
     "check_source",
     "choose_device",
     "collate_readable",

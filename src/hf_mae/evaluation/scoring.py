@@ -20,7 +20,6 @@ from transformers.hf_argparser import HfArg
 
 from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
-from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
@@ -37,7 +36,7 @@ from .features import (
     open_source,
     printable,
 )
-from .visualization import load_trained, loss_maps
+from .visualization import load_with_processor, loss_maps
 
 _GAP, _LINE = 4, 16  # pixels between pictures, and of a line of text
 _COLUMNS, _SIDE = 8, 112  # of a sheet
@@ -244,19 +243,23 @@ def score_images(args: ScoringArguments) -> Path:
         ValueError: If there are no images, none can be read, or the model has no decoder.
     """
     assert args.model is not None  # or the settings would have been refused
-    sizes = {} if args.image_size is None else {"image_size": args.image_size}
-    model = load_trained(MAEForPreTraining, args.model, **sizes)
-    image_processor = MAEImageProcessor.from_pretrained(args.model)
-    if args.image_size is not None:
-        image_processor = image_processor.with_image_size(args.image_size)
+    model, image_processor = load_with_processor(args.model, args.image_size)
     images = open_source(args, image_processor)
     check_source(images, image_processor)
     if args.mask_ratio is None:
         args.mask_ratio = model.config.mask_ratio
-    metadata = {"source": images.name, "fingerprint": images.fingerprint, "num_images": len(images)}
-    metadata["label_names"] = images.label_names
-    metadata.update(model=args.model, weights=hash_of_weights(model), image_size=image_processor.crop_height_width)
-    metadata.update({name: getattr(args, name) for name in ("num_masks", "mask_ratio", "seed")})
+    metadata = {
+        "source": images.name,
+        "fingerprint": images.fingerprint,
+        "num_images": len(images),
+        "label_names": images.label_names,
+        "model": args.model,
+        "weights": hash_of_weights(model),
+        "image_size": image_processor.crop_height_width,
+        "num_masks": args.num_masks,
+        "mask_ratio": args.mask_ratio,
+        "seed": args.seed,
+    }
     scorer, dataset = Scorer(model, args), ImagesToScore(images, image_processor)
     print(f"{len(images):,} images from {printable(images.name)}, on {args.device}", flush=True)
     losses = _write_scores(scorer, dataset, metadata)

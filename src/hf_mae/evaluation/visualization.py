@@ -401,6 +401,19 @@ def load_trained(model_class: type[MAEPreTrainedModel], checkpoint: str, **sizes
     return model.eval()
 
 
+def load_with_processor(checkpoint: str, image_size: int | None = None) -> tuple[MAEForPreTraining, MAEImageProcessor]:
+    """Loads a pre-trained model, see [`load_trained`], and its image processor.
+
+    Args:
+        checkpoint (`str`): Folder or name on the Hub.
+        image_size (`int`, *optional*): Pixels of the images. Default: the checkpoint's.
+    """
+    sizes = {} if image_size is None else {"image_size": image_size}
+    model = load_trained(MAEForPreTraining, checkpoint, **sizes)
+    image_processor = MAEImageProcessor.from_pretrained(checkpoint)
+    return model, image_processor if image_size is None else image_processor.with_image_size(image_size)
+
+
 def _save(sheet: PIL.Image.Image, path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
@@ -415,6 +428,7 @@ __all__ = [
     "enlarged",
     "heat_map",
     "load_trained",
+    "load_with_processor",
     "loss_maps",
     "picture_sheet",
     "reconstruct_command",
