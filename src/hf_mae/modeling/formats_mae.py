@@ -19,7 +19,6 @@ from types import ModuleType
 
 import numpy as np
 import PIL.Image
-import PIL.ImageFile
 import torch
 
 EXIF_ORIENTATION = 0x0112
@@ -98,6 +97,11 @@ class StoredImage:
         origin = (self.origin[0] + (rows.start or 0), self.origin[1] + (columns.start or 0))
         return replace(self.of_all_maps(lambda each: each[:, rows, columns]), origin=origin)
 
+    def with_channels(self, chosen: Sequence[int] | slice) -> "StoredImage":
+        """Returns the image with some of its channels, counted from 0; maps that all channels share are kept."""
+        count = len(self.pixels)
+        return self.of_all_maps(lambda each: each[chosen] if len(each) == count else each)
+
     def of_all_maps(self, change: Callable) -> "StoredImage":
         """Returns the image with `change` applied to all that it holds of shape `(channels, height, width)`."""
         maps = {name: getattr(self, name) for name in ("pixels", "missing", "numbers", "transparent")}
@@ -111,9 +115,11 @@ class ImageFile:
 
     Attributes:
         num_pages (`int`): Pages, frames or slices.
+        named_channels (`bool`): Whether the file says that its pages are channels of one image.
     """
 
     num_pages: int
+    named_channels = False
 
     def __init__(self, file: str | bytes):
         self.file = file

@@ -10,10 +10,10 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import PIL.Image
-import PIL.ImageCms
 import torch
 
 from .formats_mae import (
@@ -200,29 +200,41 @@ def read_stored(
         return _select_channels(image, num_channels, settings)
     if isinstance(image, PIL.Image.Image) and image.format == "TIFF":
         image = exact_tiff(image)
+    joins_pages = _joins_pages(image, settings)
+    if isinstance(image, ArrayFile):
+        image = np.stack(image.arrays) if joins_pages else image.arrays[0]
+    if isinstance(image, PIL.Image.Image):
+        if joins_pages:
+            pages = [page_of(image, page) for page in range(num_pages(image))]
+            stored = joined([read_stored(page, 1, settings, orient=False) for page in pages])
+        else:
+            stored = read_picture(image, num_channels, as_stored=settings.bands is not None)
+        if orient:  # after reading: Pillow has then turned a TIFF by itself, and says that nothing is left to do
+            stored = oriented(stored, exif_orientation(image))
+    elif isinstance(image, ImageFile):
+        stored = image.read_all() if joins_pages else image.read()
+    else:
+        stored = StoredImage(_channels_to_front(image, num_channels, settings))
+    return _select_channels(stored, num_channels, settings)
+
+
+def _joins_pages(image: OpenedImage | torch.Tensor, settings: ReadingSettings) -> bool:
+    """Returns whether the pages of an image become channels of one image; else its first page is read.
+
+    Raises:
+        UnsuitableImageError: If there are several pages, and `settings.pages` asks for neither of the two.
+    """
     pages = num_pages(image)
-    if pages > 1 and settings.pages is None and getattr(image, "named_channels", False):
-        settings = replace(settings, pages="channels")
-    if pages > 1 and settings.pages not in ("first", "channels"):
+    if pages == 1:
+        return False
+    are_channels = isinstance(image, ImageFile) and image.named_channels
+    wanted = settings.pages or ("channels" if are_channels else None)
+    if wanted not in ("first", "channels"):
         raise UnsuitableImageError(
             f"The image has {pages} pages. Set `pages` to 'first' (only the first is used), 'channels' (they become "
             "channels of one image) or 'images' (each is an image)."
         )
-    if isinstance(image, ArrayFile):
-        image = np.stack(image.arrays) if settings.pages == "channels" and pages > 1 else image.arrays[0]
-    if isinstance(image, PIL.Image.Image):
-        picture = image
-        if pages > 1 and settings.pages == "channels":
-            image = joined([read_stored(page_of(image, page), 1, settings, orient=False) for page in range(pages)])
-        else:
-            image = read_picture(image, num_channels, as_stored=settings.bands is not None)
-        if orient:  # after reading: Pillow has then turned a TIFF by itself, and says that nothing is left to do
-            image = oriented(image, exif_orientation(picture))
-    elif isinstance(image, ImageFile):
-        image = image.read_all() if pages > 1 and settings.pages == "channels" else image.read()
-    else:
-        image = StoredImage(_channels_to_front(image, num_channels, settings))
-    return _select_channels(image, num_channels, settings)
+    return wanted == "channels"
 
 
 def _select_channels(image: StoredImage, num_channels: int, settings: ReadingSettings) -> StoredImage:
@@ -231,17 +243,15 @@ def _select_channels(image: StoredImage, num_channels: int, settings: ReadingSet
     if settings.bands is not None:
         if max(settings.bands) > count:
             raise UnsuitableImageError(f"The image has {count} bands; `bands` asks for {list(settings.bands)}.")
-        chosen = [band - 1 for band in settings.bands]
-        image = replace(image.of_all_maps(lambda each: each[chosen] if len(each) == count else each), alpha=False)
-    elif image.alpha and count == 2 and num_channels == 4:
-        image = image.of_all_maps(lambda each: each[[0, 0, 0, 1]] if len(each) == 2 else each)
-    elif image.alpha and count - 1 in {num_channels, 1 if num_channels == 3 else num_channels}:
+        image = replace(image.with_channels([band - 1 for band in settings.bands]), alpha=False)
+    elif image.alpha and (count, num_channels) == (2, 4):
+        image = image.with_channels([0, 0, 0, 1])
+    elif image.alpha and (count == num_channels + 1 or (count, num_channels) == (2, 3)):
         image = _composite(image, settings)
     count = len(image.pixels)
-    if count == 1 and num_channels == 3:
-        pixels = image.pixels
-        repeated = np.broadcast_to(pixels, (3, *image.size)) if isinstance(pixels, np.ndarray) else None
-        image = replace(image, pixels=pixels.expand(3, -1, -1) if repeated is None else repeated)
+    if (count, num_channels) == (1, 3):
+        repeat = torch.broadcast_to if isinstance(image.pixels, torch.Tensor) else np.broadcast_to
+        image = replace(image, pixels=repeat(image.pixels, (3, *image.size)))
     elif count != num_channels:
         raise UnsuitableImageError(
             f"The image has {count} band(s), the model {num_channels} channels. Choose with `bands`, for example "
@@ -268,16 +278,9 @@ def _composite(image: StoredImage, settings: ReadingSettings) -> StoredImage:
             limits = np.iinfo(colours.dtype).min, image.limit or np.iinfo(colours.dtype).max
             values = np.rint(values).clip(*limits)
         mixed[number] = values
+    image = image.with_channels(slice(-1))
     numbers = colours if image.numbers is None else image.numbers
-    return replace(
-        image,
-        pixels=mixed,
-        numbers=numbers,
-        missing=image.missing if image.missing is None or len(image.missing) == 1 else image.missing[:-1],
-        transparent=alpha == 0,
-        alpha=False,
-        premultiplied=False,
-    )
+    return replace(image, pixels=mixed, numbers=numbers, transparent=alpha == 0, alpha=False, premultiplied=False)
 
 
 def _opaque(alpha: np.ndarray, limit: float | None) -> float:
@@ -359,25 +362,25 @@ def to_byte_range(image: StoredImage, settings: ReadingSettings = DEFAULT_SETTIN
 
 
 def _scaled_by_type(image: StoredImage, pixels: torch.Tensor, missing: torch.Tensor | None) -> torch.Tensor:
+    """Returns values in [0, 255] by what is white: the image's limit, else the largest uint8 or uint16, else 1."""
     known = pixels if missing is None else pixels[~missing.expand(pixels.shape)]
-    is_full = image.limit is None or (pixels.dtype == torch.uint8 and image.limit == 255)
-    if not is_full and known.numel() and (highest := known.float().max().item()) > image.limit:
+    white = image.limit or {torch.uint8: 255, torch.uint16: 65535}.get(pixels.dtype)
+    if white is None or pixels.is_floating_point():
+        low, high = (value.item() for value in known.double().aminmax()) if known.numel() else (0.0, 0.0)
+        if not pixels.is_floating_point() or low < 0 or high > 1:
+            raise UnsuitableImageError(
+                f"The image holds {image.type_name} values from {low:g} to {high:g}; only uint8, uint16 and floats in "
+                "[0, 1] have a range by themselves. Set `value_range`, for example to -1000 1000 for CT or 0 10000 for "
+                "reflectances, or pass do_rescale=False to the image processor to take values as they are."
+            )
+        return pixels.float() * 255
+    if white < torch.iinfo(pixels.dtype).max and known.numel() and (highest := known.float().max().item()) > white:
         raise UnsuitableImageError(
-            f"The image holds values up to {highest:g}, and says that {image.limit:g} is white. Set `value_range`."
+            f"The image holds values up to {highest:g}, and says that {white:g} is white. Set `value_range`."
         )
-    if pixels.dtype == torch.uint8 and 255 % (image.limit or 255) == 0:  # 1, 2, 4 or 8 bits
-        return pixels * (255 // int(image.limit)) if image.limit not in (None, 255) else pixels
-    if pixels.dtype in (torch.uint8, torch.uint16) or (image.limit and not pixels.is_floating_point()):
-        return pixels.float() / ((image.limit or 65535) / 255)
-    low, high = (value.item() for value in known.double().aminmax()) if known.numel() else (0.0, 0.0)
-    if not pixels.is_floating_point() or low < 0 or high > 1:
-        raise UnsuitableImageError(
-            f"The image holds {str(pixels.dtype).removeprefix('torch.')} values from {low:g} to {high:g}; only uint8, "
-            "uint16 and floats in [0, 1] have a range by themselves. Set `value_range`, for example to -1000 1000 for "
-            "CT or 0 10000 for reflectances, or pass do_rescale=False to the image processor to take values as they "
-            "are."
-        )
-    return pixels.float() * 255
+    if pixels.dtype == torch.uint8 and 255 % white == 0:  # 1, 2, 4 or 8 bits
+        return pixels if white == 255 else pixels * int(255 // white)
+    return pixels.float() / (white / 255)
 
 
 def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSettings) -> torch.Tensor | None:
@@ -387,28 +390,36 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
         UnsuitableImageError: If there are NaN or infinities, and neither settings nor file declare no-data.
     """
     nodata = image.nodata if settings.nodata is None else float(settings.nodata)
-    numbers, missing = pixels if image.numbers is None else as_tensor(image.numbers), None
+    masks = [] if image.missing is None else [as_tensor(image.missing)]
     if pixels.is_floating_point():
-        missing = ~pixels.isfinite()
-        if nodata is None and missing.any():
-            channel, row, column = missing.nonzero()[0].tolist()
-            row, column = row + image.origin[0], column + image.origin[1]
-            raise UnsuitableImageError(
-                f"{pixels[missing][0].item()} at row {row}, column {column}, channel {channel + 1} (and "
-                f"{int(missing.sum()) - 1} more). Fill such pixels, or set `nodata` to nan to leave them out."
-            )
-        if nodata is not None and math.isfinite(nodata):
-            # Some programs write the least float with fewer digits. GDAL compares floats like this (ARE_REAL_EQUAL).
-            sought = torch.tensor(nodata, dtype=numbers.dtype, device=numbers.device)
-            equal = torch.isclose(numbers, sought, rtol=4.77e-7, atol=0)
-            missing = missing | _of_pixels(equal, nodata, pixels.dtype, image, settings)
-    elif nodata is not None and math.isfinite(nodata):
-        equal = numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
-        missing = _of_pixels(equal, nodata, pixels.dtype, image, settings)
-    if image.missing is not None:
-        mask = as_tensor(image.missing)
-        missing = mask if missing is None else missing | mask
+        masks.append(~pixels.isfinite())
+        if nodata is None and masks[-1].any():
+            raise UnsuitableImageError(_not_finite(image, pixels))
+    if nodata is not None and math.isfinite(nodata):
+        equal = _equal(pixels if image.numbers is None else as_tensor(image.numbers), nodata)
+        masks.append(_of_pixels(equal, nodata, pixels.dtype, image, settings))
+    missing = reduce(torch.logical_or, masks) if masks else None
     return missing if missing is not None and bool(missing.any()) else None
+
+
+def _not_finite(image: StoredImage, pixels: torch.Tensor) -> str:
+    """Returns a message that says where NaN or infinities are, and what to do."""
+    places = (~pixels.isfinite()).nonzero()
+    channel, row, column = places[0].tolist()
+    return (
+        f"{pixels[channel, row, column].item()} at row {row + image.origin[0]}, column {column + image.origin[1]}, "
+        f"channel {channel + 1} (and {len(places) - 1} more). Fill such pixels, or set `nodata` to nan to leave them "
+        "out."
+    )
+
+
+def _equal(numbers: torch.Tensor, nodata: float) -> torch.Tensor:
+    """Returns where stored values are the value for no-data, of floats up to rounding."""
+    if not numbers.is_floating_point():
+        return numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
+    # Some programs write the least float with fewer digits. GDAL compares floats like this (ARE_REAL_EQUAL).
+    sought = torch.tensor(nodata, dtype=numbers.dtype, device=numbers.device)
+    return torch.isclose(numbers, sought, rtol=4.77e-7, atol=0)
 
 
 def _of_pixels(
@@ -443,6 +454,7 @@ def fill_missing(values: torch.Tensor, settings: ReadingSettings) -> tuple[torch
 
 
 def as_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Returns an array as a tensor that shares its memory where torch can do that, and a tensor as it is."""
     if isinstance(pixels, torch.Tensor):
         return pixels
     # torch takes no negative strides, and warns of arrays that are read-only.
