@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageFile
+from PIL.ExifTags import Base as Tag
 
 from .formats_mae import (
     ImageFile,
@@ -29,7 +30,7 @@ from .formats_mae import (
     oriented,
     reopened,
 )
-from .tiff_mae import declared_nodata, tiff_tag, white_is_zero
+from .tiff_mae import declared_nodata, tag_value, white_is_zero
 
 # What Pillow decodes by itself: no EPS or PS, which start another program, and none of its stubs.
 _PICTURES = """
@@ -139,7 +140,7 @@ def _load(image: PIL.Image.Image):
 def _bits_of_grey(image: PIL.Image.Image) -> int:
     """Returns the bits of a value in the file of a picture of one band, which Pillow may not have decoded yet."""
     if image.format == "TIFF":
-        return (tiff_tag(image, 258) or (1,))[0]
+        return tag_value(image, Tag.BitsPerSample, 1)
     if image.mode == "L":
         mode = image.tile[0][3] if getattr(image, "tile", None) else ""  # as the file stores it
         return {"L;2": 2, "L;4": 4}.get(mode if isinstance(mode, str) else "", 8)
@@ -149,7 +150,7 @@ def _bits_of_grey(image: PIL.Image.Image) -> int:
 def _read_grey(image: PIL.Image.Image, bits: int) -> StoredImage:
     """Returns the values of a picture of one band as stored. Pillow stretches those of fewer bits to 8."""
     array, white, tiff = native(np.array(image)), 2**bits - 1, image.format == "TIFF"
-    photometric, compression = ((tiff_tag(image, number) or (None,))[0] for number in (262, 259))
+    photometric, compression = (tag_value(image, tag) for tag in (Tag.PhotometricInterpretation, Tag.Compression))
     inverted = tiff and white_is_zero(photometric, compression)
     inverted |= image.mode == "1" and image.format in ("PSD", "XBM")  # whose zeros are white; Pillow does not say it
     if image.mode in ("1", "L"):

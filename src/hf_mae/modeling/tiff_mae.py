@@ -13,10 +13,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import dropwhile, takewhile
+from itertools import dropwhile, product, takewhile
 
 import numpy as np
 import PIL.Image
+from PIL.ExifTags import Base as Tag
 
 from .formats_mae import (
     EXIF_ORIENTATION,
@@ -33,8 +34,9 @@ from .formats_mae import (
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _VIRTUAL_SLIDES = ("svs", "ndpi", "scn", "philips", "bif", "avs")
-# Tags and their values. Source: TIFF 6.0; GDAL's GTiff driver for _NODATA.
-_PHOTOMETRIC, _NODATA, _PALETTE, _YCBCR = 262, 42113, 3, 6
+_NODATA = 42113  # a tag of GDAL's GTiff driver
+_SMALLER, _MASK = 1, 4  # bits of NewSubfileType. Source of the values of tags: TIFF 6.0
+_PALETTE, _YCBCR = 3, 6  # ways to state colours
 _OLD_JPEG, _JPEG, _WEBP, _LERC = 6, 7, 50001, 34887  # ways to compress
 _LERC_PARAMETERS = 50674  # the version, and whether the content is compressed once more: 0 no, 1 deflate, 2 Zstandard
 _LERC_MASK = (
@@ -47,9 +49,16 @@ _METAMORPH = 33629  # has an entry for each plane
 _PLAIN_PHOTOMETRICS = (0, 1, 2, _PALETTE, 34892)  # min is white, min is black, RGB, palette, linear raw
 
 
-def tiff_tag(image: PIL.Image.Image, number: int):
-    value = image.tag_v2.get(number) if hasattr(image, "tag_v2") else None
-    return (value,) if isinstance(value, int) else value
+def tag_values(image: PIL.Image.Image, tag: int, default: tuple = ()) -> tuple:
+    """Returns the values of a tag of a TIFF that Pillow has opened, `default` if there is no such tag."""
+    value = getattr(image, "tag_v2", {}).get(tag, ())
+    # Values of one byte each come as bytes.
+    return (tuple(value) if isinstance(value, tuple | bytes) else (value,)) or default
+
+
+def tag_value(image: PIL.Image.Image, tag: int, default: int | None = None) -> int | None:
+    """Returns the first value of a tag of a TIFF that Pillow has opened, `default` if there is no such tag."""
+    return tag_values(image, tag, (default,))[0]
 
 
 def white_is_zero(photometric: int | None, compression: int) -> bool:
@@ -58,7 +67,8 @@ def white_is_zero(photometric: int | None, compression: int) -> bool:
 
 
 def declared_nodata(image: PIL.Image.Image) -> float | None:
-    return _parse_nodata(tiff_tag(image, _NODATA)) if image.format == "TIFF" else None
+    """Returns the value that a TIFF of Pillow declares for pixels without data; `None` for other pictures."""
+    return _parse_nodata(tag_value(image, _NODATA)) if image.format == "TIFF" else None
 
 
 def _parse_nodata(text) -> float | None:
@@ -93,7 +103,7 @@ def exact_tiff(image: PIL.Image.Image) -> PIL.Image.Image | ImageFile:
     """
     if getattr(image, "is_animated", False) and _has_further_pages(image):
         return _with_tifffile(reopened(image).getvalue())
-    turned = (tiff_tag(image, EXIF_ORIENTATION) or (1,))[0] > 4 and bool(image.tile)
+    turned = tag_value(image, EXIF_ORIENTATION, 1) > 4 and bool(image.tile)
     if _pillow_is_exact(image) and not turned:
         return image
     if not image.tile or image.fp is None:
@@ -117,7 +127,7 @@ def pages_of_tiff(image: PIL.Image.Image) -> list[int]:
     """Returns the numbers of the pages of a TIFF of Pillow that are neither smaller copies nor masks."""
     number, pages = 0, []
     while _seek(image, number):
-        if not (tiff_tag(image, 254) or (0,))[0] & 5:
+        if not tag_value(image, Tag.NewSubfileType, 0) & (_SMALLER | _MASK):
             pages.append(number)
         number += 1
     image.seek(0)
@@ -137,37 +147,32 @@ def _seek(image: PIL.Image.Image, page: int) -> bool:
 
 def _pillow_is_exact(image: PIL.Image.Image) -> bool:
     """Returns whether Pillow gives all bands of a TIFF's first page with the values that are stored."""
-    bits, formats = tiff_tag(image, 258) or (1,), set(tiff_tag(image, 339) or (1,))
-    samples, extra = (tiff_tag(image, 277) or (1,))[0], tiff_tag(image, 338) or ()
-    kind, compression = ((tiff_tag(image, number) or (1,))[0] for number in (262, 259))
-    if compression == _WEBP or (kind == _YCBCR and compression not in _JPEGS) or 0 in _byte_counts(image):
+    bits, formats = tag_values(image, Tag.BitsPerSample, (1,)), set(tag_values(image, Tag.SampleFormat, (1,)))
+    samples, extra = tag_value(image, Tag.SamplesPerPixel, 1), set(tag_values(image, Tag.ExtraSamples))
+    kind, compression = (tag_value(image, tag, 1) for tag in (Tag.PhotometricInterpretation, Tag.Compression))
+    byte_counts = tag_values(image, Tag.StripByteCounts) or tag_values(image, Tag.TileByteCounts)
+    if compression == _WEBP or (kind == _YCBCR and compression not in _JPEGS) or 0 in byte_counts:
         return False  # Pillow opens these and fails to decode them; a strip of no bytes holds nothing but no-data
     if compression in _JPEGS and max(bits) > 8:
         return False  # as above
-    if tiff_tag(image, 322) and len(tiff_tag(image, 324) or ()) != _num_tiles(image):
+    if tag_value(image, Tag.TileWidth) and len(tag_values(image, Tag.TileOffsets)) != _num_tiles(image):
         return False  # Pillow takes tiles that are listed as strips for such, and lays surplus ones over the first
-    if kind == _PALETTE and max(tiff_tag(image, 320) or (256,)) < 256:
+    if kind == _PALETTE and max(tag_values(image, Tag.ColorMap, (256,))) < 256:
         return False  # Pillow takes the high byte of each entry, and these have but a low one
     if _is_stack_in_one_block(image):
         return False
-    if (tiff_tag(image, 284) or (1,))[0] == 2 and (max(bits) > 8 or image.mode in ("LA", "PA")):
+    if _is_planar(image) and (max(bits) > 8 or image.mode in ("LA", "PA")):
         return False  # band after band, even if there is one: Pillow fails to decode them
     if image.mode.startswith("I;16"):
         return samples == 1 and formats <= {1, 4} and len(set(bits)) == 1
     if image.mode in ("I", "F"):  # big-endian values that were compressed are in the order of the machine once decoded
         swapped = image.tag_v2.prefix == b"MM" and compression != 1
         return samples == 1 and not swapped and (formats == {2} or (formats == {3} and bits == (32,)))
-    names = {"RGBX": 4, "PA": 2}
-    bands = names.get(image.mode, len(image.getbands()))
-    return (
-        max(bits) <= 8
-        and formats <= {1, 4}
-        and samples == bands
-        and image.mode != "RGBX"
-        and 1 not in extra
-        and (0 not in extra)
-        and (extra or image.mode not in ("LA", "PA", "RGBA"))  # Pillow takes a band that nothing is said of for opacity
-    )
+    if max(bits) > 8 or not formats <= {1, 4} or samples != len(image.getbands()) or image.mode == "RGBX":
+        return False
+    if not extra:  # Pillow takes a band that nothing is said of for opacity
+        return image.mode not in ("LA", "PA", "RGBA")
+    return not extra & {0, 1}  # of no stated meaning; an opacity by which the colours are multiplied
 
 
 def _is_stack_in_one_block(image: PIL.Image.Image) -> bool:
@@ -175,28 +180,28 @@ def _is_stack_in_one_block(image: PIL.Image.Image) -> bool:
 
     So ImageJ writes stacks of more than 4 GB, tifffile those that it calls truncated, and MetaMorph all.
     """
-    description = str(image.tag_v2.get(270, ""))
+    description = str(image.tag_v2.get(Tag.ImageDescription, ""))
     of_imagej = description.startswith("ImageJ=") and re.search(r"^images=(?!1\s*$)", description, re.MULTILINE)
     return bool(of_imagej) or '"truncated": true' in description or _METAMORPH in image.tag_v2
 
 
+def _is_planar(image: PIL.Image.Image) -> bool:
+    """Returns whether the bands of a TIFF are stored one after the other."""
+    return tag_value(image, Tag.PlanarConfiguration, 1) == 2
+
+
 def _num_tiles(image: PIL.Image.Image) -> int:
-    (width,), (height,), *_ = (tiff_tag(image, number) for number in (322, 323))
-    columns, rows = (math.ceil(side / tile) for side, tile in zip(image.size, (width, height), strict=True))
-    planes = (tiff_tag(image, 277) or (1,))[0] if tiff_tag(image, 284) == (2,) else 1
-    return rows * columns * planes
-
-
-def _byte_counts(image: PIL.Image.Image) -> tuple[int, ...]:
-    return tiff_tag(image, 279) or tiff_tag(image, 325) or ()
+    tile = (tag_value(image, tag) for tag in (Tag.TileWidth, Tag.TileLength))
+    columns, rows = (math.ceil(side / part) for side, part in zip(image.size, tile, strict=True))
+    return rows * columns * (tag_value(image, Tag.SamplesPerPixel, 1) if _is_planar(image) else 1)
 
 
 def _has_further_pages(image: PIL.Image.Image) -> bool:
     """Returns whether a TIFF has another page that is not a smaller copy of the first: an image, or a mask."""
     page, further = 1, False
     while not further and _seek(image, page):
-        kind = (tiff_tag(image, 254) or (0,))[0]
-        further = not kind & 1 or bool(kind & 4)
+        kind = tag_value(image, Tag.NewSubfileType, 0)
+        further = not kind & _SMALLER or bool(kind & _MASK)
         page += 1
     image.seek(0)
     return further
@@ -213,7 +218,6 @@ class TiffFile(ImageFile):
         with _parsed(self._stream()) as tiff:
             series = tiff.series[0]
             pages, every = _tiff_pages(tiff)
-            self.num_pages = len(pages)
             self.size = pages[0].imagelength, pages[0].imagewidth
             if 0 in self.size:  # tifffile takes a header of nothing but zeros for one without tags
                 raise OSError("its header states no rows or columns")
@@ -225,11 +229,10 @@ class TiffFile(ImageFile):
             axes = dict(zip(series.axes, series.shape, strict=True))
             self.named_channels = kind and axes.get("C", 1) == self.num_pages
             tags = pages[0].tags
-            self.nodata = _parse_nodata(tags[_NODATA].value) if _NODATA in tags else None
             self._orientation = tags[EXIF_ORIENTATION].value if EXIF_ORIENTATION in tags else 1
             if ORIENTATIONS.get(self._orientation, (False,))[0]:
                 self.size = self.size[::-1]
-            self.declares_nodata = _NODATA in tags or any(page.subfiletype & 4 for page in every)
+            self.declares_nodata = _NODATA in tags or any(page.subfiletype & _MASK for page in every)
         self._open: dict = {}
 
     def read(self, page: int = 0) -> StoredImage:
@@ -247,7 +250,7 @@ class TiffFile(ImageFile):
                 if self._in_one_block:
                     array = _plane_of_block(tiff, page.shape, number)
                 else:
-                    array = _decode_tiff(partial(_read_page, page))
+                    array = _decode_tiff(partial(_read_part, page))
                 tag = page.tags.get(EXIF_ORIENTATION)
                 images.append(oriented(_interpret_tiff(page, array, every), tag and tag.value))
             return images
@@ -267,7 +270,7 @@ class TiffFile(ImageFile):
                 "Windows can't be read of strips that are compressed as JPEG in the old way. Convert it, for example "
                 "by gdal_translate -co COMPRESS=DEFLATE -co TILED=YES."
             )
-        array = _decode_tiff(lambda: _read_segments(page, *stored))
+        array = _decode_tiff(partial(_read_part, page, *stored))
         image = oriented(_interpret_tiff(page, array, every, *stored), self._orientation)
         return replace(image, origin=(rows.start, columns.start))
 
@@ -293,13 +296,6 @@ class TiffFile(ImageFile):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}
-
-
-def _read_page(page) -> np.ndarray:
-    """Returns a page in the order of its axes."""
-    if page.compression == _LERC:
-        return _read_segments(page, slice(0, page.imagelength), slice(0, page.imagewidth))
-    return page.asarray(maxworkers=1)
 
 
 def _decode_tiff(decode: Callable[[], np.ndarray]) -> np.ndarray:
@@ -331,7 +327,7 @@ def _tiff_pages(tiff) -> tuple[list, list]:
     every = [page.aspage() for page in tiff.pages]
     if series.kind in _VIRTUAL_SLIDES:
         return list(series.levels[0].pages), every
-    return [page for page in every if not page.subfiletype & 5] or every[:1], every
+    return [page for page in every if not page.subfiletype & (_SMALLER | _MASK)] or every[:1], every
 
 
 def _interpret_tiff(page, array: np.ndarray, every: list, rows=slice(None), columns=slice(None)) -> StoredImage:
@@ -363,7 +359,9 @@ def _interpret_tiff(page, array: np.ndarray, every: list, rows=slice(None), colu
         nodata=_parse_nodata(page.tags[_NODATA].value) if _NODATA in page.tags else None,
         missing=_tiff_mask(page, every, rows, columns),
         numbers=numbers,
-        inverted=white_is_zero(page.photometric if _PHOTOMETRIC in page.tags else None, page.compression),
+        inverted=white_is_zero(
+            page.photometric if Tag.PhotometricInterpretation in page.tags else None, page.compression
+        ),
         alpha=bool(extra) and extra[-1] in (1, 2),
         premultiplied=extra[-1:] == [1],
     )
@@ -372,46 +370,51 @@ def _interpret_tiff(page, array: np.ndarray, every: list, rows=slice(None), colu
 def _tiff_mask(page, every: list, rows: slice, columns: slice) -> np.ndarray | None:
     """Returns where GDAL's mask page, which follows that of the image, says that there are no data."""
     following = dropwhile(lambda other: other.offset != page.offset, every)
-    for other in takewhile(lambda other: other.offset == page.offset or other.subfiletype & 5, following):
-        if other.subfiletype & 4 and other.shape[-2:] == (page.imagelength, page.imagewidth):
-            whole = rows == slice(None) and columns == slice(None)
-            return ((other.asarray(maxworkers=1) if whole else _read_segments(other, rows, columns)) == 0)[None]
+    for other in takewhile(lambda o: o.offset == page.offset or o.subfiletype & (_SMALLER | _MASK), following):
+        if other.subfiletype & _MASK and other.shape[-2:] == (page.imagelength, page.imagewidth):
+            return (_read_part(other, rows, columns) == 0)[None]
     return None
 
 
-def _read_segments(page, rows: slice, columns: slice) -> np.ndarray:
+def _read_part(page, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
     """Returns a window of a page in the order of its axes, decoding only the tiles or strips that it lies in."""
+    if rows == columns == slice(None) and page.compression != _LERC:
+        return page.asarray(maxworkers=1)
+    rows, columns = slice(*rows.indices(page.imagelength)), slice(*columns.indices(page.imagewidth))
     separate = page.axes == "SYX"
-    samples = page.samplesperpixel
-    height, width = rows.stop - rows.start, columns.stop - columns.start
     fill = page.nodata if _NODATA in page.tags else 0
-    window = np.full((samples, height, width), fill, dtype=page.dtype)
+    shape = (page.samplesperpixel, rows.stop - rows.start, columns.stop - columns.start)
+    window = np.full(shape, fill, dtype=page.dtype)
     tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     tile = min(tile[0], page.imagelength), tile[1]
     across, down = math.ceil(page.imagewidth / tile[1]), math.ceil(page.imagelength / tile[0])
-    shared = {name: getattr(page, name, None) for name in ("jpegtables", "jpegheader")}
-    for plane in range(samples if separate else 1):
-        for y in range(rows.start // tile[0], math.ceil(rows.stop / tile[0])):
-            for x in range(columns.start // tile[1], math.ceil(columns.stop / tile[1])):
-                index = plane * across * down + y * across + x
-                if not page.databytecounts[index]:
-                    continue  # sparse: nothing is stored, so nothing is there
-                with page.parent.filehandle.lock:
-                    page.parent.filehandle.seek(page.dataoffsets[index])
-                    data = page.parent.filehandle.read(page.databytecounts[index])
-                if page.compression == _LERC:
-                    segment, shape = _decode_lerc(page, data, index)
-                else:
-                    segment, _, shape = page.decode(data, index, **shared)
-                segment = segment[0, : shape[1], : shape[2]]  # (rows, columns, samples)
-                top, left = y * tile[0], x * tile[1]
-                part = segment[
-                    max(rows.start - top, 0) : rows.stop - top, max(columns.start - left, 0) : columns.stop - left
-                ].transpose(2, 0, 1)
-                i, j = max(top - rows.start, 0), max(left - columns.start, 0)
-                target = slice(plane, plane + 1) if separate else slice(None)
-                window[target, i : i + part.shape[1], j : j + part.shape[2]] = part
+    planes = range(page.samplesperpixel if separate else 1)
+    ys = range(rows.start // tile[0], math.ceil(rows.stop / tile[0]))
+    xs = range(columns.start // tile[1], math.ceil(columns.stop / tile[1]))
+    for plane, y, x in product(planes, ys, xs):
+        segment = _decode_segment(page, (plane * down + y) * across + x)
+        if segment is None:
+            continue
+        top, left = y * tile[0] - rows.start, x * tile[1] - columns.start  # of the segment in the window
+        part = segment[max(-top, 0) : shape[1] - top, max(-left, 0) : shape[2] - left].transpose(2, 0, 1)
+        i, j = max(top, 0), max(left, 0)
+        bands = slice(plane, plane + 1) if separate else slice(None)
+        window[bands, i : i + part.shape[1], j : j + part.shape[2]] = part
     return {"YX": window[0], "SYX": window, "YXS": window.transpose(1, 2, 0)}[page.axes]
+
+
+def _decode_segment(page, index: int) -> np.ndarray | None:
+    """Returns a tile or strip of a page as (rows, columns, samples), or `None` if nothing is stored of it."""
+    if not page.databytecounts[index]:
+        return None
+    with page.parent.filehandle.lock:
+        page.parent.filehandle.seek(page.dataoffsets[index])
+        data = page.parent.filehandle.read(page.databytecounts[index])
+    if page.compression == _LERC:
+        segment, shape = _decode_lerc(page, data, index)
+    else:
+        segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+    return segment[0, : shape[1], : shape[2]]
 
 
 def _decode_lerc(page, data: bytes, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
