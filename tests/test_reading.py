@@ -72,6 +72,17 @@ def test_nodata__of_the_least_float_may_lack_digits(tmp_path, stored):
     assert scaled(tmp_path / "a.tif", 1).isnan()[0].sum() == 60
 
 
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_nodata__is_filled_with_the_mean_and_the_factor_of_a_call(rescaled):
+    image = np.full((1, 8, 8), 0.5, np.float32)
+    image[0, :, :4] = np.nan
+    plain = {"num_channels": 1, "do_resize": False, "do_center_crop": False, "nodata": "nan"}
+    call = {"image_mean": [0.2], "image_std": [0.1], "rescale_factor": 1 / 127.5, "do_rescale": rescaled}
+    values = MAEImageProcessor(**plain)(image, return_tensors="pt", **call).pixel_values[0, 0]
+    assert values[:, :4].abs().max() < 1e-5
+    assert values[0, 4].item() == pytest.approx(8 if rescaled else 3)
+
+
 def test_nodata__of_values_that_are_not_rescaled_is_filled_with_their_mean():
     array = np.full((1, 4, 4), 700, np.int16)
     array[0, 1] = -999

@@ -3,10 +3,11 @@
 """Images to pixel values and back, in plain torch: the same numbers with and without torchvision, on any device."""
 
 import base64
+import copy
 import math
 import os
 import urllib.request
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -107,11 +108,6 @@ _SHALLOW = (
     "and its output to the model."
 )
 _STEPS = ("do_resize", "size", "do_center_crop", "crop_size", "image_mean", "image_std")
-_READING = ("value_range", "bands", "nodata", "pages", "background", "input_data_format")
-_KEPT_FOR_OTHER_SIZES = (
-    *("image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize", "input_data_format"),
-    *("do_resize", "do_center_crop"),
-)
 
 
 class MAEImageProcessor(SavesCode, BaseImageProcessor):
@@ -189,7 +185,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             raise ValueError(
                 f"`display_bands` must be one or three of the channels 1 to {self.num_channels}, got {shown}."
             )
-        self._reading(**{name: getattr(self, name) for name in _READING})  # raises if the settings make no sense
+        self._reading()  # raises if the settings make no sense
         _check_steps(**{name: getattr(self, name) for name in _STEPS})
 
     @classmethod
@@ -222,9 +218,9 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         Args:
             image_size (`int` or `(height, width)`): Pixels of the crop.
         """
-        kept = (*_KEPT_FOR_OTHER_SIZES, *MAEImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__)
-        other = self.for_image_size(image_size, **{name: getattr(self, name) for name in kept})
-        old, new = self.crop_height_width, other.crop_height_width
+        official, other = self.for_image_size(image_size), copy.deepcopy(self)
+        old, new = self.crop_height_width, official.crop_height_width
+        other.crop_size, other.size = official.crop_size, official.size
         if self.size.height and self.size.width:  # the whole image, or a part of it without its aspect
             sides = self.size.height, self.size.width
             height, width = (round(side * b / a) for side, a, b in zip(sides, old, new, strict=True))
@@ -236,19 +232,22 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
     @property
     def reading(self) -> ReadingSettings:
         """How files are read, for those who read them without the processor, as training does."""
-        return self._reading(**{name: getattr(self, name, None) for name in _READING})
+        return self._reading()
 
-    def _reading(self, value_range, bands, nodata, pages, background, input_data_format, **_) -> ReadingSettings:
-        first = None if input_data_format is None else ChannelDimension(input_data_format) == ChannelDimension.FIRST
-        mean = self.image_mean if isinstance(self.image_mean, list | tuple) else (self.image_mean,)
+    def _reading(self, **given) -> ReadingSettings:
+        """Returns how files are read, by the arguments of a call where it has them, else by those of the processor."""
+        names = ("value_range", "bands", "nodata", "pages", "background", "input_data_format")
+        value_range, bands, nodata, pages, background, order = (
+            given.get(name, getattr(self, name, None)) for name in names
+        )
         return ReadingSettings(
             value_range=None if value_range is None else tuple(value_range),
             bands=None if bands is None else tuple(bands),
             nodata=None if nodata is None else float(nodata),
             pages=pages,
-            channels_first=first,
+            channels_first=None if order is None else ChannelDimension(order) == ChannelDimension.FIRST,
             background=background,
-            fill=tuple(value / self.rescale_factor for value in mean),
+            fill=_fill(self.image_mean, self.rescale_factor),
         )
 
     @property
@@ -308,7 +307,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
 
         No-data is NaN.
         """
-        settings = self._reading(**{name: kwargs.get(name, getattr(self, name, None)) for name in _READING})
+        settings = self._reading(**kwargs)
         try:
             stored = read_stored(image, num_channels, settings)
             if self.is_deep and stored.type_name == "uint8":
@@ -351,9 +350,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             raise ValueError(f"resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), got {resample}.")
         _check_steps(do_resize, size, do_center_crop, crop_size, image_mean, image_std)
         size, crop = size if do_resize else None, (crop_size.height, crop_size.width) if do_center_crop else None
-        settings = self.reading
-        if not do_rescale:  # then the mean is one of stored values
-            settings = replace(settings, fill=tuple(value * self.rescale_factor for value in settings.fill))
+        settings = ReadingSettings(fill=_fill(image_mean, rescale_factor if do_rescale else 1))
         pixel_values, valid = [], []
         for image in images:
             image, missing = fill_missing(image, settings)
@@ -384,11 +381,11 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         Args:
             images (`torch.Tensor` of shape `(..., channels, height, width)`): Values in [0, 255], uint8 or float.
         """
-        given = (do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        do_rescale, rescale_factor, do_normalize, image_mean, image_std = (
-            getattr(self, name) if value is None else value for name, value in zip(names, given, strict=True)
-        )
+        do_rescale = self.do_rescale if do_rescale is None else do_rescale
+        rescale_factor = self.rescale_factor if rescale_factor is None else rescale_factor
+        do_normalize = self.do_normalize if do_normalize is None else do_normalize
+        image_mean = self.image_mean if image_mean is None else image_mean
+        image_std = self.image_std if image_std is None else image_std
         images = images.float()
         if do_rescale:
             images = images * rescale_factor
@@ -438,8 +435,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         logits = outputs.logits
         if target_sizes is None:
             return list(logits.argmax(dim=1))
-        if len(target_sizes) != len(logits):
-            raise ValueError(f"Got {len(target_sizes)} target_sizes for {len(logits)} images; give one for each.")
+        _check_target_sizes(target_sizes, len(logits))
         return [
             nn.functional.interpolate(image[None].float(), size=tuple(map(int, size)), mode="bilinear")[0].argmax(dim=0)
             for image, size in zip(logits, target_sizes, strict=True)
@@ -463,8 +459,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         """
         depths = outputs.predicted_depth
         sizes = [depths.shape[1:]] * len(depths) if target_sizes is None else target_sizes
-        if len(sizes) != len(depths):
-            raise ValueError(f"Got {len(sizes)} target_sizes for {len(depths)} images; give one for each.")
+        _check_target_sizes(sizes, len(depths))
         return [
             {"predicted_depth": resize(depth[None].float(), tuple(map(int, size)), "bilinear")[0]}
             for depth, size in zip(depths, sizes, strict=True)
@@ -498,14 +493,13 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             ValueError: If there are not as many sizes as images.
         """
         logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        if target_sizes is not None and len(target_sizes) != len(logits):
-            raise ValueError(f"Got {len(target_sizes)} target_sizes for {len(logits)} images; give one for each.")
         scores, places = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)
         queries, labels = places // logits.shape[2], places % logits.shape[2]
         centres, sides = boxes[..., :2], boxes[..., 2:]
         corners = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
         corners = corners.gather(1, queries[..., None].expand(-1, -1, 4))
         if target_sizes is not None:
+            _check_target_sizes(target_sizes, len(logits))
             sizes = torch.as_tensor(target_sizes, dtype=corners.dtype)
             corners = corners * sizes[:, None, [1, 0, 1, 0]].to(corners.device)
         return [
@@ -514,12 +508,14 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         ]
 
 
-def _check_steps(do_resize, size: SizeDict, do_center_crop, crop_size: SizeDict, image_mean, image_std):
-    """Raises an error if sides are no pixels, or values can't be normalised.
+def _check_target_sizes(target_sizes: Sequence | torch.Tensor, num_images: int):
+    """Raises `ValueError` if there are not as many sizes as images."""
+    if len(target_sizes) != num_images:
+        raise ValueError(f"Got {len(target_sizes)} target_sizes for {num_images} images; give one for each.")
 
-    Raises:
-        ValueError: That says what is wrong.
-    """
+
+def _check_steps(do_resize, size: SizeDict, do_center_crop, crop_size: SizeDict, image_mean, image_std):
+    """Raises `ValueError` if sides are no pixels, or values can't be normalised."""
     for name, sides in (("size", size if do_resize else {}), ("crop_size", crop_size if do_center_crop else {})):
         if any(side is not None and side < 1 for side in dict(sides).values()):
             raise ValueError(f"{name} must be at least 1 pixel, got {dict(sides)}.")
@@ -605,6 +601,12 @@ def _resize_near_center(image: torch.Tensor, size: SizeDict, crop: tuple[int, in
         image = _center_crop(image, tuple(kept))
         target = tuple(max(round(k * t / s), 1) for k, t, s in zip(kept, target, sides, strict=True))
     return resize(image, target, mode)
+
+
+def _fill(image_mean: float | Sequence[float], rescale_factor: float) -> tuple[float, ...]:
+    """Returns the value of each channel, or of all, that rescaling and normalising turn into 0."""
+    means = image_mean if isinstance(image_mean, list | tuple) else (image_mean,)
+    return tuple(mean / rescale_factor for mean in means)
 
 
 def _per_channel(value: float | tuple[float, ...], images: torch.Tensor) -> torch.Tensor:
