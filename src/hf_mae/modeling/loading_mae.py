@@ -113,8 +113,17 @@ class LoadingMixin:
                 "others are read by `hf_mae.import_checkpoint`."
             )
         config, saved, wanted = cls._separate_sizes(stored, config, kwargs)
-        name = pretrained_model_name_or_path
-        return cls._load(source, name, stored, saved, wanted, channel_init, *model_args, config=config, **kwargs)
+        with_info, name = kwargs.pop("output_loading_info", False), pretrained_model_name_or_path
+        adapter_kwargs = dict(kwargs.get("adapter_kwargs") or {})
+        adapter = adapter_kwargs.pop("_adapter_model_path", None)  # so transformers' Auto classes pass it
+        loads_adapter = adapter is not None and adapter != source
+        if loads_adapter:  # when the model has its final sizes
+            del kwargs["adapter_kwargs"]
+        model, info = cls._load_as_saved(source, name, stored, *model_args, config=config, **kwargs)
+        model._change_sizes(saved, wanted, channel_init)
+        if loads_adapter:
+            model._add_adapter(adapter, adapter_kwargs, name)
+        return (model, info) if with_info else model
 
     @classmethod
     def _read_foreign(cls, source, config, kwargs: dict, hub_kwargs: dict) -> tuple:
@@ -147,17 +156,16 @@ class LoadingMixin:
         return config, saved, wanted
 
     @classmethod
-    def _load(cls, source, name, stored: dict, saved: dict, wanted: dict, channel_init: str, *model_args, **kwargs):
-        """Loads weights at the sizes they were saved with, then resizes them. `name` is what the user gave."""
+    def _load_as_saved(cls, source, name, stored: dict, *model_args, **kwargs) -> tuple:
+        """Loads weights at the sizes they were saved with. Returns the model and the loading info.
+
+        Args:
+            source: The folder or name on the Hub that transformers loads, `None` if the weights are a `state_dict`.
+            name: What the user gave for it.
+            stored (`dict`): The configuration in the checkpoint.
+        """
         is_new = name is None and kwargs.get("state_dict") == {}  # asks for new weights, so none can be missing
         label = "`state_dict`" if name is None else name
-        with_info = kwargs.pop("output_loading_info", False)
-        adapter_kwargs = dict(kwargs.get("adapter_kwargs") or {})
-        adapter = adapter_kwargs.pop("_adapter_model_path", None)
-        if adapter is not None and adapter != source:  # loaded when the model has its final sizes
-            del kwargs["adapter_kwargs"]
-        else:
-            adapter = None
         own_names = kwargs.get("key_mapping") is None
         if own_names:
             kwargs["key_mapping"] = _WRAPPERS
@@ -180,25 +188,30 @@ class LoadingMixin:
             model.name_or_path = model.config.name_or_path = os.fspath(name)
         model._check_loaded(label, stored, info, is_new)
         model._set_trainable()  # the loader makes every parameter trainable
+        return model, info
+
+    def _change_sizes(self, saved: dict, wanted: dict, channel_init: str):
+        """Resizes weights that were loaded at the saved sizes to those that are wanted; see `_separate_sizes`."""
         if any(_pair(wanted[size]) != _pair(saved[size]) for size in ("image_size", "patch_size")):
-            model.resize_patches(wanted["patch_size"], wanted["image_size"])
+            self.resize_patches(wanted["patch_size"], wanted["image_size"])
         if wanted["num_channels"] != saved["num_channels"]:
             logger.warning(
-                f"{cls.__name__}: from {saved['num_channels']} to {wanted['num_channels']} channels, by "
+                f"{type(self).__name__}: from {saved['num_channels']} to {wanted['num_channels']} channels, by "
                 f"channel_init={channel_init!r}. Give the image processor a mean and a deviation for each of them."
             )
-            model.resize_channels(wanted["num_channels"], channel_init)
-        model.config.mask_block_size = wanted["mask_block_size"]
-        model._drop_cells_that_do_not_fit(model.config)
-        model.config.check()
-        if adapter is not None:
-            missing = model.load_adapter(os.fspath(adapter), adapter_kwargs=adapter_kwargs).missing_keys
-            if missing:  # up to transformers 5.17 trained heads of an adapter (`modules_to_save`)
-                raise ValueError(
-                    f"This version of transformers does not find {sorted(missing)[0]} in the adapter {adapter}. Load "
-                    f"{cls.__name__} from {source}, then use peft.PeftModel.from_pretrained(model, adapter)."
-                )
-        return (model, info) if with_info else model
+            self.resize_channels(wanted["num_channels"], channel_init)
+        self.config.mask_block_size = wanted["mask_block_size"]
+        self._drop_cells_that_do_not_fit(self.config)
+        self.config.check()
+
+    def _add_adapter(self, adapter: str | os.PathLike, adapter_kwargs: dict, name: str | os.PathLike):
+        """Loads a PEFT adapter into the model of `name`, or raises `ValueError` if tensors of it are not found."""
+        missing = self.load_adapter(os.fspath(adapter), adapter_kwargs=adapter_kwargs).missing_keys
+        if missing:  # up to transformers 5.17 trained heads of an adapter (`modules_to_save`)
+            raise ValueError(
+                f"This version of transformers does not find {sorted(missing)[0]} in the adapter {adapter}. Load "
+                f"{type(self).__name__} from {name}, then use peft.PeftModel.from_pretrained(model, adapter)."
+            )
 
     def _check_loaded(self, source, stored: dict, info: dict, is_new: bool):
         """Completes the loading info, and raises `ValueError` if weights of the encoder were not found."""
