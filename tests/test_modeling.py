@@ -218,7 +218,10 @@ def test_prediction_ratio__predicts_a_share_in_training_and_all_in_evaluation(ti
     assert model(pixels, noise=noise).logits.shape[1] == 12
     output = model.train()(pixels, noise=noise)
     assert output.logits.shape[1] == 3
+    assert torch.equal(output.ids_predicted, output.ids_hidden[:, :3])
     assert output.mask.sum(dim=1).tolist() == [12, 12]
+    whole = model(pixels, mask_ratio=0)
+    assert torch.equal(whole.ids_predicted, whole.ids_keep)
     assert output.loss.isfinite()
 
 

@@ -53,9 +53,8 @@ class MAEForPreTrainingOutput(_MaskedOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`): Mean squared error of the predicted patches, in float32 or better.
         logits (`torch.FloatTensor` of shape `(batch, num_predicted, patch_height * patch_width * channels)`):
-            Predictions for the patches `ids_hidden` (for the first of them with a `prediction_ratio` below 1; for the
-            patches `ids_keep` if none is hidden). The elements of a patch are in the order row, column, channel. They
-            are pixels in the scale of `pixel_values`, or, with `norm_pix_loss`, pixels normalised by patch.
+            Predictions for the patches `ids_predicted`. The elements of a patch are in the order row, column, channel.
+            They are pixels in the scale of `pixel_values`, or, with `norm_pix_loss`, pixels normalised by patch.
             [`MAEForPreTraining.reconstruct`] returns images. A subclass with another target has other predictions.
         ids_keep (`torch.LongTensor` of shape `(batch, num_kept)`): Patch indices of the visible patches.
         ids_hidden (`torch.LongTensor` of shape `(batch, num_patches - num_kept)`): Patch indices of the hidden ones.
@@ -72,6 +71,16 @@ class MAEForPreTrainingOutput(_MaskedOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     decoder_output: BaseModelOutput | None = None
+
+    @property
+    def ids_predicted(self) -> torch.LongTensor:
+        """`torch.LongTensor` of shape `(batch, num_predicted)`: Patch indices of `logits`.
+
+        Those of the hidden patches, with a `prediction_ratio` below 1 of the first of them; if none is hidden, those of
+        the visible patches.
+        """
+        ids = self.ids_hidden if self.ids_hidden.shape[1] > 0 else self.ids_keep
+        return ids[:, : self.logits.shape[1]]
 
 
 @dataclass

@@ -37,10 +37,8 @@ class ReconstructionMixin:
         patch_size = self.mae.embeddings.patch_size
         grid_size = patch_grid(pixel_values, patch_size)
         patches = at_least_float32(patchify(pixel_values, patch_size))  # (B, N, P * C)
-        ids = output.ids_hidden if output.ids_hidden.shape[1] > 0 else output.ids_keep
-        ids = ids[:, : output.logits.shape[1]]
-        predicted = self.predictions_to_pixels(output.logits.to(patches.dtype), pixel_values, ids)
-        index = ids[..., None].expand_as(predicted)
+        predicted = self.predictions_to_pixels(output.logits.to(patches.dtype), pixel_values, output.ids_predicted)
+        index = output.ids_predicted[..., None].expand_as(predicted)
         reconstruction = unpatchify(patches.scatter(1, index, predicted), patch_size, grid_size)
         masked = unpatchify(patches.masked_fill(output.mask[..., None], 0), patch_size, grid_size)
         return MAEReconstructionOutput(reconstruction, masked, output.mask)
@@ -119,7 +117,7 @@ class ReconstructionMixin:
         for ids_keep in complementary_masks(grid_size, mask_ratio, num_masks, seed, *rule):
             ids_keep = ids_keep.to(pixel_values.device, non_blocking=True).expand(len(pixel_values), -1)
             output = self(pixel_values, ids_keep=ids_keep, prediction_ratio=1.0, return_loss=False, return_dict=True)
-            ids = output.ids_hidden if output.ids_hidden.shape[1] > 0 else output.ids_keep
+            ids = output.ids_predicted
             # Each patch is a batch of its own, so that any target's loss, which is a scalar, becomes one of the patch.
             predictions, target = (
                 each.flatten(0, 1)[:, None, None] for each in (output.logits, self.target_values(pixel_values, ids))
