@@ -85,6 +85,13 @@ def test_png__no_data_is_looked_for_in_its_colours_and_not_in_the_background(tmp
     assert pixels[:, 1:, 0].tolist() == [[0, 255, 255]] * 3
 
 
+def test_pgm__whose_header_is_too_long_is_not_read_with_a_part_of_its_white(tmp_path):
+    pixels = np.arange(4, dtype=">u2").tobytes()
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 2 #".ljust(4091, b"x") + b"\n65535\n" + pixels)  # 4,096 bytes end in 6553
+    with pytest.raises(ValueError, match="header"):
+        scaled(tmp_path / "a.pgm", 1)
+
+
 @pytest.mark.parametrize(("kind", "bands"), [("P5", 1), ("P6", 3), ("P2", 1)])
 def test_pgm__of_12_bits_keeps_its_values_and_its_white(tmp_path, kind, bands):
     array = np.random.default_rng(0).integers(0, 4096, (9, 13, bands)).astype(np.uint16)

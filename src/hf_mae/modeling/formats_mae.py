@@ -294,19 +294,13 @@ class DicomFile(ImageFile):
         return image
 
     def _decode(self, page: int) -> np.ndarray:
-        """Returns the stored values of a frame, colours as RGB."""
-        pixels, shift = library("pydicom.pixels", "dicom", "A DICOM file"), self._shift()
+        """Returns the stored values of a frame, colours as RGB.
+
+        Raises:
+            UnsuitableImageError: If there is no decoder for them.
+        """
         try:
-            if self.num_pages > 1 and not shift:
-                try:
-                    return pixels.pixel_array(self._stream(), index=page)
-                except (AttributeError, ValueError):  # such as deflated files, which can't be read in part
-                    pass
-            data = self._parsed()
-            if not shift:
-                return pixels.pixel_array(data, index=page)
-            data.BitsStored += shift  # else pydicom would cut the highest bits off
-            return pixels.pixel_array(data, index=page) >> shift
+            return self._frame(page)
         except (RuntimeError, NotImplementedError) as error:
             reason = str(error).lower()
             if not any(word in reason for word in ("transfer syntax", "plugin", "decompress")):
@@ -316,6 +310,17 @@ class DicomFile(ImageFile):
                 "try to unpack the file by the command that this installs: gdcmconv --raw OLD NEW. "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
+
+    def _frame(self, page: int) -> np.ndarray:
+        pixels, shift = library("pydicom.pixels", "dicom", "A DICOM file"), self._shift()
+        if self.num_pages > 1 and not shift:
+            with suppress(AttributeError, ValueError):  # such as of deflated files, which can't be read in part
+                return pixels.pixel_array(self._stream(), index=page)
+        data = self._parsed()
+        if not shift:
+            return pixels.pixel_array(data, index=page)
+        data.BitsStored += shift  # else pydicom would cut the highest bits off
+        return pixels.pixel_array(data, index=page) >> shift
 
     def _shift(self) -> int:
         """Returns how many bits lie below those of a value, as older files have it that are not compressed."""

@@ -101,17 +101,8 @@ def read_picture(image: PIL.Image.Image, num_channels: int, as_stored: bool = Fa
     """
     if is_deep(image):
         return read_deep(image)
-    if image.format == "SGI" and image.tile and (image.tile[0][0] == "SGI16" or image.tile[0][3][-1] == 2):
-        raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
-    if image.format == "BMP" and image.tile and image.info.get("compression") == 2:
-        raise UnsuitableImageError("BMP files compressed as RLE4 can't be read right. Convert it to PNG.")
-    if image.format == "PNG" and image.tile:
-        check_png(image)
-    if image.format == "JPEG2000" and image.tile:
-        _prepare_jpeg2000(image)
-    bits, opaque = _bits_of_grey(image), _is_opaque_tga(image)
-    if image.format == "PSD" and image.tile:
-        opaque = not _prepare_psd(image)
+    bits = _bits_of_grey(image)
+    opaque = _prepare(image) if getattr(image, "tile", None) else False
     _load(image)  # before its size is asked for: Pillow turns a TIFF when it loads it
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
         return _read_grey(image, bits)
@@ -126,6 +117,26 @@ def read_picture(image: PIL.Image.Image, num_channels: int, as_stored: bool = Fa
     if on_white and not as_stored:
         array = np.concatenate([array[:-1] - np.minimum(array[:-1], 255 - array[-1:]), array[-1:]])
     return StoredImage(array, nodata=declared_nodata(image), numbers=numbers, alpha=alpha, premultiplied=on_white)
+
+
+def _prepare(image: PIL.Image.Image) -> bool:
+    """Makes sure that Pillow will decode a picture right, and returns whether what it takes for its opacity is none.
+
+    Raises:
+        UnsuitableImageError: If Pillow would not.
+        OSError: If the file is damaged.
+    """
+    if image.format == "SGI" and (image.tile[0][0] == "SGI16" or image.tile[0][3][-1] == 2):
+        raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
+    if image.format == "BMP" and image.info.get("compression") == 2:
+        raise UnsuitableImageError("BMP files compressed as RLE4 can't be read right. Convert it to PNG.")
+    if image.format == "PNG":
+        check_png(image)
+    if image.format == "JPEG2000":
+        _prepare_jpeg2000(image)
+    if image.format == "PSD":
+        return not _prepare_psd(image)
+    return image.format == "TGA" and _is_opaque_tga(image)
 
 
 def _load(image: PIL.Image.Image):
@@ -303,21 +314,15 @@ def with_opacity(pixels: np.ndarray, key: int | tuple[int, ...], white: int) -> 
 def _pnm_header(image: PIL.Image.Image) -> tuple[int, int, int, int]:
     """Returns width, height, largest value, and where the values begin; 0 as largest value if it has none."""
     image.fp.seek(0)
-    content, fields, position = image.fp.read(4096), [], 2
+    content = image.fp.read(4096)
     if content[:2] not in (b"P2", b"P3", b"P5", b"P6"):
         return *image.size, 0, 0
-    while len(fields) < 3:
-        while content[position : position + 1].isspace():
-            position += 1
-        if content[position : position + 1] == b"#":
-            position = content.index(b"\n", position)
-            continue
-        end = position
-        while content[end : end + 1].isdigit():
-            end += 1
-        fields.append(int(content[position:end]))
-        position = end
-    return *fields, position + 1
+    number = rb"(?:\s|#[^\n]*\n)+(\d+)"  # with a space, or comments, in front
+    header = re.match(rb"P\d" + 3 * number + rb"(?=[\s#])", content)
+    if header is None:
+        raise ValueError("its header is not one of a PGM or PPM, or longer than 4,096 bytes")
+    width, height, largest = map(int, header.groups())
+    return width, height, largest, header.end() + 1
 
 
 def _read_deep_pnm(image: PIL.Image.Image) -> StoredImage:
@@ -439,10 +444,8 @@ def _prepare_psd(image: PIL.Image.Image) -> bool:
 
 def _is_opaque_tga(image: PIL.Image.Image) -> bool:
     """Returns whether a TGA says that its fourth byte is no opacity, which Pillow takes it for. It is often 0."""
-    if image.format != "TGA" or image.mode not in ("LA", "RGBA") or not image.tile:
-        return False
     image.fp.seek(17)
-    return image.fp.read(1)[0] & 15 == 0
+    return image.mode in ("LA", "RGBA") and image.fp.read(1)[0] & 15 == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
