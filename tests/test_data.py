@@ -360,6 +360,16 @@ def test_broken_pictures__everywhere_are_an_error_with_the_reason(tmp_path):
         read_image(FolderImages(tmp_path), 0, lambda image: image)
 
 
+@pytest.mark.parametrize("count", range(1, 11))
+def test_broken_pictures__are_replaced_by_the_only_good_one_of_up_to_ten(tmp_path, count):
+    """Few images are held out of a small folder, and two broken ones among eight should not end its run."""
+    picture(1).save(tmp_path / "0.png")
+    for number in range(1, count):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    images = FolderImages(tmp_path)
+    assert [read_image(images, index, lambda image: image)[1] for index in range(count)] == [0] * count
+
+
 def test_broken_pictures__in_shards_have_one_reason_however_often_they_are_read(tmp_path):
     """The log names each once, by its reason, in which an address in memory would differ each time."""
     pq.write_table(pa.table({"image": [b"no picture"]}), tmp_path / "shard.parquet")

@@ -409,3 +409,9 @@ def test_names__that_the_font_lacks_are_drawn_without_accents_or_as_numbers():
     assert drawable_names(names) == ["cat", "Cafe", "2", "3", "4", "5", "6"]
     sheets = [confusion_sheet(np.eye(7, dtype=int), some) for some in (names, drawable_names(names))]
     assert sheets[0].tobytes() == sheets[1].tobytes()
+
+
+def test_names__of_several_lines_are_drawn_in_one():
+    """Folders of classes may have line breaks in their names, and Pillow refuses to measure such a text."""
+    assert drawable_names(["rain\ncoat", "\n", "T-shirt"]) == ["rain coat", "1", "T-shirt"]
+    assert confusion_sheet(np.eye(2, dtype=int), ["rain\ncoat", "hat"]).width > 0

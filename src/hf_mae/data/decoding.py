@@ -79,6 +79,8 @@ def read_image(
     """
     unreadable, attempts = {}, min(_ATTEMPTS, len(images))
     stride = max(int(len(images) * 0.618), 1)  # far away: broken files are often neighbours
+    while math.gcd(stride, len(images)) > 1:  # else it would come back to the first image before it has tried all
+        stride += 1
     for attempt in range(attempts):
         candidate = (index + attempt * stride) % len(images)
         result, reason = try_to_read(images, candidate, load, replace_unsuitable)

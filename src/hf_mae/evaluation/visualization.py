@@ -241,13 +241,15 @@ def picture_sheet(
 def drawable_names(names: Sequence[str]) -> list[str]:
     """Returns names of classes as Pillow's font can draw them. It has ASCII alone, and empty boxes for all else.
 
-    Accents are left out. A name in another script is replaced by the number of its class.
+    Accents are left out, and a line break becomes a space. A name in another script is replaced by the number of its
+    class.
 
     Args:
         names (`Sequence[str]`): Names of the classes 0, 1, ...
     """
     plain = ["".join(letter for letter in normalize("NFKD", name) if not combining(letter)) for name in names]
-    return [name if name.isascii() and name.strip() else str(number) for number, name in enumerate(plain)]
+    plain = [" ".join(name.split()) for name in plain]  # Pillow does not measure a name of several lines
+    return [name if name.isascii() and name else str(number) for number, name in enumerate(plain)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
