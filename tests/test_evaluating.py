@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Frozen encoders of all kinds behind one interface; the table of hf-mae evaluate, whose figures tell models apart."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -325,6 +326,27 @@ def test_model_that_fails_late__costs_no_other_its_figures(run, pretrained, flat
     assert [row["model"] for row in content["rows"]] == [str(pretrained)]
     assert "effective_rank" in content["rows"][0]["figures"]
     assert str(pretrained) in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_full_disk__costs_the_sheets_and_the_files_and_not_the_figures(
+    pretrained, flat, tmp_path, monkeypatch, capsys, log
+):
+    def full(*others, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PIL.Image.Image, "save", full)
+    args = EvaluationArguments(
+        model=[str(pretrained)], data=str(flat), output_dir=str(tmp_path / "out"), device="cpu", disable_tqdm=True
+    )
+    (row,) = evaluate(args).rows
+    assert "patches-1" in log()
+    assert "No space left" in log()
+    assert "![" not in (tmp_path / "out" / "evaluation.md").read_text()
+    capsys.readouterr()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(args)
+    assert f"{row.figures['effective_rank']:.1f} of {row.width}" in capsys.readouterr().out
 
 
 def test_weights_that_are_no_numbers__get_no_figures(run, pretrained, flat, tmp_path, monkeypatch):

@@ -549,8 +549,13 @@ class Judge:
             for kind, (title, sheet) in sheets.items():
                 path = Path(self.args.output_dir) / f"{kind}-{self._file_name(encoder)}-block-{row.block}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                sheet.save(path)
-                self.pictures[f"{title}, {row.model}, block {row.block}"] = path
+                try:
+                    sheet.save(path)
+                except OSError as error:  # of a full disk: no reason to lose what was measured
+                    path.unlink(missing_ok=True)
+                    logger.warning(f"{path} could not be written: {error}")
+                else:
+                    self.pictures[f"{title}, {row.model}, block {row.block}"] = path
 
     def _file_name(self, encoder: FrozenEncoder) -> str:
         """Returns the number of a model and the end of its name, as part of the name of a file."""
@@ -598,13 +603,17 @@ def evaluate(args: EvaluationArguments) -> Comparison:
         fingerprints["labels"] = digest(images.train.labels, images.test.labels)
     record = {**run_record(recipe_of(args), images.train or images.test), "fingerprints": fingerprints}
     rows: list[Row] = []
-    for encoder in encoders:
-        rows += judge(encoder)
-        mark_best_blocks(rows)
-        comparison = Comparison(str(images), rows, describe_protocol(args, images, rows), judge.pictures, record)
-        comparison.write(Path(args.output_dir))  # at once, so that nothing is lost if a later model fails
-        print(f"{encoder.name}: {rows[-1].seconds:.0f} s", flush=True)
-    print(as_text(table_of(rows)), *comparison.protocol, sep="\n")
+    try:
+        for encoder in encoders:
+            rows += judge(encoder)
+            mark_best_blocks(rows)
+            comparison = Comparison(str(images), rows, describe_protocol(args, images, rows), judge.pictures, record)
+            comparison.write(Path(args.output_dir))  # at once, so that nothing is lost if a later model fails
+            print(f"{encoder.name}: {rows[-1].seconds:.0f} s", flush=True)
+    finally:  # also if the disk is full, or after Ctrl-C: a model may have taken hours
+        if rows:
+            print(as_text(table_of(rows)), flush=True)
+    print(*comparison.protocol, sep="\n")
     if args.add_to_card:
         folders = comparison.add_to_cards()
         print(f"Added to the card of {', '.join(folders)}." if folders else "No model is the folder of a run.")
