@@ -3,8 +3,10 @@
 """Labels: tables, several an image, numbers, weights of classes; figures; evaluation of a finished classifier."""
 
 import csv
+import io
 import json
 import shutil
+import tarfile
 import unicodedata
 from pathlib import Path
 
@@ -18,7 +20,14 @@ from PIL import Image
 
 from hf_mae import MAEForImageClassification
 from hf_mae.data.label_values import encode_labels
-from hf_mae.data.labels import align_all_labels, has_label, names_of_labels, number_labels, open_labelled
+from hf_mae.data.labels import (
+    align_all_labels,
+    has_label,
+    names_of_labels,
+    number_labels,
+    open_labelled,
+    open_with_labels,
+)
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.classification_metrics import (
     average_precision,
@@ -28,6 +37,7 @@ from hf_mae.evaluation.classification_metrics import (
 )
 from hf_mae.finetuning import classification
 from hf_mae.finetuning.classification import balanced_weights, finetune_command, weighted_loss
+from hf_mae.modeling.reading_mae import ReadingSettings
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation of a finished classifier
@@ -173,6 +183,47 @@ def test_table__counts_before_the_names_of_folders(folder, log):
     assert "Labels are those of the column label" in log()
     (folder / "val" / "metadata.csv").write_text("file_name,age\n")
     assert open_labelled(str(folder / "val"), held_out=0)[0].label_names == ["blue", "green", "red"]
+
+
+def test_table__has_the_labels_of_pages_and_windows(tmp_path):
+    """They had those of the folders, whatever the table and `label_column` said."""
+    for number in range(4):
+        path = tmp_path / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        page = Image.new("L", (8, 8), number)
+        page.save(path, save_all=True, append_images=[page] * number)
+    rows = [f"{'ab'[number % 2]}/{number}.tif,{number // 2},{3 - number}" for number in range(4)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label,rank", *rows]))
+
+    def opened(**options):
+        return open_with_labels(str(tmp_path), "train", **options)
+
+    pages = {"reading": ReadingSettings(pages="images")}
+    windows = {"reading": ReadingSettings(pages="first"), "tile": 4}
+    assert opened(**pages).labels.tolist() == [0, 1, 1, 1, 0, 0, 1, 1, 1, 1]  # a/0, a/2, b/1, b/3
+    assert opened(**pages, label_column=["rank"]).labels.tolist() == [3, 1, 1, 1, 2, 2, 0, 0, 0, 0]
+    assert opened(**windows).labels.tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    with pytest.raises(ValueError, match="must have the column file_name and other"):
+        opened(**pages, label_column=["other"])
+
+
+def test_label_column__is_refused_where_no_such_column_is_read(tmp_path):
+    """Another column, the `.cls` files or the embedded labels were taken instead, in silence."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    columns = {"image": [buffer.getvalue()] * 2, "cat": [0, 1], "dog": [1, 1], "label": [0, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name, content in (("a.png", buffer.getvalue()), ("a.cls", b"0")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert open_with_labels(str(tmp_path / "train.parquet"), "train", ["dog"]).labels.tolist() == [1, 1]
+    with pytest.raises(ValueError, match="`label_column` must be one column of .*train.parquet, got cat, dog"):
+        open_with_labels(str(tmp_path / "train.parquet"), "train", ["cat", "dog"])
+    for data in (str(tmp_path / "train.tar"), None):
+        with pytest.raises(ValueError, match="`label_column` needs a table"):
+            open_with_labels(data, "train", ["cat"])
 
 
 def test_table__may_be_a_parquet_file(folder):

@@ -17,6 +17,8 @@ from .folders import FolderImages, reading_folders_once
 from .held_out import hold_out, select
 from .image_source import ImageSource
 from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
+from .parts import PartsOfImages
+from .shards import DatasetImages, ParquetImages
 from .sources import open_images
 from .tables import TABLES, columns_of, find_table, read_table, values_of_files
 
@@ -254,12 +256,13 @@ def align_all_labels(images: ImageSource, label_names: list[str]):
 def read_label_table(
     images: ImageSource, columns: Sequence[str] | None = None, problem_type: str | None = None
 ) -> bool:
-    """Gives a folder of images the labels of a table: `metadata.csv` or `metadata.jsonl` in it or in the folder above.
+    """Gives a folder of images the labels of a table, one of `TABLES` in it or in the folder above.
 
     The convention is that of `datasets`' imagefolder: a column `file_name` holds paths below the folder of the table.
+    Pages and windows of files have the labels of their files.
 
     Args:
-        images ([`ImageSource`]): The images. Its `labels` and `label_names` are set.
+        images ([`ImageSource`]): The images. Their `labels` and `label_names` are set.
         columns (`Sequence[str]`, *optional*): Columns with the labels. Several columns are one label each: 0 or 1, or
             numbers. Default: `label` or `labels`; a table with one of them counts, and not the names of folders.
         problem_type (`str`, *optional*): Kind of the labels, see [`encode_labels`].
@@ -270,10 +273,10 @@ def read_label_table(
     Raises:
         ValueError: If a named column or the table is not there, or images are not in the table.
     """
-    table = find_table(images.folder) if isinstance(images, FolderImages) else None
+    files = images.images if isinstance(images, PartsOfImages) else images
+    table = find_table(files.folder) if isinstance(files, FolderImages) else None
     if table is None:
-        if columns is not None and isinstance(images, FolderImages):
-            raise ValueError(f"`label_column` needs a table {' or '.join(TABLES)} in {images.name}, there is none.")
+        _check_without_table(files, columns)
         return False
     rows = read_table(table)
     known = columns_of(rows)
@@ -285,13 +288,27 @@ def read_label_table(
             f"{table} must have the column file_name and {', '.join(columns or ['label'])}, it has {', '.join(known)}. "
             "Call the column of labels label, or name it with `label_column`."
         )
-    values = values_of_files(table, rows, columns, [images.describe(index) for index in range(len(images))])
+    values = values_of_files(table, rows, columns, [files.describe(index) for index in range(len(files))])
     values = [value[0] for value in values] if len(columns) == 1 else values
     if images.labels is not None:
         note = f"Labels are those of the column {', '.join(columns)} of {table}, not the folders' names."
         images.notes = [*images.notes, note]
-    images.labels, images.label_names = encode_labels(values, problem_type, list(columns), table.suffix == ".csv")
+    labels, images.label_names = encode_labels(values, problem_type, list(columns), table.suffix == ".csv")
+    images.labels = labels[images.parts[:, 0]] if isinstance(images, PartsOfImages) else labels
     return True
+
+
+def _check_without_table(images: ImageSource, columns: Sequence[str] | None):
+    """Refuses named columns that nobody reads: shards and data sets have labels in one of theirs, which is read."""
+    if columns is None:
+        return
+    if not isinstance(images, DatasetImages | ParquetImages):
+        raise ValueError(f"`label_column` needs a table {' or '.join(TABLES)} in {images.name}, there is none.")
+    if len(columns) > 1:
+        raise ValueError(
+            f"`label_column` must be one column of {images.name}, got {', '.join(columns)}. Several are read only of a "
+            "table next to the images of a folder."
+        )
 
 
 __all__ = [
