@@ -17,8 +17,8 @@ pytest.importorskip("kornia")
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.augmentation import BatchAugmentation, RandomAugmentation, RandomOrientation
-from hf_mae.data.datasets import ClassificationDataset, align_labels, check_labels, collate_labelled
-from hf_mae.data.labels import open_labelled
+from hf_mae.data.datasets import ClassificationDataset, collate_labelled
+from hf_mae.data.labels import align_all_labels, check_labels, open_labelled
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.probing import ProbingArguments, ProbingTrainer, probe_command
 from hf_mae.finetuning.classification import (
@@ -172,8 +172,8 @@ def test_fine_tuning__mistakes(call, pretrained, folder, tmp_path):
 def test_labels__of_an_unknown_class_are_refused(folder):
     images = open_images(str(folder), "test")
     with pytest.raises(ValueError, match="has the classes green, red, "):
-        align_labels(images, ["blue"])
-    align_labels(images, ["red", "brown", "green", "blue"])
+        align_all_labels(images, ["blue"])
+    align_all_labels(images, ["red", "brown", "green", "blue"])
     assert images.labels.tolist() == [3] * 4 + [2] * 4 + [0] * 4
     with pytest.raises(ValueError, match=r"8 of 12 labels are not in \[0, 2\), first 3 of .*blue/0.png"):
         check_labels(images, 2)

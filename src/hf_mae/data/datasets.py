@@ -4,7 +4,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..modeling.reading_mae import (
 )
 from .decoding import crop_and_resize, decode_unless_jpeg, jitter_colors, oriented_size, random_crop_box, read_image
 from .image_source import ImageSource
+from .labels import check_labels
 from .sampling import spread_indices
 
 logger = logging.get_logger(__name__)
@@ -304,90 +304,6 @@ def warn_of_unreadable(unreadable: dict[str, str]):
         logger.warning_once(f"Skipped {name}, which can't be read: {reason}")
 
 
-def class_names(images: ImageSource) -> list[str]:
-    """Returns the names of a source's classes, or their numbers as strings if the classes have no names.
-
-    Numbers are places from 0 on, of which a source may lack some. If it lacks 0 (stages 1 to 4, years), they are names,
-    and there is a class for each that it has.
-
-    Args:
-        images ([`ImageSource`]): The source.
-
-    Raises:
-        ValueError: If the images have no labels.
-    """
-    if images.labels is None:
-        raise ValueError(
-            f"{images.name} has no labels. Put the images of a folder into sub-folders named by class. Tar shards need "
-            ".cls files, parquet files and data sets a column of class labels."
-        )
-    if images.label_names:
-        return images.label_names
-    found = np.unique(images.labels[images.labels >= 0]).tolist()
-    return [str(label) for label in (range(found[-1] + 1) if 0 in found else found)]
-
-
-def check_labels(images: ImageSource, num_labels: int):
-    """Checks that every image has a label in [0, num_labels).
-
-    Args:
-        images ([`ImageSource`]): The source.
-        num_labels (`int`): Number of classes.
-
-    Raises:
-        ValueError: If the images have no labels, or a label is outside the range.
-    """
-    class_names(images)  # raises if there are no labels at all
-    if np.issubdtype(images.labels.dtype, np.floating):  # several classes an image, or numbers
-        return
-    wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_labels))
-    if len(wrong):
-        raise ValueError(
-            f"{len(wrong)} of {len(images)} labels are not in [0, {num_labels}), first {images.labels[wrong[0]]} of "
-            f"{images.describe(wrong[0])}. Remove these images or correct the labels, which count from 0."
-        )
-
-
-def name_integers(images: ImageSource, label_names: list[str]):
-    """Takes integers without names for names if one of the names wanted is an integer.
-
-    Texts in one split may all be integers in another, which is then read as such.
-
-    Args:
-        images ([`ImageSource`]): The source, whose `labels` and `label_names` are replaced.
-        label_names (`list[str]`): The class names wanted.
-    """
-    if images.label_names is None and any(re.fullmatch(r"-?\d+", name) for name in label_names):
-        found, numbers = np.unique(images.labels, return_inverse=True)
-        images.labels = np.where(images.labels < 0, -1, numbers)
-        images.label_names = [str(label) for label in found]
-
-
-def align_labels(images: ImageSource, label_names: list[str]):
-    """Renumbers the labels of a source so that equal names have equal numbers, since a split may lack a class.
-
-    Args:
-        images ([`ImageSource`]): The source, whose `labels` and `label_names` are replaced. Integers without names may
-            be names, see [`name_integers`]; else they are the places of the classes and stay as they are.
-        label_names (`list[str]`): The class names in the order wanted.
-
-    Raises:
-        ValueError: If the source has images of a class that is not in `label_names`.
-    """
-    name_integers(images, label_names)
-    if images.label_names is None or images.label_names == label_names:
-        return
-    present = {images.label_names[label] for label in np.unique(images.labels) if label >= 0}
-    if unknown := sorted(present.difference(label_names)):
-        raise ValueError(
-            f"{images.name} has the classes {', '.join(unknown)}, which are not among the {len(label_names)} of the "
-            f"model or the training images: {', '.join(label_names[:20])}{' ...' if len(label_names) > 20 else ''}."
-        )
-    numbers = np.array([label_names.index(name) if name in label_names else -1 for name in images.label_names])
-    unlabelled = images.labels < 0
-    images.labels, images.label_names = np.where(unlabelled, -1, numbers[images.labels]), list(label_names)
-
-
 def are_counted(labels: torch.Tensor) -> torch.Tensor:
     """Returns of which images of an [`EvaluationDataset`] the labels are their own, bool `(images,)`."""
     missing = labels.isnan() if labels.is_floating_point() else labels == NOT_COUNTED
@@ -491,14 +407,10 @@ __all__ = [
     "EvaluationDataset",
     "PretrainingCollator",
     "PretrainingDataset",
-    "align_labels",
     "are_counted",
     "channel_statistics",
-    "check_labels",
-    "class_names",
     "collate",
     "collate_evaluation",
     "collate_labelled",
-    "name_integers",
     "warn_of_unreadable",
 ]

@@ -7,12 +7,12 @@ Labels are one of three arrays: int64 `(images,)`, a class for each image, negat
 NaN means that an image has no label.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from transformers.utils import logging
 
-from .datasets import align_labels, check_labels, class_names, name_integers
 from .folders import FolderImages, reading_folders_once
 from .held_out import hold_out, select
 from .image_source import ImageSource
@@ -34,8 +34,7 @@ def problem_type_of(images: ImageSource) -> str:
     Raises:
         ValueError: If it has no labels.
     """
-    if images.labels is None:
-        class_names(images)  # says how to give labels
+    _check_has_labels(images)
     if not np.issubdtype(images.labels.dtype, np.floating):
         return SINGLE
     known = images.labels[has_label(images)]
@@ -43,10 +42,29 @@ def problem_type_of(images: ImageSource) -> str:
 
 
 def names_of_labels(images: ImageSource) -> list[str]:
-    """Returns the names of the classes, or of the numbers, of a source; numbers from 0 where it names none."""
-    if images.labels is None or images.labels.ndim == 1:
-        return class_names(images)
-    return images.label_names or [str(number) for number in range(images.labels.shape[1])]
+    """Returns the names of the classes, or of the numbers, of a source. What has no name is called by its number.
+
+    Classes without names are numbered from 0, and a source may lack some of them. If it lacks 0 (stages 1 to 4, years),
+    the integers are names, and there is a class for each that it has.
+
+    Raises:
+        ValueError: If it has no labels.
+    """
+    _check_has_labels(images)
+    if images.label_names:
+        return images.label_names
+    if images.labels.ndim == 2:
+        return [str(number) for number in range(images.labels.shape[1])]
+    found = np.unique(images.labels[images.labels >= 0]).tolist()
+    return [str(label) for label in (range(found[-1] + 1) if 0 in found else found)]
+
+
+def _check_has_labels(images: ImageSource):
+    if images.labels is None:
+        raise ValueError(
+            f"{images.name} has no labels. Put the images of a folder into sub-folders named by class. Tar shards need "
+            ".cls files, parquet files and data sets a column of class labels."
+        )
 
 
 def has_label(images: ImageSource) -> np.ndarray:
@@ -60,9 +78,28 @@ def has_label(images: ImageSource) -> np.ndarray:
 
 def has_classes(images: ImageSource) -> bool:
     """Returns whether images, at least some of them, are labelled by one class each."""
-    if images.labels is None or images.labels.ndim != 1:
-        return False
-    return problem_type_of(images) == SINGLE and bool(has_label(images).any())
+    return images.labels is not None and problem_type_of(images) == SINGLE and bool(has_label(images).any())
+
+
+def check_labels(images: ImageSource, num_labels: int):
+    """Checks that every image has a label in [0, num_labels), if images have one class each.
+
+    Args:
+        images ([`ImageSource`]): The source.
+        num_labels (`int`): Number of classes.
+
+    Raises:
+        ValueError: If the images have no labels, or a class is outside the range.
+    """
+    _check_has_labels(images)
+    if np.issubdtype(images.labels.dtype, np.floating):  # several classes an image, or numbers
+        return
+    wrong = np.flatnonzero((images.labels < 0) | (images.labels >= num_labels))
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong)} of {len(images)} labels are not in [0, {num_labels}), first {images.labels[wrong[0]]} of "
+            f"{images.describe(wrong[0])}. Remove these images or correct the labels, which count from 0."
+        )
 
 
 @reading_folders_once()
@@ -190,6 +227,10 @@ def open_with_labels(
     return images
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Numbers of the classes, which are the same in all splits
+
+
 def number_labels(label_names: list[str], *sources: ImageSource | None):
     """Numbers the labels of several sources alike, see [`align_all_labels`], and checks them.
 
@@ -206,37 +247,73 @@ def number_labels(label_names: list[str], *sources: ImageSource | None):
             check_labels(images, len(label_names))
 
 
-def forget_other_classes(images: ImageSource, label_names: list[str] | None):
-    """Numbers the classes of a source as others do, by their names, and takes unknown classes for no label.
-
-    Args:
-        images ([`ImageSource`]): Its `labels` and `label_names` are changed, if it has names.
-        label_names (`list[str]`, *optional*): Names in the wanted order.
-    """
-    if images.labels is None or label_names is None:
-        return
-    name_integers(images, label_names)
-    if images.label_names is None:
-        return
-    unknown = [number for number, name in enumerate(images.label_names) if name not in label_names]
-    images.labels = np.where(np.isin(images.labels, unknown), -1, images.labels)
-    align_labels(images, label_names)
-
-
 def align_all_labels(images: ImageSource, label_names: list[str]):
-    """Numbers the labels of a source as others do, by their names, whatever their kind; see [`align_labels`].
+    """Numbers the labels of a source, whatever their kind, so that equal names have equal numbers: it may lack a class.
 
     Args:
-        images ([`ImageSource`]): Its `labels` and `label_names` are changed. Without names they are left as they are.
+        images ([`ImageSource`]): Its `labels` and `label_names` are changed. Integers without names may be names, see
+            [`_name_integers`]; else what has no names stays as it is.
         label_names (`list[str]`): Names in the wanted order.
 
     Raises:
         ValueError: If it has labels that are not among them.
     """
-    if images.labels is None or images.labels.ndim == 1 or images.label_names in (None, label_names):
-        if images.labels is not None:
-            align_labels(images, label_names)
+    if images.labels is None:
         return
+    if images.labels.ndim == 1:
+        _name_integers(images, label_names)
+    if images.label_names in (None, label_names):
+        return
+    if images.labels.ndim == 2:
+        _align_columns(images, label_names)
+        return
+    present = {images.label_names[label] for label in np.unique(images.labels) if label >= 0}
+    if unknown := sorted(present.difference(label_names)):
+        raise ValueError(
+            f"{images.name} has the classes {', '.join(unknown)}, which are not among the {len(label_names)} of the "
+            f"model or the training images: {', '.join(label_names[:20])}{' ...' if len(label_names) > 20 else ''}."
+        )
+    _renumber_classes(images, label_names)
+
+
+def forget_other_classes(images: ImageSource, label_names: list[str] | None):
+    """Numbers the classes of a source as others do, by their names, and takes unknown classes for no label.
+
+    Args:
+        images ([`ImageSource`]): Images with one class each. Its `labels` and `label_names` are changed, if it has
+            names.
+        label_names (`list[str]`, *optional*): Names in the wanted order.
+    """
+    if label_names is None:
+        return
+    _name_integers(images, label_names)
+    if images.label_names is not None:
+        _renumber_classes(images, label_names)
+
+
+def _name_integers(images: ImageSource, label_names: list[str]):
+    """Takes integers without names for names if one of the wanted names is an integer.
+
+    Texts in one split may all be integers in another, which is then read as such.
+    """
+    if images.label_names is None and any(re.fullmatch(r"-?\d+", name) for name in label_names):
+        found, numbers = np.unique(images.labels, return_inverse=True)
+        images.labels = np.where(images.labels < 0, -1, numbers)
+        images.label_names = [str(label) for label in found]
+
+
+def _renumber_classes(images: ImageSource, label_names: list[str]):
+    """Numbers classes by their places among the names; one that is not among them becomes no label."""
+    numbers = np.array([label_names.index(name) if name in label_names else -1 for name in images.label_names])
+    images.labels, images.label_names = np.where(images.labels < 0, -1, numbers[images.labels]), list(label_names)
+
+
+def _align_columns(images: ImageSource, label_names: list[str]):
+    """Puts labels `(images, values)` into the order of the names. A class that a source lacks is 0 for all its images.
+
+    Raises:
+        ValueError: If images have classes that are not among the names, or the source lacks numbers.
+    """
     present = {name for name, some in zip(images.label_names, np.any(images.labels > 0, axis=0), strict=True) if some}
     if unknown := sorted(present.difference(label_names)):
         raise ValueError(f"{images.name} has labels that the training images or the model lack: {', '.join(unknown)}.")
@@ -313,7 +390,7 @@ def _check_without_table(images: ImageSource, columns: Sequence[str] | None):
 
 __all__ = [
     "align_all_labels",
-    "encode_labels",
+    "check_labels",
     "forget_other_classes",
     "has_classes",
     "has_label",

@@ -20,12 +20,13 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..cli import in_flags
 from ..data.augmentation import BatchAugmentation, Compose, RandomAugmentation, RandomOrientation
-from ..data.datasets import ClassificationDataset, EvaluationDataset, are_counted, check_labels, collate_labelled
+from ..data.datasets import ClassificationDataset, EvaluationDataset, are_counted, collate_labelled
 from ..data.held_out import select
 from ..data.image_source import ImageSource
 from ..data.label_values import MULTI, REGRESSION, SINGLE
 from ..data.labels import (
     align_all_labels,
+    check_labels,
     has_label,
     names_of_labels,
     number_labels,
