@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Augments images for fine-tuning, with kornia (`pip install kornia`), which needs no torchvision.
+"""Augments images for fine-tuning: classifiers with kornia (`pip install kornia`), which needs no torchvision.
 
-Settings are those of He et al. 2021, Table 9. The operations are kornia's and differ from those of the official code
-(timm): random augmentation draws two distinct operations of a fixed magnitude, where the official one varies it, and
-fills with black; erased rectangles are filled with the mean colour and not with noise. What Table 9 states is the same:
-number and magnitude of the operations, distributions of mixup and cutmix.
+Their settings are those of He et al. 2021, Table 9. The operations are kornia's and differ from those of the official
+code (timm): random augmentation draws two distinct operations of a fixed magnitude, where the official one varies it,
+and fills with black; erased rectangles are filled with the mean colour and not with noise. What Table 9 states is the
+same: number and magnitude of the operations, distributions of mixup and cutmix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
-from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.image_processing_mae import MAEImageProcessor, resize
 
 
 def _kornia():
@@ -43,6 +45,51 @@ class Compose:
         for transform in self.transforms:
             image = transform(image)
         return image
+
+
+@dataclass(frozen=True)
+class ScaledView:
+    """A view of a picture resized by a factor: a part of it where it has become larger, else all of it with a margin.
+
+    Attributes:
+        box (`(top, left, height, width)`): What of the picture is shown, in its pixels.
+        target (`(height, width)`): Pixels that the box is resized to.
+        margin (`(left, right, top, bottom)`): Pixels around it, in the order of [`torch.nn.functional.pad`].
+    """
+
+    box: tuple[int, int, int, int]
+    target: tuple[int, int]
+    margin: tuple[int, int, int, int]
+
+    @classmethod
+    def draw(
+        cls, picture: Sequence[int], size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator
+    ) -> "ScaledView":
+        """Draws a view: the factor, and the place of the box in the picture or of the picture in the margin.
+
+        Args:
+            picture (`(height, width)`): Pixels of the picture.
+            size (`(height, width)`): Pixels of the view with its margin. At a factor of 1 it shows the whole picture.
+            scale (`(low, high)`): Range of the factor.
+            rng (`np.random.Generator`): The source of randomness.
+        """
+        factor = rng.uniform(*scale)
+        height, width = (max(round(side / max(factor, 1)), 1) for side in picture)
+        target_height, target_width = (max(round(side * min(factor, 1)), 1) for side in size)
+        top, left = int(rng.integers(picture[0] - height + 1)), int(rng.integers(picture[1] - width + 1))
+        below, right = size[0] - target_height, size[1] - target_width
+        above, before = int(rng.integers(below + 1)), int(rng.integers(right + 1))
+        margin = (before, right - before, above, below - above)
+        return cls((top, left, height, width), (target_height, target_width), margin)
+
+    def crop(self, pixels: torch.Tensor, mode: str = "bicubic") -> torch.Tensor:
+        """Returns the box of a picture (channels, height, width), resized, without the margin."""
+        top, left, height, width = self.box
+        return resize(pixels[..., top : top + height, left : left + width], self.target, mode)
+
+    def pad(self, cropped: torch.Tensor, value: float = 0) -> torch.Tensor:
+        """Returns what [`ScaledView.crop`] has returned, or (height, width) of it, with a margin of one value."""
+        return nn.functional.pad(cropped, self.margin, value=value)
 
 
 class RandomOrientation:
@@ -202,4 +249,4 @@ class BatchAugmentation(nn.Module):
         return pixel_values, mixed[:, :2], 1 - mixed[:, 2:]  # here kornia's number is the share that stays
 
 
-__all__ = ["BatchAugmentation", "Compose", "RandomAugmentation", "RandomOrientation"]
+__all__ = ["BatchAugmentation", "Compose", "RandomAugmentation", "RandomOrientation", "ScaledView"]

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import PIL.Image
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 from ..modeling.formats_mae import ORIENTATIONS, exif_orientation
-from ..modeling.image_processing_mae import MAEImageProcessor, resize
+from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import UnsuitableImageError, fill_missing, read_stored, to_byte_range
-from .augmentation import RandomOrientation
+from .augmentation import RandomOrientation, ScaledView
 from .box_files import AnnotatedImages, Label, StatedBoxes
 from .datasets import warn_of_unreadable
 from .decoding import OpenedImage, read_image
@@ -405,6 +404,20 @@ def turn_boxes(corners: np.ndarray, dims: Sequence[int], quarters: int) -> np.nd
     return corners
 
 
+def _boxes_in_view(corners: np.ndarray, view: ScaledView, picture: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns boxes of a picture of (height, width) pixels as shares of a view, and which of them it shows well enough.
+
+    Both are as of [`crop_boxes`].
+    """
+    top, left, height, width = view.box
+    box = np.array([left, top, left + width, top + height]) / np.tile(picture[::-1], 2)
+    cut, kept = crop_boxes(corners, tuple(box))
+    before, after, above, below = view.margin
+    inner = np.array(view.target[::-1])
+    outer = inner + (before + after, above + below)
+    return (cut * np.tile(inner, 2) + np.tile([before, above], 2)) / np.tile(outer, 2), kept
+
+
 class DetectionDataset(Dataset):
     """Gives `pixel_values` (channels, height, width), float32, and `labels`, as detectors of transformers take them.
 
@@ -443,9 +456,12 @@ class DetectionDataset(Dataset):
         warn_of_unreadable(unreadable)
         boxes = self.boxed.boxes[index]
         counted = ~boxes.crowd
-        view, corners, kept = self._view(pixels, boxes.corners[counted].astype(np.float64))
+        rng = np.random.default_rng(torch.randint(2**62, ()).item())
+        view = ScaledView.draw(pixels.shape[1:], self.size, self.scale, rng)
+        shown = view.pad(self.image_processor.rescale_and_normalize(view.crop(pixels).clamp(0, 255)))  # 0: the mean
+        corners, kept = _boxes_in_view(boxes.corners[counted].astype(np.float64), view, pixels.shape[1:])
         dims, quarters = self.orientation.draw(self.size[0] == self.size[1])
-        view = view.flip(dims).rot90(quarters, (-2, -1))
+        shown = shown.flip(dims).rot90(quarters, (-2, -1))
         corners = torch.from_numpy(turn_boxes(corners, dims, quarters)[kept]).float()
         first, second = corners[:, :2], corners[:, 2:]
         labels = {
@@ -453,30 +469,13 @@ class DetectionDataset(Dataset):
             "boxes": torch.cat([(first + second) / 2, second - first], dim=1),
             "image_id": torch.tensor(index),
         }
-        return {"pixel_values": view.contiguous(), "labels": labels}
+        return {"pixel_values": shown.contiguous(), "labels": labels}
 
     def _to_pixels(self, image: OpenedImage) -> torch.Tensor:
         """Returns an image (channels, height, width) in [0, 255]."""
         reading = self.image_processor.reading
         stored = read_stored(image, self.image_processor.num_channels, reading)
         return fill_missing(to_byte_range(stored, reading), reading)[0]
-
-    def _view(self, pixels: torch.Tensor, corners: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """Returns what `size` shows of a picture at a random factor, 0 (the mean) outside of it, and its boxes."""
-        rng = np.random.default_rng(torch.randint(2**62, ()).item())
-        factor, sides = rng.uniform(*self.scale), pixels.shape[1:]
-        box = [max(round(side / max(factor, 1)), 1) for side in sides]  # in pixels of the file
-        target = [max(round(side * min(factor, 1)), 1) for side in self.size]
-        top, left = (int(rng.integers(side - part + 1)) for side, part in zip(sides, box, strict=True))
-        view = resize(pixels[..., top : top + box[0], left : left + box[1]], target).clamp(0, 255)
-        view = self.image_processor.rescale_and_normalize(view)
-        below, right = (wanted - side for wanted, side in zip(self.size, target, strict=True))
-        above, before = int(rng.integers(below + 1)), int(rng.integers(right + 1))
-        view = nn.functional.pad(view, (before, right - before, above, below - above))
-        crop = np.array([left, top, left + box[1], top + box[0]]) / np.tile([sides[1], sides[0]], 2)
-        corners, kept = crop_boxes(corners, tuple(crop))
-        shown, start = np.tile([target[1], target[0]], 2), np.tile([before, above], 2)
-        return view, (corners * shown + start) / np.tile([self.size[1], self.size[0]], 2), kept
 
 
 def collate_boxes(samples: list[dict]) -> dict:

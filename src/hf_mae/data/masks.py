@@ -12,10 +12,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
-from ..modeling.image_processing_mae import MAEImageProcessor, resize
+from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import (
     DEFAULT_SETTINGS,
     ReadingSettings,
@@ -27,7 +26,7 @@ from ..modeling.reading_mae import (
     to_byte_range,
 )
 from ..modeling.tiff_mae import declared_nodata
-from .augmentation import RandomOrientation
+from .augmentation import RandomOrientation, ScaledView
 from .folders import MASK_SUFFIXES, WORDS_OF_SPLITS, FolderImages, find_splits, is_image, split_of, walk
 from .image_source import ImageSource, digest
 from .parts import TiledImages, Window, open_scene
@@ -378,24 +377,13 @@ class SegmentationDataset(Dataset):
         pixels, mask = read_pair(self.pairs[index], self.image_processor, self.reduce_labels)
         rng = np.random.default_rng(torch.randint(2**62, ()).item())
         for _ in range(10):  # a view that shows nothing labelled teaches nothing
-            view, labels = self._view(pixels, torch.from_numpy(mask)[None], rng.uniform(*self.scale), rng)
+            view = ScaledView.draw(mask.shape, self.size, self.scale, rng)
+            labels = view.crop(torch.from_numpy(mask)[None], "nearest-exact")[0]
             if (labels != IGNORED).any():
                 break
-        view, labels = self.orientation(view, labels)
-        return {"pixel_values": view, "labels": labels.long()}
-
-    def _view(self, pixels: torch.Tensor, mask: torch.Tensor, factor: float, rng: np.random.Generator) -> tuple:
-        """Returns what `size` shows of the image at `factor` times that size; outside of it 0 (the mean) and 255."""
-        box = [max(round(side / max(factor, 1)), 1) for side in mask.shape[1:]]  # in pixels of the file
-        target = [max(round(side * min(factor, 1)), 1) for side in self.size]
-        top, left = (int(rng.integers(side - part + 1)) for side, part in zip(mask.shape[1:], box, strict=True))
-        area = (..., slice(top, top + box[0]), slice(left, left + box[1]))
-        view = self.image_processor.rescale_and_normalize(resize(pixels[area], target).clamp(0, 255))
-        labels = resize(mask[area], target, "nearest-exact")[0]
-        below, right = (wanted - side for wanted, side in zip(self.size, target, strict=True))
-        above, before = int(rng.integers(below + 1)), int(rng.integers(right + 1))
-        padding = (before, right - before, above, below - above)
-        return nn.functional.pad(view, padding), nn.functional.pad(labels, padding, value=IGNORED)
+        shown = self.image_processor.rescale_and_normalize(view.crop(pixels).clamp(0, 255))
+        shown, labels = self.orientation(view.pad(shown), view.pad(labels, IGNORED))  # a margin of 0 is the mean
+        return {"pixel_values": shown, "labels": labels.long()}
 
 
 __all__ = [
