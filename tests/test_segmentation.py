@@ -31,7 +31,6 @@ from hf_mae.data.sources import open_images
 from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
 from hf_mae.finetuning import segmentation as script
 from hf_mae.finetuning.detection import DetectionArguments
-from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.training.step_guard import RunStopped
 
 ROOT = Path(__file__).parent.parent
@@ -592,7 +591,7 @@ def test_masks__of_few_bits_hold_numbers_and_not_greys(tmp_path, bits):
 
 def window_of(path, rows, columns):
     scene = open_scene(str(path))
-    return Window(scene, rows, columns, ReadingSettings())
+    return Window(scene, rows, columns)
 
 
 MASKS = {

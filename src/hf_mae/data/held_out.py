@@ -8,14 +8,13 @@ of a larger one; and what pre-training holds out, fine-tuning with the same or a
 """
 
 import unicodedata
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 
 from ..modeling.reading_mae import OpenedImage
-from .image_source import ImageSource, digest
+from .image_source import DerivedImages, ImageSource, digest
 
 _ROW_GROUPS_TOGETHER = 64  # as many as a run mixes at any time
 _FEW = 20  # images, of which one is 5 % of a figure
@@ -34,7 +33,7 @@ class HeldOut(NamedTuple):
     note: str
 
 
-class SelectedImages(ImageSource):
+class SelectedImages(DerivedImages):
     """Some images of another source, in its order."""
 
     def __init__(self, images: ImageSource, chosen: np.ndarray):
@@ -43,32 +42,16 @@ class SelectedImages(ImageSource):
             images ([`ImageSource`]): The other source.
             chosen (`np.ndarray` of bool, of shape `(len(images),)`): Whether an image is taken, at least one.
         """
-        self.indices = np.flatnonzero(chosen)
-        self.images = images.restricted_to(self.indices)
-        self.name, self.dataset, self.license = images.name, images.dataset, images.license
-        self.labels = None if images.labels is None else images.labels[self.indices]
-        self.label_names, self.notes = images.label_names, list(images.notes)
+        indices = np.flatnonzero(chosen)
+        super().__init__(images.restricted_to(indices), indices)
         if images.row_groups is not None:  # in the order of the source they are still runs of consecutive images
             groups = np.repeat(np.arange(len(images.row_groups)), images.row_groups)
-            lengths = np.bincount(groups[self.indices])
+            lengths = np.bincount(groups[indices])
             self.row_groups, self.row_groups_at_once = lengths[lengths > 0], images.row_groups_at_once
-        self.fingerprint = digest(images.fingerprint, self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
+        self.fingerprint = digest(images.fingerprint, indices)
 
     def __getitem__(self, index: int) -> OpenedImage:
         return self.images[int(self.indices[index])]
-
-    def describe(self, index: int) -> str:
-        return self.images.describe(int(self.indices[index]))
-
-    def key(self, index: int) -> str:
-        return self.images.key(int(self.indices[index]))
-
-    def groups(self, group_by: str) -> Sequence:
-        groups = self.images.groups(group_by)
-        return [groups[index] for index in self.indices.tolist()]
 
 
 def choose_held_out(

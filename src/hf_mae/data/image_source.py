@@ -82,6 +82,36 @@ class ImageSource(Sequence):
         return self
 
 
+class DerivedImages(ImageSource):
+    """Images that come from those of another source: a choice of them, or parts of them. They have the same labels.
+
+    Attributes:
+        images ([`ImageSource`]): The other source.
+        indices (`np.ndarray` of int64, of shape `(len(self),)`): Which image of the other source each comes from.
+    """
+
+    notes: list[str]
+
+    def __init__(self, images: ImageSource, indices: np.ndarray):
+        self.images, self.indices = images, indices
+        self.name, self.dataset, self.license = images.name, images.dataset, images.license
+        self.labels = None if images.labels is None else images.labels[indices]
+        self.label_names, self.notes = images.label_names, list(images.notes)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def describe(self, index: int) -> str:
+        return self.images.describe(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        return self.images.key(int(self.indices[index]))
+
+    def groups(self, group_by: str) -> Sequence:
+        groups = self.images.groups(group_by)
+        return [groups[index] for index in self.indices.tolist()]
+
+
 def digest(*parts: bytes | np.ndarray | str) -> str:
     """Returns a short hash of the content."""
     result = hashlib.sha256()
@@ -90,4 +120,4 @@ def digest(*parts: bytes | np.ndarray | str) -> str:
     return result.hexdigest()[:16]
 
 
-__all__ = ["ImageSource", "digest"]
+__all__ = ["DerivedImages", "ImageSource", "digest"]

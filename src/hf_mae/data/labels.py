@@ -371,7 +371,7 @@ def read_label_table(
         note = f"Labels are those of the column {', '.join(columns)} of {table}, not the folders' names."
         images.notes = [*images.notes, note]
     labels, images.label_names = encode_labels(values, problem_type, list(columns), table.suffix == ".csv")
-    images.labels = labels[images.parts[:, 0]] if isinstance(images, PartsOfImages) else labels
+    images.labels = labels[images.indices] if isinstance(images, PartsOfImages) else labels
     return True
 
 

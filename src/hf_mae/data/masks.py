@@ -266,7 +266,7 @@ def _read_window(mask: Path, window: Window) -> tuple[np.ndarray, float | None]:
         raise MaskError(f"The mask {mask} has shape {size}, its scene {window.scene.size}. Make both of one size.")
     if scene is None:
         return np.array(array[window.rows, window.columns]), nodata
-    return _numbers_of(Window(scene, window.rows, window.columns, _NUMBERS).read(), mask)
+    return _numbers_of(Window(scene, window.rows, window.columns).read(), mask)
 
 
 def _read_picture(mask: Path | PIL.Image.Image) -> tuple[np.ndarray, float | None]:

@@ -25,11 +25,11 @@ from ..modeling.reading_mae import (
 from ..modeling.tiff_mae import TIFF_SIGNATURES, TiffFile
 from .decoding import read_image, try_to_read
 from .folders import FolderImages
-from .image_source import ImageSource, digest
+from .image_source import DerivedImages, ImageSource, digest
 
 
-class PartsOfImages(ImageSource):
-    """Parts of the images of another source, as images of their own.
+class PartsOfImages(DerivedImages):
+    """Parts of the images of another source, as images of their own. All parts of an image are held out together.
 
     Attributes:
         parts (`np.ndarray` of int64, of shape `(len(self), 1 + k)`): Of each part the index of its image in `images`,
@@ -37,30 +37,16 @@ class PartsOfImages(ImageSource):
         place_names (`tuple[str, ...]`): What the k numbers of a part are, all counted from 0.
     """
 
-    notes: list[str]
     place_names: tuple[str, ...]
 
     def __init__(self, images: ImageSource, parts: Sequence[tuple[int, ...]], kind: str):
-        self.images, self.parts = images, np.array(parts, dtype=np.int64)
-        self.name, self.dataset, self.license = images.name, images.dataset, images.license
-        self.labels = None if images.labels is None else images.labels[self.parts[:, 0]]
-        self.label_names, self.notes = images.label_names, list(images.notes)
+        self.parts = np.array(parts, dtype=np.int64)
+        super().__init__(images, self.parts[:, 0])
         self.fingerprint = digest(images.fingerprint, kind, self.parts)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def key(self, index: int) -> str:
-        """Returns the key of the image that part `index` is a part of: all parts of an image stay together."""
-        return self.images.key(int(self.parts[index, 0]))
-
-    def groups(self, group_by: str) -> Sequence:
-        groups = self.images.groups(group_by)
-        return [groups[image] for image in self.parts[:, 0].tolist()]
 
     def file_of(self, index: int) -> str:
         """Returns the name of the image that part `index` is a part of."""
-        return self.images.describe(int(self.parts[index, 0]))
+        return super().describe(index)
 
 
 class PagedImages(PartsOfImages):
@@ -96,10 +82,16 @@ class Window(ImageFile):
 
     num_pages = 1
 
-    def __init__(self, scene: TiffFile | StoredImage, rows: slice, columns: slice, settings: ReadingSettings):
+    def __init__(self, scene: TiffFile | StoredImage, rows: slice, columns: slice):
         super().__init__(getattr(scene, "file", b""))
-        self.scene, self.rows, self.columns, self.settings = scene, rows, columns, settings
+        self.scene, self.rows, self.columns = scene, rows, columns
         self.size = rows.stop - rows.start, columns.stop - columns.start
+
+    @classmethod
+    def of_whole(cls, scene: TiffFile | StoredImage) -> "Window":
+        """Returns the window that a scene fills."""
+        height, width = scene.size
+        return cls(scene, slice(0, height), slice(0, width))
 
     def read(self, page: int = 0) -> StoredImage:
         if isinstance(self.scene, TiffFile):
@@ -118,8 +110,7 @@ class _Scenes(ImageSource):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Window:
-        scene = open_scene(self.images.describe(index), self.reading)
-        return Window(scene, slice(0, scene.size[0]), slice(0, scene.size[1]), self.reading)
+        return Window.of_whole(open_scene(self.images.describe(index), self.reading))
 
     def describe(self, index: int) -> str:
         return self.images.describe(index)
@@ -198,10 +189,10 @@ class TiledImages(PartsOfImages):
         kept = [place for place in places if _has_data(self._window(whole.scene, *place), self.reading)]
         return kept, len(places) - len(kept)
 
-    def _window(self, scene: "TiffFile | StoredImage", top: int, left: int) -> Window:
+    def _window(self, scene: TiffFile | StoredImage, top: int, left: int) -> Window:
         height, width = scene.size
         rows, columns = slice(top, min(top + self.tile, height)), slice(left, min(left + self.tile, width))
-        return Window(scene, rows, columns, self.reading)
+        return Window(scene, rows, columns)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_opened": {}}
@@ -211,7 +202,7 @@ def _starts(side: int, tile: int) -> list[int]:
     return [*range(0, max(side - tile, 0), tile), max(side - tile, 0)]
 
 
-def open_scene(path: str, reading: ReadingSettings = DEFAULT_SETTINGS) -> "TiffFile | StoredImage":
+def open_scene(path: str, reading: ReadingSettings = DEFAULT_SETTINGS) -> TiffFile | StoredImage:
     """Opens a file that can be read in part, without decoding it.
 
     Args:
@@ -252,7 +243,7 @@ def open_scene(path: str, reading: ReadingSettings = DEFAULT_SETTINGS) -> "TiffF
     )
 
 
-def _may_have_no_data(scene: "TiffFile | StoredImage", reading: ReadingSettings) -> bool:
+def _may_have_no_data(scene: TiffFile | StoredImage, reading: ReadingSettings) -> bool:
     return reading.nodata is not None or (isinstance(scene, TiffFile) and scene.declares_nodata)
 
 

@@ -148,9 +148,7 @@ class _Pictures(ImageSource):
     def __getitem__(self, index: int) -> OpenedImage:
         pair = self.pairs[index]
         scene = self.scene(index) if index in self.in_part else None
-        if scene is None:
-            return pair.images[pair.index]
-        return Window(scene, slice(0, scene.size[0]), slice(0, scene.size[1]), self.reading)
+        return pair.images[pair.index] if scene is None else Window.of_whole(scene)
 
     def describe(self, index: int) -> str:
         return self.pairs[index].name
@@ -271,7 +269,7 @@ class PictureStrips(Dataset):
         reading, columns = self.image_processor.reading, slice(0, kept.image.size[1])
         mask, classes = self.pairs[kept.picture].mask, None
         if kept.in_part:
-            window = Window(kept.image, rows, columns, reading)
+            window = Window(kept.image, rows, columns)
             stored = read_stored(window, self.image_processor.num_channels, reading)
             classes = None if mask is None else read_mask(mask, self.reduce_labels, window)
         else:
