@@ -230,13 +230,7 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
     Raises:
         MaskError: If it holds something else than numbers of classes, or has another size than the scene.
     """
-    nodata = None
-    if window is not None and isinstance(mask, Path):  # windows are those of files
-        classes, nodata = _read_window(mask, window)
-    elif isinstance(mask, Path) and mask.suffix.lower() == ".npy":
-        classes = np.load(mask, allow_pickle=False)
-    else:
-        classes, nodata = _read_picture(mask)
+    classes, nodata = _read_numbers(mask, window)
     if classes.dtype == np.bool_:
         classes = classes.astype(np.uint8)
     if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
@@ -250,23 +244,29 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
     return classes.astype(np.uint8)
 
 
-def _read_window(mask: Path, window: Window) -> tuple[np.ndarray, float | None]:
-    """Returns a window of the numbers in a mask, and which of them a TIFF declares as no-data.
+def _read_numbers(mask: Path | PIL.Image.Image, window: Window | None) -> tuple[np.ndarray, float | None]:
+    """Returns the numbers in a mask, all or those in a window, and which of them the file declares as no-data.
 
-    Only TIFF and `.npy` files are not decoded as a whole for it.
+    Of TIFF and `.npy` files only the window is read.
     """
-    scene = open_scene(os.fspath(mask)) if mask.suffix.lower() in (".tif", ".tiff") else None
-    array, nodata = None, None
-    if mask.suffix.lower() == ".npy":
-        array = np.load(mask, "r")
-    elif scene is None:
-        array, nodata = _read_picture(mask)
-    size = array.shape if scene is None else scene.size
+    suffix = mask.suffix.lower() if isinstance(mask, Path) else ""
+    if window is not None and suffix in (".tif", ".tiff"):
+        scene = open_scene(str(mask))
+        _check_size(mask, scene.size, window)
+        return _numbers_of(Window(scene, window.rows, window.columns).read(), mask)
+    if suffix == ".npy":
+        numbers, nodata = np.load(str(mask), None if window is None else "r"), None
+    else:
+        numbers, nodata = _read_picture(mask)
+    if window is None:
+        return numbers, nodata
+    _check_size(mask, numbers.shape, window)
+    return numbers[window.rows, window.columns], nodata
+
+
+def _check_size(mask: Path | PIL.Image.Image, size: tuple[int, ...], window: Window):
     if size != window.scene.size:
         raise MaskError(f"The mask {mask} has shape {size}, its scene {window.scene.size}. Make both of one size.")
-    if scene is None:
-        return np.array(array[window.rows, window.columns]), nodata
-    return _numbers_of(Window(scene, window.rows, window.columns).read(), mask)
 
 
 def _read_picture(mask: Path | PIL.Image.Image) -> tuple[np.ndarray, float | None]:

@@ -3,12 +3,13 @@
 """Pictures of any size in overlapping windows: where these lie, how much each counts, and their pixels, row by row."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -36,6 +37,9 @@ from .parts import TiledImages, Window, open_scene
 # least a sixth of a window away from the border of some window, for 2.25 times the work of windows side by side; with
 # 1/2 it is a quarter, for four times the work. Source: mmsegmentation's MAE on ADE20K, windows of 512 every 341 pixels.
 STRIDE = 2 / 3
+
+# Reads some rows of a picture: their stored values, and their classes if the picture has a mask.
+_RowsOf = Callable[[slice], tuple[StoredImage, np.ndarray | None]]
 
 
 def check_stride(stride: float) -> float:
@@ -204,7 +208,7 @@ class PictureStrips(Dataset):
         self.grids = [WindowGrid.of_picture(size or (1, 1), window, stride) for size in sizes]
         self.pictures.in_part = {picture for picture, grid in enumerate(self.grids) if len(grid.tops) > 1}
         self.strips = [(picture, row) for picture, grid in enumerate(self.grids) for row in range(len(grid.tops))]
-        self._last: _Kept | None = None
+        self._last: tuple[int, _RowsOf] | None = None
 
     def __len__(self) -> int:
         return len(self.strips)
@@ -238,11 +242,13 @@ class PictureStrips(Dataset):
         return {"picture": picture, "row": row, **({"failure": failure} if sample is None else sample)}
 
     def _strip(self, picture: int, row: int, opened: OpenedImage) -> dict:
-        if self._last is None or self._last.picture != picture:
-            self._last = self._keep(picture, opened)
-        grid, processor = self.grids[picture], self.image_processor
+        if self._last is None or self._last[0] != picture:
+            self._last = picture, self._reader(opened, self.pairs[picture].mask)
+        grid, processor, (_, rows_of) = self.grids[picture], self.image_processor, self._last
         (height, width), top = grid.window, grid.tops[row]
-        pixels, no_data, classes = self._rows(self._last, slice(top, top + height))
+        stored, classes = rows_of(slice(top, top + height))
+        pixels, no_data = fill_missing(to_byte_range(stored, processor.reading), processor.reading)
+        classes = None if classes is None else ignore_where(no_data, classes)
         size = processor.size.height, processor.size.width
         windows = [resize(pixels[..., left : left + width], size).clamp(0, 255) for left in grid.lefts]
         finished = slice(grid.finished[row])
@@ -253,44 +259,26 @@ class PictureStrips(Dataset):
             "classes": None if classes is None else torch.from_numpy(classes[finished]),
         }
 
-    def _keep(self, picture: int, opened: OpenedImage) -> "_Kept":
-        """Opens a scene, or decodes a picture and its mask."""
+    def _reader(self, opened: OpenedImage, mask: Path | PIL.Image.Image | None) -> _RowsOf:
+        """Returns what reads rows of a picture and of its mask: of a scene these alone, else both are decoded now."""
         if isinstance(opened, Window):
-            return _Kept(picture, opened.scene, None, True)
-        mask, processor = self.pairs[picture].mask, self.image_processor
-        stored = read_stored(opened, processor.num_channels, processor.reading)
+            return partial(self._rows_of_scene, opened, mask)
+        stored = read_stored(opened, self.image_processor.num_channels, self.image_processor.reading)
         classes = None if mask is None else read_mask(mask, self.reduce_labels)
         if classes is not None and classes.shape != stored.size:
             raise ValueError(f"The mask {mask} has shape {classes.shape}, its image {stored.size}.")
-        return _Kept(picture, stored, classes, False)
+        columns = slice(0, stored.size[1])
+        return lambda rows: (stored.crop(rows, columns), None if classes is None else classes[rows])
 
-    def _rows(self, kept: "_Kept", rows: slice) -> tuple[torch.Tensor, torch.Tensor | None, np.ndarray | None]:
-        """Returns rows of a picture (channels, rows, width) in [0, 255], where they have no data, and their classes."""
-        reading, columns = self.image_processor.reading, slice(0, kept.image.size[1])
-        mask, classes = self.pairs[kept.picture].mask, None
-        if kept.in_part:
-            window = Window(kept.image, rows, columns)
-            stored = read_stored(window, self.image_processor.num_channels, reading)
-            classes = None if mask is None else read_mask(mask, self.reduce_labels, window)
-        else:
-            assert isinstance(kept.image, StoredImage)
-            stored = kept.image.crop(rows, columns)
-            classes = None if kept.classes is None else kept.classes[rows]
-        pixels, no_data = fill_missing(to_byte_range(stored, reading), reading)
-        return pixels, no_data, None if classes is None else ignore_where(no_data, classes)
+    def _rows_of_scene(
+        self, scene: Window, mask: Path | PIL.Image.Image | None, rows: slice
+    ) -> tuple[StoredImage, np.ndarray | None]:
+        window = Window(scene.scene, rows, scene.columns)
+        stored = read_stored(window, self.image_processor.num_channels, self.image_processor.reading)
+        return stored, None if mask is None else read_mask(mask, self.reduce_labels, window)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_last": None}
-
-
-@dataclass
-class _Kept:
-    """Holds the picture that was read last: a scene, which is read in part, or stored values and classes."""
-
-    picture: int
-    image: TiffFile | StoredImage
-    classes: np.ndarray | None
-    in_part: bool
 
 
 def sizes_of(pairs: list[Pair], image_processor: MAEImageProcessor) -> list[tuple[int, int] | None]:
