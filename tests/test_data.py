@@ -5,6 +5,8 @@ import hashlib
 import io
 import math
 import struct
+import threading
+import warnings
 import zlib
 
 import numpy as np
@@ -26,6 +28,7 @@ from hf_mae.data.decoding import (
     oriented_size,
     random_crop_box,
     read_image,
+    read_in_threads,
     try_to_read,
 )
 from hf_mae.data.sampling import RowGroupSampler, SampleOrder, StepBatchSampler, check_readers, spread_indices
@@ -423,6 +426,25 @@ def test_errors_of_a_file_server__are_forgiven_if_they_pass(monkeypatch, tmp_pat
     _, index, unreadable = read_image(FolderImages(tmp_path), 0, np.asarray)
     passed = failures <= 2 and number != errno.EACCES
     assert (index, len(unreadable)) == ((0, 0) if passed else (1, 1))
+
+
+def test_threads__leave_the_filters_of_warnings_as_they_are():
+    """A thread that entered later took those of the other for its own, and left them to the program."""
+    events = [threading.Event() for _ in range(3)]
+
+    def read(index):
+        if index == 1:
+            events[0].wait()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            events[index].set()
+            events[1 if index == 0 else 2].wait()
+        events[2].set()
+        return index
+
+    before = list(warnings.filters)
+    assert read_in_threads(read, 2) == [0, 1]
+    assert warnings.filters == before
 
 
 def test_too_many_open_files__are_no_broken_pictures(monkeypatch, tmp_path):

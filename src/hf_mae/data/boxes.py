@@ -3,8 +3,8 @@
 """Images with boxes: checked against the pictures, numbered by class, and the views that a detector is trained on."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 
 from ..modeling.formats_mae import ORIENTATIONS, exif_orientation
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..modeling.reading_mae import UnsuitableImageError, fill_missing, read_stored, to_byte_range
+from ..modeling.reading_mae import OpenedImage, fill_missing, read_stored, to_byte_range
 from .augmentation import RandomOrientation, ScaledView
 from .box_files import AnnotatedImages, Label, StatedBoxes
+from .box_files.stated import NOT_A_BOX
 from .datasets import warn_of_unreadable
-from .decoding import OpenedImage, read_image
+from .decoding import displayed_size, read_image, read_in_threads, try_to_read
 from .folders import FolderImages
 from .held_out import select
 from .image_source import ImageSource, digest
@@ -196,29 +197,61 @@ def check_boxes(
         OSError: If an image can't be read.
         ValueError: If there are broken boxes, or an annotation states another size than its image has.
     """
-    places = _places(annotated.images, image_processor)
-    stored, notes = _which_are_stored(annotated, places, orientation)
-    faults: list[str] = []
-    counts = {"clipped": 0, "empty": 0, "cut": 0}
-    result = []
-    for stated, (width, height, exif), turned in zip(annotated.stated, places, stored, strict=True):
-        corners = _in_shares(stated, (width, height), exif if turned else 1)
-        kept = _keep(stated, corners, numbers, (width, height), broken == "clip", faults, counts)
+    pictures = _look_at(annotated.images, image_processor)
+    _check_stated_sizes(annotated, pictures)
+    stored = _refer_to_stored(annotated, pictures, orientation)
+    found, result = _Findings(), []
+    for stated, picture, of_stored in zip(annotated.stated, pictures, stored, strict=True):
+        corners = _in_shares(stated, picture.size, picture.exif if of_stored else 1)
+        kept = _keep(stated, corners, numbers, picture.size, broken == "clip", found)
         clipped = corners[kept].clip(0, 1).astype(np.float32)
         classes = np.array([numbers.get(label, -1) for label in stated.labels], dtype=np.int64)[kept]
         crowd = np.array(stated.crowd, dtype=bool)[kept]
-        result.append(Boxes(clipped, classes, crowd, (width, height)))
-    if faults and broken == "refuse":
-        raise ValueError(_message(faults, annotated))
-    if faults:
-        notes.append(f"{len(faults):,} broken boxes are left out, such as {faults[0]}.")
-    if counts["empty"]:
-        notes.append(f"{counts['empty']:,} boxes without an area are left out.")
-    if counts["clipped"]:
-        notes.append(f"{counts['clipped']:,} boxes that protrude from their picture a little are clipped.")
-    if counts["cut"]:
-        notes.append(f"{counts['cut']:,} boxes that protrude from their picture are cut off at its edge.")
-    return BoxedImages(annotated.images, result, names, annotated.kind, [*annotated.notes, *notes])
+        result.append(Boxes(clipped, classes, crowd, picture.size))
+    if found.faults and broken == "refuse":
+        raise ValueError(_message(found.faults, annotated))
+    notes = [*annotated.notes, *_notes_on_orientation(pictures, stored), *found.notes()]
+    return BoxedImages(annotated.images, result, names, annotated.kind, notes)
+
+
+class _Picture(NamedTuple):
+    """A picture: the sides that are displayed, in pixels, and the EXIF orientation of what is stored, 1 if it is none.
+
+    Images that are no pictures of Pillow have none.
+    """
+
+    width: int
+    height: int
+    exif: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    @property
+    def swaps(self) -> bool:
+        """Whether the sides are stored in the other order."""
+        return self.exif != 1 and ORIENTATIONS[self.exif][0]
+
+
+@dataclass
+class _Findings:
+    """Collects what is wrong with boxes: descriptions of the broken ones, and the numbers of those that are changed."""
+
+    faults: list[str] = field(default_factory=list)
+    empty: int = 0
+    clipped: int = 0
+    cut: int = 0
+
+    def notes(self) -> list[str]:
+        broken = f"broken boxes are left out, such as {self.faults[0]}." if self.faults else ""
+        counts = {
+            broken: len(self.faults),
+            "boxes without an area are left out.": self.empty,
+            "boxes that protrude from their picture a little are clipped.": self.clipped,
+            "boxes that protrude from their picture are cut off at its edge.": self.cut,
+        }
+        return [f"{count:,} {text}" for text, count in counts.items() if count]
 
 
 def _message(faults: list[str], annotated: AnnotatedImages) -> str:
@@ -233,77 +266,74 @@ def _message(faults: list[str], annotated: AnnotatedImages) -> str:
     )
 
 
-def _places(images: ImageSource, image_processor: MAEImageProcessor) -> list[tuple[int, int, int]]:
-    """Returns width and height of each image as it is displayed, and its EXIF orientation."""
-
-    def look(index: int) -> tuple[int, int, int]:
-        try:
-            return _displayed_size(images[index], image_processor)
-        except UnsuitableImageError as error:
-            raise error.of_file(images.describe(index)) from error
-        except Exception as error:  # decoders raise errors of any type for broken files
-            raise OSError(f"{images.describe(index)} can't be read: {error}. Mend it or take it out.") from error
-
-    if not isinstance(images, FolderImages):  # readers of shards are not made for threads
-        return [look(index) for index in range(len(images))]
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(look, range(len(images))))
-
-
-def _displayed_size(image, image_processor: MAEImageProcessor) -> tuple[int, int, int]:
-    exif = exif_orientation(image) if isinstance(image, PIL.Image.Image) else 1
-    exif = exif if exif in ORIENTATIONS else 1
-    if not isinstance(image, PIL.Image.Image) or image.format == "TIFF":  # Pillow turns a TIFF by itself
-        height, width = read_stored(image, image_processor.num_channels, image_processor.reading).size
-        return width, height, exif
-    width, height = image.size[::-1] if exif in ORIENTATIONS and ORIENTATIONS[exif][0] else image.size
-    image.close()
-    return width, height, exif
-
-
-def _which_are_stored(
-    annotated: AnnotatedImages, places: list[tuple[int, int, int]], orientation: str
-) -> tuple[list[bool], list[str]]:
-    """Returns for each image whether its boxes refer to the stored picture, and notes on that.
+def _look_at(images: ImageSource, image_processor: MAEImageProcessor) -> list[_Picture]:
+    """Returns the size and the orientation of each image.
 
     Raises:
-        ValueError: If an annotation states a size that is neither.
+        OSError: If an image can't be read.
     """
-    stored, told, wrong = [], [], []
-    for index, (stated, (width, height, exif)) in enumerate(zip(annotated.stated, places, strict=True)):
-        swaps = exif != 1 and ORIENTATIONS[exif][0]
-        sizes = [(width, height), (height, width)] if swaps else [(width, height)]
-        if stated.size is not None and stated.size not in sizes:
-            wrong.append((index, stated))
-        tells = swaps and stated.size is not None and width != height
-        told.append((stated.size == (height, width)) if tells else None)
+
+    def look(image: OpenedImage) -> _Picture:
+        exif = exif_orientation(image) if isinstance(image, PIL.Image.Image) else 1
+        height, width = displayed_size(image, image_processor.num_channels, image_processor.reading)
+        return _Picture(width, height, exif if exif in ORIENTATIONS else 1)
+
+    def read(index: int) -> _Picture:
+        picture, reason = try_to_read(images, index, look)
+        if picture is None:
+            raise OSError(f"{images.describe(index)} can't be read: {reason}. Mend it or take it out.")
+        return picture
+
+    if isinstance(images, FolderImages):
+        return read_in_threads(read, len(images))
+    return [read(index) for index in range(len(images))]  # readers of shards are not made for threads
+
+
+def _check_stated_sizes(annotated: AnnotatedImages, pictures: list[_Picture]):
+    """Refuses annotations that state a size which is neither that of the displayed picture nor of the stored one."""
+    wrong = [
+        index
+        for index, (stated, picture) in enumerate(zip(annotated.stated, pictures, strict=True))
+        if stated.size not in (None, picture.size, picture.size[::-1] if picture.swaps else None)
+    ]
     if wrong:
-        index, stated = wrong[0]
+        stated, picture = annotated.stated[wrong[0]], pictures[wrong[0]]
         raise ValueError(
-            f"{len(wrong):,} of {len(places):,} annotations state another size than their images have, first "
-            f"{stated.file}: {stated.size[0]} x {stated.size[1]} for {annotated.images.describe(index)} of "
-            f"{places[index][0]} x {places[index][1]} pixels (width x height). Their boxes would be in wrong places."
+            f"{len(wrong):,} of {len(pictures):,} annotations state another size than their images have, first "
+            f"{stated.file}: {stated.size[0]} x {stated.size[1]} for {annotated.images.describe(wrong[0])} of "
+            f"{picture.width} x {picture.height} pixels (width x height). Their boxes would be in wrong places."
         )
-    number = sum(exif != 1 for _, _, exif in places)
-    by_default = {"displayed": False, "stored": True}.get(orientation)
-    if by_default is None:  # mirrored pictures do not tell; the others of the same data do
-        known = [each for each in told if each is not None]
-        by_default = bool(known) and all(known)
-        stored = [by_default if each is None else each for each in told]
-    else:
-        stored = [by_default] * len(places)
-    if not number:
-        return stored, []
-    turned = sum(here and exif != 1 for here, (_, _, exif) in zip(stored, places, strict=True))
-    return stored, [
-        f"{number:,} pictures have an EXIF orientation. Boxes of {number - turned:,} of them are taken to refer to the "
-        f"displayed picture, of {turned:,} to the stored one, and are turned. `box_orientation` chooses."
+
+
+def _refer_to_stored(annotated: AnnotatedImages, pictures: list[_Picture], orientation: str) -> list[bool]:
+    """Returns for each image whether its boxes refer to the stored picture, and not to the displayed one."""
+    if orientation != "auto":
+        return [orientation == "stored"] * len(pictures)
+    told = [
+        stated.size == picture.size[::-1]
+        if picture.swaps and stated.size is not None and picture.width != picture.height
+        else None
+        for stated, picture in zip(annotated.stated, pictures, strict=True)
+    ]
+    known = [each for each in told if each is not None]
+    by_default = bool(known) and all(known)  # of pictures whose sizes do not tell, such as mirrored ones
+    return [by_default if each is None else each for each in told]
+
+
+def _notes_on_orientation(pictures: list[_Picture], stored: list[bool]) -> list[str]:
+    turned = [of_stored for picture, of_stored in zip(pictures, stored, strict=True) if picture.exif != 1]
+    if not turned:
+        return []
+    return [
+        f"{len(turned):,} pictures have an EXIF orientation. Boxes of {turned.count(False):,} of them are taken to "
+        f"refer to the displayed picture, of {turned.count(True):,} to the stored one, and are turned. "
+        "`box_orientation` chooses."
     ]
 
 
 def _in_shares(stated: StatedBoxes, size: tuple[int, int], exif: int) -> np.ndarray:
     """Returns corners (boxes, 4), float64, as shares of the sides of the displayed image; boxes may still be broken."""
-    corners = np.array([box if len(box) == 4 else (np.nan,) * 4 for box in stated.boxes], dtype=np.float64)
+    corners = np.array([box if len(box) == 4 else NOT_A_BOX for box in stated.boxes], dtype=np.float64)
     corners = corners.reshape(-1, 4)
     swap, flip_rows, flip_columns = ORIENTATIONS.get(exif, (False, False, False))
     if not stated.relative:
@@ -322,10 +352,9 @@ def _keep(
     numbers: dict[Label, int],
     size: tuple[int, int],
     clip: bool,
-    faults: list[str],
-    counts: dict[str, int],
+    found: _Findings,
 ) -> np.ndarray:
-    """Returns which boxes are used, bool (boxes,). Adds the others to `faults`, and to `counts` what was changed."""
+    """Returns which boxes are used, bool (boxes,). Adds to `found` what is wrong and what is changed."""
     pixels = corners * np.tile(size, 2)
     tolerance = np.maximum(np.array(size) * _TOLERANCE, _TOLERANCE_PIXELS)
     beyond = np.maximum(-pixels[:, :2], pixels[:, 2:] - size)
@@ -335,33 +364,30 @@ def _keep(
     known = np.array([label in numbers for label in stated.labels], dtype=bool).reshape(-1)
     broken = ~finite | negative | ~known | (protrudes & (not clip))
     for index in np.flatnonzero(broken).tolist():
-        faults.append(
-            _describe(stated, index, numbers, (bool(finite[index]), bool(negative[index]), bool(known[index])), size)
-        )
+        found.faults.append(_fault_of(stated, index, corners[index], numbers, size))
     inside = corners.clip(0, 1)
     empty = ~broken & (inside[:, 2:] <= inside[:, :2]).any(axis=1)
     kept = ~broken & ~empty
-    counts["empty"] += int(empty.sum())
-    counts["cut"] += int((kept & protrudes).sum())
-    counts["clipped"] += int((kept & ~protrudes & (beyond > 0.01).any(axis=1)).sum())
+    found.empty += int(empty.sum())
+    found.cut += int((kept & protrudes).sum())
+    found.clipped += int((kept & ~protrudes & (beyond > 0.01).any(axis=1)).sum())
     return kept
 
 
-def _describe(
-    stated: StatedBoxes, index: int, numbers: dict[Label, int], fits: tuple[bool, bool, bool], size: tuple[int, int]
+def _fault_of(
+    stated: StatedBoxes, index: int, corners: np.ndarray, numbers: dict[Label, int], size: tuple[int, int]
 ) -> str:
     """Returns where a broken box is and what is wrong with it."""
-    finite, negative, known = fits
     numbers_of_box = ", ".join(f"{value:.4g}" for value in stated.boxes[index])
-    where = f"{stated.file}, box {index + 1} ({numbers_of_box})"
-    if not finite:
+    where, label = f"{stated.file}, box {index + 1} ({numbers_of_box})", stated.labels[index]
+    if not np.isfinite(corners).all():
         return f"{where} is not four finite numbers"
-    if negative:
+    if (corners[2:] < corners[:2]).any():
         return f"{where} has a negative width or height"
-    if not known:
+    if label not in numbers:
         labels = list(numbers)
         listed = ", ".join(map(repr, labels[:8])) + (", ..." if len(labels) > 8 else "")
-        return f"{where} has the class {stated.labels[index]!r}, which is not among {listed}"
+        return f"{where} has the class {label!r}, which is not among {listed}"
     return f"{where} lies (partly) outside of its picture of {size[0]} x {size[1]} pixels"
 
 

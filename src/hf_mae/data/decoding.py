@@ -8,6 +8,8 @@ import re
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -137,6 +139,18 @@ def try_to_read(
     return None, reason
 
 
+def read_in_threads(read: Callable[[int], Result], count: int) -> list[Result]:
+    """Returns what a function returns for each index from 0 to `count` (exclusive), called in several threads.
+
+    Args:
+        read (`Callable`): Reads image `index`, perhaps with [`try_to_read`]. Its errors are raised.
+        count (`int`): Number of images.
+    """
+    # Filters of warnings are those of all threads: the last one to leave try_to_read may restore those of another.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        return list(pool.map(read, range(count)))
+
+
 def _system_error(error: BaseException | None) -> OSError | None:
     """Returns the error of the operating system that an error is or comes from, if any."""
     while error is not None and not (isinstance(error, OSError) and error.errno is not None):
@@ -197,6 +211,25 @@ def oriented_size(image: PIL.Image.Image | StoredImage) -> tuple[int, int]:
         return image.size
     swap, *_ = _orientation_of(image)
     return image.size if swap else image.size[::-1]
+
+
+def displayed_size(
+    image: OpenedImage, num_channels: int, reading: ReadingSettings = DEFAULT_SETTINGS
+) -> tuple[int, int]:
+    """Returns (height, width) of a freshly opened image as it is displayed, and closes its file.
+
+    Of pictures only the header is read, but for TIFFs: Pillow states the size of one that is to be turned as it was
+    before or will be after that, as its version has it.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or [`ImageFile`]): The image.
+        num_channels (`int`): Channels of the model.
+        reading ([`ReadingSettings`], *optional*): How to read files.
+    """
+    if not isinstance(image, PIL.Image.Image) or image.format == "TIFF":
+        return read_stored(image, num_channels, reading).size
+    with image if isinstance(image, PIL.ImageFile.ImageFile) else nullcontext():  # one from memory is used again
+        return oriented_size(image)
 
 
 def _orientation_of(image: PIL.Image.Image) -> tuple[bool, bool, bool]:
@@ -312,9 +345,11 @@ __all__ = [
     "crop_and_resize",
     "decode_unless_jpeg",
     "decoder_name",
+    "displayed_size",
     "jitter_colors",
     "oriented_size",
     "random_crop_box",
     "read_image",
+    "read_in_threads",
     "try_to_read",
 ]

@@ -4,8 +4,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -16,7 +14,6 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
-from ..modeling.formats_mae import exif_orientation
 from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.reading_mae import (
     OpenedImage,
@@ -27,7 +24,7 @@ from ..modeling.reading_mae import (
     to_byte_range,
 )
 from ..modeling.tiff_mae import TiffFile
-from .decoding import oriented_size, try_to_read
+from .decoding import displayed_size, read_in_threads, try_to_read
 from .folders import FolderImages
 from .image_source import ImageSource
 from .masks import Pair, ignore_where, read_mask
@@ -284,28 +281,18 @@ class PictureStrips(Dataset):
 def sizes_of(pairs: list[Pair], image_processor: MAEImageProcessor) -> list[tuple[int, int] | None]:
     """Returns the (height, width) of pictures as they are displayed, `None` where it can't be read.
 
-    Of most files only the header is read.
-
     Args:
         pairs (`list[Pair]`): The pictures.
         image_processor ([`MAEImageProcessor`]): Says how files are read.
     """
-    pictures = _Pictures(pairs, image_processor.reading)
-
-    def size(opened: OpenedImage) -> tuple[int, int]:
-        # Of a TIFF that is to be turned Pillow states the size before or after that, as its version has it.
-        turned_tiff = getattr(opened, "format", None) == "TIFF" and exif_orientation(opened) not in (None, 1)
-        if isinstance(opened, PIL.Image.Image) and not turned_tiff:
-            with opened if hasattr(opened, "filename") else nullcontext():  # one from memory is used again
-                return oriented_size(opened)
-        return read_stored(opened, image_processor.num_channels, image_processor.reading).size
+    pictures, reading = _Pictures(pairs, image_processor.reading), image_processor.reading
+    size = partial(displayed_size, num_channels=image_processor.num_channels, reading=reading)
 
     def read(index: int) -> tuple[int, int] | None:
         scene = pictures.scene(index)
         return try_to_read(pictures, index, size)[0] if scene is None else scene.size
 
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(read, range(len(pairs))))
+    return read_in_threads(read, len(pairs))
 
 
 def whole_pictures(pairs: list[Pair]) -> list[Pair]:
