@@ -68,7 +68,7 @@ def white_is_zero(photometric: int | None, compression: int) -> bool:
 
 def declared_nodata(image: PIL.Image.Image) -> float | None:
     """Returns the value that a TIFF of Pillow declares for pixels without data; `None` for other pictures."""
-    return _parse_nodata(tag_value(image, _NODATA)) if image.format == "TIFF" else None
+    return _parse_nodata(getattr(image, "tag_v2", {}).get(_NODATA)) if image.format == "TIFF" else None
 
 
 def _parse_nodata(text) -> float | None:
