@@ -164,7 +164,7 @@ class Explorer:
     def pictures_to_choose(self) -> list[PIL.Image.Image]:
         """Returns small pictures of `choices`. Images that can't be read are taken off the list."""
         images = [image for image in map(self.images.__getitem__, self.choices) if image.pixel_values is not None]
-        self.choices = [image.index for image in images]
+        self.choices = [image.position for image in images]
         return [self._picture(image.pixel_values[None], _THUMBNAIL) for image in images]
 
     def choose(self, ratio: float, kind: str, seed: float, event) -> tuple:

@@ -168,18 +168,17 @@ def choose_device(device: str | None, num_workers: int | None) -> tuple[str, int
     return device, num_workers
 
 
-@dataclass(frozen=True)
-class ReadImage:
+class ReadImage(NamedTuple):
     """Holds an image of a source.
 
     Attributes:
-        index (`int`): Its position in the source.
+        position (`int`): Where it is in the source.
         name (`str`): Its name.
         pixel_values (`torch.Tensor` of shape `(channels, height, width)` or `None`): As the image processor makes them.
         message (`str` or `None`): Why there are none.
     """
 
-    index: int
+    position: int
     name: str
     pixel_values: torch.Tensor | None
     message: str | None
@@ -244,7 +243,7 @@ def collate_readable(images: list[ReadImage]) -> ReadBatch:
     messages = [image.message for image in images if image.message is not None]
     images = [image for image in images if image.pixel_values is not None]
     pixel_values = torch.stack([image.pixel_values for image in images]) if images else None
-    return ReadBatch([image.index for image in images], [image.name for image in images], pixel_values, messages)
+    return ReadBatch([image.position for image in images], [image.name for image in images], pixel_values, messages)
 
 
 def block_numbers(layers: Sequence[int], depth: int, model: str = "the model") -> list[int]:
