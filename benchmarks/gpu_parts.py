@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from measuring import in_turns, matmul_rate, ratio, seconds
@@ -137,12 +138,8 @@ def measure_waits(add: Add, smoke: bool):
         waits = [warning for warning in caught if "prototype" not in str(warning.message)]  # that the mode is new
         found.update(f"{Path(each.filename).name}:{each.lineno} {str(each.message)[:80]}" for each in waits)
 
-    PretrainingRun.take_step = watched
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            result = pretrain(None, folder, **run_settings(smoke))
-    finally:
-        PretrainingRun.take_step = take_step
+    with mock.patch.object(PretrainingRun, "take_step", watched), tempfile.TemporaryDirectory() as folder:
+        result = pretrain(None, folder, **run_settings(smoke))
     add(waits=dict(found), metrics=result.metrics)
 
 
@@ -168,22 +165,11 @@ ENGINES = {
 def measure_engine(case: str, add: Add, smoke: bool):
     """Pre-trains for some steps in one process: alone, with DDP or with FSDP2. The losses should be the same."""
     variables = ENGINES[case] if CUDA else {**ENGINES[case], "ACCELERATE_USE_CPU": "true"}
-    with _environment(variables), tempfile.TemporaryDirectory() as folder:
+    with mock.patch.dict(os.environ, variables), tempfile.TemporaryDirectory() as folder:
         result = pretrain(None, folder, **run_settings(smoke))
         add(metrics=result.metrics)
     if CUDA:
         add(peak_memory_gb=torch.cuda.max_memory_allocated() / 1e9)
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -311,8 +297,9 @@ def peak_of(step: Step, call: Callable[[], None]) -> float | None:
     return (own + torch.cuda.max_memory_allocated() - before) / 1e9
 
 
-def measure_option(case: str, add: Add, smoke: bool, preset: str = "base"):
+def measure_option(case: str, add: Add, smoke: bool):
     """Times a step of ours with one option against the eager one: a compile mode, a bf16 residual stream."""
+    preset = "base"
     mode = {"reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune-no-cudagraphs"}.get(case, "default")
     images, noise = inputs(make_model(preset, smoke).config, 2 if smoke else BATCH_SIZES[preset], DEVICE)
     models = {"plain": make_model(preset, smoke), case: make_model(preset, smoke)}

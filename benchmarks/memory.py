@@ -11,7 +11,6 @@ allocator loses some space between blocks, so that the largest batches are those
 """
 
 import argparse
-import json
 import weakref
 from pathlib import Path
 
@@ -123,7 +122,7 @@ def memory_table(rows: list[dict]) -> str:
     body = [
         [row["preset"], "yes" if row["gradient_checkpointing"] else "no"]
         + [*row["peak_gb"].values(), *row["largest_batch"].values()]
-        for row in json.loads(json.dumps(rows))
+        for row in rows
     ]
     return table(head, body)
 

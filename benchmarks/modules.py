@@ -77,6 +77,43 @@ def mark_parts(model: MAEForPreTraining, parts: dict[str, str]):
         module.register_forward_hook(lambda module, *_: ranges.pop(module).__exit__(None, None, None))
 
 
+def time_by_part(events, device: torch.device, steps: int) -> tuple[Counter, Counter, float]:
+    """Returns milliseconds of a step: forward by part, backward by part, and the total."""
+    total = "device_time_total" if device.type == "cuda" else "cpu_time_total"
+    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+
+    def part_of(event) -> str:
+        while event is not None:
+            if event.name.startswith("part: "):
+                return event.name.removeprefix("part: ")
+            if "AdamW" in event.name:
+                return OPTIMIZER
+            event = event.cpu_parent
+        return REST
+
+    events = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    nodes = {}  # the part of each sequence number, which a forward operation shares with its backward one
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        if event.sequence_nr >= 0 and not in_backward(event):
+            nodes[event.sequence_nr] = part_of(event)
+    forward, backward, whole = Counter(), Counter(), 0.0
+    for event in events:
+        whole += getattr(event, own)
+        if event.name.startswith("autograd::engine::evaluate_function"):
+            backward[nodes.get(event.sequence_nr, REST)] += getattr(event, total) / steps / 1e3
+        elif not in_backward(event):
+            forward[part_of(event)] += getattr(event, own) / steps / 1e3
+    return forward, backward, whole / steps / 1e3
+
+
+def in_backward(event) -> bool:
+    while event is not None:
+        if event.name.startswith("autograd::engine::evaluate_function"):
+            return True
+        event = event.cpu_parent
+    return False
+
+
 def time_by_operation(averages, device: torch.device, steps: int) -> Counter:
     """Returns milliseconds of a step by kind of operation."""
     kinds = Counter()
@@ -154,43 +191,6 @@ def main():
     results = {"matmul_gflops": rate / 1e9, "step_ms": whole, "floor_ms": floor, "parts": rows, "operations_ms": kinds}
     title = f"Where the time goes: {args.preset}, batch {args.batch_size}, {args.dtype}, eager"
     report(title, tables, results, device, args.output)
-
-
-def time_by_part(events, device: torch.device, steps: int) -> tuple[Counter, Counter, float]:
-    """Returns milliseconds of a step: forward by part, backward by part, and the total."""
-    total = "device_time_total" if device.type == "cuda" else "cpu_time_total"
-    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-
-    def part_of(event) -> str:
-        while event is not None:
-            if event.name.startswith("part: "):
-                return event.name.removeprefix("part: ")
-            if "AdamW" in event.name:
-                return OPTIMIZER
-            event = event.cpu_parent
-        return REST
-
-    events = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
-    nodes = {}  # the part of each sequence number, which a forward operation shares with its backward one
-    for event in sorted(events, key=lambda event: event.time_range.start):
-        if event.sequence_nr >= 0 and not in_backward(event):
-            nodes[event.sequence_nr] = part_of(event)
-    forward, backward, whole = Counter(), Counter(), 0.0
-    for event in events:
-        whole += getattr(event, own)
-        if event.name.startswith("autograd::engine::evaluate_function"):
-            backward[nodes.get(event.sequence_nr, REST)] += getattr(event, total) / steps / 1e3
-        elif not in_backward(event):
-            forward[part_of(event)] += getattr(event, own) / steps / 1e3
-    return forward, backward, whole / steps / 1e3
-
-
-def in_backward(event) -> bool:
-    while event is not None:
-        if event.name.startswith("autograd::engine::evaluate_function"):
-            return True
-        event = event.cpu_parent
-    return False
 
 
 if __name__ == "__main__":

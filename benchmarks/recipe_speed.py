@@ -13,7 +13,6 @@ images is not part of it. On a CPU the CPU time of the process counts.
 import argparse
 import math
 import statistics
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,7 +66,7 @@ def main():
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = {name: Step(name, device) for name in args.recipes}
-    times = in_turns({name: partial(step) for name, step in steps.items()}, args.rounds, args.warmup, device)
+    times = in_turns(steps, args.rounds, args.warmup, device)
     per_image = {name: [value / steps[name].batch_size for value in values] for name, values in times.items()}
     results = {
         name: {

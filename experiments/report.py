@@ -26,9 +26,7 @@ import PIL.Image
 RECORDS = Path(__file__).parent
 RESULTS = RECORDS.parent / "benchmarks" / "results"
 DOCS = RECORDS.parent / "docs"
-PAGES = [RECORDS.parent / "README.md"]
-PAGES += [DOCS / f"{name}.md" for name in ("ablations", "classification", "detection", "faster", "is_it_learning")]
-PAGES += [DOCS / f"{name}.md" for name in ("performance", "segmentation")]
+PAGES = [RECORDS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 BENCHMARKS = (
     "cpu_loss_curves",
     "cpu_equal_time",
@@ -215,14 +213,10 @@ LABEL_FREE = {
 def label_free_runs() -> dict[str, dict[str, float]]:
     """Returns the last figures of each run of experiments/label_free.sh, and the linear probe of its encoder."""
     found = {}
-    for path in sorted((RECORDS / "label_free").glob("*/evaluation.json")):
-        (row,) = json.loads(path.read_text())["rows"]
-        metrics = read(path.parent)["metrics"]
-        figures = {name: row["figures"][name] for name in ("effective_rank", "twin_retrieval", "mean_cosine")}
-        figures |= {name: row["figures"][name] for name in ("knn_accuracy", "linear_accuracy")}
-        figures["eval_loss"] = metrics["eval_loss"]
-        figures["loss_to_constant"] = metrics["eval_loss"] / metrics["eval_loss_constant"]
-        found[path.parent.name] = figures
+    for run in runs_of("label_free/*"):
+        metrics = read(run)["metrics"]
+        loss, of_constant = metrics["eval_loss"], metrics["eval_loss_constant"]
+        found[run.name] = {**evaluated(run), "eval_loss": loss, "loss_to_constant": loss / of_constant}
     return found
 
 
@@ -261,7 +255,12 @@ def label_free_list() -> str:
     return table(head, [[run, *(f.format(v[n]) for f, n in zip(formats, names, strict=True))] for run, v in runs])
 
 
-KEYS = ("linear_accuracy", "knn_accuracy")
+def probe_and_knn(seeds: list[dict[str, float]]) -> list[str]:
+    """Returns linear probe and k-NN in percent, over the figures of several seeds; nothing where there are none."""
+    names = ("linear_accuracy", "knn_accuracy")
+    return [mean_and_deviation([figures[name] for figures in seeds]) if seeds else "" for name in names]
+
+
 # The parts of Pixio's recipe and what each differs from, in the order of the table.
 PIXIO_PARTS = {
     "default": "the default: single patches, 1 class token, fixed positions, a decoder of 2 blocks",
@@ -289,8 +288,7 @@ def pixio_table() -> str:
         photographs = [evaluated(run) for run in runs_of(f"clothing_ablations/{name}-seed*")]
         cells = [label]
         for seeds in (here, on_gpu, photographs):
-            figures = [mean_and_deviation([each[key] for each in seeds]) if seeds else "" for key in KEYS]
-            cells += [str(len(seeds) or ""), *figures]
+            cells += [str(len(seeds) or ""), *probe_and_knn(seeds)]
         if any(cells[1:]):
             rows.append(cells)
     return table(head, rows)
@@ -330,11 +328,9 @@ def evaluation_table(head: str, labels: dict[str, str]) -> str:
     rows = []
     for pattern, label in labels.items():
         if runs := runs_of(pattern):
-            seeds = [evaluated(run) for run in runs]
-            figures = [mean_and_deviation([each[key] for each in seeds]) for key in KEYS]
             losses = [read(run)["metrics"].get("eval_loss") for run in runs]  # averaged weights have none
             loss = "" if None in losses else f"{statistics.mean(losses):.3f}"
-            rows.append([label, str(len(runs)), *figures, loss])
+            rows.append([label, str(len(runs)), *probe_and_knn([evaluated(run) for run in runs]), loss])
     return table([head, "seeds", "linear probe", "k-NN", "loss"], rows)
 
 
@@ -354,8 +350,7 @@ def pair_table() -> str:
     first = {"cifar10_small": [], "cifar10_muon": [(records / "pretrained", records / "probe")]}
     for name, runs in first.items():
         runs += [(run, run / "probe") for run in sorted(RECORDS.glob(f"cifar10_pair/{name}-seed*"))]
-        metrics = [read(probe)["metrics"] for _, probe in runs]
-        figures = [mean_and_deviation([each[key] for each in metrics]) for key in KEYS]
+        figures = probe_and_knn([read(probe)["metrics"] for _, probe in runs])
         rows.append([f"`{name}`", f"{read(runs[0][0])['recipe']['num_train_epochs']:g}", str(len(runs)), *figures])
     return table(["recipe", "epochs", "seeds", "linear probe", "k-NN"], rows)
 
@@ -418,9 +413,9 @@ def automatic_table() -> str:
     rows = []
     for pattern, label in AUTOMATIC.items():
         for run in runs_of(pattern):
-            record, figures = read(run), evaluated(run)
+            record = read(run)
             samples = record["metrics"]["step"] * record["recipe"]["effective_batch_size"]
-            rows.append([label, f"{samples:,}", *(mean_and_deviation([figures[key]]) for key in KEYS)])
+            rows.append([label, f"{samples:,}", *probe_and_knn([evaluated(run)])])
     return table(["variant", "samples", "linear probe", "k-NN"], rows)
 
 
