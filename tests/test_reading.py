@@ -190,6 +190,22 @@ def test_processor__8_bits_are_refused_where_the_model_saw_more(tmp_path):
     MAEImageProcessor.for_image_size(16, num_channels=1, value_range=[0, 200])(rgb)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"value_range": [0, 1000], "image_mean": [0.5], "image_std": [0.1]},
+        {"value_range": [0, 1000], "image_mean": [1.0], "image_std": [0.2], "rescale_factor": 1 / 127.5},
+        {"do_rescale": False, "image_mean": [500.0], "image_std": [100.0]},
+    ],
+)
+def test_processor__pictures_of_deep_values_are_stretched_in_any_scale(settings):
+    image = np.linspace(250, 750, 64).reshape(1, 8, 8).astype(np.int16)  # 2.5 deviations around the mean
+    plain = {"num_channels": 1, "do_resize": False, "do_center_crop": False, "sample_type": "int16"}
+    processor = MAEImageProcessor(**plain, **settings)
+    (shown,) = processor.post_process_reconstruction(processor(image, return_tensors="pt").pixel_values)
+    np.testing.assert_allclose(np.asarray(shown).ravel(), np.linspace(0, 255, 64), atol=1)
+
+
 def test_processor__pictures_of_deep_values_are_stretched():
     image = values("uint16", 1, (16, 16)) >> 4  # 12 bits in 16: black if it were not
     mean, std = image.mean() / 65535, image.std() / 65535

@@ -405,10 +405,12 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         mean, std = (torch.as_tensor(value).float().reshape(-1, 1, 1) for value in (self.image_mean, self.image_std))
         if self.do_normalize:
             images = images * std + mean
-        if self.is_deep and self.do_normalize:
-            low, high = (mean - 2.5 * std).clamp(min=0), (mean + 2.5 * std).clamp(max=1)
-            images = (images - low) / (high - low) * (self.rescale_factor * 255 if self.do_rescale else 1)
         scale = 1 / self.rescale_factor if self.do_rescale else 255
+        if self.is_deep and self.do_normalize:
+            low, high = mean - 2.5 * std, mean + 2.5 * std
+            if self.do_rescale:  # else the values may lie anywhere
+                low, high = low.clamp(min=0), high.clamp(max=255 * self.rescale_factor)
+            images, scale = (images - low) / (high - low), 255
         images = (images * scale).round().clamp(0, 255).byte()
         # Four channels of 8 bits are colours with an opacity, four of more bits are bands.
         channels = {1: 1, 2: 1, 4: 3 if self.is_deep else 4}.get(images.shape[1], 3)
