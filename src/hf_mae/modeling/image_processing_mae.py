@@ -107,7 +107,6 @@ _SHALLOW = (
     "RGB before the image processor sees them. Give the path or an array of the stored values to the image processor, "
     "and its output to the model."
 )
-_STEPS = ("do_resize", "size", "do_center_crop", "crop_size", "image_mean", "image_std")
 
 
 class MAEImageProcessor(SavesCode, BaseImageProcessor):
@@ -186,7 +185,8 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
                 f"`display_bands` must be one or three of the channels 1 to {self.num_channels}, got {shown}."
             )
         self._reading()  # raises if the settings make no sense
-        _check_steps(**{name: getattr(self, name) for name in _STEPS})
+        steps = (self.do_resize, self.size, self.do_center_crop, self.crop_size)
+        _check_steps(*steps, self.image_mean, self.image_std)
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

@@ -162,13 +162,10 @@ class MAEModel(MAEPreTrainedModel):
             mask_ratio = self.config.mask_ratio
         rule = (self.config.mask_sampling, self.config.mask_block_size)
         ids_keep, ids_hidden = choose_mask(pixel_values, grid_size, *rule, mask_ratio, noise, bool_masked_pos, ids_keep)
+        self._check_drop_path_noise(drop_path_noise, pixel_values)
         tokens = self.embeddings(pixel_values, grid_size, ids_keep, ids_hidden)
         tokens, hidden_states, attentions = run_layers(
-            self.layers[:num_layers],
-            tokens,
-            self.config,
-            drop_path_noise=self._check_drop_path_noise(drop_path_noise, pixel_values),
-            **kwargs,
+            self.layers[:num_layers], tokens, self.config, drop_path_noise=drop_path_noise, **kwargs
         )
         tokens = self.layernorm(tokens)
         num_visible = grid_size[0] * grid_size[1] if ids_keep is None else ids_keep.shape[1]
@@ -182,14 +179,13 @@ class MAEModel(MAEPreTrainedModel):
             return tokens[:, :num_class_tokens].mean(dim=1)
         return tokens[:, num_class_tokens : num_class_tokens + num_visible].mean(dim=1)
 
-    def _check_drop_path_noise(self, noise: torch.Tensor | None, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """Returns the noise, or raises `ValueError` if its shape does not fit."""
+    def _check_drop_path_noise(self, noise: torch.Tensor | None, pixel_values: torch.Tensor):
+        """Raises `ValueError` if the shape of the noise does not fit."""
         expected = (pixel_values.shape[0], self.config.num_hidden_layers, 2)
         if noise is not None and noise.shape != expected:
             raise ValueError(
                 f"`drop_path_noise` must have the shape (batch, blocks, 2) = {expected}, got {tuple(noise.shape)}."
             )
-        return noise
 
     def _check_images(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """Returns the grid of the images, (rows, columns), or raises `ValueError`."""

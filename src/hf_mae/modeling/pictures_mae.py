@@ -286,13 +286,12 @@ def _png_depth(image: PIL.Image.Image) -> int | None:
 def _read_deep_png(image: PIL.Image.Image) -> StoredImage:
     """Returns a PNG of 16 bits and several bands, of which Pillow would keep the high bytes only."""
     check_png(image)
-    mode = str(image.tile[0][3])
-    parts, tile = [], image.tile
+    mode, parts = str(image.tile[0][3]), []
     # Pillow's reader of little-endian values takes the byte that is the lower one here. Grey with opacity has four
     # bytes a pixel, as RGBA has.
     for reading in ("RGBA",) if mode == "LA;16B" else (mode, mode.replace(";16B", ";16L")):
         part = PIL.Image.open(io.BytesIO(_without_texts(reopened(image).getvalue())))
-        part.tile = [part.tile[0]._replace(args=reading) if hasattr(tile[0], "_replace") else (*tile[0][:3], reading)]
+        part.tile = [part.tile[0]._replace(args=reading)]
         parts.append(np.asarray(part).astype(np.uint16))
     high, low = (parts[0][..., 0::2], parts[0][..., 1::2]) if mode == "LA;16B" else parts
     pixels, key = (high * 256 + low).transpose(2, 0, 1), image.info.get("transparency")
