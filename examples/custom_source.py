@@ -28,7 +28,8 @@ class ZipImages(ImageSource):
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith((".png", ".jpg"))]
         self._names = sorted(member.filename for member in members)
-        self.fingerprint = hashlib.sha256("\n".join(self._names).encode()).hexdigest()[:16]
+        checksums = sorted((member.filename, member.CRC) for member in members)  # which the archive holds anyway
+        self.fingerprint = hashlib.sha256(repr(checksums).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._names)

@@ -99,3 +99,13 @@ def test_source__of_a_zip_file_trains(tmp_path):
     config = hf_mae.MAEConfig(**TINY)
     hf_mae.pretrain(images, tmp_path / "out", model=config, max_steps=2, effective_batch_size=4)
     assert MAEForPreTraining.from_pretrained(tmp_path / "out").config.hidden_size == TINY["hidden_size"]
+
+
+def test_source__of_a_zip_file_tells_other_pictures_of_the_same_names(tmp_path):
+    fingerprints = set()
+    for number in range(2):
+        picture(number).save(tmp_path / "picture.png")
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            archive.write(tmp_path / "picture.png", "a.png")
+        fingerprints.add(example("custom_source").ZipImages(str(tmp_path / f"{number}.zip")).fingerprint)
+    assert len(fingerprints) == 2
