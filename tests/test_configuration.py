@@ -79,6 +79,10 @@ def test_saved_and_loaded__equal(tmp_path):
         ({"position_embedding": "rotary"}, "position_embedding.*'sincos', 'learned'.*got 'rotary'"),
         ({"pooling": "max"}, "pooling.*'mean', 'class'.*got 'max'"),
         ({"num_channels": 0}, "num_channels.* positive, got 0"),
+        ({"decoder_intermediate_size": 0}, "decoder_intermediate_size.* positive, got 0"),
+        ({"image_size": [32]}, r"image_size.* one number or \(height, width\), got \(32,\)"),
+        ({"patch_size": [8, 8, 8]}, r"patch_size.* one number or \(height, width\), got \(8, 8, 8\)"),
+        ({"attention_probs_dropout_prob": -1}, r"attention_probs_dropout_prob.* in \[0, 1\], got -1"),
         ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers.* at least 1, got 0"),
     ],
 )

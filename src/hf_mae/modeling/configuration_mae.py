@@ -298,6 +298,9 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
         for name, paper in (("mask_ratio", " The paper uses 0.75."), ("drop_path_rate", ""), ("label_smoothing", "")):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.{paper}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
         if not 0 < self.prediction_ratio <= 1:
             raise ValueError(f"`prediction_ratio` must be in (0, 1], got {self.prediction_ratio}. The paper uses 1.")
         if self.feature_pyramid_size is not None and (self.feature_pyramid_size < 1 or not self.reshape_hidden_states):
@@ -319,11 +322,14 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
             check_pooling_queries(self.hidden_size, self.num_pooling_queries)
 
     def _check_sizes(self):
-        sizes = ("image_size", "patch_size", "num_channels", "hidden_size", "decoder_hidden_size", "num_class_tokens")
-        for name in sizes:
+        size, patch_size = _pair(self.image_size), _pair(self.patch_size)
+        for name, sides in (("image_size", size), ("patch_size", patch_size)):
+            if len(sides) != 2:
+                raise ValueError(f"`{name}` must be one number or (height, width), got {sides}.")
+        widths = ("hidden_size", "intermediate_size", "decoder_hidden_size", "decoder_intermediate_size")
+        for name in ("image_size", "patch_size", "num_channels", "num_class_tokens", *widths):
             if min(_pair(getattr(self, name))) < 1:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        size, patch_size = _pair(self.image_size), _pair(self.patch_size)
         if any(s % p for s, p in zip(size, patch_size, strict=True)):
             nearest = tuple(max(round(s / p), 1) * p for s, p in zip(size, patch_size, strict=True))
             raise ValueError(
