@@ -187,6 +187,16 @@ def test_card__of_a_classifier(tiny_config, tmp_path):
     assert not re.search(r"\{\{|\}\}|None|Undefined|\n\n\n|^ ", card.text.split("## Citation")[0], re.MULTILINE)
 
 
+def test_card__shows_no_export_that_would_be_refused(tiny_config, tmp_path):
+    model = MAEForImageClassification(tiny_config(num_labels=3, hidden_act="quick_gelu"))
+    model.save_pretrained(tmp_path)
+    write_model_card(tmp_path)
+    assert "AutoModelForImageClassification.from_pretrained" in (text := (tmp_path / "README.md").read_text())
+    assert "export_checkpoint" not in text
+    with pytest.raises(ValueError, match="has 'gelu' as its activation, this model 'quick_gelu'"):
+        hf_mae.export_checkpoint(model, tmp_path / "timm", "timm")
+
+
 def test_card__of_converted_weights_marks_the_licence(tiny_model, tmp_path):
     model = tiny_model()
     hf_mae.export_checkpoint(model, tmp_path / "mae_pretrain_vit_tiny.pth", "official")

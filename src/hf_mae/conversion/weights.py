@@ -514,7 +514,7 @@ def _check_export(model: MAEPreTrainedModel, path: Path, layout: str):
             "This encoder has no final norm, since its classifier normalises the mean of the patches: others would "
             "make a new one. Export the classifier, to 'timm' or 'official', or load the folder with AutoModel."
         )
-    if problem := _find_obstacle(layout, model):
+    if problem := find_obstacle(layout, model):
         raise ValueError(f"{target.title[0].upper()}{target.title[1:]} {problem}")
     if eps != target.layer_norm_eps and layout not in _OF_TRANSFORMERS:
         logger.warning(
@@ -534,8 +534,13 @@ def check_is_free(path: Path):
         raise OSError(f"{path} exists already. Choose another path, or remove it.")
 
 
-def _find_obstacle(layout: str, model: MAEPreTrainedModel) -> str | None:
-    """Returns why the other library cannot compute what a model computes, or `None` if it can."""
+def find_obstacle(layout: str, model: MAEPreTrainedModel) -> str | None:
+    """Returns why the other library cannot compute what a model computes, or `None` if it can.
+
+    Args:
+        layout (`str`): A layout of [`export_checkpoint`].
+        model ([`MAEPreTrainedModel`]): The model; its weights may be on the meta device.
+    """
     if isinstance(model, MAEForImageClassification) and (problem := _find_head_obstacle(layout, model.config)):
         return problem
     if LAYOUTS[layout].has("decoder.embed") and isinstance(model, MAEForPreTraining):
@@ -598,4 +603,4 @@ def _their_tensors(model: MAEPreTrainedModel, layout: str) -> tuple[dict[str, to
     return theirs, left_out
 
 
-__all__ = ["check_is_free", "detect_layout", "export_checkpoint", "import_checkpoint"]
+__all__ = ["check_is_free", "detect_layout", "export_checkpoint", "find_obstacle", "import_checkpoint"]

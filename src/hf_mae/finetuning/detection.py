@@ -30,6 +30,7 @@ from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing.licenses import license_of
+from ..publishing.model_cards import MARK, is_edited
 from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
@@ -60,7 +61,6 @@ _OF_CLASSES = ("class_embed", "enc_score_head")  # parts of the names of weights
 _LEVELS = ["p3", "p4", "p5"]  # maps at twice, once and half the grid of patches: each halves the one before
 _SAMPLE_SIDE, _SAMPLE_COUNTS = 64, {"train": 512, "val": 64}
 _DRAWN = 8  # pictures of the sheet
-_MARK = "<!-- Written by hf_mae"  # at the end of cards that nobody has edited
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def write_card(folder: Path, model: PreTrainedModel, metrics: dict, source: str 
         source (`str` or `os.PathLike`, *optional*): Where the encoder comes from, whose licence may bind.
     """
     card, name = folder / "README.md", folder.resolve().name
-    if card.exists() and _MARK not in card.read_text(encoding="utf-8"):
+    if card.exists() and is_edited(card):
         return
     data = ModelCardData(
         library_name="transformers",
@@ -407,7 +407,7 @@ hf_mae must be installed: transformers does not find code for an encoder within 
 |---|---|
 {chr(10).join(rows)}
 
-{_MARK}. Remove this line to keep your own changes. -->
+{MARK}. Remove this line to keep your own changes. -->
 """
     card.write_text(text, encoding="utf-8", errors="backslashreplace")
 

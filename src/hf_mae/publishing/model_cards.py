@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..conversion.weights import find_obstacle
 from ..evaluation.progress import loss_curve
 from ..modeling.auto_mae import class_of_architecture
 from ..modeling.configuration_mae import MAEConfig, _pair
@@ -19,7 +20,8 @@ from .licenses import describe_license
 from .records import ACCURACIES, initial_weights, is_model_of_ours, json_lines, read_record, redact
 
 _TEMPLATE = Path(__file__).parent / "model_card.md"
-_MARK = "<!-- Written by hf_mae"  # at the end of cards that nobody has edited
+_STOCK_LAYOUTS = ("vit", "timm", "pixio")  # that others load without our code; a card shows the first that fits
+MARK = "<!-- Written by hf_mae"  # at the end of cards that nobody has edited
 _RESULTS = {
     "step": "steps",
     "loss": "training loss",
@@ -85,7 +87,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
 
 def is_edited(card: Path) -> bool:
     """Returns whether somebody has written a card, or edited one that was written here."""
-    return _MARK not in card.read_text(encoding="utf-8")
+    return MARK not in card.read_text(encoding="utf-8")
 
 
 def _card_of_converted(record: dict, title: str) -> str:
@@ -93,7 +95,7 @@ def _card_of_converted(record: dict, title: str) -> str:
     metadata = ModelCardData(license=record.get("license"), tags=["masked-autoencoder", "mae", "vit"])
     source = f"`{record['converted_from']}` (in the layout {record.get('layout')})"
     text = f"# {title}\n\nWeights that hf_mae has converted from {source}.\n\n{describe_license(record)}"
-    return f"---\n{metadata}\n---\n\n{text}\n\n{_MARK} -->\n"
+    return f"---\n{metadata}\n---\n\n{text}\n\n{MARK} -->\n"
 
 
 def _empty_model(folder: Path) -> MAEPreTrainedModel:
@@ -119,13 +121,12 @@ def _model_facts(model: MAEPreTrainedModel) -> dict:
     has_decoder, has_classifier = isinstance(model, MAEForPreTraining), isinstance(model, MAEForImageClassification)
     rows, columns = config.grid_size
     many = config.num_class_tokens if config.num_class_tokens > 1 else None
-    stock = {"mean": "timm", "attentive": None}.get(config.pooling, "vit") if has_classifier else "vit"
     class_pooling = f"the mean of the {many} class tokens" if many else "the class token"
     return {
         "config": config,
         "has_decoder": has_decoder,
         "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
-        "stock": _stock_of_pixio(config, has_classifier) if many else stock,
+        "stock": next((layout for layout in _STOCK_LAYOUTS if find_obstacle(layout, model) is None), None),
         "visible": f"{1 - config.mask_ratio:.0%}",
         "tokens": config.num_class_tokens + rows * columns,
         "patches": rows * columns,
@@ -201,13 +202,6 @@ def _summary(record: dict, model: MAEPreTrainedModel) -> str:
     return f"{kind} ({paper}), {verb} with hf_mae{data}."
 
 
-def _stock_of_pixio(config: MAEConfig, has_classifier: bool) -> str | None:
-    """Returns the layout of others that has several class tokens, or `None` if it cannot hold the model."""
-    is_square = all(len(set(_pair(size))) == 1 for size in (config.image_size, config.patch_size))
-    fits = is_square and not config.intermediate_size % config.hidden_size
-    return "pixio" if fits and not has_classifier else None
-
-
 def _training_facts(folder: Path, record: dict) -> dict:
     data = ("data", "num_images", "num_held_out", "data_license")
     names = (*data, "machine", "hours", "commit", "converted_from", "layout", "command")
@@ -227,6 +221,7 @@ def _training_facts(folder: Path, record: dict) -> dict:
 
 
 __all__ = [
+    "MARK",
     "is_edited",
     "write_model_card",
 ]
