@@ -2,6 +2,8 @@
 # Copyright 2026 The hf_mae authors
 """Losses of predictors that need no training: what a loss of pre-training has to be compared with."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -13,6 +15,22 @@ from ..modeling.targets_mae import valid_patches
 PREDICTORS = ("constant", "visible_mean", "interpolation")
 # Lowers the error of the interpolation by a fifth on photographs and on Fashion-MNIST; twice as many by little more.
 _SMOOTHINGS = 4
+
+
+class _Targets(NamedTuple):
+    """Holds the targets of a batch of B images, M hidden patches each, V values a patch.
+
+    Attributes:
+        target (`torch.Tensor` of shape `(B, M, V)`): Of the hidden patches.
+        visible_mean (`torch.Tensor` of shape `(B, 1, V)`): The mean over the visible patches.
+        interpolated (`torch.Tensor` of shape `(B, M, V)`): Of the hidden patches of the interpolated image.
+        counts (`torch.BoolTensor` of shape `(B, M)` or `None`): Which hidden patches count; `None`: all.
+    """
+
+    target: torch.Tensor
+    visible_mean: torch.Tensor
+    interpolated: torch.Tensor
+    counts: torch.Tensor | None
 
 
 class TrivialPredictors:
@@ -61,14 +79,13 @@ class TrivialPredictors:
             noise (`torch.Tensor` of shape `(batch, num_patches)`): Decides which patches are hidden.
             valid (`torch.BoolTensor` of shape `(batch, height, width)`, *optional*): False where pixels are no-data.
         """
-        targets = self._targets(pixel_values, noise, valid)
-        if targets is None:
+        found = self._targets(pixel_values, noise, valid)
+        if found is None:
             self.sums.fill_(torch.nan)
             return
-        target, _, interpolated, counts = targets
-        counts = torch.ones_like(target[..., 0]) if counts is None else counts
+        counts = torch.ones_like(found.target[..., 0]) if found.counts is None else found.counts
         weights = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).to(self.sums.dtype)  # (B, M), of an image 1
-        target, interpolated = target.to(weights.dtype), interpolated.to(weights.dtype)
+        target, interpolated = found.target.to(weights.dtype), found.interpolated.to(weights.dtype)
         means = [torch.einsum("bm,bmv->v", weights, values) for values in (target, interpolated)]
         products = [torch.einsum("bm,bmv->", weights, interpolated * values) for values in (target, interpolated)]
         self.sums += torch.cat([*means, torch.stack([*products, weights.sum()])])
@@ -81,14 +98,13 @@ class TrivialPredictors:
         Args:
             pixel_values, noise, valid: As in [`TrivialPredictors.add`], which must have seen all images before.
         """
-        targets = self._targets(pixel_values, noise, valid)
-        if targets is None:
+        found = self._targets(pixel_values, noise, valid)
+        if found is None:
             return {name: self.sums.new_full((), torch.nan) for name in PREDICTORS}
-        target, visible, interpolated, counts = targets
-        constant, factor = (values.to(target.dtype) for values in self._fit())
-        predictions = (constant, visible, constant + factor * (interpolated - constant))
+        constant, factor = (values.to(found.target.dtype) for values in self._fit())
+        predictions = (constant, found.visible_mean, constant + factor * (found.interpolated - constant))
         return {
-            name: self.model.target_loss(prediction.expand_as(target), target, counts)
+            name: self.model.target_loss(prediction.expand_as(found.target), found.target, found.counts)
             for name, prediction in zip(PREDICTORS, predictions, strict=True)
         }
 
@@ -104,12 +120,10 @@ class TrivialPredictors:
         return constant, covariance / variance.clamp(min=1e-12)
 
     @torch.no_grad()
-    def _targets(self, pixel_values: torch.Tensor, noise: torch.Tensor, valid: torch.BoolTensor | None):
-        """Returns targets of the hidden patches (B, M, V), the mean visible one (B, 1, V), interpolated ones (B, M, V).
-
-        The fourth value says which hidden patches count (B, M), or is `None` for all. For a target that can't be
-        averaged there is `None` in place of the four.
-        """
+    def _targets(
+        self, pixel_values: torch.Tensor, noise: torch.Tensor, valid: torch.BoolTensor | None
+    ) -> "_Targets | None":
+        """Returns the targets of images, or `None` if they can't be averaged."""
         model, config = self.model, self.model.config
         patch_size = model.mae.embeddings.patch_size
         grid_size = patch_grid(pixel_values, patch_size)
@@ -124,10 +138,10 @@ class TrivialPredictors:
         interpolated = model.target_values(filled, ids)
         visible = model.target_values(pixel_values, ids_keep)
         if valid is None:
-            return target, visible.mean(dim=1, keepdim=True), interpolated, None
+            return _Targets(target, visible.mean(dim=1, keepdim=True), interpolated, None)
         counts, seen = (valid_patches(valid, pixel_values, patch_size, each) for each in (ids, ids_keep))
-        visible = visible.where(seen[..., None], 0).sum(dim=1, keepdim=True)
-        return target, visible / seen.sum(dim=1).clamp(min=1)[:, None, None], interpolated, counts
+        total = visible.where(seen[..., None], 0).sum(dim=1, keepdim=True)
+        return _Targets(target, total / seen.sum(dim=1).clamp(min=1)[:, None, None], interpolated, counts)
 
 
 def interpolate_hidden(

@@ -21,7 +21,8 @@ COLUMNS = {
     "twin_retrieval": ("twins", "{:.1%}"),
     "mean_cosine": ("cosine", "{:.2f}"),
 }
-_FEW = "finetuned_accuracy_"  # followed by the number of images of a class
+_FINETUNED = "finetuned_accuracy"
+_FEW = f"{_FINETUNED}_"  # followed by the number of images of a class
 BEST = "*"
 
 
@@ -62,10 +63,10 @@ def mark_best_blocks(rows: list[Row]):
 
 def table_of(rows: list[Row]) -> list[list[str]]:
     """Returns the cells of the table, the titles first. A figure that a model lacks is a dash."""
-    names = [name for name in COLUMNS if any(name in row.figures for row in rows)]
-    few = {int(name.removeprefix(_FEW)) for row in rows for name in row.figures if name.startswith(_FEW)}
-    place = sum(name in ("knn_accuracy", "linear_accuracy", "attentive_accuracy") for name in names)
-    names[place:place] = [f"{_FEW}{count}" for count in sorted(few)]
+    measured = {name for row in rows for name in row.figures}
+    few = sorted((name for name in measured if name.startswith(_FEW)), key=lambda name: int(name.removeprefix(_FEW)))
+    order = [name for kind in COLUMNS for name in (few if kind == _FINETUNED else [kind])]
+    names = [name for name in order if name in measured]
     lines = [["model", "block", *(_title(name) for name in names)]]
     for row in rows:
         lines.append([row.model, f"{row.block}{BEST * row.is_best}", *(_cell(row, name) for name in names)])
@@ -74,7 +75,7 @@ def table_of(rows: list[Row]) -> list[list[str]]:
 
 def _title(name: str) -> str:
     if name.startswith(_FEW):
-        return f"{COLUMNS['finetuned_accuracy'][0]}, {name.removeprefix(_FEW)} a class"
+        return f"{COLUMNS[_FINETUNED][0]}, {name.removeprefix(_FEW)} a class"
     return COLUMNS[name][0]
 
 
@@ -82,17 +83,17 @@ def _cell(row: Row, name: str) -> str:
     value = row.figures.get(name)
     if value is None or not math.isfinite(value):
         return "-"
-    text = COLUMNS["finetuned_accuracy" if name.startswith(_FEW) else name][1].format(value)
+    text = COLUMNS[_FINETUNED if name.startswith(_FEW) else name][1].format(value)
     return f"{text} of {row.width}" if name == "effective_rank" else text
 
 
 def as_text(lines: list[list[str]]) -> str:
     """Returns a table with columns of even width for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
-    )
+    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for model, *cells in lines:
+        rows.append([model.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+    return "\n".join(map("  ".join, rows))
 
 
 def as_markdown(lines: list[list[str]]) -> str:

@@ -242,9 +242,7 @@ def knn_accuracy(
     classes, places = labels.unique(return_inverse=True)  # years or numbers of species may be large
     correct = 0
     for start in range(0, len(queries), 1024):  # so that the table of similarities stays small
-        with torch.autocast(
-            features.device.type, enabled=False
-        ):  # in bf16 many neighbours would have the same distance
+        with torch.autocast(features.device.type, enabled=False):  # in bf16 many would be at the same distance
             similarity = queries[start : start + 1024] @ features.T
         if leave_one_out:
             rows = torch.arange(len(similarity))

@@ -327,24 +327,21 @@ def score_sheet(scorer: Scorer, dataset: ImagesToScore, losses: np.ndarray) -> P
     """
     order, args = _order(losses), scorer.args
     count = min(args.sheet_images, max(len(order) // 2, 1))
-    chosen = {"highest loss": order[::-1][:count], "lowest loss": order[:count]}
-    indices = [int(index) for some in chosen.values() for index in some]
-    pictures, maps = {}, {}
-    for index in indices:
-        batch = dataset[index]
-        pictures[index] = dataset.image_processor.post_process_reconstruction(batch.pixel_values)[0]
-        if args.maps:
-            maps[index] = scorer(batch)["patch_losses"][0]
-    title = ""
-    if maps:
-        drawn, (low, high) = loss_maps(torch.stack(list(maps.values())), pictures[indices[0]].size)
-        maps = dict(zip(maps, drawn, strict=True))
-        title = f", and that of patches from {low:.2f} (black) to {high:.2f} (yellow)"
+    chosen = {"highest loss": order[::-1][:count].tolist(), "lowest loss": order[:count].tolist()}
+    batches = {index: dataset[index] for some in chosen.values() for index in some}
+    pictures = {
+        index: dataset.image_processor.post_process_reconstruction(batch.pixel_values)
+        for index, batch in batches.items()
+    }
+    ending = ""
+    if args.maps:
+        by_patch = torch.cat([scorer(batch)["patch_losses"] for batch in batches.values()])
+        maps, (low, high) = loss_maps(by_patch, next(iter(pictures.values()))[0].size)
+        for some, each in zip(pictures.values(), maps, strict=True):
+            some.append(each)
+        ending = f", and that of patches from {low:.2f} (black) to {high:.2f} (yellow)"
     rows = {
-        what + title: [
-            ([each[index] for each in (pictures, maps) if each], f"{losses[index]:.3f}  #{index}")
-            for index in some.tolist()
-        ]
+        what + ending: [(pictures[index], f"{losses[index]:.3f}  #{index}") for index in some]
         for what, some in chosen.items()
     }
     return captioned_sheet(rows)

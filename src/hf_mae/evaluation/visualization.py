@@ -318,11 +318,9 @@ def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeat
     """Returns the image processor of the checkpoint, and `pixel_values` and `valid` of the pictures."""
     if PIL.Image.registered_extensions().get(args.output.suffix.lower()) not in PIL.Image.SAVE:
         raise ValueError(f"`output` {args.output} is no name of a picture, such as sheet.png or sheet.jpg.")
-    for name in ("num_images", "columns"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
-    if args.image_size is not None and args.image_size < 1:
-        raise ValueError(f"`image_size` must be at least 1, got {args.image_size}.")
+    for name in ("num_images", "columns", "image_size"):
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {number}.")
     target = args.output.resolve()
     if target.exists() and any(path in (target, *target.parents) for path in map(Path.resolve, map(Path, args.images))):
         raise ValueError(f"`output` {args.output} is one of the pictures and would be replaced. Name another file.")

@@ -236,22 +236,18 @@ class ClassificationTrainer(FineTuningTrainer):
             device = inputs["labels"].device
             scale, offset = (value.to(device, non_blocking=True) for value in (self.scale, self.offset))
             inputs = {**inputs, "labels": (inputs["labels"] - offset) / scale}
-        if not model.training and not (known := are_counted(inputs["labels"])).all():
+        if model.training:
+            inputs = self.augmentation(**inputs)
+            if self.weights is not None:
+                logits = model(pixel_values=inputs["pixel_values"]).logits.float()
+                weights = self.weights.to(logits.device, non_blocking=True)
+                smoothing = self.model.config.label_smoothing if self.problem_type == SINGLE else None
+                return weighted_loss(logits, inputs["labels"], weights, smoothing)
+        elif not (known := are_counted(inputs["labels"])).all():
             logits = model(pixel_values=inputs["pixel_values"]).logits
             loss = _LOSSES[self.problem_type](logits.float()[known], inputs["labels"][known]).nan_to_num()
             return (loss, ImageClassifierOutput(loss, logits)) if kwargs.get("return_outputs") else loss
-        if not model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        inputs = self.augmentation(**inputs)
-        if self.weights is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        logits = model(pixel_values=inputs["pixel_values"]).logits.float()
-        weights = self.weights.to(logits.device, non_blocking=True)
-        return weighted_loss(logits, inputs["labels"], weights, self._smoothing)
-
-    @property
-    def _smoothing(self) -> float | None:
-        return self.model.config.label_smoothing if self.problem_type == SINGLE else None
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _kept(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns what the figures need of the logits: the five most probable classes, probabilities, or numbers."""
