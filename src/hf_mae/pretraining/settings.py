@@ -9,7 +9,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from transformers.hf_argparser import HfArg
 
-from ..training.arguments import check_output_dir, config_changes, fit_values, parse_duration, text_of_changes
+from ..training.arguments import check_output_is_not_data, config_changes, fit_values, parse_duration, text_of_changes
 from ..training.data_settings import ColumnSettings, HeldOutSettings, StoredValueSettings
 
 _SHORTEST_BUDGET = 30  # seconds: a shorter one would be over before the pace is known
@@ -212,9 +212,8 @@ class PretrainingSettings(
             raise ValueError("`model_name_or_path` is empty. Give it a value, or leave it out for fresh weights.")
         if self.preset is not None and self.model_name_or_path is not None:
             raise ValueError("`preset` is for fresh weights, and `model_name_or_path` has its own sizes. Set one.")
-        check_output_dir(self.data, self.output_dir)
+        check_output_is_not_data(self.data, self.output_dir)
         self._check_values()
-        self._check_rates()
         self._check_length()
 
     def _fit_types(self):
@@ -249,14 +248,12 @@ class PretrainingSettings(
                 f"`report_to` {self.report_to}: Accelerate knows no such tracker. Choose one of {', '.join(known)}."
             )
 
-    def _check_rates(self):
-        """Checks that rates and shares have a meaning."""
-        if self.warmup_ratio > 1:
-            raise ValueError(f"`warmup_ratio` must be at most 1, got {self.warmup_ratio}.")
+    def _check_length(self):
+        """Checks what says how long the run is, and when its learning rate rises and falls."""
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"`max_steps` must be at least 1, or -1 for none, got {self.max_steps}.")
-
-    def _check_length(self):
+        if self.warmup_ratio > 1:
+            raise ValueError(f"`warmup_ratio` must be at most 1, got {self.warmup_ratio}.")
         if self.time_budget is not None:
             if (seconds := parse_duration(self.time_budget)) < _SHORTEST_BUDGET:
                 raise ValueError(f"`time_budget` must be at least {_SHORTEST_BUDGET} s, got {seconds:g} s.")

@@ -4,6 +4,7 @@
 
 import argparse
 import difflib
+import inspect
 import json
 import math
 import os
@@ -113,30 +114,24 @@ def _group(parser: CommandParser, arguments_class: type):
     """Sorts the flags into groups by the class that defines them, and hides those of transformers."""
     # Reversed, since `--no_flag` comes after `--flag` and has the same name.
     actions = {action.dest: action for action in reversed(parser._actions)}
-    listed, hidden, groups = parser._optionals._group_actions, False, {}
+    listed, groups = parser._optionals._group_actions, {}
     for owner in arguments_class.__mro__:
-        names = [name for name in owner.__dict__.get("__annotations__", {}) if name in actions]
-        if owner.__module__.startswith("transformers."):
-            for name in names:
-                actions.pop(name).help = argparse.SUPPRESS
-                hidden = True
-            continue
-        if not names:
-            continue
+        own = [actions.pop(name) for name in inspect.get_annotations(owner) if name in actions]
         title = (owner.__doc__ or "").strip().split("\n")[0].rstrip(".")
         if owner is arguments_class or title.startswith(f"{owner.__name__}("):  # the docstring that dataclass makes
             title = "Settings"
-        if title not in groups:  # a class and one that it inherits from may be one group
-            groups[title] = parser.add_argument_group(title)
-        for name in names:
-            action = actions.pop(name)
-            listed.remove(action)
-            groups[title]._group_actions.append(action)
+        for action in own:
+            if owner.__module__.startswith("transformers."):
+                action.help = argparse.SUPPRESS
+                parser.epilog = "All other arguments of transformers' TrainingArguments work, too."
+            else:
+                if title not in groups:  # a class and one that it inherits from may be one group
+                    groups[title] = parser.add_argument_group(title)
+                listed.remove(action)
+                groups[title]._group_actions.append(action)
     for action in parser._actions:  # --no_flag, which stands for --flag false
         if action.dest not in actions and any(name.startswith("--no_") for name in action.option_strings):
             action.help = argparse.SUPPRESS
-    if hidden:
-        parser.epilog = "All other arguments of transformers' TrainingArguments work, too."
 
 
 def load_recipe(recipe: str | os.PathLike | Mapping, arguments_class: type) -> dict:
@@ -203,15 +198,18 @@ def fit_values(args):
         value = getattr(args, each.name)
         if value is None and NoneType not in types[each.name]:
             value = _default(each)
-        setattr(args, each.name, None if value is None else _fit(each.name, value, types[each.name]))
+        if value is not None:
+            value = _fit(each.name, value, types[each.name])
+        setattr(args, each.name, value)
+        if value == _default(each):  # which need not be in the range: 0 epochs of detection stand for a number of steps
+            continue
         # Of a variable of the shell that is not set. A model that is missing is named by the commands that need one.
-        if getattr(args, each.name) == "" and each.name != "model_name_or_path" and _default(each) != "":
+        if value == "" and each.name != "model_name_or_path":
             raise ValueError(f"`{each.name}` is empty. Give it a value, or leave it out.")
-        if getattr(args, each.name) != _default(each):  # of detection 0 epochs, which stand for a number of steps
-            check_range(each.name, getattr(args, each.name))
+        check_range(each.name, value)
 
 
-def check_output_dir(data, output_dir: str):
+def check_output_is_not_data(data: str | None, output_dir: str):
     """Refuses a folder of images as the folder of a run, whose pictures would then be taken for images.
 
     Args:
@@ -427,7 +425,7 @@ def names_of(settings_class: type) -> set[str]:
 
 
 __all__ = [
-    "check_output_dir",
+    "check_output_is_not_data",
     "check_range",
     "class_names_of",
     "comparable",

@@ -76,8 +76,9 @@ def save_checkpoint(
     if not is_main and not sharded:
         return final
     try:
-        # The main process decides: on a network disk the others may see files later.
-        if call_in_main_process(lambda: _make_room(final, partial)) if sharded else _make_room(final, partial):
+        # Where all processes write the main one decides: on a network disk the others may see files later.
+        is_new = call_in_main_process(lambda: _make_room(final, partial)) if sharded else _make_room(final, partial)
+        if is_new:
             _write_parts(partial, model, image_processor, optimizer, {"step": step, **record}, sharded)
             if is_main:
                 _publish(partial, final)
@@ -128,14 +129,13 @@ def _make_room(final: Path, partial: Path) -> bool:
 
 def _write_parts(partial, model, image_processor, optimizer, state: dict, sharded: bool):
     """Writes the files of this process. With a sharded model all processes wait for each other and fail together."""
-    is_main, part, problem = True, "optimizer.safetensors", None
+    part, problem = "optimizer.safetensors", None
     if sharded:
-        is_main = dist.get_rank() == 0
         part = f"optimizer-{dist.get_rank() + 1:05}-of-{dist.get_world_size():05}.safetensors"
     whole = gather_model(model)
     try:
         save_file(_optimizer_tensors(model, optimizer), partial / part, {"optimizer": _name_of(optimizer)})
-        if is_main:
+        if whole is not None:  # only the main process has it
             whole.save_pretrained(partial)
             image_processor.save_pretrained(partial)
             write_json(partial / _STATE, state)
