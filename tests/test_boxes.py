@@ -385,6 +385,22 @@ def test_objects__of_a_data_set_in_both_layouts(tmp_path, layout, named):
         assert boxed.boxes[0].classes.tolist() == [1, 0]
         assert len(boxed.boxes[1].classes) == 0
         assert in_pixels(checked(place, box_format="xyxy")) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        with pytest.raises(ValueError, match=r"has no column 'things' \(`objects_column`\), only image, objects"):
+            checked(place, objects_column="things")
+
+
+def test_objects__in_cells_of_another_kind_are_none_or_refused_by_name(tmp_path):
+    """An empty cell of JSON and a list of boxes ended in errors that told nothing."""
+    save_pictures(tmp_path, "a.png")
+    table = tmp_path / "metadata.csv"
+    for cell in ("", "null", "[]", "{}"):
+        table.write_text(f"file_name,objects\na.png,{cell}\n")
+        assert in_pixels(checked(tmp_path)) == []
+    for cell in (3, [[1, 2, 3, 4]], "x"):
+        text = json.dumps(cell).replace('"', '""')
+        table.write_text(f'file_name,objects\na.png,"{text}"\n')
+        with pytest.raises(ValueError, match=r"metadata.csv, .*a.png: its objects must be a list of dictionaries or"):
+            checked(tmp_path)
 
 
 def test_objects__of_a_table_next_to_the_images(tmp_path):

@@ -85,8 +85,7 @@ class FolderImages(ImageSource):
                 left_out = set(names).difference(images)
                 others.update(extension_of(name) or "none" for name in left_out if not _is_left_behind(name))
         self._paths = Names(paths)
-        others += Counter()  # without zeros
-        seen = ", ".join(f"{count} x {extension}" for extension, count in sorted(others.items()))
+        seen = list_counts(others)
         if not paths:
             packed = " Unpack them first; of archives only .tar is read." if set(others) & set(_PACKED) else ""
             raise ValueError(
@@ -94,7 +93,7 @@ class FolderImages(ImageSource):
                 f"(.jpg, .png, .tif, .dcm, .npy or one of {len(IMAGE_EXTENSIONS) - 5} other extensions) at any depth, "
                 f"or shards ({', '.join(SHARD_EXTENSIONS)}).{packed}"
             )
-        if others:
+        if seen:
             self.notes.append(f"{len(paths):,} images in {self.name}; other files there are left out: {seen}.")
         self.fingerprint = digest(self._paths.digest(), self._sizes())
         directories = [directory for directory, _ in parents]
@@ -183,6 +182,11 @@ class FolderImages(ImageSource):
         if stray:
             first = self.describe(int(np.flatnonzero(self.labels < 0)[0]))
             self.notes.append(f"{stray} image(s) lie next to the class folders and have no label, first {first}.")
+
+
+def list_counts(counts: Counter[str]) -> str:
+    """Returns what was counted in a line, such as `1 x .csv, 3 x link`, which is empty if nothing was."""
+    return ", ".join(f"{count} x {kind}" for kind, count in sorted((+counts).items()))
 
 
 def split_of(folder: str) -> str | None:
@@ -386,6 +390,7 @@ __all__ = [
     "folders_of_split",
     "has_no_extension",
     "is_image",
+    "list_counts",
     "lies_in_left_behind",
     "reading_folders_once",
     "split_of",

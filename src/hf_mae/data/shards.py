@@ -2,17 +2,26 @@
 # Copyright 2026 The hf_mae authors
 """Images in shards: tar, parquet and Arrow files, read in place."""
 
+import bisect
 import copy
 import json
 import os
 import tarfile
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from ..modeling.reading_mae import OpenedImage, extension_of, open_image
-from .folders import Names, begins_as_dicom, has_no_extension, is_image, lies_in_left_behind, without_masks
+from .folders import (
+    Names,
+    begins_as_dicom,
+    has_no_extension,
+    is_image,
+    lies_in_left_behind,
+    list_counts,
+    without_masks,
+)
 from .image_source import ImageSource, digest
 from .label_values import SINGLE, encode_labels
 from .sampling import spread_indices
@@ -59,17 +68,16 @@ class TarImages(ImageSource):
             names.extend(kept)
             places.extend((number, *found[name]) for name in kept)
             labels.extend(classes.get(os.path.splitext(name)[0], classes.get(_key(name))) for name in kept)
-        others += Counter()  # without zeros
-        seen = ", ".join(f"{count} x {extension}" for extension, count in sorted(others.items()))
+        seen = list_counts(others)
         if not names:
             raise ValueError(f"Found no images in {name}: {len(files)} tar file(s) with {seen or 'nothing'}.")
-        if others:
+        if seen:
             self.notes.append(f"{len(names):,} images in {name}; other members are left out: {seen}.")
         self._names, self._places = Names(names), np.array(places, dtype=np.int64)
-        if missing := sum(label is None for label in labels):
-            self.notes += [f"{missing:,} of {len(names):,} images of {name} have no label."] * (missing < len(names))
+        missing = labels.count(None)
         if missing < len(names):
             self.labels, self.label_names = encode_labels(labels, problem_type or SINGLE, ["name.cls"], from_text=True)
+            self.notes += [f"{missing:,} of {len(names):,} images of {name} have no label."] if missing else []
         self.fingerprint = digest(self._names.digest(), self._places)
 
     def __len__(self) -> int:
@@ -218,6 +226,7 @@ class ParquetImages(ImageSource):
         self._open: dict = {}
         self._cache: OrderedDict = OrderedDict()
         groups, labels, sizes, self._column = [], [], [], None
+        self._first_rows = [0]  # of each file, and after the last one the number of all
         for number, file in enumerate(files):
             try:
                 parquet = self._parquet(number)
@@ -228,6 +237,7 @@ class ParquetImages(ImageSource):
                 self._column, self._label = choose_columns(features, name, image_column, label_column, self.notes)
                 self._type, label_names = features[self._column], names_of_classes(features.get(self._label))
             self._check_file(file, features, label_names)
+            self._first_rows.append(self._first_rows[-1] + parquet.metadata.num_rows)
             sizes.extend(_group_bytes(parquet, g, self._column) for g in range(parquet.num_row_groups))
             groups.extend((number, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups))
             if filesystem is None and self._label:
@@ -238,8 +248,7 @@ class ParquetImages(ImageSource):
         self._groups = np.array(groups, dtype=np.int64)
         self.row_groups = self._groups[:, 2]
         self._ends, self._reads = np.cumsum(self.row_groups), self.row_groups
-        rows = np.bincount(self._groups[:, 0], weights=self.row_groups, minlength=len(files)).astype(np.int64)
-        self._first_rows, self._short_names = np.cumsum(rows) - rows, _below_common_folder(files)
+        self._short_names = _below_common_folder(files)
         if labels:
             self.labels, self.label_names = encode_labels(labels, problem_type, [self._label], names=label_names)
         self._bound_memory(max(sizes))
@@ -296,13 +305,23 @@ class ParquetImages(ImageSource):
         return str(row) if len(self._files) == 1 else f"{self._short_names[number]}:{row}"
 
     def groups(self, group_by: str) -> Sequence:
-        """Returns the value of each row in a column, which is read without the images."""
+        """Returns the value of each row in a column."""
+        return self.values_of(group_by, "group_by")
+
+    def values_of(self, column: str, setting: str) -> list:
+        """Returns the value of each row in a column, which is read without the images.
+
+        Args:
+            column (`str`): The column.
+            setting (`str`): What it was chosen by, for messages.
+
+        Raises:
+            ValueError: If there is no such column.
+        """
         parquets = [self._parquet(number) for number in range(len(self._files))]
-        columns = parquets[0].schema_arrow.names
-        if group_by not in columns:
-            raise ValueError(f"{self.name} has no column {group_by!r} (`group_by`), only {', '.join(columns)}.")
-        tables = (parquet.read([group_by], use_threads=False) for parquet in parquets)
-        return [value for table in tables for value in table[group_by].to_pylist()]
+        _check_column(column, parquets[0].schema_arrow.names, self.name, setting)
+        tables = (parquet.read([column], use_threads=False) for parquet in parquets)
+        return [value for table in tables for value in table[column].to_pylist()]
 
     def feature_of(self, column: str):
         """Returns the type of a column: a feature of `datasets`, or an Arrow type where the files name none."""
@@ -316,8 +335,8 @@ class ParquetImages(ImageSource):
 
     def _row_of(self, index: int) -> tuple[int, int]:
         """Returns the number of an image's file, and its row in that."""
-        number = int(self._groups[np.searchsorted(self._ends, index, side="right"), 0])
-        return number, index - int(self._first_rows[number])
+        number = bisect.bisect_right(self._first_rows, index) - 1
+        return number, index - self._first_rows[number]
 
     def _read(self, group: int):
         number, group_of_file = (int(value) for value in self._groups[group, :2])
@@ -402,9 +421,9 @@ def choose_columns(
     Raises:
         ValueError: If there is no such column, or it is not clear which one is meant.
     """
-    for chosen, parameter in ((image_column, "image_column"), (label_column, "label_column")):
-        if chosen is not None and chosen not in features:
-            raise ValueError(f"{name} has no column {chosen!r} (`{parameter}`), only {', '.join(features)}.")
+    for chosen, setting in ((image_column, "image_column"), (label_column, "label_column")):
+        if chosen is not None:
+            _check_column(chosen, features, name, setting)
     images = [column for column, feature in features.items() if _holds_images(feature)]
     if image_column is not None and image_column not in images and not _holds_paths(features[image_column]):
         raise ValueError(
@@ -429,16 +448,22 @@ def choose_columns(
     return image_column, label_column
 
 
+def _check_column(column: str, columns: Collection[str], name: str, setting: str):
+    if column not in columns:
+        raise ValueError(f"{name} has no column {column!r} (`{setting}`), only {', '.join(columns)}.")
+
+
 def _holds_images(feature) -> bool:
+    """Returns whether values are images, or the contents of files."""
     import datasets
     import pyarrow as pa
 
-    if isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D):
-        return True
-    if not isinstance(feature, pa.DataType):
-        return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-    struct = pa.types.is_struct(feature) and "bytes" in [part.name for part in feature]
-    return struct or pa.types.is_binary(feature) or pa.types.is_large_binary(feature)
+    if isinstance(feature, pa.DataType):
+        struct = pa.types.is_struct(feature) and "bytes" in [part.name for part in feature]
+        return struct or pa.types.is_binary(feature) or pa.types.is_large_binary(feature)
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ("binary", "large_binary")
+    return isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D)
 
 
 def _holds_paths(feature) -> bool:
@@ -446,7 +471,7 @@ def _holds_paths(feature) -> bool:
 
 
 def _holds_labels(feature) -> bool:
-    """Whether values are classes: class labels, integers or strings."""
+    """Returns whether values are classes: class labels, integers or strings."""
     kind = str(getattr(feature, "dtype", feature))
     return kind.startswith(("int", "uint", "string", "large_string", "bool"))
 
@@ -464,27 +489,29 @@ def _open_cell(cell, feature, folder: str = "") -> OpenedImage:
 
     A relative path starts at the folder of the shard, or else at that where the command was started.
     """
-    if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
-        cell = cell["path"]
-    if isinstance(cell, str):
-        below = os.path.join(folder, cell)
-        return open_image(below if os.path.exists(below) else cell)
-    if isinstance(cell, dict):
-        cell, extension = cell.get("bytes"), extension_of(cell.get("path") or "")
-    else:
-        extension = ""
-    if cell is None:
+    extension = extension_of(cell.get("path") or "") if isinstance(cell, dict) else ""
+    stored = _content_or_path(cell)
+    if stored is None or stored == "":
         raise ValueError("its row holds no image")
-    return open_image(cell, extension) if isinstance(cell, bytes) else np.array(cell, dtype=feature.dtype)
+    if isinstance(stored, bytes):
+        return open_image(stored, extension)
+    if isinstance(stored, str):
+        below = os.path.join(folder, stored)
+        return open_image(below if os.path.exists(below) else stored)
+    return np.array(stored, dtype=feature.dtype)
+
+
+def _content_or_path(cell):
+    """Returns the content of a file, or its path where it has none, of a cell that may hold both."""
+    if not isinstance(cell, dict):
+        return cell
+    return cell.get("path") if cell.get("bytes") is None else cell["bytes"]
 
 
 def _start_of(cell) -> str:
     """Returns what tells the image in a cell from most others, without decoding it."""
-    if isinstance(cell, dict):
-        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
-    if isinstance(cell, bytes):
-        return f"{len(cell)} {cell[:256].hex()}"
-    return str(cell)[:256]
+    stored = _content_or_path(cell)
+    return f"{len(stored)} {stored[:256].hex()}" if isinstance(stored, bytes) else str(stored)[:256]
 
 
 class DatasetImages(ImageSource):
@@ -532,11 +559,13 @@ class DatasetImages(ImageSource):
         return _open_cell(self._images[index][self.column], self._type)
 
     def groups(self, group_by: str) -> Sequence:
-        """Returns the value of each row in a column, which is read without the images."""
-        columns = self._dataset.column_names
-        if group_by not in columns:
-            raise ValueError(f"{self.name} has no column {group_by!r} (`group_by`), only {', '.join(columns)}.")
-        return list(self._dataset.select_columns([group_by])[group_by])
+        """Returns the value of each row in a column."""
+        return self.values_of(group_by, "group_by")
+
+    def values_of(self, column: str, setting: str) -> list:
+        """Returns the value of each row in a column, see [`ParquetImages.values_of`]."""
+        _check_column(column, self._dataset.column_names, self.name, setting)
+        return list(self._dataset.select_columns([column])[column])
 
     def feature_of(self, column: str):
         """Returns the type of a column, a feature of `datasets`."""

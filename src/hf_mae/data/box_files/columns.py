@@ -38,7 +38,7 @@ def open_table(root: Path, split: str, column: str, box_format: str) -> Annotate
 
 def read_column(images: ParquetImages | DatasetImages, column: str, box_format: str) -> AnnotatedImages:
     """Reads a column of a data set, which is read without the images."""
-    cells = list(images.groups(column))  # the values of any column
+    cells = images.values_of(column, "objects_column")
     stated = _stated_in_cells(cells, [images.describe(index) for index in range(len(images))], box_format)
     names = _names_in_column(images.feature_of(column))
     return AnnotatedImages(images, stated, names, f"column {column}", list(images.notes))
@@ -59,7 +59,7 @@ def _stated_in_cells(cells: list, files: list[str], box_format: str) -> list[Sta
     stated = []
     for cell, file in zip(cells, files, strict=True):
         boxes = StatedBoxes(file)
-        for thing in _objects_of(_unpacked(cell, file), file):
+        for thing in _objects_of(cell, file):
             values = next((thing[key] for key in ("bbox", "box", "boxes") if key in thing), ())
             box = from_corner_and_size(values) if box_format == "xywh" else floats(values)
             label = next((thing[key] for key in _CATEGORIES if thing.get(key) is not None), -1)
@@ -69,16 +69,17 @@ def _stated_in_cells(cells: list, files: list[str], box_format: str) -> list[Sta
     return stated
 
 
-def _unpacked(cell, file: str) -> dict | list:
+def _objects_of(cell, file: str) -> list[dict]:
+    """Returns the objects in a cell: a list of dictionaries, a dictionary of lists, either as JSON, or nothing."""
     try:
-        return json.loads(cell) if isinstance(cell, str) and cell else cell or {}
+        cell = json.loads(cell) if isinstance(cell, str) and cell else cell
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: its objects are no JSON ({error}).") from error
-
-
-def _objects_of(cell: dict | list, file: str) -> list[dict]:
-    if isinstance(cell, list):
+    if isinstance(cell, list) and all(isinstance(thing, dict) for thing in cell):
         return cell
+    cell = cell or {}
+    if not isinstance(cell, dict):
+        raise ValueError(f"{file}: its objects must be a list of dictionaries or a dictionary of lists, got {cell!r}.")
     lists = {key: values for key, values in cell.items() if isinstance(values, list)}
     lengths = {len(values) for values in lists.values()}
     if len(lengths) > 1:
