@@ -77,11 +77,11 @@ class PretrainingDataset(Dataset):
         """
         if rotate90 and image_size[0] != image_size[1]:
             raise ValueError(f"`rotate90` needs square crops, these are {image_size[0]} x {image_size[1]} pixels.")
-        self.reading, self.vertical_flip, self.rotate90 = reading, vertical_flip, rotate90
-        self.images, self.seed, self.num_patches, self.epoch = images, seed, num_patches, 0
-        self.num_layers, self.replace_unsuitable = num_layers, replace_unsuitable
-        self.image_size, self.num_channels = image_size, num_channels
-        self.crop_scale, self.horizontal_flip, self.color_jitter = crop_scale, horizontal_flip, color_jitter
+        self.images, self.reading, self.replace_unsuitable = images, reading, replace_unsuitable
+        self.image_size, self.num_patches, self.num_channels = image_size, num_patches, num_channels
+        self.crop_scale, self.color_jitter, self.num_layers = crop_scale, color_jitter, num_layers
+        self.horizontal_flip, self.vertical_flip, self.rotate90 = horizontal_flip, vertical_flip, rotate90
+        self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -140,20 +140,19 @@ class PretrainingDataset(Dataset):
                 crop = crop.rot90(int(rng.integers(4)), (-2, -1))
             crop, missing = fill_missing(crop, self.reading)
             crop = jitter_colors(crop, self.color_jitter, rng) if self.color_jitter else crop
-            # Drawn last, so that crops and masks are the same with and without drop path.
-            drop_path = rng.random((self.num_layers, 2), dtype=np.float32) if self.num_layers else None
-            samples.append(
-                {
-                    "pixel_values": crop,
-                    **({} if drop_path is None else {"drop_path_noise": torch.from_numpy(drop_path)}),
-                    **({} if missing is None else {"valid": ~missing}),
-                    "noise": torch.from_numpy(noise),
-                    "sample": torch.tensor([epoch, index, view]),
-                    "crop_box": torch.tensor(box),
-                    "flipped": torch.tensor(int(flipped)),
-                    "unreadable": unreadable,
-                }
-            )
+            sample = {
+                "pixel_values": crop,
+                "noise": torch.from_numpy(noise),
+                "sample": torch.tensor([epoch, index, view]),
+                "crop_box": torch.tensor(box),
+                "flipped": torch.tensor(int(flipped)),
+                "unreadable": unreadable,
+            }
+            if missing is not None:
+                sample["valid"] = ~missing
+            if self.num_layers:  # drawn last, so that crops and masks are the same with and without drop path
+                sample["drop_path_noise"] = torch.from_numpy(rng.random((self.num_layers, 2), dtype=np.float32))
+            samples.append(sample)
         return samples
 
 
@@ -180,6 +179,14 @@ class PretrainingCollator:
             **{name: torch.stack([sample[name] for sample in samples]) for name in noise},
             **_stack_valid(samples),
         }
+
+
+def _stack_pixels(samples: list[dict]) -> torch.Tensor:
+    """Returns `pixel_values` (batch, channels, height, width): uint8, or float32 if an image has more than 8 bits."""
+    pixel_values = [sample["pixel_values"] for sample in samples]
+    if any(pixels.is_floating_point() for pixels in pixel_values):
+        pixel_values = [pixels.float() for pixels in pixel_values]
+    return default_collate(pixel_values)  # which stacks directly into shared memory in a loader worker
 
 
 def _stack_valid(samples: list[dict]) -> dict[str, torch.Tensor]:
@@ -312,11 +319,7 @@ def are_counted(labels: torch.Tensor) -> torch.Tensor:
 
 def collate_labelled(samples: list[dict]) -> dict[str, torch.Tensor]:
     """Stacks samples of a [`ClassificationDataset`] or [`EvaluationDataset`] into `pixel_values` and `labels`."""
-    pixel_values = [sample["pixel_values"] for sample in samples]
-    if len({pixels.dtype for pixels in pixel_values}) > 1:  # some images have more than 8 bits
-        pixel_values = [pixels.float() for pixels in pixel_values]
-    labels = torch.stack([torch.as_tensor(sample["label"]) for sample in samples])
-    return {"pixel_values": torch.stack(pixel_values), "labels": labels}
+    return {"pixel_values": _stack_pixels(samples), "labels": default_collate([sample["label"] for sample in samples])}
 
 
 def collate_evaluation(samples: list[dict]) -> dict[str, torch.Tensor]:
@@ -327,12 +330,9 @@ def collate_evaluation(samples: list[dict]) -> dict[str, torch.Tensor]:
 
 def collate(samples: list[dict]) -> dict:
     """Stacks samples of a [`PretrainingDataset`]; pixel values are float32 if any image has more than 8 bits."""
-    pixel_values = [sample["pixel_values"] for sample in samples]
-    dtype = torch.float32 if any(pixels.is_floating_point() for pixels in pixel_values) else torch.uint8
     names = [name for name in samples[0] if name not in ("pixel_values", "unreadable", "valid")]
     return {
-        # In a loader worker, default_collate stacks directly into shared memory.
-        "pixel_values": default_collate([pixels.to(dtype) for pixels in pixel_values]),
+        "pixel_values": _stack_pixels(samples),
         **{name: default_collate([sample[name] for sample in samples]) for name in names},
         **_stack_valid(samples),
         "unreadable": {name: reason for sample in samples for name, reason in sample["unreadable"].items()},

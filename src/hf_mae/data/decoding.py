@@ -182,10 +182,10 @@ def random_crop_box(
         aspect = centre * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
-            top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
-            return int(top), int(left), crop_height, crop_width
-    aspect = min(max(width / height, centre * 3 / 4), centre * 4 / 3)
-    crop_height, crop_width = max(min(height, round(width / aspect)), 1), max(min(width, round(height * aspect)), 1)
+            break
+    else:
+        aspect = min(max(width / height, centre * 3 / 4), centre * 4 / 3)
+        crop_height, crop_width = max(min(height, round(width / aspect)), 1), max(min(width, round(height * aspect)), 1)
     top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
     return int(top), int(left), crop_height, crop_width
 

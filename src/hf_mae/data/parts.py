@@ -27,6 +27,8 @@ from .decoding import read_image, try_to_read
 from .folders import FolderImages
 from .image_source import DerivedImages, ImageSource, digest
 
+_OPEN_SCENES = 32  # at most, of one source
+
 
 class PartsOfImages(DerivedImages):
     """Parts of the images of another source, as images of their own. All parts of an image are held out together.
@@ -173,7 +175,9 @@ class TiledImages(PartsOfImages):
         scene, top, left = (int(value) for value in self.parts[index])
         path = self.images.describe(scene)
         if path not in self._opened:
-            self._opened = {**dict(list(self._opened.items())[-31:]), path: open_scene(path, self.reading)}
+            if len(self._opened) >= _OPEN_SCENES:
+                del self._opened[next(iter(self._opened))]  # that was opened first
+            self._opened[path] = open_scene(path, self.reading)
         return self._window(self._opened[path], top, left)
 
     def describe(self, index: int) -> str:
@@ -199,6 +203,7 @@ class TiledImages(PartsOfImages):
 
 
 def _starts(side: int, tile: int) -> list[int]:
+    """Returns where windows start along a side: next to each other, and the last one so that it ends with the side."""
     return [*range(0, max(side - tile, 0), tile), max(side - tile, 0)]
 
 

@@ -10,7 +10,7 @@ listed, a tar is indexed, a parquet file is read by row group, Arrow files are m
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,10 +159,18 @@ def _open(
     splits = find_splits(path)
     if not splits:
         return _from_folder(data, split, labels, columns)
-    chosen = next((splits[name] for name in (("train",) if split == "train" else TEST) if name in splits), None)
-    if chosen is not None and (chosen / "state.json").exists():
-        return _from_datasets(os.fspath(chosen), "train", lambda d: d.load_from_disk(os.fspath(chosen)), columns)
-    return None if chosen is None else _from_folder(os.fspath(chosen), None, labels, columns)
+    name = _first_of_split(splits, split)
+    if name is None:
+        return None
+    folder = os.fspath(splits[name])
+    if (splits[name] / "state.json").exists():
+        return _from_datasets(folder, "train", lambda d: d.load_from_disk(folder), columns)
+    return _from_folder(folder, None, labels, columns)
+
+
+def _first_of_split(names: Collection[str], split: str) -> str | None:
+    """Returns which of several splits is the one to train on, or the first one to evaluate on; `None` if none is."""
+    return next((name for name in (("train",) if split == "train" else TEST) if name in names), None)
 
 
 def _from_folder(folder: str, split: str | None, labels: str, columns: dict) -> ImageSource | None:
@@ -273,7 +281,7 @@ def _from_datasets(data: str, split: str, load: Callable, columns: dict) -> Data
     except Exception as error:  # of many types: no such name, no network, no permission, broken file
         raise OSError(_not_found(data, error)) from error
     if isinstance(dataset, dict):
-        found = next((name for name in (("train",) if split == "train" else TEST) if name in dataset), None)
+        found = _first_of_split(dataset, split)
         if found is None and split == "train":
             raise ValueError(f"{data!r} has no split 'train', only {', '.join(dataset)}.")
         return None if found is None else DatasetImages(dataset[found], f"{data} ({found})", **columns)

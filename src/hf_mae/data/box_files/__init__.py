@@ -41,7 +41,6 @@ def open_annotated(
         ValueError: If no boxes are found, or several files could be meant.
     """
     root = Path(data)
-    column = (objects_column, box_format)
     if annotations is not None:
         return read_coco(Path(annotations), root)
     if root.is_dir():
@@ -49,7 +48,7 @@ def open_annotated(
         if found is not None:
             return found
         if is_table_of_boxes(root, objects_column):
-            return open_table(root, split, *column)
+            return open_table(root, split, objects_column, box_format)
         if split == "val" and any(find(root, "train") for find in (find_coco, find_yolo, find_voc)):
             return None
     images = open_images(
@@ -67,7 +66,7 @@ def open_annotated(
             "files (images/ and labels/), Pascal VOC files (Annotations/*.xml), or metadata.jsonl with a column "
             f"{objects_column!r}. A COCO file that lies elsewhere is named by `annotations`."
         )
-    return read_column(images, *column)
+    return read_column(images, objects_column, box_format)
 
 
 __all__ = ["AnnotatedImages", "Label", "StatedBoxes", "open_annotated"]

@@ -5,6 +5,7 @@
 import json
 import os
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 
 from ..folders import folders_of_split
@@ -82,7 +83,8 @@ def read_coco(file: Path, root: Path) -> AnnotatedImages:
         notes.append(f"{lost:,} boxes of {file} belong to no image of the file: left out.")
     if missing := len(by_name) - len(names):
         notes.append(f"{missing:,} images of {file} are of a kind that is not read: left out.")
-    classes = {row["id"]: str(row.get("name", row["id"])) for row in sorted(content["categories"], key=_category_id)}
+    categories = sorted(content["categories"], key=itemgetter("id"))
+    classes = {row["id"]: str(row.get("name", row["id"])) for row in categories}
     return AnnotatedImages(images, [by_name[name] for name in names], classes, f"COCO ({file.name})", notes)
 
 
@@ -94,10 +96,6 @@ def _path_below(root: Path, name: str, file: Path) -> str:
     if not Path(path).is_relative_to(root.absolute()):
         raise ValueError(f"{file} names the image {name}, which is not in {root}. Name images by paths below `data`.")
     return os.path.relpath(path, root.absolute())
-
-
-def _category_id(row: dict) -> int:
-    return row["id"]
 
 
 def _load_coco(file: Path) -> dict:
