@@ -106,6 +106,16 @@ def test_coco__ids_with_gaps_crowds_and_empty_boxes(tmp_path):
     ].shape == (0, 4)
 
 
+def test_coco__of_many_images_is_found(tmp_path):
+    """Only the first 64 kilobytes were searched for the annotations, which come after all images."""
+    save_pictures(tmp_path, "a.png")
+    file = coco(tmp_path, [("a.png", 3, [1, 2, 10, 20])])
+    content = json.loads(file.read_text())
+    content["images"][0]["more"] = "x" * 10**5
+    file.write_text(json.dumps(content))
+    assert in_pixels(checked(tmp_path)) == [[1, 2, 11, 22]]
+
+
 def test_coco__category_listed_twice_counts_once_unless_both_have_boxes(tmp_path):
     """Roboflow lists the data set, too, which may be called like its only class."""
     save_pictures(tmp_path / "images", "a.png")

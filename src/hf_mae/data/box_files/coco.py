@@ -47,7 +47,10 @@ def _is_coco(file: Path) -> bool:
             if not start.lstrip().startswith("{"):
                 return False
             keys = ('"images"', '"annotations"', '"categories"')
-            return sum(key in start for key in keys) > 0 and all(key in start + stream.read() for key in keys)
+            if not any(key in start for key in keys):
+                return False
+            content = start + stream.read()
+            return all(key in content for key in keys)
     except (OSError, UnicodeDecodeError):
         return False
 
