@@ -216,6 +216,18 @@ def test_maps__of_a_turned_tiff_are_those_of_the_displayed_picture(segmenter, tm
     assert np.array_equal(turned, plain)
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_maps__of_a_picture_that_is_named_as_a_tiff_are_those_of_the_picture(segmenter, tmp_path, window):
+    pytest.importorskip("tifffile")
+    images = pictures(tmp_path / "in", "a.png")
+    (tmp_path / "in" / "b.tif").write_bytes((tmp_path / "in" / "a.png").read_bytes())
+    images = FolderImages(tmp_path / "in", labels="none")
+    paths = write_class_maps(*segmenter_of(segmenter, images), tmp_path / "out", window)
+    plain, renamed = (np.array(PIL.Image.open(path)) for path in paths)
+    assert [path.name for path in paths] == ["a.png", "b.tif"]
+    assert np.array_equal(renamed, plain)
+
+
 def pictures(folder, *names):
     """Saves small pictures and returns their source."""
     folder.mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ from ..data.windows import STRIDE, PictureStrips, WindowGrid
 from ..modeling.formats_mae import EXIF_ORIENTATION, library
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import extension_of
+from ..modeling.tiff_mae import TIFF_SIGNATURES
 
 # Where a GeoTIFF lies on the earth. Source: OGC GeoTIFF 1.1, annex D: ModelPixelScale, ModelTiepoint,
 # ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams.
@@ -334,6 +335,9 @@ def _write_map(path: Path, kind: str, maps: list[np.ndarray], source: str, no_da
 
 def _geographic_tags(source: str) -> list[tuple]:
     """Returns the tags of a TIFF that say where it lies, as tifffile writes them; none of one that is to be turned."""
+    with open(source, "rb") as file:
+        if not file.read(4).startswith(TIFF_SIGNATURES):  # a JPEG, say, that is named as a TIFF
+            return []
     with library("tifffile", "tiff", "A map of a TIFF").TiffFile(source) as tiff:
         tags = tiff.pages[0].tags
         with suppress(KeyError):
