@@ -187,6 +187,18 @@ def test_coco__of_three_splits_evaluates_on_the_validation(tmp_path):
     assert checked(tmp_path, "val").images.key(0) == "valid.png"
 
 
+def test_coco__a_file_that_is_cut_off_is_named_and_no_other_split_takes_its_place(tmp_path):
+    for split in ("train", "valid", "test"):
+        save_pictures(tmp_path / split, f"{split}.png")
+        coco(tmp_path / split, [(f"{split}.png", 3, [1, 1, 2, 2])], "_annotations.coco.json")
+    (tmp_path / "valid" / "captions.json").write_text('{"images": []}')  # whole, and no boxes
+    assert checked(tmp_path, "val").images.key(0) == "valid.png"
+    file = tmp_path / "valid" / "_annotations.coco.json"
+    file.write_text(file.read_text()[:80])
+    with pytest.raises(ValueError, match="valid/_annotations.coco.json is no whole JSON file"):
+        open_annotated(str(tmp_path), "val")
+
+
 def test_coco__paths_of_other_systems_texts_for_sizes_and_images_listed_twice(tmp_path):
     save_pictures(tmp_path / "images", "below/a.png", "b.png")
     file = coco(tmp_path, [("a", 3, [1, 1, 2, 2]), ("b", 17, [3, 3, 4, 4]), ("c", 90, [5, 5, 6, 6])])

@@ -40,7 +40,11 @@ def find_coco(root: Path, split: str) -> AnnotatedImages | None:
 
 
 def _is_coco(file: Path) -> bool:
-    """Returns whether a JSON file names images, annotations and categories, by a look at its first part."""
+    """Returns whether a JSON file names images, annotations and categories, by a look at its first part.
+
+    Raises:
+        ValueError: If it names some of these and is cut off, say: without it other boxes, or none, would be taken.
+    """
     try:
         with open(file, encoding="utf-8-sig") as stream:
             start = stream.read(1 << 16)
@@ -50,9 +54,14 @@ def _is_coco(file: Path) -> bool:
             if not any(key in start for key in keys):
                 return False
             content = start + stream.read()
-            return all(key in content for key in keys)
+            if not all(key in content for key in keys):
+                json.loads(content)
+                return False
+            return True
     except (OSError, UnicodeDecodeError):
         return False
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no whole JSON file: {error}. Repair it, or take it out.") from error
 
 
 def read_coco(file: Path, root: Path) -> AnnotatedImages:
