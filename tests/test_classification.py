@@ -159,6 +159,9 @@ def test_wrong_labels__are_refused(classifier, labels, message):
 
 
 def test_wrong_labels__of_other_problem_types(classifier):
+    for labels in (torch.full((4, 5), -1.0), torch.full((4, 5), 255), torch.full((4, 5), torch.nan)):
+        with pytest.raises(ValueError, match=r"in \[0, 1\] with problem_type='multi_label_classification'"):
+            classifier(problem_type="multi_label_classification")(PIXELS, labels=labels)
     with pytest.raises(ValueError, match="do not fit problem_type='multi_label_classification'"):
         classifier(problem_type="multi_label_classification")(PIXELS, labels=torch.zeros(4, 3))
 

@@ -77,6 +77,7 @@ def test_saved_and_loaded__equal(tmp_path):
         ),
         ({"num_class_tokens": 0}, "num_class_tokens.* positive, got 0"),
         ({"position_embedding": "rotary"}, "position_embedding.*'sincos', 'learned'.*got 'rotary'"),
+        ({"problem_type": "multi_label"}, "problem_type.*'multi_label_classification'.*got 'multi_label'"),
         ({"pooling": "max"}, "pooling.*'mean', 'class'.*got 'max'"),
         ({"num_channels": 0}, "num_channels.* positive, got 0"),
         ({"decoder_intermediate_size": 0}, "decoder_intermediate_size.* positive, got 0"),

@@ -313,6 +313,7 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
             "pooling": ("mean", "class", "attentive"),
             "position_embedding": ("sincos", "learned"),
             "hidden_act": tuple(ACT2FN),
+            "problem_type": (None, "single_label_classification", "multi_label_classification", "regression"),
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:

@@ -11,6 +11,8 @@ import math
 import numpy as np
 import torch
 
+from .patches_mae import check_values
+
 
 def choose_mask(
     pixel_values: torch.Tensor,
@@ -152,11 +154,7 @@ def _check_ids(ids_keep: torch.Tensor, num_patches: int):
         return
     ordered = ids_keep.sort(dim=1).values
     fits = ((ordered >= 0) & (ordered < num_patches)).all() & (ordered.diff(dim=1) > 0).all()
-    message = f"`ids_keep` must hold different patches in [0, {num_patches}) for each image."
-    if ids_keep.device.type != "cpu":
-        torch._assert_async(fits, message)  # looking at the value here would wait for the device
-    elif not fits:
-        raise ValueError(message)
+    check_values(fits, f"`ids_keep` must hold different patches in [0, {num_patches}) for each image.")
 
 
 def _order_of_ids(ids_keep: torch.Tensor, num_patches: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_mae import MAEConfig, check_pooling_queries
 from .modeling_mae import MAEModel, MAEPreTrainedModel, choose_states
 from .outputs_mae import MAEModelOutput
-from .patches_mae import at_least_float32, patch_grid
+from .patches_mae import at_least_float32, check_values, patch_grid
 
 
 class MAEAttentivePooling(nn.Module):
@@ -173,6 +173,12 @@ class MAEForImageClassification(MAEPreTrainedModel):
         labels = labels.reshape(logits.shape).to(logits)
         if problem_type == "regression":
             return nn.functional.mse_loss(logits, labels)
+        if not torch.compiler.is_compiling():  # compiled code can't look at the values
+            check_values(
+                ((labels - 0.5).abs() < 0.51).all(),  # a mixture of ones may be slightly more
+                f"Labels must be in [0, 1] with problem_type={problem_type!r}: 1 for a class that the image has, else "
+                "0. For numbers set problem_type='regression' in the configuration.",
+            )
         return nn.functional.binary_cross_entropy_with_logits(logits, labels)
 
     def _check_labels(self, labels: torch.Tensor, num_images: int):
@@ -184,7 +190,6 @@ class MAEForImageClassification(MAEPreTrainedModel):
             )
         if torch.compiler.is_compiling():  # compiled code can't look at the values
             return
-        on_cpu = labels.device.type == "cpu"
         if soft:
             fits = ((labels.sum(dim=1) - 1).abs() < 1e-2).all()
             message = (
@@ -193,15 +198,13 @@ class MAEForImageClassification(MAEPreTrainedModel):
             )
         else:  # a GPU would abort without saying why
             fits = ((labels >= 0) & (labels < num_labels)).all()
-            got = f", got {labels.min().item()} to {labels.max().item()}" if on_cpu and len(labels) else ""
+            shown = labels.device.type == "cpu" and len(labels)
+            got = f", got {labels.min().item()} to {labels.max().item()}" if shown else ""
             message = (
                 f"Labels must be in [0, {num_labels}){got}. Leave out images without a label (-1); for more classes "
                 "load the model with `num_labels`."
             )
-        if not on_cpu:
-            torch._assert_async(fits, message)  # looking at the value here would wait for the device
-        elif not fits:
-            raise ValueError(message)
+        check_values(fits, message)
 
 
 class MAELayerNorm2d(nn.LayerNorm):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Images to patches and back, and the position tables: functions without weights.
+"""Images to patches and back, the position tables, and checks of values: functions without weights.
 
 *Patch* indices never count class tokens. Shapes in comments: B batch, C channels, P pixels of a patch (height times
 width), N patches of an image, K requested ones, D width.
@@ -125,8 +125,20 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def check_values(fits: torch.Tensor, message: str):
+    """Raises `ValueError` with a message if `fits`, one bool, is false.
+
+    On a GPU the error comes later, from the device: looking at the value here would wait for it.
+    """
+    if fits.device.type != "cpu":
+        torch._assert_async(fits, message)
+    elif not fits:
+        raise ValueError(message)
+
+
 __all__ = [
     "at_least_float32",
+    "check_values",
     "patch_grid",
     "patch_resampling",
     "patchify",
