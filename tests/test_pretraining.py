@@ -5,6 +5,7 @@
 import errno
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -511,15 +512,37 @@ def test_run__replaces_an_unsuitable_picture_that_the_check_did_not_see(tmp_path
     assert line.startswith(f"image {unseen} of squares\tUnsuitableImageError: The image's shape (9,)")
 
 
+def error_of_connection(unread):
+    """What the connection to a process that is gone raises, as those of loader workers do."""
+    ours, theirs = multiprocessing.Pipe()
+    if unread:
+        ours.send("unread")
+    theirs.close()
+    with pytest.raises((EOFError, ConnectionResetError)) as caught:
+        ours.recv()
+    return caught.value
+
+
 def test_failures_of_loaders__say_what_to_do():
     no_room = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback ...\nRuntimeError: unable to "
     no_room += "allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)\n"
     killed = "DataLoader worker (pid 7) is killed by signal: Killed."
     assert "no room in shared memory. Lower `data" in failure_of_loader(RuntimeError(no_room), begun=False)
-    for error in (RuntimeError(killed), ConnectionResetError(104, "reset"), EOFError()):
+    reset, ended = error_of_connection(unread=True), error_of_connection(unread=False)
+    assert (type(reset), type(ended)) == (ConnectionResetError, EOFError)
+    for error in (RuntimeError(killed), reset, ended):
         assert "worker was killed, perhaps for lack of memory" in failure_of_loader(error, begun=True)
     for error in (RuntimeError("CUDA out of memory"), OSError(28, "No space left on device")):
         assert failure_of_loader(error, begun=True) is None
+
+
+def test_error_of_a_tracker__is_not_taken_for_that_of_a_loader(tmp_path):
+    class Away(SignalAt):
+        def log(self, values, step=None):
+            raise ConnectionRefusedError("the tracker is away")
+
+    with pytest.raises(RunStopped, match=r"^A connection has failed: the tracker is away\. The run is saved at step 1"):
+        small(None, tmp_path, trackers=[Away(0)])
 
 
 @pytest.mark.parametrize(("method", "expected"), [("fork", False), ("spawn", True), ("forkserver", True)])

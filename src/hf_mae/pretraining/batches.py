@@ -5,6 +5,7 @@
 import math
 import multiprocessing
 import signal
+import traceback
 from collections.abc import Mapping
 
 import numpy as np
@@ -138,7 +139,7 @@ def choose_num_workers(
 
 
 def failure_of_loader(error: Exception, begun: bool) -> str | None:
-    """Returns what ended the loader of a run and what to do, or `None` if an error is of another kind.
+    """Returns what ended the loader of a run, or a connection, and what to do; `None` if an error is of another kind.
 
     Args:
         error (`Exception`): What was raised.
@@ -146,18 +147,26 @@ def failure_of_loader(error: Exception, begun: bool) -> str | None:
     """
     if isinstance(error, UnreadableImagesError):
         return f"{error} If a disk or a file server is away, wait until it is back." if begun else None
+    if isinstance(error, ConnectionError) and not _is_of_worker(error):
+        return f"A connection has failed: {str(error).rstrip('.')}." if begun else None
     what = "A loader worker was killed, perhaps for lack of memory or of shared memory"
     if isinstance(error, RuntimeError):  # torch raises it at any time, the queue of a worker that is gone the others
         if "allocate shared memory" in str(error):
             what = "A loader worker found no room in shared memory"
         elif "DataLoader worker (pid" not in str(error):
             return None
-    elif not isinstance(error, ConnectionError | EOFError):
+    elif not (isinstance(error, ConnectionError | EOFError) and _is_of_worker(error)):
         return None
     way_out = "Lower `dataloader_num_workers`, or give a container more with --shm-size."
     if multiprocessing.get_start_method() != "fork":  # a worker imports the script of the run, which would start again
         way_out += ' A script needs `if __name__ == "__main__":` before the call.'
     return f"{what}. {way_out}"
+
+
+def _is_of_worker(error: Exception) -> bool:
+    """Returns whether the connection to a loader worker raised an error, and not that to a tracker or a server."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.startswith("multiprocessing.") for module in modules)
 
 
 __all__ = ["PREFETCH", "RunBatches", "choose_num_workers", "failure_of_loader"]
