@@ -545,6 +545,12 @@ def test_error_of_a_tracker__is_not_taken_for_that_of_a_loader(tmp_path):
         small(None, tmp_path, trackers=[Away(0)])
 
 
+def test_model__that_is_named_twice_is_refused(tmp_path):
+    for model, name in (("tiny", "preset"), (tmp_path / "saved", "model_name_or_path")):
+        with pytest.raises(ValueError, match=f"`model` and `{name}` both name a model"):
+            pretrain(None, tmp_path / "out", model=model, **{name: "base"})
+
+
 @pytest.mark.parametrize(("method", "expected"), [("fork", False), ("spawn", True), ("forkserver", True)])
 def test_failures_of_loaders__name_what_scripts_need_where_workers_import_them(monkeypatch, method, expected):
     monkeypatch.setattr("multiprocessing.get_start_method", lambda: method)

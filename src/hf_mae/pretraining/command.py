@@ -72,8 +72,10 @@ def pretrain(
     given = load_recipe(settings, PretrainingSettings)
     _check_types(data, model, image_processor)
     if isinstance(model, str | os.PathLike):
-        given["preset" if model in _PRESETS else "model_name_or_path"] = os.fspath(model)
-        model = None
+        name = "preset" if model in _PRESETS else "model_name_or_path"
+        if given.get(name) is not None:
+            raise ValueError(f"`model` and `{name}` both name a model. Set one of them.")
+        given[name], model = os.fspath(model), None
     replaced = names_of(ModelSettings) if model is not None else set()
     if image_processor is not None:
         replaced |= {"image_mean", "image_std", "num_channels"}
