@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Subset
 from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BatchFeature
 
+from .data.checking import check_embedded
 from .data.decoding import try_to_read
-from .data.image_source import ImageSource
 from .data.sampling import spread_indices
 from .evaluation.feature_sheets import nearest_images
 from .evaluation.features import (
@@ -361,21 +361,14 @@ def load_explorer(args: DemoArguments) -> Explorer:
     model, image_processor = load_with_processor(args.model, args.image_size)
     model.to(args.device)
     images = open_source(args, image_processor)
-    if args.data is None and not _shows(images, image_processor):  # the embedded grey pictures, and bands or 16 bits
+    try:
+        check_embedded(images, image_processor)
+    except ValueError:  # they are grey, and the model takes bands or 16 bits: pictures can be uploaded
         return Explorer(model, image_processor)
     if args.data is not None:
         print(f"Features of {min(args.num_images, len(images)):,} images from {printable(images.name)}", flush=True)
     readable = ReadableImages(images, image_processor)
     return Explorer(model, image_processor, readable, args.data is not None, args.num_images)
-
-
-def _shows(images: ImageSource, image_processor: MAEImageProcessor) -> bool:
-    """Returns whether the first image suits the image processor."""
-    try:
-        image_processor(images[0])
-    except ValueError:
-        return False
-    return True
 
 
 # ----------------------------------------------------------------------------------------------------------------------

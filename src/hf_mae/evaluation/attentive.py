@@ -28,7 +28,6 @@ from ..training.optimization import default_effective_batch_size, learning_rate_
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
-
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
@@ -124,12 +123,11 @@ class PatchTokens:
     def _store(self, progress: str | None):
         order = [indices.tolist() for indices in torch.arange(len(self)).split(self.batch_size)]
         self._tokens = torch.empty(len(self), self.num_patches, self.hidden_size, dtype=torch.float16)
-        self._labels, start = [], 0
-        for pixel_values, labels in tqdm(self._read(order), progress, len(order), disable=progress is None):
-            self._tokens[start : start + len(labels)] = self._encode(pixel_values)
-            self._labels.append(labels.cpu())
-            start += len(labels)
-        self._labels = torch.cat(self._labels)
+        self._labels = torch.empty(len(self), dtype=torch.int64)
+        batches = tqdm(self._read(order), progress, len(order), disable=progress is None)
+        for indices, (pixel_values, labels) in zip(order, batches, strict=True):
+            self._tokens[indices] = self._encode(pixel_values).to("cpu", torch.float16)
+            self._labels[indices] = labels.cpu()
 
     def _read(self, order: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         options = {"num_workers": self.num_workers, "collate_fn": collate_labelled}

@@ -354,7 +354,6 @@ class Judge:
 
     def _store(self, encoder: FrozenEncoder, rows: list[Row], dataset: Dataset, what: str) -> dict[int, dict]:
         """Returns the pooled features of each block, by the kind of token."""
-
         blocks = [row.block for row in rows]
 
         def encode(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -430,12 +429,8 @@ class Judge:
         tokens = []
         for dataset, what in ((train, "training tokens"), (test, "evaluation tokens")):
             title = None if args.disable_tqdm else f"{encoder.name}, {what}"
-            options: dict = {
-                "batch_size": args.batch_size,
-                "num_workers": args.dataloader_num_workers,
-                "progress": title,
-            }
-            tokens.append(PatchTokens(encode, dataset, args.device, **options))
+            options: dict = {"batch_size": args.batch_size, "num_workers": args.dataloader_num_workers}
+            tokens.append(PatchTokens(encode, dataset, args.device, progress=title, **options))
         held_out, _ = hold_out_tenth(len(train), args.seed)
         settings = AttentiveSettings(seed=args.seed)
         chosen = choose_attentive_probe(tokens[0], num_labels, held_out, settings=settings)

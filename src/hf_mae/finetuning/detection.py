@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Trains a detector, D-FINE or DEIMv2, on a pre-trained encoder and measures its average precision."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,8 @@ def _open_splits(args: DetectionArguments, image_processor: MAEImageProcessor) -
     trained = trained_detector(args.model_name_or_path)
     known = class_names_of(trained) if trained is not None else None
     names, numbers = number_classes(list(found.values()), args.class_names, known)
-    checked = {}
+    checked, settings = {}, (image_processor, args.broken_boxes, args.box_orientation)
     for split, annotated in found.items():
-        settings = (image_processor, args.broken_boxes, args.box_orientation)
         checked[split] = check_boxes(annotated, names, numbers, *settings)
         say(args, _describe(checked[split], split))
     return checked
@@ -183,6 +183,11 @@ def trained_detector(model_name_or_path: str | None) -> PreTrainedConfig | None:
     return trained_head(model_name_or_path, *(config_class for config_class, _ in _HEADS.values()))
 
 
+def _head_of(config: PreTrainedConfig) -> str:
+    """Returns which of the heads a trained detector is."""
+    return next(head for head, (config_class, _) in _HEADS.items() if isinstance(config, config_class))
+
+
 def build_encoder_config(args: DetectionArguments) -> MAEConfig:
     """Returns the configuration of the encoder with the three levels of the pyramid that the detectors take.
 
@@ -199,8 +204,7 @@ def build_encoder_config(args: DetectionArguments) -> MAEConfig:
     else:
         config = MAEConfig.from_pretrained(path, **fields) if path else MAEConfig.from_preset(args.preset, **fields)
         config.feature_pyramid_size = min(config.hidden_size // 8 * 8, 256)
-    sample = [_SAMPLE_SIDE] if args.data is None else None
-    wanted = _pair(args.image_size or sample or config.image_size)
+    wanted = args.image_size or ([_SAMPLE_SIDE] if args.data is None else _pair(config.image_size))
     wanted = wanted * 2 if len(wanted) == 1 else wanted
     # The coarsest map has a cell for 2 x 2 patches, and the detector needs maps that halve exactly.
     sides = [-(-side // (2 * patch)) * 2 * patch for side, patch in zip(wanted, _pair(config.patch_size), strict=True)]
@@ -223,12 +227,10 @@ def build_detector(args: DetectionArguments, config: MAEConfig, names: list[str]
         num_queries (`int`): Boxes that are predicted, at most as many as the maps have cells.
     """
     trained = trained_detector(args.model_name_or_path)
-    heads = {config_class.model_type: head for head, (config_class, _) in _HEADS.items()}
-    head = args.head or ("dfine" if trained is None else heads[trained.model_type])
-    if trained is not None and heads[trained.model_type] != head and not args.from_scratch:
-        raise ValueError(
-            f"`head` is {head}, but {args.model_name_or_path} is a {heads[trained.model_type]}. Leave it out."
-        )
+    head_there = None if trained is None else _head_of(trained)
+    head = args.head or head_there or "dfine"
+    if head_there not in (None, head) and not args.from_scratch:
+        raise ValueError(f"`head` is {head}, but {args.model_name_or_path} is a {head_there}. Leave it out.")
     layers = args.decoder_layers or (3 if trained is None else trained.decoder_layers)
     config_class, model_class = _HEADS[head]
     size, (patch, _) = config.feature_pyramid_size, _pair(config.patch_size)
@@ -327,8 +329,8 @@ class DetectionTrainer(FineTuningTrainer):
         folder, by_class = Path(self.args.output_dir), {}
         boxed = self.eval_dataset.boxed
         for name, value, count in zip(boxed.names, self.figures.by_class.tolist(), boxed.counts, strict=True):
-            by_class[f"eval_map_{name}"] = None if value != value else value
-            print(f"  {name:30} {'does not occur' if value != value else format(value, '.4f')}  ({count:,} boxes)")
+            by_class[f"eval_map_{name}"] = None if math.isnan(value) else value
+            print(f"  {name:30} {'does not occur' if math.isnan(value) else format(value, '.4f')}  ({count:,} boxes)")
         draw_detections(self.model, self.eval_dataset).save(folder / "detections.png")
         if self.train_dataset is not None:
             write_card(folder, self.model, {**metrics, **by_class}, self.args.model_name_or_path)
@@ -479,7 +481,7 @@ def evaluate_detector(args: DetectionArguments) -> FineTuned:
     config = trained_detector(args.model_name_or_path)
     if config is None:
         raise ValueError(f"{args.model_name_or_path} does not detect. Train it first, without `eval_only`.")
-    (model_class,) = (model for config_class, model in _HEADS.values() if isinstance(config, config_class))
+    _, model_class = _HEADS[_head_of(config)]
     model = model_class.from_pretrained(args.model_name_or_path, dtype=torch.float32)
     image_processor = args.load_image_processor(args.model_name_or_path)
     splits = _open_splits(args, image_processor)

@@ -31,22 +31,19 @@ logger = logging.get_logger(__name__)
 EXPERIMENT = "experiment.json"
 # Settings that leave the experiment what it is: where it reads and writes, how it logs, saves and evaluates. What is
 # read is compared by its content, the sizes of batches by their product.
-_NOT_COMPARED = {"output_dir", "overwrite_output_dir", "data", "model_name_or_path", "run_name", "report_to"}
-_NOT_COMPARED |= {"per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"}
-_NOT_COMPARED |= {"bf16", "fp16", "tf32", "use_cpu", "disable_tqdm", "full_determinism", "num_neighbors"}
-_PREFIXES_NOT_COMPARED: tuple[str, ...] = (
-    "logging_",
-    "log_",
-    "save_",
-    "eval_",
-    "dataloader_",
-    "ddp_",
-    "torch_compile",
-    "do_",
+_NOT_COMPARED = {
+    *("output_dir", "overwrite_output_dir", "data", "model_name_or_path", "run_name", "report_to"),
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    *("bf16", "fp16", "tf32", "use_cpu", "disable_tqdm", "full_determinism", "num_neighbors"),
+}
+_PREFIXES_NOT_COMPARED = (
+    *("logging_", "log_", "save_", "eval_", "dataloader_", "ddp_", "torch_compile", "do_"),
+    *("gradient_checkpointing", "activation_checkpointing", "torch_empty_cache", "include_"),
 )
-_PREFIXES_NOT_COMPARED += ("gradient_checkpointing", "activation_checkpointing", "torch_empty_cache", "include_")
-_LEFT_BY_A_RUN: tuple[str, ...] = (EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json")
-_LEFT_BY_A_RUN += ("training_args.bin", "segmentation.png", "detections.png", "confusion.png", "predictions.csv")
+_LEFT_BY_A_RUN = (
+    *(EXPERIMENT, "*.safetensors", "*_results.json", "*_config.json", "trainer_state.json", "training_args.bin"),
+    *("segmentation.png", "detections.png", "confusion.png", "predictions.csv"),
+)
 
 
 def check_experiment(args: "FineTuningArguments", task: str, fingerprints: dict) -> Path | None:

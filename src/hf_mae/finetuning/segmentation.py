@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Trains UperNet on a pre-trained encoder for semantic segmentation and measures the mean IoU."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -269,8 +270,8 @@ class SegmentationTrainer(FineTuningTrainer):
         """Adds the IoU of each class, prints them, and draws images, masks and predictions."""
         folder, by_class = Path(self.args.output_dir), {}
         for name, iou in zip(self.class_names, self.iou.tolist(), strict=True):
-            by_class[f"eval_iou_{name}"] = None if iou != iou else iou
-            print(f"  {name:30} {'does not occur' if iou != iou else format(iou, '.4f')}")
+            by_class[f"eval_iou_{name}"] = None if math.isnan(iou) else iou
+            print(f"  {name:30} {'does not occur' if math.isnan(iou) else format(iou, '.4f')}")
         segmentation_sheet(self.model, self.drawn, self.class_names).save(folder / "segmentation.png")
         return {**metrics, **by_class}
 

@@ -155,15 +155,10 @@ def open_pictures(data: str | os.PathLike, output_dir: str | os.PathLike) -> Fol
     if folder.resolve() not in maps.parents:
         return FolderImages(folder, labels="none")
     content = walk(os.fspath(folder), notes)
-    listing = [(below, names) for below, names in content if maps not in _with_parents(folder / below)]
+    listing = [(below, names) for below, names in content if not (folder / below).resolve().is_relative_to(maps)]
     images = FolderImages(folder, listing, "none")
     images.notes = [*notes, *images.notes]
     return images
-
-
-def _with_parents(folder: Path) -> list[Path]:
-    folder = folder.resolve()
-    return [folder, *folder.parents]
 
 
 def write_class_maps(
