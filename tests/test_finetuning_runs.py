@@ -84,6 +84,19 @@ def test_run__that_cannot_push_deletes_nothing(call, short, tmp_path, monkeypatc
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_probe__that_fails_leaves_its_folder_to_others(call, short, tmp_path, monkeypatch):
+    """The process may go on, as that of a notebook does."""
+
+    def fail(*args):
+        assert (tmp_path / "out" / ".lock").exists()
+        raise MemoryError
+
+    monkeypatch.setattr("hf_mae.evaluation.probing.probe_features", fail)
+    with pytest.raises(MemoryError):
+        call(probe_command, *short[:4], "--fast", "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
 @pytest.mark.slow
 def test_run__without_images_to_evaluate_on_ends_well(call, short, folder, tmp_path):
     shutil.rmtree(folder / "val")

@@ -27,7 +27,7 @@ from ..data.sampling import evenly_spaced, spread_indices
 from ..data.sources import open_images
 from ..finetuning.classification import ClassificationArguments, finetune
 from ..finetuning.segmentation import open_pairs
-from ..finetuning.trainer import HeldOutArguments
+from ..finetuning.trainer import HeldOutArguments, no_test_images, open_classes
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import fit_values, parse_arguments, read_class_names, recipe_of
@@ -45,8 +45,6 @@ from .probing import (
     Features,
     choose_linear_probe,
     hold_out_tenth,
-    no_test_images,
-    open_classes,
     probe_accuracy,
     readable,
     store_features,

@@ -28,8 +28,6 @@ from ..data.datasets import (
     collate_labelled,
 )
 from ..data.image_source import ImageSource
-from ..data.label_values import SINGLE
-from ..data.labels import names_of_labels, number_labels, open_labelled
 from ..finetuning.experiment import check_experiment, labelled_fingerprints
 from ..finetuning.trainer import (
     FineTuned,
@@ -40,7 +38,7 @@ from ..finetuning.trainer import (
     check_sources,
     limit_batch_size,
     most_probable,
-    warn_of_divided_groups,
+    open_classes,
     write_record,
 )
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -566,44 +564,17 @@ def probe(args: ProbingArguments) -> FineTuned:
     args.check_rotation(image_processor.crop_height_width)
     checkpoint = check_experiment(args, "probe", fingerprints)  # deletes, if it is to, when all else is right
     record = run_record(recipe, train_images)
-    if not args.fast:
+    if args.fast:
+        try:
+            model, metrics = _probe_fast(args, model, image_processor, train_images, test_images, record)
+        finally:
+            unlock_run(args.output_dir)
+    else:
         trainer = _build_trainer(args, model, image_processor, train_images, test_images)
         metrics = trainer.run(record, checkpoint)
-    else:
-        hub = HubPush(args.output_dir, args.hub_model_id, args.hub_private_repo) if args.push_to_hub else None
-        train, test = (EvaluationDataset(images, image_processor) for images in (train_images, test_images))
-        probe_fast = probe_tokens if args.pooling == "attentive" else probe_features
-        model, metrics = probe_fast(model, train, test, args)
-        _save(args, hub, model, image_processor, {**record, "metrics": metrics})
-        unlock_run(args.output_dir)
     if args.process_index == 0:
         print(f"The classifier is in {args.output_dir}.")
     return FineTuned(model, metrics, Path(args.output_dir))
-
-
-def open_classes(args, **options) -> tuple[ImageSource, ImageSource, list[str]]:
-    """Returns the images to train a probe on and those to evaluate it on, of one class each, and the names of these.
-
-    Args:
-        args ([`ProbingArguments`] or [`EvaluationArguments`]): `data`, `label_column` and which images are held out.
-        **options: Other arguments of [`open_labelled`].
-
-    Raises:
-        ValueError: If there are no images to evaluate on, or labels do not fit.
-    """
-    train_images, test_images = open_labelled(args.data, args.label_column, SINGLE, **args.held_out_options, **options)
-    if train_images.num_held_out:
-        warn_of_divided_groups(args)
-    if test_images is None:
-        raise no_test_images(train_images.name)
-    names = names_of_labels(train_images)
-    number_labels(names, train_images, test_images)
-    return train_images, test_images, names
-
-
-def no_test_images(name: str) -> ValueError:
-    """Returns the error of a source without images to evaluate on."""
-    return ValueError(f"{name} has no images to evaluate on: set `held_out`, or put some below a folder `val`.")
 
 
 def _build_classifier(args: ProbingArguments, names: list[str]) -> MAEForImageClassification:
@@ -649,18 +620,25 @@ def _build_trainer(
     )
 
 
-def _save(
+def _probe_fast(
     args: ProbingArguments,
-    hub: HubPush | None,
     model: MAEForImageClassification,
     image_processor: MAEImageProcessor,
+    train_images: ImageSource,
+    test_images: ImageSource,
     record: dict,
-):
+) -> tuple[MAEForImageClassification, dict[str, float]]:
+    """Trains a probe on features that are stored, and leaves the classifier with its record and card."""
+    train, test = (EvaluationDataset(images, image_processor) for images in (train_images, test_images))
+    probe_stored = probe_tokens if args.pooling == "attentive" else probe_features
+    model, metrics = probe_stored(model, train, test, args)
     model.save_pretrained(args.output_dir)
     image_processor.save_pretrained(args.output_dir)
-    write_record(args.output_dir, record, args.hub_model_id)
-    if hub is not None:
+    write_record(args.output_dir, {**record, "metrics": metrics}, args.hub_model_id)
+    if args.push_to_hub:
+        hub = HubPush(args.output_dir, args.hub_model_id, args.hub_private_repo)
         print(*hub.push(args.output_dir, "Linear probe"), sep="\n")
+    return model, metrics
 
 
 def probe_command(argv: list[str], prog: str):
@@ -681,8 +659,6 @@ __all__ = [
     "ProbingTrainer",
     "choose_linear_probe",
     "hold_out_tenth",
-    "no_test_images",
-    "open_classes",
     "probe",
     "probe_accuracy",
     "probe_command",

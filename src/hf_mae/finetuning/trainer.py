@@ -31,6 +31,8 @@ from transformers.utils import logging
 
 from ..data.checking import check_images
 from ..data.image_source import ImageSource
+from ..data.label_values import SINGLE
+from ..data.labels import names_of_labels, number_labels, open_labelled
 from ..data.sampling import RowGroupSampler
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing.hub import HubPush, link_files
@@ -248,6 +250,31 @@ def _record_of(model_name_or_path: str | os.PathLike) -> dict:
     """Returns the record of the run that made a model, which lies next to its checkpoints."""
     folder = Path(model_name_or_path)
     return read_record(folder.parent if folder.name.startswith("checkpoint-") else folder)
+
+
+def open_classes(args, **options) -> tuple[ImageSource, ImageSource, list[str]]:
+    """Returns the images to train and to evaluate a probe on, labelled by one class each, and the names of the classes.
+
+    Args:
+        args ([`ProbingArguments`] or [`EvaluationArguments`]): `data`, `label_column` and which images are held out.
+        **options: Other arguments of [`open_labelled`].
+
+    Raises:
+        ValueError: If there are no images to evaluate on, or labels do not fit.
+    """
+    train_images, test_images = open_labelled(args.data, args.label_column, SINGLE, **args.held_out_options, **options)
+    if train_images.num_held_out:
+        warn_of_divided_groups(args)
+    if test_images is None:
+        raise no_test_images(train_images.name)
+    names = names_of_labels(train_images)
+    number_labels(names, train_images, test_images)
+    return train_images, test_images, names
+
+
+def no_test_images(name: str) -> ValueError:
+    """Returns the error of a source without images to evaluate on."""
+    return ValueError(f"{name} has no images to evaluate on: set `held_out`, or put some below a folder `val`.")
 
 
 @dataclass
@@ -622,5 +649,7 @@ __all__ = [
     "check_sources",
     "limit_batch_size",
     "most_probable",
+    "no_test_images",
+    "open_classes",
     "write_record",
 ]
