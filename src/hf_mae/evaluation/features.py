@@ -156,6 +156,9 @@ def choose_device(device: str | None, num_workers: int | None) -> tuple[str, int
     Args:
         device (`str`, *optional*): Default: cuda if there is a GPU, else cpu.
         num_workers (`int`, *optional*): Default: one per CPU core, at most 16; none without a GPU.
+
+    Raises:
+        ValueError: If there is no such device.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -3,6 +3,7 @@
 """Measures a model during a run, on fixed images: its loss, nearest neighbours, features of two crops of an image."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -60,6 +61,18 @@ class TwinCrops(Dataset):
         return self.image_processor.post_process_reconstruction(self[2 * number]["pixel_values"][None])[0]
 
 
+class _Measured(NamedTuple):
+    """Holds the mean loss of images, their pooled features (images, D) and their labels (images,), on the CPU."""
+
+    loss: float
+    features: torch.Tensor
+    labels: torch.Tensor
+
+    def labelled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns features and labels of images that have one: a negative label means that there is none."""
+        return self.features[self.labels >= 0], self.labels[self.labels >= 0]
+
+
 class Evaluation:
     """Measures the model of a pre-training run, always on the same images with the same masks.
 
@@ -112,12 +125,12 @@ class Evaluation:
         No-data is left out of the loss, as in training.
         """
         separate_queries = self.has_labels and self.held_out
-        loss, *queries = self._pass(model, self.images, with_loss=True, with_features=separate_queries)
-        results = {"eval_loss": loss}
+        measured = self._pass(model, self.images, with_loss=True, with_features=separate_queries)
+        results = {"eval_loss": measured.loss}
         if self.has_labels:
-            _, *bank = self._pass(model, self.neighbors, with_loss=False, with_features=True)
-            bank, queries = _labelled(*bank), _labelled(*queries) if separate_queries else []
-            if len(bank[0]) > 1 and (not separate_queries or len(queries[0]) > 0):
+            bank = self._pass(model, self.neighbors, with_loss=False, with_features=True).labelled()
+            queries = measured.labelled() if separate_queries else ()  # without any, each of the bank to all others
+            if len(bank[0]) > 1 and (not queries or len(queries[0]) > 0):
                 results["knn_accuracy"] = knn_accuracy(*bank, *queries)
         return results
 
@@ -126,7 +139,7 @@ class Evaluation:
 
         The encoder sees all patches, and the features are those of the k-NN accuracy.
         """
-        _, features, _ = self._pass(model, self.twins, with_loss=False, with_features=True)
+        features = self._pass(model, self.twins, with_loss=False, with_features=True).features
         return features[0::2], features[1::2]
 
     @torch.no_grad()
@@ -151,8 +164,8 @@ class Evaluation:
         return dict(zip(PREDICTORS, (sums / len(self.images)).tolist(), strict=True))
 
     @torch.no_grad()
-    def _pass(self, model: MAEForPreTraining, images: Dataset, with_loss: bool, with_features: bool):
-        """Returns the mean loss, the pooled features (images, D) and the labels (images,), on the CPU."""
+    def _pass(self, model: MAEForPreTraining, images: Dataset, with_loss: bool, with_features: bool) -> "_Measured":
+        """Returns what the model gives for images. Loss and features that are not asked for are 0."""
         was_training, noise = model.training, self._noise(model)
         model.eval()
         loss = torch.zeros((), device=model.device)
@@ -170,7 +183,7 @@ class Evaluation:
                     features[positions], labels[positions] = pooled, batch["label"].to(model.device)
         self._add_up(loss, features, labels)  # each process has filled in its rows
         model.train(was_training)
-        return loss.item() / len(images), features.cpu(), labels.cpu()
+        return _Measured(loss.item() / len(images), features.cpu(), labels.cpu())
 
     def _noise(self, model: MAEForPreTraining) -> torch.Tensor:
         """Returns what the masks of the loss are made from (images, patches)."""
@@ -206,11 +219,6 @@ class Evaluation:
             part = even_slice(size, self.process_index, self.num_processes)
             shares.append([start + place for place in part])
         return shares
-
-
-def _labelled(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the features and labels of images that have one: a negative label means that there is none."""
-    return features[labels >= 0], labels[labels >= 0]
 
 
 def knn_accuracy(

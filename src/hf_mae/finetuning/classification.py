@@ -59,6 +59,7 @@ from .trainer import (
     OrientationArguments,
     ReadingArguments,
     check_sources,
+    no_test_images,
     warn_of_divided_groups,
 )
 
@@ -445,8 +446,7 @@ def _build_trainer(
     config = model.config
     if test_images is None:
         args.eval_strategy = "no"
-        message = f"{train_images.name} has no images to evaluate on: set `held_out`, or put some below a folder `val`."
-        print(in_flags(message), file=sys.stderr)
+        print(in_flags(str(no_test_images(train_images.name))), file=sys.stderr)
     if args.learning_rate is None:
         args.learning_rate = scaled_learning_rate(args.base_learning_rate, args.effective_batch_size)
     mixing = args.share_of_mixing(config.problem_type or SINGLE)
@@ -619,12 +619,12 @@ def _write_predictions(
         for index, (name, row) in enumerate(zip(files, scores, strict=True)):
             cells = [] if labels is None else [_label_text(labels[index], names, problem_type)]
             if problem_type != REGRESSION:
-                chosen = row > 0.5 if problem_type == MULTI else np.arange(len(row)) == row.argmax()
-                cells.append(";".join(name for name, some in zip(names, chosen, strict=True) if some))
+                cells.append(_label_text(row.argmax() if problem_type == SINGLE else row, names, problem_type))
             writer.writerow([name, *cells, *(f"{value:.6g}" for value in row)])
 
 
 def _label_text(label: np.ndarray, names: list[str], problem_type: str) -> str:
+    """Returns a label, or a prediction, as a cell of the table; it is empty where there is none."""
     if problem_type == SINGLE:
         return names[label] if 0 <= label < len(names) else ""
     if np.isnan(label).any():
