@@ -45,6 +45,17 @@ def test_splits__by_any_usual_name_are_not_trained_on_and_are_no_classes(tmp_pat
         assert images.label_names == ["a", "b"]
 
 
+def test_splits__what_lies_next_to_them_is_named_where_it_is_left_out(tmp_path):
+    """A second folder to train on and one of no split were left out in silence."""
+    make(tmp_path, *(f"{name}/1.png" for name in ("train2014", "train2017", "val2017", "unlabeled2017", "__MACOSX")))
+    images = open_images(str(tmp_path))
+    assert images.name == str(tmp_path / "train2014")
+    assert images.notes[:2] == [
+        f"Left out, since train2014 is taken: train2017 in {tmp_path}.",
+        f"No splits and left out: unlabeled2017 in {tmp_path}.",
+    ]
+
+
 @pytest.mark.parametrize("names", [["bus", "car", "Train"], ["airport", "train station"], ["dev kit", "test tube"]])
 def test_splits__classes_whose_names_are_like_theirs_are_classes(tmp_path, names):
     make(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))

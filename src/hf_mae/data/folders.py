@@ -213,6 +213,16 @@ def find_splits(folder: Path) -> dict[str, Path]:
     return {}
 
 
+def notes_on_others(folder: Path) -> list[str]:
+    """Returns notes on folders next to that of a split which are not read: others of the same split, or of none."""
+    split, parent = split_of(folder.name), folder.parent
+    others = sorted(set(_names_in(os.fspath(parent))[1]) - {folder.name})
+    others = [name for name in others if not _is_left_behind(name)]
+    same, none = ([name for name in others if split_of(name) == each] for each in (split, None))
+    notes = [f"Left out, since {folder.name} is taken: {', '.join(same)} in {parent}."] if same else []
+    return notes + ([f"No splits and left out: {', '.join(none)} in {parent}."] if none else [])
+
+
 def folders_of_split(folder: Path, split: str) -> list[Path]:
     """Returns the folders in a folder that are named by a split, `train` or `val`; those for validation before test."""
     below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
@@ -392,6 +402,7 @@ __all__ = [
     "is_image",
     "list_counts",
     "lies_in_left_behind",
+    "notes_on_others",
     "reading_folders_once",
     "split_of",
     "walk",

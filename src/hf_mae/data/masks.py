@@ -27,7 +27,16 @@ from ..modeling.reading_mae import (
 )
 from ..modeling.tiff_mae import declared_nodata
 from .augmentation import RandomOrientation, ScaledView
-from .folders import MASK_SUFFIXES, WORDS_OF_SPLITS, FolderImages, find_splits, is_image, split_of, walk
+from .folders import (
+    MASK_SUFFIXES,
+    WORDS_OF_SPLITS,
+    FolderImages,
+    find_splits,
+    is_image,
+    notes_on_others,
+    split_of,
+    walk,
+)
 from .image_source import ImageSource, digest
 from .parts import TiledImages, Window, open_scene
 from .sources import open_images
@@ -99,10 +108,8 @@ def folder_pairs(
     paths = [Path(images.describe(index)) for index in range(len(images))]
     stems = [path.relative_to(folders[0]).with_suffix("") for path in paths]
     masks = _masks_of(folders[1], paths, stems, images.notes)
-    if split_of(folders[0].name):  # images/train, where other folders may hold images that belong to no split
-        beside = [path.name for path in folders[0].parent.iterdir() if path.is_dir() and not split_of(path.name)]
-        if beside:
-            images.notes.append(f"No splits and left out: {', '.join(sorted(beside))} in {folders[0].parent}.")
+    if split_of(folders[0].name):  # images/train
+        images.notes.extend(notes_on_others(folders[0]))
     if tile is None:
         return [Pair(images, index, masks[stem], str(paths[index])) for index, stem in enumerate(stems)]
     windows = TiledImages(images, tile, reading)

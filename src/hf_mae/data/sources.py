@@ -18,7 +18,17 @@ import numpy as np
 import PIL.Image
 
 from ..modeling.reading_mae import DEFAULT_SETTINGS, ReadingSettings, extension_of
-from .folders import SHARD_EXTENSIONS, TEST, TRAIN, FolderImages, find_splits, is_image, lies_in_left_behind, walk
+from .folders import (
+    SHARD_EXTENSIONS,
+    TEST,
+    TRAIN,
+    FolderImages,
+    find_splits,
+    is_image,
+    lies_in_left_behind,
+    notes_on_others,
+    walk,
+)
 from .image_source import ImageSource, digest
 from .parts import PagedImages, TiledImages
 from .shards import DatasetImages, ParquetImages, TarImages, holds_images
@@ -165,7 +175,9 @@ def _open(
     folder = os.fspath(splits[name])
     if (splits[name] / "state.json").exists():
         return _from_datasets(folder, "train", lambda d: d.load_from_disk(folder), columns)
-    return _from_folder(folder, None, labels, columns)
+    images = _from_folder(folder, None, labels, columns)
+    images.notes = [*notes_on_others(splits[name]), *images.notes]
+    return images
 
 
 def _first_of_split(names: Collection[str], split: str) -> str | None:
