@@ -487,6 +487,8 @@ def test_lists__of_zeros_and_ones_have_a_place_for_each_class():
         encode_labels([[1, 0, 1], [0, 1]])
     with pytest.raises(ValueError, match=r"by texts or integers, got 0\.1"):
         encode_labels([[0.1, 0.7]], "multi_label_classification")
+    with pytest.raises(ValueError, match=r"has the class 2, which is not in \[0, 2\)"):
+        encode_labels([[1], [2, 0]], names=["wet", "old"])
     numbers, names = encode_labels([[0.5, 2], None], "regression", ["place"])
     assert names == ["place_0", "place_1"]
     assert numbers[0].tolist() == [0.5, 2]

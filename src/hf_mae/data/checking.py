@@ -74,10 +74,11 @@ def check_images(
     """
     types, unreadable, pixels, decoded = Counter(), {}, 0, Counter()
 
-    def look(image: OpenedImage) -> tuple[str, int]:
+    def look(image: OpenedImage) -> tuple[str | None, int]:
+        """Returns the type of the stored values, `None` if it stays unknown, and the number of pixels decoded."""
         plain, form = _needs_only_header(image, num_channels, reading), getattr(image, "format", None)
         if pixels > _MOST_PIXELS or (plain and decoded[form] >= _DECODED_OF_EACH):
-            return "uint8" if plain else "", 0  # of what type others are, is not known
+            return "uint8" if plain else None, 0
         stored = read_stored(image, num_channels, reading)
         to_byte_range(stored, reading)
         decoded[form] += 1
@@ -85,7 +86,7 @@ def check_images(
 
     for index in _mixed(images, spread_indices(images, max_images)):
         (kind, count), _, failed = read_image(images, int(index), look)
-        types.update([kind] if kind else [])
+        types.update([] if kind is None else [kind])
         unreadable.update(failed)
         pixels += count
     notes = list(images.notes)

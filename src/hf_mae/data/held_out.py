@@ -91,12 +91,12 @@ def choose_held_out(
     _, unit_of, sizes = np.unique(places, return_inverse=True, return_counts=True)
     sizes_counted = np.bincount(unit_of, weights=counted)
     useful = np.flatnonzero(sizes_counted)
-    if len(useful) < 2 and group_by is not None:
-        raise ValueError(
-            f"The {what} of {images.name} are all in one group by `group_by` {group_by!r}, so that none can be held "
-            "out for evaluation. Choose another `group_by`, or set `held_out` to 0."
-        )
     if len(useful) < 2:
+        if group_by is not None:
+            raise ValueError(
+                f"The {what} of {images.name} are all in one group by `group_by` {group_by!r}, so that none can be "
+                "held out for evaluation. Choose another `group_by`, or set `held_out` to 0."
+            )
         return HeldOut(
             np.zeros(len(images), dtype=bool),
             f"The {what} of {images.name} are one image or parts of one: none is held out for evaluation.",

@@ -69,6 +69,7 @@ def _numbers_of_texts(values: list) -> list:
 
 
 def _encode_classes(values: list, column: str, names: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
+    """Returns the number of each image's class; integers are numbers, else texts are numbered in their order."""
     # Whole floats: what pandas makes of integers when one is missing.
     values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
     given = [value for value in values if value is not None]
@@ -127,6 +128,7 @@ def _encode_columns(values: Sequence[Sequence | None], columns: Sequence[str]) -
 
 
 def _encode_several(values: Sequence, column: str, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
+    """Returns labels of 0 and 1 of lists of classes, of texts that hold such lists, or of single classes."""
     lists = [
         [part.strip() for part in re.split(r"[;|]", value) if part.strip()] if isinstance(value, str) else value
         for value in values
@@ -139,12 +141,13 @@ def _encode_several(values: Sequence, column: str, names: list[str] | None) -> t
     if fractions := [label for label in found if isinstance(label, float)]:
         raise ValueError(f"A list in {column} names the classes of an image, by texts or integers, got {fractions[0]}.")
     if names is None:
-        names = (
-            list(map(str, sorted(found))) if all(isinstance(each, int) for each in found) else sorted(map(str, found))
-        )
+        integers = all(isinstance(label, int) for label in found)
+        names = list(map(str, sorted(found))) if integers else sorted(map(str, found))
         numbers = {name: number for number, name in enumerate(names)}
     else:
         numbers = {str(number): number for number in range(len(names))}
+    if unknown := sorted(set(map(str, found)).difference(numbers)):
+        raise ValueError(f"A list in {column} has the class {unknown[0]}, which is not in [0, {len(names)}).")
     labels = np.zeros((len(lists), len(names)), dtype=np.float32)
     for row, each in zip(labels, lists, strict=True):
         row[...] = np.nan if each is None else 0

@@ -14,23 +14,29 @@ from .stated import NOT_A_BOX, AnnotatedImages, StatedBoxes, floats, images_belo
 def find_voc(root: Path, split: str) -> AnnotatedImages | None:
     """Finds the XML files of a split: in its folder, or in Annotations/ with lists in ImageSets/Main/."""
     inside = folders_of_split(root, split)
-    whole = [root] * (split == "train")
-    for folder in (
-        [place / name for place in (*inside, root) for name in ("Annotations", "annotations")] + inside + whole
-    ):
+    folders = [place / name for place in (*inside, root) for name in ("Annotations", "annotations")] + inside
+    for folder in [*folders, root] if split == "train" else folders:
         files = sorted(folder.glob("*.xml"))
         if not any(_is_voc(file) for file in files[:20]):  # of which some may be broken
             continue
         top = folder.parent if folder.name.lower() == "annotations" else folder
-        held_out = _voc_listed(top, files, TEST)
-        chosen = held_out if split == "val" else _voc_listed(top, files, (*TRAIN, "trainval"))
-        if chosen is None and split == "val" and top == root:
+        chosen = _voc_chosen(top, files, split)
+        if chosen is None and split == "val" and top == root:  # all are to train on
             continue
-        if split == "train":
-            chosen = (set(files) if chosen is None else chosen) - (held_out or set())  # trainval.txt holds both
         files = [file for file in files if chosen is None or file in chosen]
         return read_voc(files, [top / name for name in ("JPEGImages", "images", "")])
     return None
+
+
+def _voc_chosen(top: Path, files: Sequence[Path], split: str) -> set[Path] | None:
+    """Returns the files of a split by the lists in ImageSets/Main/, `None` if these say nothing of it."""
+    held_out = _voc_listed(top, files, TEST)
+    if split == "val":
+        return held_out
+    chosen = _voc_listed(top, files, (*TRAIN, "trainval"))
+    if held_out is None:
+        return chosen
+    return (set(files) if chosen is None else chosen) - held_out  # trainval.txt holds both
 
 
 def _voc_listed(top: Path, files: Sequence[Path], names: Iterable[str]) -> set[Path] | None:
