@@ -184,16 +184,12 @@ def value_range_of(
     known = [extremes if share in (0, 100) else values for share in percentiles]
     if any(np.isnan(each).all(axis=1).any() for each in known):
         raise ValueError(f"A channel of {images.name} holds nothing but no-data in all images that were looked at.")
-    low, high = (_percentile(each, share) for each, share in zip(known, percentiles, strict=True))
+    low, high = (
+        np.nanpercentile(each, share, axis=1, method="nearest") for each, share in zip(known, percentiles, strict=True)
+    )
     if (low >= high).any():
         raise ValueError(f"Channel {int((low >= high).argmax()) + 1} of {images.name} has hardly any range.")
     return tuple(zip(low.tolist(), high.tolist(), strict=True))
-
-
-def _percentile(values: np.ndarray, percentile: float) -> np.ndarray:
-    """Returns for each channel (channels, values) the value at a percentile of those that are not NaN."""
-    known = (channel[~np.isnan(channel)] for channel in values)
-    return np.array([np.percentile(channel, percentile, method="nearest") for channel in known])
 
 
 __all__ = ["CheckedImages", "check_embedded", "check_images", "value_range_of"]

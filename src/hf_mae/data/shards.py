@@ -309,15 +309,7 @@ class ParquetImages(ImageSource):
         return self.values_of(group_by, "group_by")
 
     def values_of(self, column: str, setting: str) -> list:
-        """Returns the value of each row in a column, which is read without the images.
-
-        Args:
-            column (`str`): The column.
-            setting (`str`): What it was chosen by, for messages.
-
-        Raises:
-            ValueError: If there is no such column.
-        """
+        """Returns the value of each row in a column, which is read without the images and was chosen by a setting."""
         parquets = [self._parquet(number) for number in range(len(self._files))]
         _check_column(column, parquets[0].schema_arrow.names, self.name, setting)
         tables = (parquet.read([column], use_threads=False) for parquet in parquets)

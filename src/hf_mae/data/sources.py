@@ -49,18 +49,8 @@ class FashionMNISTImages(ImageSource):
         rows, columns = (side // 28 for side in mosaic.shape)
         self.pixels = mosaic.reshape(rows, 28, columns, 28).swapaxes(1, 2).reshape(-1, 28, 28)
         self.labels = np.arange(len(self.pixels)) * 10 // len(self.pixels)  # stored class by class
-        self.label_names = [
-            "T-shirt",
-            "trouser",
-            "pullover",
-            "dress",
-            "coat",
-            "sandal",
-            "shirt",
-            "sneaker",
-            "bag",
-            "ankle boot",
-        ]
+        names = "T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot"
+        self.label_names = names.split(", ")
         self.fingerprint = digest(self.pixels)
 
     def __len__(self) -> int:
@@ -165,7 +155,7 @@ def _open(
             return _from_shards([data], data, columns) if split == "train" else None
         if is_image(path.name):
             return FolderImages(path.parent, [("", [path.name])], labels) if split == "train" else None
-        raise ValueError(f"{data!r} is neither a folder, nor an image, nor a shard ({_list(SHARD_EXTENSIONS)}).")
+        raise ValueError(f"{data!r} is neither a folder, nor an image, nor a shard ({', '.join(SHARD_EXTENSIONS)}).")
     splits = find_splits(path)
     if not splits:
         return _from_folder(data, split, labels, columns)
@@ -298,10 +288,6 @@ def _from_datasets(data: str, split: str, load: Callable, columns: dict) -> Data
             raise ValueError(f"{data!r} has no split 'train', only {', '.join(dataset)}.")
         return None if found is None else DatasetImages(dataset[found], f"{data} ({found})", **columns)
     return DatasetImages(dataset, data, **columns) if split == "train" else None
-
-
-def _list(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _not_found(data: str, error: Exception) -> str:
