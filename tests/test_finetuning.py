@@ -28,7 +28,7 @@ from hf_mae.finetuning.classification import (
     finetune,
     finetune_command,
 )
-from hf_mae.finetuning.trainer import FineTuningArguments, FineTuningTrainer
+from hf_mae.finetuning.trainer import FineTuningArguments, FineTuningTrainer, check_sources
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Fine-tuning
@@ -167,6 +167,17 @@ def test_fine_tuning__mistakes(call, pretrained, folder, tmp_path):
         file.rename(folder / "train" / f"{file.parent.name}-{file.name}")
     with pytest.raises(ValueError, match="has no labels"):
         call(finetune_command, "--model_name_or_path", pretrained, "--data", folder)
+
+
+def test_check__adds_to_the_log_only_what_it_finds_itself(folder, log):
+    """What a source says, such as which folders are classes, is said when it is opened."""
+    pixels = np.zeros((40, 40), np.uint16)
+    PIL.Image.fromarray(pixels).save(folder / "train" / "red" / "deep.png")
+    sources = open_labelled(str(folder))
+    assert log().count(f"folders of {folder / 'train'} are taken for classes") == 1
+    check_sources(MAEImageProcessor.for_image_size(32), *sources)
+    assert log().count(f"folders of {folder / 'train'} are taken for classes") == 1
+    assert "differ in the type of their values: 24 x uint8, 1 x uint16" in log()
 
 
 def test_labels__of_an_unknown_class_are_refused(folder):

@@ -226,7 +226,7 @@ def check_sources(image_processor: MAEImageProcessor, *sources: ImageSource | No
     for images in sources:
         if images is not None:
             checked = call_in_main_process(partial(check_images, images, channels, reading))
-            for note in checked.notes:
+            for note in checked.notes[len(images.notes) :]:  # which were said when the source was opened
                 logger.warning_once(note)
 
 
