@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from conftest import SMALL
@@ -245,6 +246,19 @@ def test_arguments__whole_numbers_may_have_an_exponent_as_in_recipes():
     for wrong in ("1.5", "1e-1", "inf", "nan", "5k", ""):
         with pytest.raises(ValueError, match=f"argument --two: invalid int value: '{wrong}'. See test --help."):
             parse("--two", wrong)
+
+
+def test_arguments__of_every_command_may_begin_with_the_folder_of_the_user(monkeypatch):
+    """Shells put it in for `~` in `--output ~/sheet.png`, and leave it in `--output=~/sheet.png`."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    parser = CommandParser()
+    parser.add_argument("images", nargs="*")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--notes")
+    namespace = parser.parse(["~/a.png", "b~.png", "--output=~/sheet.png", "--notes", "~ 5 points"])
+    assert namespace.images == ["/home/ann/a.png", "b~.png"]
+    assert namespace.output == Path("/home/ann/sheet.png")
+    assert namespace.notes == "~ 5 points"
 
 
 def test_arguments__that_are_empty_are_refused():

@@ -279,6 +279,8 @@ def test_command__never_replaces_one_of_the_pictures(output, tmp_path):
         with pytest.raises(ValueError, match="`output` .*photo.png is one of the pictures and would be replaced"):
             COMMANDS[output](["a model", str(given), "--output", str(path)], prog="hf-mae")
     assert PIL.Image.open(path).size == (40, 40)
+    with pytest.raises(ValueError, match="`output` .*sheet.png would be one of the pictures"):
+        COMMANDS[output](["a model", str(tmp_path), "--output", str(path.with_name("sheet.png"))], prog="hf-mae")
 
 
 @pytest.mark.parametrize("output", COMMANDS)

@@ -4,11 +4,13 @@
 
 import argparse
 import difflib
+import os
 import re
 import shutil
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from transformers import HfArgumentParser
 
@@ -45,7 +47,16 @@ class CommandParser(HfArgumentParser):
             close = close or difflib.get_close_matches(wanted, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else f" See {self.prog} --help."
             raise ValueError(f"There is no argument {unknown[0]}.{hint}")
+        for name, value in vars(namespace).items():
+            setattr(namespace, name, _at_home(value))
         return namespace
+
+
+def _at_home(value):
+    """Returns a value with the folder of the user for a `~` at its start, which shells leave in `--output=~/a.png`."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return type(value)(os.path.expanduser(value)) if isinstance(value, str | Path) else value
 
 
 def _whole_number(text: str) -> int:

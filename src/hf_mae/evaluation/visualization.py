@@ -322,8 +322,9 @@ def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeat
         if (number := getattr(args, name)) is not None and number < 1:
             raise ValueError(f"`{name}` must be at least 1, got {number}.")
     target = args.output.resolve()
-    if target.exists() and any(path in (target, *target.parents) for path in map(Path.resolve, map(Path, args.images))):
-        raise ValueError(f"`output` {args.output} is one of the pictures and would be replaced. Name another file.")
+    if any(path in (target, *target.parents) for path in map(Path.resolve, map(Path, args.images))):
+        fault = "is one of the pictures and would be replaced" if target.exists() else "would be one of the pictures"
+        raise ValueError(f"`output` {args.output} {fault}. Name another file, outside of the folders of pictures.")
     processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
     if args.image_size is not None:
         processor = processor.with_image_size(args.image_size)
