@@ -202,7 +202,7 @@ def test_nearest__are_other_pictures_of_the_folder(tiny_model, tmp_path, capsys)
     distances = [float(text) for _, text in nearest]
     assert len(nearest) == 8
     assert distances == sorted(distances)
-    shown = explorer._picture(images[explorer.choices[4]][2][None], 96)
+    shown = explorer._picture(images[explorer.choices[4]].pixel_values[None], 96)
     assert all(each.tobytes() != shown.tobytes() for each, _ in nearest)
 
 
