@@ -49,7 +49,7 @@ def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConf
     options.update(num_channels=config.num_channels, **statistics)
     if steps := _stated_crop(stated, of_model.get("pretrained_cfg") or {}, config):
         return MAEImageProcessor(**options, **steps).with_image_size(config.image_size)
-    size = _as_dict(stated.get("size"))
+    size = _stated_sides(stated.get("size"))
     stretches = layout == "vit" and stated.get("do_resize", False) and "shortest_edge" not in size
     if (stretches or layout in PIXIO_LAYOUTS) and not stated.get("do_center_crop"):
         if stretches and stated.get("resample") in _FILTERS.values():  # MAE's and Pixio's is bicubic, whatever is said
@@ -64,7 +64,7 @@ def _read(folder: str, name: str) -> dict:
     return {} if path is None else read_json(path)
 
 
-def _as_dict(size) -> dict:
+def _stated_sides(size) -> dict:
     """Returns the sides that a size states. A number alone, as old files have it, says not which side it is of."""
     return {side: value for side, value in size.items() if value} if isinstance(size, dict) else {}
 
@@ -72,7 +72,8 @@ def _as_dict(size) -> dict:
 def _stated_crop(stated: dict, of_timm: dict, config: MAEConfig) -> dict:
     """Returns size, crop and filter, if a crop is stated."""
     sides, crop_pct = _pair(config.image_size), of_timm.get("crop_pct")
-    size, crop, resample = _as_dict(stated.get("size")), _as_dict(stated.get("crop_size")), stated.get("resample")
+    size, crop = (_stated_sides(stated.get(name)) for name in ("size", "crop_size"))
+    resample = stated.get("resample")
     if crop_pct:
         height, width = (math.floor(side / crop_pct) for side in sides)
         squashes = of_timm.get("crop_mode") == "squash"

@@ -217,12 +217,12 @@ class PretrainingSettings(
         self._check_length()
 
     def _fit_types(self):
-        """Gives all settings the types of their fields. Sizes may be those of rectangles in Python."""
-        sides = {name: getattr(self, name) for name in ("image_size", "patch_size")}
-        rectangles = {name: list(value) for name, value in sides.items() if isinstance(value, list | tuple)}
-        if rectangles:
-            self.config_overrides = text_of_changes({**config_changes(self.config_overrides), **rectangles})
-            self.image_size, self.patch_size = (None if name in rectangles else value for name, value in sides.items())
+        """Gives all settings the types of their fields. Sizes of rectangles, from Python, go to `config_overrides`."""
+        for name in ("image_size", "patch_size"):
+            if isinstance(sides := getattr(self, name), list | tuple):
+                changes = {**config_changes(self.config_overrides), name: list(sides)}
+                self.config_overrides = text_of_changes(changes)
+                setattr(self, name, None)
         fit_values(self)
         self.report_to = None if self.report_to == "none" else self.report_to  # as Trainer has it
 

@@ -364,19 +364,19 @@ def config_changes(changes: str | Mapping | None) -> dict:
     Raises:
         ValueError: If it is no such text, or there is no such field.
     """
-    pairs = (
-        changes.items() if isinstance(changes, Mapping) else map(_pair_of, re.split(r",(?![^\[]*\])", changes or ""))
-    )
-    result, known, names = {}, MAEConfig(), {field.name for field in fields(MAEConfig)}
-    for name, value in pairs if changes else ():
+    if not changes:
+        return {}
+    if isinstance(changes, str):  # a comma within brackets separates two sides, and no fields
+        changes = dict(map(_pair_of, re.split(r",(?![^\[]*\])", changes)))
+    known, names = MAEConfig(), names_of(MAEConfig)
+    for name, value in changes.items():
         if name not in names:
             raise ValueError(f"`config_overrides`: MAEConfig has no field {name}.")
         try:
             setattr(known, name, value)  # which checks its type
         except StrictDataclassFieldValidationError as error:
             raise ValueError(f"`config_overrides`: {value!r} is no value for {name}.") from error
-        result[name] = value
-    return result
+    return dict(changes)
 
 
 def text_of_changes(changes: Mapping) -> str:
@@ -420,7 +420,7 @@ def read_class_names(names: list[str] | None) -> list[str] | None:
 
 
 def names_of(settings_class: type) -> set[str]:
-    """Returns the names of the settings in a group."""
+    """Returns the names of the fields of a dataclass, such as a group of settings."""
     return {field.name for field in fields(settings_class)}
 
 
