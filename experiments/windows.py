@@ -22,6 +22,7 @@ from hf_mae import MAEImageProcessor
 from hf_mae.data import windows
 from hf_mae.data.folders import FolderImages
 from hf_mae.data.masks import sample_pairs
+from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
 from hf_mae.finetuning.segmentation import SegmentationArguments, segment
 from hf_mae.finetuning.segmentation_maps import write_class_maps
 
@@ -50,17 +51,12 @@ def write_pictures(folder: Path):
 
 def figures(maps: Path, masks: Path, num_labels: int) -> dict[str, float]:
     """Returns what the maps are worth, over all pixels of all pictures."""
-    matrix = np.zeros((num_labels, num_labels), dtype=np.int64)  # truth, prediction
-    for path in sorted(masks.glob("*.png")):
-        truth, found = (np.asarray(PIL.Image.open(folder / path.name)).astype(np.int64) for folder in (masks, maps))
-        matrix += np.bincount((truth * num_labels + found).ravel(), minlength=num_labels**2).reshape(matrix.shape)
-    right = matrix.diagonal()
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - right
-    return {
-        "pixel_accuracy": right.sum() / matrix.sum(),
-        "garment_accuracy": right[1:].sum() / matrix[1:].sum(),
-        "mean_iou": float((right / union)[matrix.sum(axis=1) > 0].mean()),
-    }
+    confusion = ConfusionMatrix(num_labels)
+    for path in masks.glob("*.png"):
+        pictures = (np.array(PIL.Image.open(folder / path.name), dtype=np.int64) for folder in (maps, masks))
+        confusion.add(*map(torch.from_numpy, pictures))
+    garments = confusion.matrix[1:].double()  # by true and predicted class; the first is the background
+    return {**confusion.figures()[0], "garment_accuracy": (garments[:, 1:].trace() / garments.sum()).item()}
 
 
 def main(checkpoint: str, run: Path):

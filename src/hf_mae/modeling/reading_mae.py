@@ -396,8 +396,7 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
         if nodata is None and masks[-1].any():
             raise UnsuitableImageError(_not_finite(image, pixels))
     if nodata is not None and math.isfinite(nodata):
-        equal = _equal(pixels if image.numbers is None else as_tensor(image.numbers), nodata)
-        masks.append(_of_pixels(equal, nodata, pixels.dtype, image, settings))
+        masks.append(_equals_nodata(image, pixels, nodata, settings))
     missing = reduce(torch.logical_or, masks) if masks else None
     return missing if missing is not None and bool(missing.any()) else None
 
@@ -413,23 +412,21 @@ def _not_finite(image: StoredImage, pixels: torch.Tensor) -> str:
     )
 
 
-def _equal(numbers: torch.Tensor, nodata: float) -> torch.Tensor:
-    """Returns where stored values are the value for no-data, of floats up to rounding."""
-    if not numbers.is_floating_point():
-        return numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
-    # Some programs write the least float with fewer digits. GDAL compares floats like this (ARE_REAL_EQUAL).
-    sought = torch.tensor(nodata, dtype=numbers.dtype, device=numbers.device)
-    return torch.isclose(numbers, sought, rtol=4.77e-7, atol=0)
+def _equals_nodata(
+    image: StoredImage, pixels: torch.Tensor, nodata: float, settings: ReadingSettings
+) -> torch.BoolTensor:
+    """Returns where there is no data because the stored values equal `nodata`, `(channels or 1, height, width)`.
 
-
-def _of_pixels(
-    equal: torch.Tensor, nodata: float, kind: torch.dtype, image: StoredImage, settings: ReadingSettings
-) -> torch.Tensor:
-    """Returns where values that are equal to that for no-data are none.
-
-    One that could be data, such as 0 in red, is no-data only where all bands have it, as in GDAL's mask of a data set.
+    A value that could be data, such as 0 in red, counts only where all bands have it, as in GDAL's mask of a data set.
     """
-    low, high = 0, image.limit or (1 if kind.is_floating_point else torch.iinfo(kind).max)
+    numbers = pixels if image.numbers is None else as_tensor(image.numbers)
+    if numbers.is_floating_point():
+        # Some programs write the least float with fewer digits. GDAL compares floats like this (ARE_REAL_EQUAL).
+        sought = torch.tensor(nodata, dtype=numbers.dtype, device=numbers.device)
+        equal = torch.isclose(numbers, sought, rtol=4.77e-7, atol=0)
+    else:
+        equal = numbers.to(torch.float64 if numbers.dtype.itemsize > 2 else torch.float32) == nodata
+    low, high = 0, image.limit or (1 if pixels.is_floating_point() else torch.iinfo(pixels.dtype).max)
     if settings.value_range is not None:
         pairs = np.array(settings.value_ranges)
         low, high = pairs.min(), pairs.max()
