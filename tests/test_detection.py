@@ -249,6 +249,33 @@ def test_evaluation__needs_a_detector_of_the_same_classes(pretrained, call, tmp_
         call(script.detect_command, "--preset", "tiny", "--eval_only")
 
 
+def test_evaluation__takes_data_of_one_split(pretrained, call, tmp_path):
+    args = script.DetectionArguments(model_name_or_path=str(pretrained), data="x", head_size=16, decoder_layers=2)
+    config = script.build_encoder_config(args)
+    script.build_detector(args, config, ["square", "disc"], 20).save_pretrained(tmp_path / "detector")
+    script.whole_image_processor(args, config).save_pretrained(tmp_path / "detector")
+    shapes(tmp_path / "data", 3)
+    (tmp_path / "data" / "images").rename(tmp_path / "data" / "val")
+    (tmp_path / "data" / "instances.json").rename(tmp_path / "data" / "instances_val.json")
+    arguments = ["--model_name_or_path", tmp_path / "detector", "--data", tmp_path / "data", "--eval_only"]
+    printed = call(script.detect_command, *arguments, "--output_dir", tmp_path / "out")
+    assert "COCO (instances_val.json), val: 3 pictures" in printed
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 3
+
+
+def test_table__of_one_split_alone_is_no_table_of_the_other(pretrained, tmp_path):
+    for split in ("train", "val"):
+        shapes(tmp_path / split, 2)
+    objects = {"bbox": [[1, 1, 20, 20]], "category": [0]}
+    rows = [{"file_name": f"images/{number}.png", "objects": objects} for number in range(2)]
+    (tmp_path / "val" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for split in ("train", "val"):
+        (tmp_path / split / "instances.json").unlink()
+    args = script.DetectionArguments(model_name_or_path=str(pretrained), data=str(tmp_path))
+    with pytest.raises(ValueError, match="train, which has no table with their boxes"):
+        script.open_boxes(args, MAEImageProcessor.from_pretrained(pretrained))
+
+
 def test_image_size__is_rounded_up_to_twice_the_patch(pretrained, capsys):
     args = script.DetectionArguments(model_name_or_path=str(pretrained), image_size=[40, 65], data="x")
     assert tuple(script.build_encoder_config(args).image_size) == (48, 80)  # patches of 8

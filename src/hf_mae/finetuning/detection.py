@@ -79,29 +79,30 @@ def open_boxes(args: DetectionArguments, image_processor: MAEImageProcessor) -> 
         OSError: If a file can't be found or read.
         ValueError: If there are no boxes, some are broken, or the splits do not fit each other.
     """
-    checked = _open_splits(args, image_processor)
+    checked = _open_splits(args, image_processor, "train", "val")
     train, val = _with_held_out(args, checked["train"], checked.get("val"))
     _check_counts(args, train, val)
     check_sources(image_processor, train.images, val.images)
     return train, val
 
 
-def _open_splits(args: DetectionArguments, image_processor: MAEImageProcessor) -> dict[str, BoxedImages]:
-    """Returns the images with boxes of each split that is there, with the classes of a trained detector if it has all.
+def _open_splits(args: DetectionArguments, image_processor: MAEImageProcessor, *splits: str) -> dict[str, BoxedImages]:
+    """Returns images with boxes of splits, if they are there. Classes are those of a trained detector if it has all.
 
     Raises:
         OSError: If a file can't be found or read.
         ValueError: If boxes are broken, or the splits do not fit each other.
     """
     if args.data is None:
-        return {split: sample_scenes(split, count, _SAMPLE_SIDE) for split, count in _SAMPLE_COUNTS.items()}
+        return {split: sample_scenes(split, _SAMPLE_COUNTS[split], _SAMPLE_SIDE) for split in splits}
     columns = (args.objects_column, args.box_format, args.image_column, args.dataset_config)
-    if args.annotations is not None and args.eval_annotations is None:
-        files = {"train": args.annotations}
-    else:
-        files = {"train": args.annotations, "val": args.eval_annotations}
-    opened = {split: open_annotated(args.data, split, file, *columns) for split, file in files.items()}
-    found = {split: annotated for split, annotated in opened.items() if annotated is not None}
+    files, found = {"train": args.annotations, "val": args.eval_annotations}, {}
+    for split in splits:
+        if split == "val" and args.annotations and not args.eval_annotations:
+            continue  # what could be found by itself are boxes of other images
+        annotated = open_annotated(args.data, split, files[split], *columns)
+        if annotated is not None:
+            found[split] = annotated
     trained = trained_detector(args.model_name_or_path)
     known = class_names_of(trained) if trained is not None else None
     names, numbers = number_classes(list(found.values()), args.class_names, known)
@@ -484,10 +485,12 @@ def evaluate_detector(args: DetectionArguments) -> FineTuned:
     _, model_class = _HEADS[_head_of(config)]
     model = model_class.from_pretrained(args.model_name_or_path, dtype=torch.float32)
     image_processor = args.load_image_processor(args.model_name_or_path)
-    splits = _open_splits(args, image_processor)
-    if "val" not in splits and args.annotations is None:  # which may be those of other images there
-        args.warn_of_training_images()
-    boxed = splits.get("val", splits["train"])
+    splits = _open_splits(args, image_processor, "val")
+    if not splits:
+        if args.annotations is None:  # which may be those of other images there
+            args.warn_of_training_images()
+        splits = _open_splits(args, image_processor, "train")
+    (boxed,) = splits.values()
     if boxed.names != (known := class_names_of(config)):
         raise ValueError(
             f"The boxes have the classes {', '.join(boxed.names)}, but {args.model_name_or_path} knows "

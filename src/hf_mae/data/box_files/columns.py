@@ -29,6 +29,9 @@ def open_table(root: Path, split: str, column: str, box_format: str) -> Annotate
         return None
     assert isinstance(images, FolderImages)
     table = find_table(images.folder)
+    if table is None:
+        what = "train" if split == "train" else "evaluate"
+        raise ValueError(f"The images to {what} on are those of {images.folder}, which has no table with their boxes.")
     rows = read_table(table)
     files = [images.describe(index) for index in range(len(images))]
     cells = [cell for (cell,) in values_of_files(table, rows, [column], files)]
