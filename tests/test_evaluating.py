@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -227,6 +228,18 @@ def test_few_labels__models_of_ours_are_fine_tuned_on_the_same_images(run, pretr
     assert "not fine-tuned" in printed
     record = json.loads(next((tmp_path / "out" / "finetuned").glob("*/run.json")).read_text())
     assert record["num_images"] == 6  # two of each of three classes
+
+
+@pytest.mark.slow
+def test_few_labels__stand_with_the_last_block_in_whatever_order(run, pretrained, folder, monkeypatch):
+    tuned = SimpleNamespace(metrics={"eval_accuracy": 0.5})
+    monkeypatch.setattr("hf_mae.evaluation.evaluating.finetune", lambda args, images: tuned)
+    arguments = ["--model", pretrained, "--data", folder, "--attentive", "false", "--few_labels", 2]
+    _, content = run(*arguments, "--layers", 2, 1)
+    assert [(row["block"], row["figures"].get("finetuned_accuracy_2")) for row in content["rows"]] == [
+        (2, 0.5),
+        (1, None),
+    ]
 
 
 @pytest.mark.slow

@@ -458,7 +458,8 @@ class Judge:
             **_FEW_LABELS,
         )
         tuned = finetune(args, images=(SelectedImages(self.images.train, chosen), self.images.test))
-        rows[-1].figures[f"finetuned_accuracy_{count}"] = tuned.metrics["eval_accuracy"]
+        last = max(rows, key=lambda row: row.block)
+        last.figures[f"finetuned_accuracy_{count}"] = tuned.metrics["eval_accuracy"]
 
     # ------------------------------------------------------------------------------------------------------------------
     # With masks

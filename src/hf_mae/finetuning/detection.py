@@ -302,8 +302,6 @@ class DetectionTrainer(FineTuningTrainer):
         """
         self.figures = BoxFigures(kwargs["eval_dataset"].boxed)
         super().__init__(*args, **kwargs, data_collator=collate_boxes, compute_metrics=self.figures)
-        # The loss is a mean over the boxes of each batch; Trainer divides it by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Loads weights by `from_pretrained`: files of detectors have other names for some than the model in memory.

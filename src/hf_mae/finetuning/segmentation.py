@@ -219,8 +219,6 @@ class SegmentationTrainer(FineTuningTrainer):
         """
         self.class_names, self.drawn, self.iou = class_names, drawn, torch.zeros(len(class_names))
         super().__init__(*args, **kwargs)
-        # Without this Trainer assumes that the loss is already divided by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Returns the loader of the strips of pictures that this process evaluates."""

@@ -422,6 +422,7 @@ class FineTuningTrainer(Trainer):
             *args, **kwargs: Arguments of [`~transformers.Trainer`].
         """
         super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # losses are means of a batch, to be divided by the accumulation steps
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else DDP holds all gradients twice
         if self.train_dataset is not None and not isinstance(self.train_dataset, IterableDataset):
