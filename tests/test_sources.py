@@ -358,6 +358,20 @@ def test_shards__that_a_mac_left_behind_are_left_out(tmp_path, name):
     assert len(open_images(str(tmp_path))) == 1
 
 
+def test_shards__of_no_split_are_named_where_others_are_called_after_one(tmp_path):
+    """They were left out in silence."""
+    write_tar(tmp_path / "train-0.tar", {"a": picture(1)})
+    write_tar(tmp_path / "test-0.tar", {"b": picture(2)})
+    write_tar(tmp_path / "unlabeled-0.tar", {"c": picture(3)})
+    assert [len(open_images(str(tmp_path), split)) for split in ("train", "test")] == [1, 1]
+    note = f"1 shards name no split and are left out, first {tmp_path / 'unlabeled-0.tar'}."
+    assert note in open_images(str(tmp_path)).notes
+    (tmp_path / "train-0.tar").unlink()
+    images = open_images(str(tmp_path))
+    assert images.describe(0) == f"{tmp_path / 'unlabeled-0.tar'}:c.png"
+    assert not any("no split" in note for note in images.notes)
+
+
 def test_arrow__files_that_are_no_stream_are_named(tmp_path):
     import pyarrow as pa
     import pyarrow.feather

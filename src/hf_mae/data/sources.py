@@ -197,9 +197,16 @@ def _from_folder(folder: str, split: str | None, labels: str, columns: dict) -> 
         images = FolderImages(folder, listing, labels)
         images.notes = [*notes, *images.notes]
         return images
-    if split is not None:
-        shards = _of_split(shards, split, folder)
-    return _from_shards(shards, folder if split is None else f"{folder} ({split})", columns) if shards else None
+    if split is None:
+        return _from_shards(shards, folder, columns)
+    chosen = _of_split(shards, split, folder)
+    if not chosen:
+        return None
+    source = _from_shards(chosen, f"{folder} ({split})", columns)
+    left_out = sorted(set(shards).difference(chosen, _with_words(shards, TEST, folder)))
+    if split == "train" and left_out:
+        source.notes = [*source.notes, f"{len(left_out)} shards name no split and are left out, first {left_out[0]}."]
+    return source
 
 
 def _refuse_two_kinds(folder: str, shards: Sequence[str]):
@@ -215,13 +222,21 @@ def _refuse_two_kinds(folder: str, shards: Sequence[str]):
         )
 
 
-def _of_split(shards: Sequence[str], split: str, folder: str = "") -> list[str]:
-    """Returns the shards of a split, by the words in their paths; for training all that name no other split."""
-    words = {shard: re.split(r"[^a-z]+", os.path.relpath(shard, folder or ".").lower()) for shard in shards}
-    for names in (TRAIN,) if split == "train" else tuple((name,) for name in TEST):
-        if found := [shard for shard in shards if any(name in words[shard] for name in names)]:
-            return found
-    return [shard for shard in shards if not any(name in words[shard] for name in TEST)] if split == "train" else []
+def _of_split(shards: Sequence[str], split: str, folder: str) -> list[str]:
+    """Returns the shards to train on, or those of the first split to evaluate on, by the words in their paths.
+
+    If none is called after training, all are to train on that no split to evaluate on is called after.
+    """
+    if split == "train":
+        others = set(_with_words(shards, TEST, folder))
+        return _with_words(shards, TRAIN, folder) or [shard for shard in shards if shard not in others]
+    return next(filter(None, (_with_words(shards, (word,), folder) for word in TEST)), [])
+
+
+def _with_words(shards: Sequence[str], words: Sequence[str], folder: str) -> list[str]:
+    """Returns the shards that have one of some words in their path below a folder."""
+    paths = {shard: os.path.relpath(shard, folder).lower() for shard in shards}
+    return [shard for shard, path in paths.items() if not set(words).isdisjoint(re.split(r"[^a-z]+", path))]
 
 
 def _from_shards(files: list[str], name: str, columns: dict) -> ImageSource:
