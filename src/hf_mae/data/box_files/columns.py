@@ -17,6 +17,7 @@ _CATEGORIES = ("category", "categories", "label", "labels", "class", "category_i
 
 
 def is_table_of_boxes(root: Path, column: str) -> bool:
+    """Returns whether a table of a folder or of its splits has a column of boxes."""
     places = [root, *(place for split in WORDS_OF_SPLITS for place in folders_of_split(root, split))]
     tables = [find_table(place) for place in places if place.is_dir()]
     return any(table is not None and column in columns_of(read_table(table)) for table in tables)

@@ -149,11 +149,9 @@ def read_yolo(places: Sequence[Path], names: dict[Label, str] | None, pose: bool
         stated.append(boxes)
     if without:
         notes.append(f"{without:,} of {len(paths):,} images in {folder} have no file of labels: no object is there.")
-    labels = {_labels_of(place) for place in places if place.is_dir()}
-    unused = (
-        {file for place in labels for file in place.rglob("*.txt")} - used - {place / "classes.txt" for place in labels}
-    )
-    if unused:
+    folders = {_labels_of(place) for place in places if place.is_dir()}
+    files = {file for labels in folders for file in labels.rglob("*.txt")}
+    if unused := files - used - {labels / "classes.txt" for labels in folders}:
         notes.append(f"{len(unused):,} files of labels belong to no image, first {min(unused)}: left out.")
     return AnnotatedImages(images, stated, names, "YOLO", notes)
 
@@ -163,7 +161,7 @@ def _yolo_line(line: str, pose: bool) -> tuple[tuple[float, ...], Label]:
     label, *rest = line.split()
     numbers = floats(rest)
     number: Label = int(label) if re.fullmatch(r"[+-]?\d+", label) else label
-    if len(numbers) == 5 or pose and len(numbers) > 4:  # and a confidence, as programs write that predict, or points
+    if len(numbers) == 5 or (pose and len(numbers) > 4):  # with the confidence of a prediction, or with points
         numbers = numbers[:4]
     if len(numbers) == 4:
         x, y, width, height = numbers
