@@ -215,9 +215,11 @@ def check_boxes(
 
 
 class _Picture(NamedTuple):
-    """A picture: the sides that are displayed, in pixels, and the EXIF orientation of what is stored, 1 if it is none.
+    """Holds what is known of a picture without its pixels.
 
-    Images that are no pictures of Pillow have none.
+    Attributes:
+        width, height (`int`): Pixels of its sides as it is displayed.
+        exif (`int`): The orientation in which it is stored, as EXIF numbers them. 1: as it is displayed.
     """
 
     width: int
@@ -309,18 +311,17 @@ def _refer_to_stored(annotated: AnnotatedImages, pictures: list[_Picture], orien
     """Returns for each image whether its boxes refer to the stored picture, and not to the displayed one."""
     if orientation != "auto":
         return [orientation == "stored"] * len(pictures)
-    told = [
-        stated.size == picture.size[::-1]
+    known = {
+        index: stated.size == picture.size[::-1]
+        for index, (stated, picture) in enumerate(zip(annotated.stated, pictures, strict=True))
         if picture.swaps and stated.size is not None and picture.width != picture.height
-        else None
-        for stated, picture in zip(annotated.stated, pictures, strict=True)
-    ]
-    known = [each for each in told if each is not None]
-    by_default = bool(known) and all(known)  # of pictures whose sizes do not tell, such as mirrored ones
-    return [by_default if each is None else each for each in told]
+    }
+    by_default = bool(known) and all(known.values())  # of pictures whose sizes do not tell, such as mirrored ones
+    return [known.get(index, by_default) for index in range(len(pictures))]
 
 
 def _notes_on_orientation(pictures: list[_Picture], stored: list[bool]) -> list[str]:
+    """Returns a note on what boxes are taken to refer to, if pictures are stored in another orientation."""
     turned = [of_stored for picture, of_stored in zip(pictures, stored, strict=True) if picture.exif != 1]
     if not turned:
         return []
