@@ -54,6 +54,7 @@ def test_splits__what_lies_next_to_them_is_named_where_it_is_left_out(tmp_path):
         f"Left out, since train2014 is taken: train2017 in {tmp_path}.",
         f"No splits and left out: unlabeled2017 in {tmp_path}.",
     ]
+    assert not open_images(str(tmp_path), "test").notes
 
 
 @pytest.mark.parametrize("names", [["bus", "car", "Train"], ["airport", "train station"], ["dev kit", "test tube"]])

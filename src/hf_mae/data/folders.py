@@ -214,13 +214,16 @@ def find_splits(folder: Path) -> dict[str, Path]:
 
 
 def notes_on_others(folder: Path) -> list[str]:
-    """Returns notes on folders next to that of a split which are not read: others of the same split, or of none."""
+    """Returns notes on folders next to that of a split which are not read: others of the same split, or of none.
+
+    Those of none are named with the split to train on only, so that they are named once.
+    """
     split, parent = split_of(folder.name), folder.parent
     others = sorted(set(_names_in(os.fspath(parent))[1]) - {folder.name})
     others = [name for name in others if not _is_left_behind(name)]
     same, none = ([name for name in others if split_of(name) == each] for each in (split, None))
     notes = [f"Left out, since {folder.name} is taken: {', '.join(same)} in {parent}."] if same else []
-    return notes + ([f"No splits and left out: {', '.join(none)} in {parent}."] if none else [])
+    return notes + ([f"No splits and left out: {', '.join(none)} in {parent}."] if none and split == "train" else [])
 
 
 def folders_of_split(folder: Path, split: str) -> list[Path]:
