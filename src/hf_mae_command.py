@@ -3,6 +3,7 @@
 """Runs `hf-mae <command>`. It stands outside the package, so that `hf-mae --help` does not have to load torch."""
 
 import difflib
+import errno
 import importlib
 import io
 import logging
@@ -115,10 +116,17 @@ def _exit_status(error: BaseException) -> int | None:
         return error.exit_status
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, ArithmeticError):  # a run that diverged
+    if isinstance(error, ArithmeticError) or _is_full_disk(error):  # a run that diverged
         return 1
     missing_extra = isinstance(error, ImportError | RuntimeError) and "pip install" in str(error)
     return 2 if isinstance(error, ValueError | OSError) or missing_extra else None
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Returns whether a file could not be written, which safetensors says in an error of its own, without a number."""
+    if type(error).__name__ == "SafetensorError":
+        return "(os error " in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """The command `hf-mae`: help, recipes, mistakes. What the commands do is tested with the functions that do it."""
 
+import errno
 import importlib
 import io
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from safetensors import SafetensorError
 from transformers.hf_argparser import HfArg
 
 import hf_mae_command
@@ -187,6 +189,28 @@ def test_end_of_another_process__is_said_in_one_line(capsys, monkeypatch, error,
     else:
         line = "hf-mae pretrain: Another process of this run has ended or does not answer; look for its message. "
         assert hf_mae(capsys, "pretrain") == (1, f"{line}The same command goes on from the last checkpoint.\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "features.parquet"), 1),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), 1),
+        (OSError(errno.ENOENT, "No such file or directory", "images"), 2),
+        (SafetensorError("Error while deserializing header: header too small"), None),
+    ],
+)
+def test_full_disk__is_said_in_one_line_and_is_no_mistake_of_the_arguments(capsys, monkeypatch, error, status):
+    def fail(argv, prog):
+        raise error
+
+    monkeypatch.setattr(sys.modules[__name__], "say", fail)
+    monkeypatch.setitem(hf_mae_command.COMMANDS, "features", (f"{__name__}:say", ""))
+    if status is None:
+        with pytest.raises(SafetensorError, match="too small"):
+            hf_mae(capsys, "features")
+    else:
+        assert hf_mae(capsys, "features") == (status, f"hf-mae features: {error}\n")
 
 
 def test_ctrl_c__while_torch_is_loaded_does_not_load_it_again(capsys, monkeypatch):

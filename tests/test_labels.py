@@ -3,8 +3,10 @@
 """Labels: tables, several an image, numbers, weights of classes; figures; evaluation of a finished classifier."""
 
 import csv
+import errno
 import io
 import json
+import re
 import shutil
 import tarfile
 import unicodedata
@@ -18,7 +20,7 @@ import torch
 from conftest import picture
 from PIL import Image
 
-from hf_mae import MAEForImageClassification
+from hf_mae import MAEForImageClassification, MAEImageProcessor
 from hf_mae.data.label_values import encode_labels
 from hf_mae.data.labels import (
     align_all_labels,
@@ -112,6 +114,22 @@ def test_eval_only__says_that_the_model_was_trained_on_these_images(call, classi
     assert "was trained on" not in log()
     call(finetune_command, *arguments, "--data", f"{folder / 'train'}/")
     assert f"also those that {classifier} was trained on. Their figures are higher than those of new images" in log()
+
+
+def test_eval_only__says_the_figures_although_the_disk_is_full(tiny_config, folder, tmp_path, monkeypatch, capsys):
+    names = ("blue", "green", "red")
+    config = tiny_config(id2label=dict(enumerate(names)), label2id={name: n for n, name in enumerate(names)})
+    MAEForImageClassification(config).save_pretrained(tmp_path / "model")
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "model")
+
+    def full(*others):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(classification, "_write_predictions", full)
+    arguments = ["--model_name_or_path", tmp_path / "model", "--data", folder, "--output_dir", tmp_path / "eval"]
+    with pytest.raises(OSError, match="No space left"):
+        finetune_command([*map(str, arguments), "--eval_only", "--use_cpu"], prog="hf-mae finetune")
+    assert re.search(r"^eval_accuracy +[01]\.\d{4}$", capsys.readouterr().out, re.M)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -562,16 +562,18 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
         image_processor = image_processor.with_image_size(args.image_size)
     indices, files, scores = _predict(model, images, image_processor, args)
     labels = None if images.labels is None else images.labels[indices]
-    _write_predictions(folder / "predictions.csv", files, scores, labels, names, problem_type)
     known = has_label(images)[indices]
     metrics = {}
     if known.any():
         check_labels(select(images, has_label(images)), len(names))
         predicted = np.argsort(-scores, axis=1)[:, :5] if problem_type == SINGLE else scores
-        predicted, labels = predicted[known], labels[known]
-        metrics = {f"eval_{k}": v for k, v in figures(predicted, labels, problem_type, len(names)).items()}
-        print(*(f"{name:28} {value:.4f}" for name, value in metrics.items()), sep="\n")
-        metrics |= describe_figures(predicted, labels, problem_type, names, folder)
+        found = figures(predicted[known], labels[known], problem_type, len(names))
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        print(*(f"{name:28} {value:.4f}" for name, value in metrics.items()), sep="\n", flush=True)
+    # After the figures, which a full disk should not cost.
+    _write_predictions(folder / "predictions.csv", files, scores, labels, names, problem_type)
+    if metrics:
+        metrics |= describe_figures(predicted[known], labels[known], problem_type, names, folder)
         write_json(folder / "evaluation.json", {**run_record(args.recipe(), images), "metrics": metrics})
     print(f"{len(files):,} images, {known.sum():,} with a label. Predictions are in {folder / 'predictions.csv'}.")
     return FineTuned(model, metrics, folder)
