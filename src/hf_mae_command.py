@@ -119,7 +119,8 @@ def _exit_status(error: BaseException) -> int | None:
     if isinstance(error, ArithmeticError) or _is_full_disk(error):  # a run that diverged
         return 1
     missing_extra = isinstance(error, ImportError | RuntimeError) and "pip install" in str(error)
-    return 2 if isinstance(error, ValueError | OSError) or missing_extra else None
+    broken_weights = type(error).__name__ == "SafetensorError"
+    return 2 if isinstance(error, ValueError | OSError) or missing_extra or broken_weights else None
 
 
 def _is_full_disk(error: BaseException) -> bool:

@@ -77,6 +77,18 @@ def test_names_of_a_compiled_model__as_save_pretrained_writes_them(tiny_model, t
     )
 
 
+@pytest.mark.parametrize("kept", [0, 1000, None])
+def test_weights_that_are_no_weights__are_an_error_that_names_their_folder(tiny_model, tmp_path, kept):
+    """A download may be cut off, and a clone of a repository of the Hub may hold a pointer of Git LFS instead."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 400000\n"
+    file.write_bytes(pointer if kept is None else file.read_bytes()[:kept])
+    for model_class in (MAEModel, MAEForPreTraining, MAEForImageClassification):
+        with pytest.raises(OSError, match=r"The weights of .*model can't be read: .* get it again"):
+            model_class.from_pretrained(tmp_path / "model")
+
+
 def test_folder_without_a_model__is_an_error_that_names_it(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path / "here")
     (tmp_path / "empty").mkdir()

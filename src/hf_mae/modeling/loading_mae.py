@@ -5,7 +5,8 @@
 import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +27,37 @@ _SIZES = ("image_size", "patch_size", "num_channels", "mask_block_size")
 # Names in checkpoints of models that torch.compile or a parallel wrapper has wrapped, as a whole or in part.
 _WRAPPER = r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 _WRAPPERS = {f"^{_WRAPPER}": "", rf"\.{_WRAPPER}": "."}
+
+
+@contextmanager
+def _explaining_weights(label: str | os.PathLike, stored: dict, class_name: str) -> Iterator[None]:
+    """Says which weights can't be read, and which have other shapes than the configuration.
+
+    Args:
+        label (`str` or `os.PathLike`): Where they come from.
+        stored (`dict`): The configuration that was saved with them.
+        class_name (`str`): The class that loads them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise
+        architecture = (stored.get("architectures") or [class_name])[0]
+        raise ValueError(
+            f"{label}, saved by {architecture}, holds weights of other shapes than {class_name} has with this "
+            "configuration; the table above lists them. Of the fields that decide on shapes only `image_size`, "
+            "`patch_size` and `num_channels` may differ from the checkpoint's: leave out others, such as "
+            "`hidden_size`. Load a model of another class with that class, or its encoder alone with AutoModel. "
+            "Or load what fits, with ignore_mismatched_sizes=True."
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # by its name, since copies on the Hub import no safetensors
+            raise
+        raise OSError(
+            f"The weights of {label} can't be read: {error}. If their file is cut off, or a pointer of Git LFS, get it "
+            "again."
+        ) from error
 
 
 class ResizableModule:
@@ -169,19 +201,8 @@ class LoadingMixin:
         own_names = kwargs.get("key_mapping") is None
         if own_names:
             kwargs["key_mapping"] = _WRAPPERS
-        try:
+        with _explaining_weights(label, stored, cls.__name__):
             model, info = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
-        except RuntimeError as error:
-            if "mismatched" not in str(error):
-                raise
-            architecture = (stored.get("architectures") or [cls.__name__])[0]
-            raise ValueError(
-                f"{label}, saved by {architecture}, holds weights of other shapes than {cls.__name__} has with this "
-                "configuration; the table above lists them. Of the fields that decide on shapes only `image_size`, "
-                "`patch_size` and `num_channels` may differ from the checkpoint's: leave out others, such as "
-                "`hidden_size`. Load a model of another class with that class, or its encoder alone with AutoModel. "
-                "Or load what fits, with ignore_mismatched_sizes=True."
-            ) from error
         if own_names:
             model.__dict__.pop("_weight_conversions", None)  # else the model would be saved with the names of a wrapper
         if source is None and name is not None:  # adapters state it as the name of their base
