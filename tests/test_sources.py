@@ -114,6 +114,16 @@ def test_bad_sources__say_what_is_wrong(tmp_path):
         open_images(str(tmp_path / "text.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [("photos.zip", "Unpack it first"), ("photos.tar.gz", "Unpack it first"), ("labels.csv", "called metadata.csv, ")],
+)
+def test_file__that_is_packed_or_a_table_is_refused_with_the_way_out(tmp_path, name, way_out):
+    (tmp_path / name).write_bytes(b"file_name,label")
+    with pytest.raises(ValueError, match=f"{name}' is neither a folder, .*{way_out}"):
+        open_images(tmp_path / name)
+
+
 def test_unreadable_folder__is_an_error_not_an_empty_one(tmp_path, monkeypatch):
     picture().save(tmp_path / "a.png")
     (tmp_path / "locked").mkdir()

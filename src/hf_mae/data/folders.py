@@ -24,7 +24,7 @@ WORDS_OF_SPLITS = {"train": TRAIN, "val": TEST}
 # What may follow the word in the name of a folder: train2017, test_images, Training Set. No class is a train station.
 _AFTER_SPLIT = r"[-_ ]?(\d*|set|data|images|imgs)"
 _EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
-_PACKED = (".gz", ".tgz", ".zip", ".zst")
+PACKED = (".gz", ".tgz", ".zip", ".zst")
 # Left behind by programs and file servers, together with everything whose name begins with a dot.
 _LEFT_BEHIND = {
     *("$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recycle", "@recently-snapshot", "__macosx", "__pycache__"),
@@ -87,7 +87,7 @@ class FolderImages(ImageSource):
         self._paths = Names(paths)
         seen = list_counts(others)
         if not paths:
-            packed = " Unpack them first; of archives only .tar is read." if set(others) & set(_PACKED) else ""
+            packed = " Unpack them first; of archives only .tar is read." if set(others) & set(PACKED) else ""
             raise ValueError(
                 f"Found no images in {self.name!r}. Files by extension: {seen or 'none at all'}. Expected images "
                 f"(.jpg, .png, .tif, .dcm, .npy or one of {len(IMAGE_EXTENSIONS) - 5} other extensions) at any depth, "

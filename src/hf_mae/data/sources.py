@@ -19,6 +19,7 @@ import PIL.Image
 
 from ..modeling.reading_mae import DEFAULT_SETTINGS, ReadingSettings, extension_of
 from .folders import (
+    PACKED,
     SHARD_EXTENSIONS,
     TEST,
     TRAIN,
@@ -32,6 +33,7 @@ from .folders import (
 from .image_source import ImageSource, digest
 from .parts import PagedImages, TiledImages
 from .shards import DatasetImages, ParquetImages, TarImages, holds_images
+from .tables import TABLES
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -155,7 +157,12 @@ def _open(
             return _from_shards([data], data, columns) if split == "train" else None
         if is_image(path.name):
             return FolderImages(path.parent, [("", [path.name])], labels) if split == "train" else None
-        raise ValueError(f"{data!r} is neither a folder, nor an image, nor a shard ({', '.join(SHARD_EXTENSIONS)}).")
+        hint = ""
+        if extension_of(path.name) in PACKED:
+            hint = " Unpack it first; of archives only .tar is read."
+        elif extension_of(path.name) in (".csv", ".jsonl"):
+            hint = f" Give the folder of the images; a table next to them is called {_list(TABLES)}."
+        raise ValueError(f"{data!r} is neither a folder, nor an image, nor a shard ({_list(SHARD_EXTENSIONS)}).{hint}")
     splits = find_splits(path)
     if not splits:
         return _from_folder(data, split, labels, columns)
