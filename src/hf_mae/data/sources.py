@@ -153,16 +153,7 @@ def _open(
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _from_datasets(data, split, lambda d: d.load_from_disk(data), columns)
     if not path.is_dir():
-        if extension_of(path.name) in SHARD_EXTENSIONS:
-            return _from_shards([data], data, columns) if split == "train" else None
-        if is_image(path.name):
-            return FolderImages(path.parent, [("", [path.name])], labels) if split == "train" else None
-        hint = ""
-        if extension_of(path.name) in PACKED:
-            hint = " Unpack it first; of archives only .tar is read."
-        elif extension_of(path.name) in (".csv", ".jsonl"):
-            hint = f" Give the folder of the images; a table next to them is called {_list(TABLES)}."
-        raise ValueError(f"{data!r} is neither a folder, nor an image, nor a shard ({_list(SHARD_EXTENSIONS)}).{hint}")
+        return _from_file(path, labels, columns) if split == "train" else None
     splits = find_splits(path)
     if not splits:
         return _from_folder(data, split, labels, columns)
@@ -175,6 +166,22 @@ def _open(
     images = _from_folder(folder, None, labels, columns)
     images.notes = [*notes_on_others(splits[name]), *images.notes]
     return images
+
+
+def _from_file(path: Path, labels: str, columns: dict) -> ImageSource:
+    """Opens one shard or one image. All other files are refused with the way out."""
+    extension = extension_of(path.name)
+    if extension in SHARD_EXTENSIONS:
+        return _from_shards([os.fspath(path)], os.fspath(path), columns)
+    if is_image(path.name):
+        return FolderImages(path.parent, [("", [path.name])], labels)
+    hint = ""
+    if extension in PACKED:
+        hint = " Unpack it first; of archives only .tar is read."
+    elif extension in (".csv", ".jsonl"):
+        hint = f" Give the folder of the images; a table next to them is called {', '.join(TABLES)}."
+    shards = ", ".join(SHARD_EXTENSIONS)
+    raise ValueError(f"{os.fspath(path)!r} is neither a folder, nor an image, nor a shard ({shards}).{hint}")
 
 
 def _first_of_split(names: Collection[str], split: str) -> str | None:
