@@ -26,8 +26,8 @@ def find_coco(root: Path, split: str) -> AnnotatedImages | None:
     found = []
     for folder in (*folders_of_split(root, split), root / "annotations", root):
         for file in sorted(folder.glob("*.json")):
-            told = splits_of(file.name) or splits_of(folder.name if folder != root else "")
-            if (split in told if told else split == "train") and _is_coco(file):
+            named = splits_of(file.name) or splits_of(folder.name if folder != root else "")
+            if (split in named if named else split == "train") and _is_coco(file):
                 found.append(file)
     chosen = first_named([file for file in found if file.name.startswith("instances")] or found, split)
     if len(chosen) > 1:
@@ -143,12 +143,12 @@ def _folder_of_images(file: Path, root: Path, names: list[str]) -> Path:
     tops = [file.parent, root, root / "images", *([file.parent.parent] if file.parent.name == "annotations" else [])]
     below = [path for top in tops if top.is_dir() for path in sorted(top.iterdir()) if path.is_dir()]
     folders = list(dict.fromkeys([top for top in tops if top.is_dir()] + below + [path / "images" for path in below]))
-    few, told = names[:50], splits_of(file.name) or splits_of("" if file.parent == root else file.parent.name)
+    few, named = names[:50], splits_of(file.name) or splits_of("" if file.parent == root else file.parent.name)
 
     def fit(folder: Path) -> tuple[int, bool, bool]:
         """How many images it holds, whether the file lies there, and whether it is called after the file's split."""
         count = sum((folder / name).is_file() for name in few)
-        return count, folder == file.parent, bool(told & splits_of(os.path.relpath(folder, root)))
+        return count, folder == file.parent, bool(named & splits_of(os.path.relpath(folder, root)))
 
     fits = {folder: fit(folder) for folder in folders}
     best = max(folders, key=fits.__getitem__)

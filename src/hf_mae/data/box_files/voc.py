@@ -88,9 +88,9 @@ def read_voc(files: Sequence[Path], folders: Sequence[Path]) -> AnnotatedImages:
             root = ElementTree.parse(file).getroot()
         except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two for an unknown encoding
             raise ValueError(f"{file} can't be read as XML: {error}. Mend it or take it out.") from error
-        told = root.findtext("filename") or ""
-        names = by_stem.get(file.stem) or by_stem.get(Path(told).stem) or []
-        names = [name for name in names if name == told or name.endswith(f"/{told}")] or names
+        filename = root.findtext("filename") or ""
+        names = by_stem.get(file.stem) or by_stem.get(Path(filename).stem) or []
+        names = [name for name in names if name == filename or name.endswith(f"/{filename}")] or names
         if not names:
             missing.append(file)
             continue
