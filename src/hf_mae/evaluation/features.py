@@ -561,13 +561,7 @@ def extract_features(args: ExtractionArguments) -> Path:
             bar.write("".join(f"{message}\n" for message in messages), end="")
             if indices:
                 described, files = describe_rows(images, indices)
-                if args.in_windows:
-                    features = compute_patch_maps(model, pixel_values, args.layers, args.stride, args.batch_size)
-                    shape = next(iter(features.values())).shape[2:]
-                    described.update(zip(("patch_rows", "patch_columns"), torch.tensor(shape)[:, None], strict=True))
-                else:
-                    features = compute_features(model, pixel_values, args.features, args.layers)
-                file.add(names, {**described, **_as_stored(features, args.dtype)}, files)
+                file.add(names, {**described, **_feature_columns(args, model, pixel_values)}, files)
             written += len(indices)
             skipped += messages
             bar.update(len(indices) + len(messages))
@@ -577,6 +571,18 @@ def extract_features(args: ExtractionArguments) -> Path:
     speed = f"{written / (time.perf_counter() - started):,.0f} images/s"
     print(f"{written:,} rows in {args.output}, {len(skipped)} unreadable picture(s) left out, {speed}")
     return Path(args.output)
+
+
+def _feature_columns(
+    args: ExtractionArguments, model: MAEModel | MAEForImageClassification, pixel_values: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Returns the columns of a batch: features, and the rows and columns of patches where pictures differ in size."""
+    if not args.in_windows:
+        return _as_stored(compute_features(model, pixel_values, args.features, args.layers), args.dtype)
+    maps = compute_patch_maps(model, pixel_values, args.layers, args.stride, args.batch_size)
+    *_, rows, columns = next(iter(maps.values())).shape
+    sizes = {"patch_rows": torch.tensor([rows]), "patch_columns": torch.tensor([columns])}
+    return {**sizes, **_as_stored(maps, args.dtype)}
 
 
 def _loader(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -94,10 +95,25 @@ def _resized_rows(logits: torch.Tensor, size: tuple[int, int], start: int, stop:
     return nn.functional.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear")[0]
 
 
+class BlendedRows(NamedTuple):
+    """Holds the logits of some rows of a picture.
+
+    Attributes:
+        strip (`dict`): The sample of [`PictureStrips`] that finished them.
+        top (`int`): The first of the rows.
+        logits (`torch.Tensor` of shape `(classes, rows, width)` or `None`): Float32; `None` if the picture can't be
+            read.
+    """
+
+    strip: dict
+    top: int
+    logits: torch.Tensor | None
+
+
 @torch.no_grad()
 def blended_logits(
     model: nn.Module, batches: Iterable[list[dict]], grids: list[WindowGrid], batch_size: int, bf16: bool = False
-) -> Iterator[tuple[dict, int, torch.Tensor | None]]:
+) -> Iterator[BlendedRows]:
     """Yields rows of pictures with their logits, in order: the mean of those of all windows that a pixel lies in.
 
     A window counts the less, the nearer the pixel lies to its border, see [`hf_mae.data.windows.window_weights`]. Of a
@@ -111,8 +127,7 @@ def blended_logits(
         bf16 (`bool`, *optional*, defaults to `False`): Whether to compute in bfloat16 where that is safe.
 
     Yields:
-        `(strip, top, logits)`: The sample, the first of the rows, and the logits (classes, rows, width), float32. They
-        are `None` for a picture that can't be read.
+        [`BlendedRows`], of a picture that can't be read without logits.
     """
     device = next(model.parameters()).device
 
@@ -129,10 +144,10 @@ def blended_logits(
         for strip in strips:
             if "failure" in strip:
                 blender.forget()
-                yield strip, 0, None
+                yield BlendedRows(strip, 0, None)
             else:
                 for top, rows in blender.add(strip, islice(logits, len(strip["pixel_values"]))):
-                    yield strip, top, rows
+                    yield BlendedRows(strip, top, rows)
 
 
 def open_pictures(data: str | os.PathLike, output_dir: str | os.PathLike) -> FolderImages:
@@ -211,12 +226,13 @@ def write_class_maps(
     dtype, no_data = (np.uint8, IGNORED) if first + model.config.num_labels <= IGNORED else (np.uint16, 65535)
     parts = blended_logits(model.eval(), tqdm(loader, unit="batch"), strips.grids, batch_size, bf16)
     written = []
-    for file, of_file in groupby(parts, lambda part: file_of[part[0]["picture"]]):
+    for file, of_file in groupby(parts, lambda part: file_of[part.strip["picture"]]):
         maps, failures = [], []
-        for picture, some in groupby(of_file, lambda part: part[0]["picture"]):
+        for picture, some in groupby(of_file, lambda part: part.strip["picture"]):
             classes, failure = _put_together(some, np.full(strips.grids[picture].size, no_data, dtype), first)
             maps.append(classes)
-            failures += [f"{pairs[picture].name}, which can't be read: {failure}"] if failure else []
+            if failure is not None:
+                failures.append(f"{pairs[picture].name}, which can't be read: {failure}")
         if failures:
             print(f"Skipped {failures[0]}", flush=True)
             continue
@@ -292,9 +308,7 @@ def _is_tiff(path: str) -> bool:
     return extension_of(path) in (".tif", ".tiff")
 
 
-def _put_together(
-    parts: Iterable[tuple[dict, int, torch.Tensor | None]], classes: np.ndarray, first: int
-) -> tuple[np.ndarray, str | None]:
+def _put_together(parts: Iterable[BlendedRows], classes: np.ndarray, first: int) -> tuple[np.ndarray, str | None]:
     """Returns the map of a picture, and why it is not complete.
 
     Args:
@@ -342,4 +356,4 @@ def _geographic_tags(source: str) -> list[tuple]:
         return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in found]
 
 
-__all__ = ["blended_logits", "open_pictures", "write_class_maps"]
+__all__ = ["BlendedRows", "blended_logits", "open_pictures", "write_class_maps"]

@@ -40,17 +40,21 @@ def license_of(source: str | os.PathLike | None) -> str | None:
     source = os.fspath(source)
     if (known := _license_of_meta(source)) is not None:
         return known
-    here, above = Path(source), Path(source).parent
-    # The record is in the folder itself, or above a file or a checkpoint in it.
-    places = {"run.json": [here, above], "README.md": [here if here.is_dir() else above]}
-    paths = [place / name for name, folders in places.items() for place in folders]
-    if not here.exists():
-        with suppress(OSError):
-            found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in places]
-            paths = [Path(path) for path in found if path is not None]
-    facts = [read_json(path) if path.suffix == ".json" else _read_card(path) for path in paths]
+    facts = [read_json(path) if path.suffix == ".json" else _read_card(path) for path in _records_of(source)]
     stated = [str(each.get(name)) for each in facts for name in ("license", "license_name")]
     return next((license_ for license_ in stated if re.search(_NON_COMMERCIAL, license_.lower())), None)
+
+
+def _records_of(source: str) -> list[Path]:
+    """Returns where the record and the card of weights are, if there are any."""
+    here, above = Path(source), Path(source).parent
+    if not here.exists():
+        with suppress(OSError):  # else it is a folder that is gone
+            names = ("run.json", "README.md")
+            found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in names]
+            return [Path(path) for path in found if path is not None]
+    # The record is in the folder itself, or above a file or a checkpoint in it.
+    return [here / "run.json", above / "run.json", (here if here.is_dir() else above) / "README.md"]
 
 
 def _license_of_meta(source: str) -> str | None:
