@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Detection: the average precision, the detector on the encoder, runs, the way to a pipeline, and what errors say."""
 
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import EvalPrediction, pipeline
@@ -261,6 +264,17 @@ def test_evaluation__takes_data_of_one_split(pretrained, call, tmp_path):
     printed = call(script.detect_command, *arguments, "--output_dir", tmp_path / "out")
     assert "COCO (instances_val.json), val: 3 pictures" in printed
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 3
+
+
+def test_training__needs_a_split_to_train_on(pretrained, tmp_path):
+    content = io.BytesIO()
+    PIL.Image.new("RGB", (32, 32)).save(content, "PNG")
+    pictures = [{"bytes": content.getvalue(), "path": None}] * 2
+    table = pa.table({"image": pictures, "objects": [{"bbox": [[1.0, 1.0, 9.0, 9.0]], "category": [0]}] * 2})
+    pq.write_table(table, tmp_path / "test-00000.parquet")
+    args = script.DetectionArguments(model_name_or_path=str(pretrained), data=str(tmp_path))
+    with pytest.raises(ValueError, match="has pictures to evaluate on alone"):
+        script.open_boxes(args, MAEImageProcessor.from_pretrained(pretrained))
 
 
 def test_table__of_one_split_alone_is_no_table_of_the_other(pretrained, tmp_path):

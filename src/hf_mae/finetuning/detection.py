@@ -80,6 +80,8 @@ def open_boxes(args: DetectionArguments, image_processor: MAEImageProcessor) -> 
         ValueError: If there are no boxes, some are broken, or the splits do not fit each other.
     """
     checked = _open_splits(args, image_processor, "train", "val")
+    if "train" not in checked:
+        raise ValueError(f"{args.data} has pictures to evaluate on alone. Add some to train on, or set `eval_only`.")
     train, val = _with_held_out(args, checked["train"], checked.get("val"))
     _check_counts(args, train, val)
     check_sources(image_processor, train.images, val.images)
@@ -103,6 +105,8 @@ def _open_splits(args: DetectionArguments, image_processor: MAEImageProcessor, *
         annotated = open_annotated(args.data, split, files[split], *columns)
         if annotated is not None:
             found[split] = annotated
+    if not found:
+        return {}
     trained = trained_detector(args.model_name_or_path)
     known = class_names_of(trained) if trained is not None else None
     names, numbers = number_classes(list(found.values()), args.class_names, known)
