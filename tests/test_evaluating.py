@@ -3,6 +3,7 @@
 """Frozen encoders of all kinds behind one interface; the table of hf-mae evaluate, whose figures tell models apart."""
 
 import errno
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import picture
@@ -440,6 +443,19 @@ def test_masks__classes_may_have_names_so_that_numbers_may_be_left_out(masked, t
     assert opened(data, class_names=[str(tmp_path / "names.txt")]).num_labels == 3
     with pytest.raises(ValueError, match="has the class 2, but there are 2 `class_names`"):
         opened(data, class_names=["ground", "water"])
+
+
+@pytest.mark.parametrize("labels", [{"label": [0, 1] * 12}, {}])
+def test_data__with_a_split_to_evaluate_on_alone(tmp_path, labels):
+    content = io.BytesIO()
+    picture().save(content, "PNG")
+    table = pa.table({"image": [{"bytes": content.getvalue(), "path": None}] * 24, **labels})
+    pq.write_table(table, tmp_path / "test-00000.parquet")
+    if labels:
+        with pytest.raises(ValueError, match="images to evaluate on alone, and none to train on"):
+            opened(tmp_path)
+    else:
+        assert str(opened(tmp_path)).endswith("(test), without labels")
 
 
 def test_training_images__are_as_many_as_the_table_says(folder, masked):

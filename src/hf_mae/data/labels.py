@@ -129,6 +129,8 @@ def open_labelled(
         ValueError: If there are no images to train on that have a label, or they can't be divided by `group_by`.
     """
     train_images = open_with_labels(data, "train", label_column, problem_type, **options)
+    if train_images is None:
+        raise ValueError(f"{data} has images to evaluate on alone, and none to train on. Add a split `train`.")
     found = problem_type_of(train_images)  # raises if there are no labels
     if problem_type is None and found == REGRESSION:
         _warn_of_whole_numbers(train_images)

@@ -251,12 +251,11 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
     elif args.task == "images":  # a table need not name all of them
         images = EvaluatedImages("images", None, _open_unlabelled(args, options))
     else:
-        labelled = open_with_labels(args.data, "train", args.label_column, **options)
-        if args.task == "labels" or has_classes(labelled):
+        train, test = (open_with_labels(args.data, split, args.label_column, **options) for split in ("train", "test"))
+        if args.task == "labels" or has_classes(train or test):
             images = _open_labels(args, options)
         else:
-            test = open_with_labels(args.data, "test", args.label_column, **options)
-            images = EvaluatedImages("images", None, test or labelled)
+            images = EvaluatedImages("images", None, test or train)
     args.check_task(images.task)
     return images
 
