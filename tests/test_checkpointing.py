@@ -177,6 +177,16 @@ def test_checkpoint__total_limit_does_not_take_a_broken_later_one_for_the_newest
     assert not (tmp_path / "checkpoint-5").exists()
 
 
+def test_checkpoint__may_be_read_by_others(tiny_model, tmp_path):
+    """safetensors lets only the owner of a file read it."""
+    before = os.umask(0o027)
+    try:
+        checkpoint = save(tmp_path, 1, *make(tiny_model))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in checkpoint.iterdir()} == {0o640}
+
+
 def test_checkpoint__holds_no_pickle(tiny_model, tmp_path):
     model, optimizer = make(tiny_model)
     train(model, optimizer, range(1))

@@ -188,6 +188,19 @@ def test_extraction__of_a_classifier_gives_what_it_sees(run, checkpoint, photos,
 
 
 @pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+def test_file__may_be_read_by_others(tmp_path, kind):
+    """safetensors lets only the owner of a file read it."""
+    before = os.umask(0o027)
+    try:
+        with features.feature_file(str(tmp_path / f"features.{kind}"), {}) as file:
+            file.add(["a.png"], {"pooler": torch.zeros(1, 4)})
+            file.finish()
+    finally:
+        os.umask(before)
+    assert (tmp_path / f"features.{kind}").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
 def test_extraction__interrupted_leaves_no_half_file(run, checkpoint, photos, tmp_path, monkeypatch, kind):
     output = tmp_path / "out" / f"features.{kind}"
     arguments = ["--model_name_or_path", checkpoint(), "--data", photos, "--output", output, "--batch_size", 2]

@@ -3,6 +3,7 @@
 """Fine-tuning and linear probing, run as a user runs them but in this process; augmentation; labels; how runs end."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from conftest import PLAIN
 from safetensors.torch import load_file
 from torch import nn
+from transformers import Dinov2Config, Dinov2Model
 
 pytest.importorskip("kornia")
 
@@ -92,6 +94,21 @@ def test_fine_tuning__processes_draw_different_random_numbers(tiny_config, tmp_p
     first, second = losses(0, step=1), losses(0, step=2)
     assert losses(0, step=1) == first
     assert len({*first, *second, *losses(1, step=2)}) == 6
+
+
+def test_saved_heads__have_weights_that_others_may_read(tmp_path):
+    """Heads are models of transformers, whose weights only their owner may read as safetensors writes them."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    trainer = FineTuningTrainer(
+        Dinov2Model(Dinov2Config(**sizes)), FineTuningArguments(str(tmp_path), use_cpu=True, eval_strategy="no")
+    )
+    before = os.umask(0o027)
+    try:
+        trainer.save_model(str(tmp_path / "head"))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "head").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == 0o640
 
 
 @pytest.mark.slow

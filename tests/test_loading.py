@@ -4,6 +4,7 @@
 
 import copy
 import io
+import os
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification, pipeline
 
+import hf_mae
 from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.modeling.patches_mae import patchify, unpatchify
 
@@ -75,6 +77,22 @@ def test_names_of_a_compiled_model__as_save_pretrained_writes_them(tiny_model, t
     assert torch.equal(
         MAEForPreTraining.from_pretrained(tmp_path)(PIXELS, noise=NOISE).loss, model(PIXELS, noise=NOISE).loss
     )
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_saved_weights__may_be_read_by_whoever_may_read_the_configuration(tiny_model, tmp_path, mask):
+    """safetensors lets only their owner read them, so that nobody else on a machine could load the model."""
+    model, before = tiny_model(), os.umask(mask)
+    try:
+        model.save_pretrained(tmp_path / "whole")
+        model.mae.save_pretrained(tmp_path / "split", max_shard_size="20KB")
+        for layout in ("timm", "vit_mae"):
+            hf_mae.export_checkpoint(model, tmp_path / layout, layout=layout)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.glob("*/*") if path.suffix in (".safetensors", ".json")]
+    assert len(files) > 10
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
 
 
 @pytest.mark.parametrize("kept", [0, 1000, None])

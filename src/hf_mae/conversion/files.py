@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 from ..modeling.configuration_mae import MAEConfig, _pair, fields_of_pixio
 from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
+from ..modeling.saving_mae import share_weights
 from ..publishing.records import write_json
 
 WEIGHT_FILES = (
@@ -211,6 +212,7 @@ def write_folder(
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     if layout == "timm":
         write_json(path / "config.json", _timm_config(model, transform))
+        share_weights(path)
         return
     kind = "Model"
     if isinstance(model, MAEForPreTraining) and layout == "vit_mae":  # the others have no decoder
@@ -223,6 +225,7 @@ def write_folder(
         mlp_ratio = model.config.intermediate_size // model.config.hidden_size
         fields.update(n_cls_tokens=model.config.num_class_tokens, mlp_ratio=mlp_ratio)
     write_json(path / "config.json", fields)
+    share_weights(path)
 
 
 def _timm_config(model: MAEPreTrainedModel, transform: dict) -> dict:

@@ -35,6 +35,7 @@ from ..data.label_values import SINGLE
 from ..data.labels import names_of_labels, number_labels, open_labelled
 from ..data.sampling import RowGroupSampler
 from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.saving_mae import share_weights
 from ..publishing.hub import HubPush, link_files
 from ..publishing.model_cards import write_model_card
 from ..publishing.records import read_record, save_record
@@ -492,6 +493,10 @@ class FineTuningTrainer(Trainer):
             return with_prepared_workers(super().get_eval_dataloader(eval_dataset))
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        super()._save(output_dir, state_dict)
+        share_weights(output_dir or self.args.output_dir)  # of heads, which are models of transformers
 
     def _save_checkpoint(self, model, trial):
         """Saves a checkpoint and then its manifest, without which it counts as incomplete."""

@@ -16,7 +16,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available, logg
 
 from .configuration_mae import MAEConfig, _pair
 from .patches_mae import patch_resampling, resample_position_table
-from .saving_mae import no_model_in
+from .saving_mae import no_model_in, share_weights
 
 logger = logging.get_logger(__name__)
 
@@ -93,6 +93,11 @@ class LoadingMixin:
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel"):
         """Does nothing, since the configuration saves the code of all classes (see saving_mae.py)."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """Saves as [`~transformers.PreTrainedModel.save_pretrained`] does, with weights that others may read, too."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        share_weights(save_directory)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Loading

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -53,6 +53,17 @@ def explaining_missing(name: str | os.PathLike, subfolder: str | None = None) ->
             reason = str(error).split("\n")[0].split(". ")[0]
             message += f", and the Hub has given no model of this name: {reason}"
         raise OSError(message.removesuffix(".") + ".") from error
+
+
+def share_weights(folder: str | os.PathLike):
+    """Gives weights the permissions of the configuration next to them. safetensors lets only their owner read them.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder that a model was saved into.
+    """
+    for path in Path(folder).glob("*.safetensors"):
+        with suppress(OSError):  # not all file systems have permissions, and older files may be those of somebody else
+            shutil.copymode(Path(folder, CONFIG_NAME), path)
 
 
 class SavesCode:

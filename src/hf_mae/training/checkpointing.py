@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
+from ..modeling.saving_mae import share_weights
 from ..publishing.records import write_json
 from .distributed import call_in_main_process, gather_from_processes, gather_model, is_sharded, place_like
 from .step_guard import RunStopped
@@ -148,6 +149,7 @@ def _write_parts(partial, model, image_processor, optimizer, state: dict, sharde
 
 
 def _publish(partial: Path, final: Path):
+    share_weights(partial)  # and the state of the optimizer, or nobody else can copy the folder
     write_manifest(partial)
     if final.exists():  # it is broken, since a complete one is not written again
         remove_checkpoint(final)
