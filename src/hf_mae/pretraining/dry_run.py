@@ -44,12 +44,14 @@ class DryRun(PretrainingRun):
         """Takes steps until the loader has handed over all that it had ready, and then measures."""
         self.start_clock()
         self.bar.close()
+        self.print("Takes some steps to measure them; none of them is kept.")
         self._take_steps(self.workers * PREFETCH + 2)
         self.throughput.read(0)
         started = time.perf_counter()
         self._take_steps(3)
-        seconds = (2 if self.device.type == "cpu" else 30) / (time.perf_counter() - started) * 3
-        more = call_in_main_process(lambda: int(min(max(seconds, 2), 500)))  # the same in all processes
+        wanted = 2 if self.device.type == "cpu" else 30  # seconds
+        pace = (time.perf_counter() - started) / 3
+        more = call_in_main_process(lambda: min(int(wanted / pace), 500))  # the same in all processes
         self._take_steps(more)
         self.speed = self.throughput.read((3 + more) * self.schedule.batch_size)
 
