@@ -204,6 +204,21 @@ def tar_of(path, **members):
             tar.addfile(info, io.BytesIO(content))
 
 
+def test_folder__segmentations_of_the_scans_of_a_patient_are_no_images(tmp_path):
+    """As in BraTS, where no scan is called as its patient. Pictures of people with and without masks are all images."""
+    make(
+        tmp_path, *(f"p1/p1{end}.png" for end in ("_t1", "_t2", "_seg")), *(f"p2/p2-{end}.png" for end in ("t1", "seg"))
+    )
+    make(tmp_path, "faces/1_mask.png", "faces/1_none.png")
+    assert names_of(open_images(tmp_path)) == [
+        "faces/1_mask.png",
+        "faces/1_none.png",
+        "p1/p1_t1.png",
+        "p1/p1_t2.png",
+        "p2/p2-t1.png",
+    ]
+
+
 def test_tar__members_of_a_sample_share_what_is_before_the_first_dot(tmp_path):
     members = {}
     for number in range(3):

@@ -42,7 +42,8 @@ _MASKS = {
     *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps", "labelids", "seg"),
     *("labelstr", "labelsts"),
 }
-MASK_SUFFIXES = ("_mask", "-mask", "_masks", "_gt", "_seg", "_segmentation", "_annotation")
+_SEGMENTATIONS = ("_seg", "-seg", "_segmentation")
+MASK_SUFFIXES = ("_mask", "-mask", "_masks", "_gt", *_SEGMENTATIONS, "_annotation")
 _FINGERPRINTED = 1000  # files whose size is a part of the fingerprint: an instant, also on a file server
 _names: ContextVar[dict | None] = ContextVar("names", default=None)  # in folders that were read
 _MOST_STRAY_FILES = 0.1  # share of files outside the class folders, beyond which the folders are no classes
@@ -333,7 +334,9 @@ def _images_of(directory: str, names: list[str]) -> tuple[list[str], int]:
 
 
 def without_masks(images: Sequence[str]) -> list[str]:
-    """Returns the names of images that are no masks of others: `a_mask.png` is left out if there is an `a.jpg`.
+    """Returns the names of images that are no masks of others.
+
+    `a_mask.png` is left out if there is an `a.jpg`, and `a_seg.nii.gz` also if there is an `a_t1.nii.gz`, as in BraTS.
 
     Args:
         images (`Sequence[str]`): Names, with or without a folder.
@@ -343,7 +346,9 @@ def without_masks(images: Sequence[str]) -> list[str]:
         return list(images)
     stem_of = {name: name[: len(name) - len(extension_of(name))].lower() for name in images}
     stems = set(stem_of.values())
-    masks = {stem + suffix for suffix in MASK_SUFFIXES for stem in stems if stem + suffix in stems}
+    masks = {stem + suffix for suffix in MASK_SUFFIXES for stem in stems}
+    patients = {re.sub("[-_][^-_]*$", "", stem) for stem in stems if not stem.endswith(MASK_SUFFIXES)}
+    masks |= {patient + suffix for suffix in _SEGMENTATIONS for patient in patients}
     return [name for name in images if stem_of[name] not in masks]
 
 
