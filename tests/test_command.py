@@ -358,11 +358,25 @@ def test_settings__without_effect_are_refused(arguments, settings, way_out):
         arguments(**settings, **model)
 
 
-def test_output_dir__of_a_task_is_not_the_folder_of_its_images(tmp_path):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        PretrainingSettings,
+        ClassificationArguments,
+        ProbingArguments,
+        SegmentationArguments,
+        DetectionArguments,
+        EvaluationArguments,
+    ],
+)
+def test_output_dir__is_a_folder_and_not_that_of_the_images(arguments, tmp_path):
     """The pictures and the model of the run would lie among the images, and be taken for some the next time."""
-    for arguments in (ClassificationArguments, ProbingArguments, SegmentationArguments, DetectionArguments):
-        with pytest.raises(ValueError, match="`output_dir` is the folder of the images. Choose another"):
-            arguments(model_name_or_path="x", data=tmp_path, output_dir=f"{tmp_path}/")
+    model = {"model" if arguments is EvaluationArguments else "model_name_or_path": "x"}
+    with pytest.raises(ValueError, match="`output_dir` is the folder of the images. Choose another"):
+        arguments(**model, data=tmp_path, output_dir=f"{tmp_path}/")
+    (tmp_path / "figures.txt").write_text("mine")
+    with pytest.raises(ValueError, match="figures.txt is a file. Choose another `output_dir`."):
+        arguments(**model, output_dir=tmp_path / "figures.txt")
 
 
 def test_device__that_is_not_there_is_refused_with_the_way_out():

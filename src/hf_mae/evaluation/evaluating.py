@@ -30,7 +30,7 @@ from ..finetuning.segmentation import open_pairs
 from ..finetuning.trainer import HeldOutArguments, no_test_images, open_classes
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
-from ..training.arguments import fit_values, parse_arguments, read_class_names, recipe_of
+from ..training.arguments import check_output, fit_values, parse_arguments, read_class_names, recipe_of
 from ..training.optimization import default_effective_batch_size
 from ..training.run_record import run_record
 from .attentive import AttentiveSettings, PatchTokens, attentive_accuracies, choose_attentive_probe
@@ -156,6 +156,7 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments)
             raise ValueError(f"`max_train_images` must be at least 20, got {self.max_train_images}.")
         if self.max_patches < 100:
             raise ValueError(f"`max_patches` must be at least 100, got {self.max_patches}.")
+        check_output(self.data, self.output_dir)
         if self.task is not None:
             self.check_task(self.task)
         self.class_names = read_class_names(self.class_names)

@@ -69,8 +69,6 @@ def check_experiment(args: "FineTuningArguments", task: str, fingerprints: dict)
     experiment = json.loads(json.dumps({"task": task, **settings, **batch, **fingerprints}))
     check_agreement(experiment)
     with args.main_process_first(local=False), ExitStack() as if_refused:
-        if output_dir.exists() and not output_dir.is_dir():
-            raise ValueError(f"{output_dir} is a file. Choose another `output_dir`.")
         if args.overwrite_output_dir:
             refuse_to_delete(output_dir, args.model_name_or_path)
         if args.process_index == 0:

@@ -39,7 +39,7 @@ from ..modeling.saving_mae import share_weights
 from ..publishing.hub import HubPush, link_files
 from ..publishing.model_cards import write_model_card
 from ..publishing.records import read_record, save_record
-from ..training.arguments import check_output_is_not_data, fit_values, names_of, recipe_of
+from ..training.arguments import check_output, fit_values, names_of, recipe_of
 from ..training.checkpointing import naming_failed_saves, remove_checkpoint, unlock_run, write_manifest
 from ..training.data_settings import ColumnSettings, HeldOutSettings, StoredValueSettings
 from ..training.distributed import (
@@ -95,7 +95,7 @@ class FineTuningArguments(TrainingArguments):
 
     def __post_init__(self):
         fit_values(self)
-        check_output_is_not_data(getattr(self, "data", None), self.output_dir)
+        check_output(getattr(self, "data", None), self.output_dir)
         if self.fsdp or self.deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP"):  # Trainer ends without a model
             raise ValueError(
                 "Models are sharded in pre-training only. Leave out `fsdp` and `deepspeed`, and start processes with "

@@ -9,7 +9,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from transformers.hf_argparser import HfArg
 
-from ..training.arguments import check_output_is_not_data, config_changes, fit_values, parse_duration, text_of_changes
+from ..training.arguments import check_output, config_changes, fit_values, parse_duration, text_of_changes
 from ..training.data_settings import ColumnSettings, HeldOutSettings, StoredValueSettings
 
 _SHORTEST_BUDGET = 30  # seconds: a shorter one would be over before the pace is known
@@ -212,7 +212,7 @@ class PretrainingSettings(
             raise ValueError("`model_name_or_path` is empty. Give it a value, or leave it out for fresh weights.")
         if self.preset is not None and self.model_name_or_path is not None:
             raise ValueError("`preset` is for fresh weights, and `model_name_or_path` has its own sizes. Set one.")
-        check_output_is_not_data(self.data, self.output_dir)
+        check_output(self.data, self.output_dir)
         self._check_values()
         self._check_length()
 

@@ -209,16 +209,18 @@ def fit_values(args):
         check_range(each.name, value)
 
 
-def check_output_is_not_data(data: str | None, output_dir: str):
-    """Refuses a folder of images as the folder of a run, whose pictures would then be taken for images.
+def check_output(data: str | None, output_dir: str):
+    """Refuses a file as the folder of a run, and the folder of the images, where its pictures would count as images.
 
     Args:
         data (`str`, *optional*): Where the images are.
         output_dir (`str`): Folder of the run.
 
     Raises:
-        ValueError: If both are the same.
+        ValueError: If it is a file, or both are the same.
     """
+    if os.path.exists(output_dir) and not os.path.isdir(output_dir):
+        raise ValueError(f"{output_dir} is a file. Choose another `output_dir`.")
     if data is not None and os.path.realpath(data) == os.path.realpath(output_dir):
         raise ValueError("`output_dir` is the folder of the images. Choose another, which may be inside of it.")
 
@@ -425,7 +427,7 @@ def names_of(settings_class: type) -> set[str]:
 
 
 __all__ = [
-    "check_output_is_not_data",
+    "check_output",
     "check_range",
     "class_names_of",
     "comparable",

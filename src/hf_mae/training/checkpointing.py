@@ -354,8 +354,6 @@ def check_output_dir(output_dir: str | os.PathLike, recipe: dict, resume: bool) 
     """
     output_dir = Path(output_dir)
     way_out = "Choose another `output_dir`, or set `overwrite_output_dir` to delete the run."
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"{output_dir} is a file. Choose another `output_dir`.")
     checkpoint = latest_checkpoint(output_dir)
     if checkpoint is None:
         if (output_dir / "config.json").exists() or list_checkpoints(output_dir):
