@@ -41,6 +41,10 @@ _REPLACES = {
     "value_range": ("value_percentiles",),
     "value_percentiles": ("value_range",),
 }
+_OTHERS = (
+    "All other arguments of transformers' TrainingArguments work, too, apart from those that shard a model or name a "
+    "checkpoint to go on from."
+)
 # What numbers must be, by the names of settings, which mean the same in all commands.
 _RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
     "be above 0": (
@@ -123,7 +127,7 @@ def _group(parser: CommandParser, arguments_class: type):
         for action in own:
             if owner.__module__.startswith("transformers."):
                 action.help = argparse.SUPPRESS
-                parser.epilog = "All other arguments of transformers' TrainingArguments work, too."
+                parser.epilog = _OTHERS
             else:
                 if title not in groups:  # a class and one that it inherits from may be one group
                     groups[title] = parser.add_argument_group(title)
