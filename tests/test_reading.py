@@ -3,6 +3,7 @@
 """What stored values become: no-data, NaN, axes and ranges, from a path, an object or an array, and in training."""
 
 import io
+import itertools
 
 import numpy as np
 import PIL.Image
@@ -11,7 +12,7 @@ import torch
 from image_files import png, scaled, values
 
 from hf_mae import MAEImageProcessor
-from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError
+from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError, open_image, read_stored
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -136,6 +137,41 @@ def test_processor__each_page_of_a_file_is_an_image_if_it_says_so(tmp_path):
     by_path = processor(str(tmp_path / "a.tif"), return_tensors="pt").pixel_values
     assert by_path.shape == (3, 1, 16, 16)
     assert torch.equal(processor(PIL.Image.open(tmp_path / "a.tif"), return_tensors="pt").pixel_values, by_path)
+
+
+def test_pages__as_channels_are_the_bands_of_a_file_in_every_format(tmp_path):
+    """Bands were taken of each frame of a GIF and then again of all; arrays with an axis of channels were refused."""
+    array = values("uint8", 3, (20, 20))
+    frames = [PIL.Image.fromarray(np.stack([page, page[::-1], page.T], -1)) for page in array]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    greys = np.stack([frame.convert("L") for frame in frames])
+    tifffile.imwrite(tmp_path / "b.tif", array, photometric="minisblack")
+    np.save(tmp_path / "c.npy", array[:, None])
+    np.savez(tmp_path / "d.npz", *array[..., None])
+    settings = ReadingSettings(pages="channels", bands=(3, 1))
+    for name, pages in {"a.webp": greys, "b.tif": array, "c.npy": array, "d.npz": array}.items():
+        stored = read_stored(open_image(str(tmp_path / name)), 2, settings)
+        assert np.array_equal(stored.pixels, pages[[2, 0]])
+    np.savez(tmp_path / "e.npz", array[0], array[1].astype(np.uint16))  # 255 is white in one of them
+    with pytest.raises(UnsuitableImageError, match="2 pages differ in type"):
+        read_stored(open_image(str(tmp_path / "e.npz")), 2, ReadingSettings(pages="channels"))
+
+
+def test_processor__pages_of_a_call_are_those_of_a_processor(tmp_path):
+    """Whether each page is an image was the processor's word alone: three images came where a call asked for one."""
+    tifffile.imwrite(tmp_path / "a.tif", values("uint8", 3, (20, 20)), photometric="minisblack")
+    np.save(tmp_path / "b.npy", values("uint8", 3, (20, 20))[:, None])
+    for image in (tmp_path / "a.tif", PIL.Image.open(tmp_path / "a.tif"), tmp_path / "b.npy"):
+        for saved, called in itertools.product(("first", "channels", "images", None), ("first", "channels", "images")):
+            count, channels = {"first": (1, 1), "channels": (1, 3), "images": (3, 1)}[called]
+            sizes = {"num_channels": channels, "image_mean": [0.5], "image_std": [0.5]}
+            processor = MAEImageProcessor.for_image_size(16, **sizes, pages=saved)
+            expected = MAEImageProcessor.for_image_size(16, **sizes, pages=called)
+            pixel_values = processor(image, pages=called, return_tensors="pt").pixel_values
+            assert pixel_values.shape == (count, channels, 16, 16)
+            assert torch.equal(pixel_values, expected(image, return_tensors="pt").pixel_values)
+    with pytest.raises(UnsuitableImageError, match="3 pages"):
+        MAEImageProcessor(pages="images")(tmp_path / "a.tif", pages=None)
 
 
 @pytest.mark.parametrize("is_loaded", [False, True])

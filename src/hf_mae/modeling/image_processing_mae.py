@@ -198,6 +198,9 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         return super().from_dict(image_processor_dict, **_with_crop(kwargs))  # not the saved crop of another size
 
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
+        images = self._prepare_images_structure(images)
+        if kwargs.get("pages", self.pages) == "images":
+            images = [page for image in images for page in _pages(image)]
         return super().preprocess(images, *args, **_with_crop(kwargs))
 
     @classmethod
@@ -291,8 +294,6 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             raise TypeError(
                 f"Expected paths, PIL images, arrays, tensors or lists of them, got {type(images).__name__}."
             )
-        if self.pages == "images" and isinstance(images, PIL.Image.Image | ImageFile) and num_pages(images) > 1:
-            return [page_of(images, page) for page in range(num_pages(images))]
         return images
 
     def process_image(
@@ -563,6 +564,12 @@ def _open(source: str) -> OpenedImage:
         if os.path.exists(source) or "://" in source:
             raise
         raise FileNotFoundError(f"{source[:200]!r} is no file, URL or base64 string.") from error
+
+
+def _pages(image: OpenedImage | StoredImage | torch.Tensor) -> list:
+    """Returns each page of an opened image as an image of its own."""
+    count = num_pages(image)
+    return [image] if count == 1 else [page_of(image, page) for page in range(count)]
 
 
 def _as_stored(image: StoredImage, settings: ReadingSettings) -> torch.Tensor:

@@ -201,16 +201,18 @@ def read_stored(
     if isinstance(image, PIL.Image.Image) and image.format == "TIFF":
         image = exact_tiff(image)
     joins_pages = _joins_pages(image, settings)
-    if isinstance(image, ArrayFile):
-        image = np.stack(image.arrays) if joins_pages else image.arrays[0]
+    if isinstance(image, ArrayFile) and not joins_pages:
+        image = image.arrays[0]
     if isinstance(image, PIL.Image.Image):
         if joins_pages:
-            pages = [page_of(image, page) for page in range(num_pages(image))]
-            stored = joined([read_stored(page, 1, settings, orient=False) for page in pages])
+            pages, whole = [page_of(image, page) for page in range(num_pages(image))], replace(settings, bands=None)
+            stored = joined([read_stored(page, 1, whole, orient=False) for page in pages])
         else:
             stored = read_picture(image, num_channels, as_stored=settings.bands is not None)
         if orient:  # after reading: Pillow has then turned a TIFF by itself, and says that nothing is left to do
             stored = oriented(stored, exif_orientation(image))
+    elif isinstance(image, ArrayFile):
+        stored = joined([StoredImage(_channels_to_front(array, 1, settings)) for array in image.arrays])
     elif isinstance(image, ImageFile):
         stored = image.read_all() if joins_pages else image.read()
     else:
