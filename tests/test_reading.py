@@ -223,7 +223,12 @@ def test_processor__8_bits_are_refused_where_the_model_saw_more(tmp_path):
         with pytest.raises(UnsuitableImageError, match="8 bits.*path"):
             processor(rgb)
         processor(np.zeros((30, 40), np.uint16))
+        with pytest.raises(UnsuitableImageError, match="8 bits.*path"):  # also where the call says so
+            MAEImageProcessor.for_image_size(16, num_channels=1)(rgb, **settings)
     MAEImageProcessor.for_image_size(16, num_channels=1, value_range=[0, 200])(rgb)
+    shallow = {"value_range": [0, 255], "return_tensors": "pt"}  # of this call's images
+    pixel_values = MAEImageProcessor.for_image_size(16, value_range=[0, 4095])(rgb, **shallow).pixel_values
+    assert torch.equal(pixel_values, MAEImageProcessor.for_image_size(16)(rgb, return_tensors="pt").pixel_values)
 
 
 @pytest.mark.parametrize(

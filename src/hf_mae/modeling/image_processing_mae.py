@@ -256,10 +256,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
     @property
     def is_deep(self) -> bool:
         """Whether the model was trained on values that 8 bits do not hold."""
-        if self.sample_type is not None:
-            return self.sample_type != "uint8"
-        pairs = self.reading.value_ranges or ((0, 255),)
-        return any(low < 0 or high > 255 for low, high in pairs)
+        return _is_deep(self.sample_type, self.reading)
 
     def _auto_map_to_save(self) -> dict[str, str]:
         return {name: each for name, each in super()._auto_map_to_save().items() if name == "AutoImageProcessor"}
@@ -302,6 +299,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         num_channels: int,
         do_rescale: bool,
         device: "torch.device | None" = None,
+        sample_type: str | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Returns one image as `(channels, height, width)`: uint8, or floats in [0, 255] if it is to be rescaled.
@@ -311,7 +309,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         settings = self._reading(**kwargs)
         try:
             stored = read_stored(image, num_channels, settings)
-            if self.is_deep and stored.type_name == "uint8":
+            if _is_deep(sample_type, settings) and stored.type_name == "uint8":
                 raise UnsuitableImageError(_SHALLOW)
             values = to_byte_range(stored, settings) if do_rescale else _as_stored(stored, settings)
         except UnsuitableImageError as error:
@@ -509,6 +507,13 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
             {"scores": score[score > threshold], "labels": label[score > threshold], "boxes": box[score > threshold]}
             for score, label, box in zip(scores, labels, corners, strict=True)
         ]
+
+
+def _is_deep(sample_type: str | None, settings: ReadingSettings) -> bool:
+    """Returns whether values of a type, or in the range that settings give, are more than 8 bits hold."""
+    if sample_type is not None:
+        return sample_type != "uint8"
+    return any(low < 0 or high > 255 for low, high in settings.value_ranges or ())
 
 
 def _check_target_sizes(target_sizes: Sequence | torch.Tensor, num_images: int):
