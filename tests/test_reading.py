@@ -214,6 +214,9 @@ def test_processor__refuses_settings_and_inputs_that_make_no_sense():
         MAEImageProcessor()(np.zeros((9, 9, 3), np.uint8), pages="all")
     with pytest.raises(TypeError, match="got int"):
         MAEImageProcessor()([3])
+    for waves in (np.ones((9, 9), np.complex64), torch.ones(9, 9, dtype=torch.complex64)):
+        with pytest.raises(UnsuitableImageError, match="complex64. Convert"):
+            MAEImageProcessor()(waves, do_rescale=False)
 
 
 def test_processor__8_bits_are_refused_where_the_model_saw_more(tmp_path):

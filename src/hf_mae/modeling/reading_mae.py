@@ -300,6 +300,8 @@ def _channels_to_front(array: np.ndarray | torch.Tensor, num_channels: int, sett
     """Returns an array as (channels, height, width)."""
     if isinstance(array, np.ndarray):
         array = native(array)
+    elif array.dtype.is_complex:
+        raise UnsuitableImageError(f"The image's values are of type {array.dtype}. Convert them to integers or floats.")
     elif array.dtype == torch.bool:
         array = array.to(torch.uint8) * 255
     if array.ndim == 2 and 0 not in array.shape:
