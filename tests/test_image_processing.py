@@ -202,6 +202,19 @@ def test_steps__that_no_image_can_go_through_are_refused(arguments, message):
     MAEImageProcessor(do_resize=False, size=0, do_center_crop=False, crop_size=0)  # which are not used
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"data_format": "channels_last"}, {"do_pad": True}, {"pad_size": {"height": 64, "width": 64}}]
+)
+def test_arguments__that_would_have_no_effect_are_refused(arguments):
+    image, (name,) = photograph(40, 30), arguments
+    with pytest.raises(ValueError, match=f"`{name}` must be .*channels first.*padded to `crop_size`"):
+        MAEImageProcessor(**arguments)
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        MAEImageProcessor()(image, **arguments)
+    stock = {"data_format": ChannelDimension.FIRST, "do_pad": False, "pad_size": None}  # as other processors have them
+    assert torch.equal(process(image, **stock), process(image))
+
+
 def test_images_of_different_sizes__cannot_be_stacked():
     with pytest.raises(ValueError, match="can't be stacked"):
         process([photograph(40, 40), photograph(50, 40)], do_resize=False, do_center_crop=False)
@@ -227,6 +240,23 @@ def test_way_back__is_exact(channels):
     assert picture.mode == {1: "L", 2: "L", 3: "RGB", 4: "RGBA", 13: "RGB"}[channels]
     shown = np.asarray(picture).reshape(64, 64, -1)
     assert np.array_equal(shown, image[..., : shown.shape[-1]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"image_mean": [120.0] * 3, "image_std": [60.0] * 3}, {"sample_type": "uint8"}, {"image_mean": 120.0}],
+)
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_way_back__of_bytes_that_are_not_rescaled_is_exact(settings, do_normalize):
+    """Their pictures were white: 1 was taken for white."""
+    image, steps = photograph(64, 64), {"do_resize": False, "do_center_crop": False, "do_rescale": False}
+    processor = MAEImageProcessor(do_normalize=do_normalize, **steps, **settings)
+    (picture,) = processor.post_process_reconstruction(processor(image, return_tensors="pt").pixel_values)
+    assert np.array_equal(np.asarray(picture), image)
+    shares = (image / 255).astype(np.float32)
+    processor = MAEImageProcessor(do_normalize=do_normalize, **steps)
+    (picture,) = processor.post_process_reconstruction(processor(shares, return_tensors="pt").pixel_values)
+    assert np.array_equal(np.asarray(picture), image)
 
 
 @pytest.mark.parametrize("backend", [None, "pil", "torchvision"])

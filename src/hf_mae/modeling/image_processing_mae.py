@@ -50,6 +50,8 @@ _INTERPOLATION = {
 _LARGEST_RESIZE = 16
 # Share that no-data may have in a resized pixel that still counts as valid: more than errors of rounding.
 NO_DATA_SHARE = 1e-3
+# Arguments of transformers that are not implemented, and the values with which nothing needs to be done.
+_WITHOUT_EFFECT = {"data_format": (None, "channels_first"), "do_pad": (None, False), "pad_size": (None,)}
 
 
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
@@ -319,6 +321,12 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
 
     def _standardize_kwargs(self, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
+        for name, values in _WITHOUT_EFFECT.items():
+            if kwargs.get(name) not in values:
+                raise ValueError(
+                    f"`{name}` must be {' or '.join(map(repr, values))}, got {kwargs[name]!r}: pixel values have their "
+                    "channels first, and images are padded to `crop_size` alone."
+                )
         for name in ("image_mean", "image_std"):
             value, channels = kwargs.get(name), kwargs.get("num_channels")
             if isinstance(value, tuple) and channels and len(value) not in (1, channels):
@@ -404,7 +412,9 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         mean, std = (torch.as_tensor(value).float().reshape(-1, 1, 1) for value in (self.image_mean, self.image_std))
         if self.do_normalize:
             images = images * std + mean
-        scale = 1 / self.rescale_factor if self.do_rescale else 255
+        # Of values that are not rescaled, 255 is white where they are bytes, else 1.
+        white = 255 if self.sample_type == "uint8" or mean.max() > 1 else 1
+        scale = 1 / self.rescale_factor if self.do_rescale else 255 / white
         if self.is_deep and self.do_normalize:
             low, high = mean - 2.5 * std, mean + 2.5 * std
             if self.do_rescale:  # else the values may lie anywhere
