@@ -36,6 +36,25 @@ def test_mask_cells__that_fit_the_size_that_is_wanted(tiny_model, tmp_path):
     assert (blocks.mask_block_size, blocks.mask_sampling) == (1, "block")
 
 
+def test_configuration__by_its_folder_is_the_one_by_its_object(tiny_model, tmp_path):
+    """Its cells of masks were left out in silence, and its sizes gave an error that says that they may differ."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    given = {"image_size": 48, "num_channels": 4, "mask_block_size": 2, "mask_ratio": 0.5, "norm_pix_loss": True}
+    wanted = MAEConfig.from_pretrained(tmp_path / "model", **given)
+    wanted.save_pretrained(tmp_path / "config")
+    by_object = MAEForPreTraining.from_pretrained(tmp_path / "model", config=wanted)
+    for folder in (tmp_path / "config", str(tmp_path / "config")):
+        by_folder = MAEForPreTraining.from_pretrained(tmp_path / "model", config=folder)
+        assert {name: getattr(by_folder.config, name) for name in given} == given
+        for name, tensor in by_object.state_dict().items():
+            assert torch.equal(by_folder.state_dict()[name], tensor)
+    options = {"mask_ratio": 0.25, "dtype": torch.bfloat16, "attn_implementation": "eager", "output_loading_info": True}
+    other, info = MAEForPreTraining.from_pretrained(tmp_path / "model", config=tmp_path / "config", **options)
+    assert (other.config.mask_ratio, other.config.image_size, other.dtype) == (0.25, 48, torch.bfloat16)
+    assert other.config._attn_implementation == "eager"
+    assert not info["missing_keys"]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Names
 

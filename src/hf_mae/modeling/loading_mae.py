@@ -132,6 +132,9 @@ class LoadingMixin:
         """
         source = pretrained_model_name_or_path
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        if isinstance(config, str | os.PathLike):
+            config, kwargs = cls.config_class.from_pretrained(config, return_unused_kwargs=True, **kwargs)
+            kwargs.update(hub_kwargs)
         if source is None:  # the weights are given as `state_dict`
             stored = config.to_dict()
         else:
