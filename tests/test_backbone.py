@@ -175,6 +175,13 @@ def test_early_stages__later_blocks_are_neither_run_nor_trained(backbone, tmp_pa
     sum(each.pow(3).sum() for each in maps).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert all(p.requires_grad for layer in model.mae.layers[: max(out_indices)] for p in layer.parameters())
+    for trainable in (0.5, max(out_indices)) if max(out_indices) else ():
+        model.freeze_encoder(trainable)  # counts from the last block that is run
+        last = model.mae.layers[max(out_indices) - 1]
+        assert all(p.requires_grad for p in last.mlp.parameters())
+        assert not any(p.requires_grad for layer in model.mae.layers[max(out_indices) :] for p in layer.parameters())
+    with pytest.raises(ValueError, match=rf"in \[0, {max(out_indices)}\], got 4"):
+        model.freeze_encoder(4)
     output = model(pixels, output_hidden_states=True)  # a request for all states runs all blocks
     assert len(output.hidden_states) == 5
     for one, other in zip(output.feature_maps, maps, strict=True):

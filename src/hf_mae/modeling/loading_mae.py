@@ -403,25 +403,29 @@ class LoadingMixin:
     # ------------------------------------------------------------------------------------------------------------------
     # Freezing
 
+    def _num_layers(self) -> int:
+        """Returns how many blocks of the encoder are run."""
+        return len(self.base_model.layers)
+
     def freeze_encoder(self, num_trainable_layers: float = 0):
         """Freezes the encoder except for its last blocks: for partial fine-tuning, or with 0 for a probe.
 
         Args:
             num_trainable_layers (`float`, *optional*, defaults to 0): Number of blocks that stay trainable, with the
-                final norm. A half is the MLP of a block with its norm. Source: He et al. 2021, Fig. 9.
+                final norm: the last of those that are run, see [`MAEBackbone`]. A half is the MLP of a block with its
+                norm. Source: He et al. 2021, Fig. 9.
 
         Raises:
             ValueError: If the number is not a multiple of a half or larger than the number of blocks.
         """
-        encoder = self.base_model
-        depth = len(encoder.layers)
+        encoder, depth = self.base_model, self._num_layers()
         if not 0 <= num_trainable_layers <= depth or num_trainable_layers * 2 % 1:
             raise ValueError(
                 f"`num_trainable_layers` must be a multiple of 0.5 in [0, {depth}], got {num_trainable_layers}."
             )
         encoder.requires_grad_(False)
         whole = int(num_trainable_layers)
-        trainable = list(encoder.layers[depth - whole :])
+        trainable = list(encoder.layers[depth - whole : depth])
         if num_trainable_layers % 1:
             layer = encoder.layers[depth - whole - 1]
             trainable += [layer.layernorm_after, layer.mlp]

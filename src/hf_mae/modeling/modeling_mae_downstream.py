@@ -309,7 +309,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
 
     def _num_layers(self) -> int:
         """Returns how many blocks the chosen stages need."""
-        return len(self.mae.layers) if self.feature_pyramid is not None else max(self.out_indices)
+        return super()._num_layers() if self.feature_pyramid is not None else max(self.out_indices)
 
     def _set_trainable(self):
         super()._set_trainable()
