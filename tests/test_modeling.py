@@ -424,6 +424,18 @@ def test_outputs__by_configuration_and_by_number(tiny_config):
     assert torch.equal(model.layernorm(last), model(pixels).last_hidden_state)
 
 
+def test_outputs__attentions_by_configuration_are_saved_with_any_implementation(tiny_model, tmp_path):
+    model = tiny_model(output_attentions=True).eval()
+    assert model.config._attn_implementation == "sdpa"
+    model.save_pretrained(tmp_path)
+    loaded = MAEForPreTraining.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    pixels, noise = images(), torch.rand(2, 16)
+    both = (each(pixels, noise=noise).attentions for each in (model, loaded))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one.sum(dim=-1), torch.ones(2, 4, 5))
+
+
 def test_num_layers__runs_the_first_blocks_only(tiny_config):
     model, pixels = MAEModel(tiny_config()).eval(), images()
     state = model(pixels, output_hidden_states=True).hidden_states[1]

@@ -217,6 +217,10 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
             stored, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return (fields_of_pixio(stored) if stored.get("model_type") == "pixio" else stored), kwargs
 
+    def validate_output_attentions(self):
+        """Allows attention weights with any implementation: the model computes them by `"eager"` where they are asked
+        for, and transformers would refuse to save it."""
+
     @property
     def grid_size(self) -> tuple[int, int]:
         """Patches of an image of `image_size`, (rows, columns)."""
