@@ -84,6 +84,7 @@ def test_saved_and_loaded__equal(tmp_path):
         ({"image_size": [32]}, r"image_size.* one number or \(height, width\), got \(32,\)"),
         ({"patch_size": [8, 8, 8]}, r"patch_size.* one number or \(height, width\), got \(8, 8, 8\)"),
         ({"attention_probs_dropout_prob": -1}, r"attention_probs_dropout_prob.* in \[0, 1\], got -1"),
+        ({"patch_size": 1, "num_channels": 1, "norm_pix_loss": True}, "norm_pix_loss.* more than one value"),
         ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers.* at least 1, got 0"),
     ],
 )

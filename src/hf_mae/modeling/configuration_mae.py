@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """The configuration of a masked autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
+import math
 import os
 
 from huggingface_hub.dataclasses import strict
@@ -322,6 +323,8 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.norm_pix_loss and math.prod(_pair(self.patch_size)) * self.num_channels == 1:
+            raise ValueError("`norm_pix_loss` needs patches of more than one value, which have a variance.")
         check_mask_cells(self.mask_sampling, self.mask_block_size, self.grid_size, _pair(self.patch_size))
         if self.pooling == "attentive":
             check_pooling_queries(self.hidden_size, self.num_pooling_queries)
