@@ -363,6 +363,16 @@ def test_size__alone_is_the_crop_too_wherever_it_is_given(tmp_path, auto_class, 
     assert loaded.mean().item() == pytest.approx(share, abs=0.01)
 
 
+def test_sizes__of_one_processor_can_be_given_to_another():
+    picture, given = photograph(64, 32), {"return_tensors": "pt"}
+    for one in (MAEImageProcessor.for_image_size((24, 32)), MAEImageProcessor(size=(40, 24))):
+        expected = one(picture, **given).pixel_values
+        sizes = {"size": one.size, "crop_size": one.crop_size}
+        assert torch.equal(MAEImageProcessor(**sizes)(picture, **given).pixel_values, expected)
+        assert torch.equal(MAEImageProcessor()(picture, **sizes, **given).pixel_values, expected)
+    assert torch.equal(MAEImageProcessor()(picture, size=one.size, **given).pixel_values, expected)  # the crop, too
+
+
 def test_other_sizes__show_the_same_part_of_a_picture():
     """Whole pictures stay whole, and crops keep their share and are not rounded twice."""
     whole = MAEImageProcessor(size={"height": 32, "width": 64}).with_image_size((64, 128))

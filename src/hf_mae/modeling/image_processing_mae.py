@@ -203,6 +203,8 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
         images = self._prepare_images_structure(images)
         if kwargs.get("pages", self.pages) == "images":
             images = [page for image in images for page in _pages(image)]
+        # transformers takes the sizes of a processor in a constructor, but not in a call.
+        kwargs = {name: dict(value) if isinstance(value, SizeDict) else value for name, value in kwargs.items()}
         return super().preprocess(images, *args, **_with_crop(kwargs))
 
     @classmethod
