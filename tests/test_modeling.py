@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
-from hf_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEModel
+from hf_mae import MAEBackbone, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.modeling.patches_mae import (
     patch_resampling,
     patchify,
@@ -371,6 +372,15 @@ def test_integer_pixels__are_refused_with_the_way_out(tiny_config, model_class, 
         ValueError, match=f"`pixel_values` must be normalised floats, got {dtype}.*rescale_and_normalize"
     ):
         model_class(tiny_config())(torch.ones(2, 3, 32, 32, dtype=dtype))
+
+
+@pytest.mark.parametrize("return_tensors", [None, "np"])
+def test_pixels__that_are_no_tensor_are_refused_with_the_way_out(tiny_config, return_tensors):
+    picture = np.zeros((32, 32, 3), np.uint8)
+    pixel_values = MAEImageProcessor.for_image_size(32)(picture, return_tensors=return_tensors).pixel_values
+    for model_class in (MAEModel, MAEForPreTraining, MAEForImageClassification, MAEBackbone):
+        with pytest.raises(ValueError, match='must be normalised floats, got (list|ndarray).*return_tensors="pt"'):
+            model_class(tiny_config())(pixel_values)
 
 
 def test_from_pretrained__another_architecture_is_refused(tmp_path):

@@ -189,9 +189,10 @@ class MAEModel(MAEPreTrainedModel):
 
     def _check_images(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """Returns the grid of the images, (rows, columns), or raises `ValueError`."""
-        if not pixel_values.is_floating_point():
+        if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+            got = pixel_values.dtype if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
             raise ValueError(
-                f"`pixel_values` must be normalised floats, got {pixel_values.dtype}. The image processor makes them "
+                f"`pixel_values` must be normalised floats, got {got}. The image processor makes them "
                 'of images: processor(images, return_tensors="pt").pixel_values, or of a batch of the right size: '
                 "processor.rescale_and_normalize(batch)."
             )
