@@ -483,6 +483,9 @@ def test_settings__that_nothing_would_be_done_with_are_refused(folder, flat, mas
         (name,) = settings
         with pytest.raises(ValueError, match=f"`{name}` needs (labels|masks).* but `task` is"):
             opened(data, **settings)
+    for data, settings in ((flat, {"max_train_images": 20}), (folder, {"group_by": "folder", "task": "images"})):
+        with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is for labels or masks"):
+            opened(data, **settings)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -178,6 +178,9 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments)
                 raise ValueError(
                     f"`{name}` needs {what}, but `task` is {task}. Where it is not set the data decide. Leave one out."
                 )
+        for name in ("max_train_images", "group_by"):
+            if getattr(self, name) is not None and task == "images":
+                raise ValueError(f"`{name}` is for labels or masks: `task` images trains on none, and holds none out.")
 
     # What [`open_pairs`] asks for beyond the fields.
     sample_side, process_index = 1, 0
