@@ -132,6 +132,21 @@ def test_eval_only__says_the_figures_although_the_disk_is_full(tiny_config, fold
     assert re.search(r"^eval_accuracy +[01]\.\d{4}$", capsys.readouterr().out, re.M)
 
 
+def test_eval_only__gives_figures_also_of_images_of_one_class(tiny_config, folder, tmp_path):
+    """They were predicted as if they had no label."""
+    for name in ("blue", "green"):
+        shutil.rmtree(folder / "val" / name)
+    names = {"id2label": dict(enumerate(("blue", "green", "red"))), "label2id": {"blue": 0, "green": 1, "red": 2}}
+    MAEForImageClassification(tiny_config(**names)).save_pretrained(tmp_path / "classifier")
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "classifier")
+    arguments = ["--model_name_or_path", tmp_path / "classifier", "--data", folder, "--output_dir", tmp_path / "eval"]
+    finetune_command([*map(str, arguments), "--eval_only", "--use_cpu"], prog="hf-mae finetune")
+    rows = read_predictions(tmp_path / "eval")
+    assert [row["label"] for row in rows] == ["red"] * 4
+    figures = json.loads((tmp_path / "eval" / "evaluation.json").read_text())["metrics"]
+    assert figures["eval_accuracy"] == sum(row["prediction"] == "red" for row in rows) / 4
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Labels of other kinds
 
@@ -223,6 +238,25 @@ def test_table__has_the_labels_of_pages_and_windows(tmp_path):
     assert opened(**windows).labels.tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
     with pytest.raises(ValueError, match="must have the column file_name and other"):
         opened(**pages, label_column=["other"])
+
+
+def test_split_of_one_class__is_labelled_by_its_folder_also_as_pages_or_windows_or_of_several_classes(tmp_path):
+    """Pages and windows had no label, and training images were evaluated on in their place; with several classes an
+    image the split had labels of another shape than the training images."""
+    for number, place in enumerate(("train/a", "train/b", "train/a", "train/b", "val/b", "val/b")):
+        path = tmp_path / place / f"{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page = Image.new("L", (8, 8), number)
+        page.save(path, save_all=True, append_images=[page])
+    kinds = ({"reading": ReadingSettings(pages="images")}, {"reading": ReadingSettings(pages="first"), "tile": 4})
+    for options, parts in zip(kinds, (2, 4), strict=True):
+        train, test = open_labelled(str(tmp_path), **options)
+        assert train.labels.tolist() == [0] * 2 * parts + [1] * 2 * parts
+        assert test.label_names == ["a", "b"]
+        assert test.labels.tolist() == [1] * 2 * parts
+    train, test = open_labelled(str(tmp_path), problem_type="multi_label_classification")
+    assert train.labels.tolist() == [[1, 0]] * 2 + [[0, 1]] * 2
+    assert test.labels.tolist() == [[0, 1]] * 2
 
 
 def test_label_column__is_refused_where_no_such_column_is_read(tmp_path):

@@ -578,8 +578,21 @@ def test_columns__of_images_that_have_none_are_refused(tmp_path):
             open_images(data, dataset_config="small")
         with pytest.raises(ValueError, match="`streaming` is for data sets on the Hub"):
             open_images(data, streaming=True)
-    with pytest.raises(ValueError, match="`label_column` names a column, and .* holds files. Leave it out"):
-        open_run_images(PretrainingSettings(data=str(tmp_path), label_column="kind"), None, ReadingSettings())
+    for reading in (ReadingSettings(), ReadingSettings(pages="images")):
+        with pytest.raises(ValueError, match="`label_column` names a column, and .* holds files. Leave it out"):
+            open_run_images(PretrainingSettings(data=str(tmp_path), label_column="kind"), None, reading)
+
+
+def test_evaluation_images_of_one_class__have_the_number_that_it_has_in_training(tmp_path):
+    """One class alone was taken for none, and the run gave no k-NN accuracy."""
+    for name in ("train/a/0.png", "train/b/0.png", "val/b/0.png", "val/b/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(0).save(tmp_path / name)
+    found = open_run_images(PretrainingSettings(data=str(tmp_path)), None, ReadingSettings())
+    assert found.train.labels.tolist() == [0, 1]
+    assert found.test.labels.tolist() == [1, 1]
+    unlabelled = open_run_images(PretrainingSettings(data=str(tmp_path), labels="none"), None, ReadingSettings())
+    assert unlabelled.test.labels is None
 
 
 @pytest.mark.parametrize("kind", ["parquet", "disk"])

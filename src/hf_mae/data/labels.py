@@ -17,7 +17,7 @@ from .folders import FolderImages, reading_folders_once
 from .held_out import hold_out, select
 from .image_source import ImageSource
 from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
-from .parts import PartsOfImages
+from .parts import PartsOfImages, files_of
 from .shards import DatasetImages, ParquetImages
 from .sources import open_images
 from .tables import TABLES, columns_of, find_table, read_table, values_of_files
@@ -140,10 +140,15 @@ def open_labelled(
     if not known.any():
         raise ValueError(f"None of the {len(train_images)} images of {train_images.name} has a label.")
     _warn_of_unlabelled(train_images)
-    _label_by_folders(train_images, test_images)
-    if test_images is not None and has_label(test_images).any():
-        _warn_of_unlabelled(test_images)
-        return select(train_images, known), select(test_images, has_label(test_images))
+    if test_images is not None:
+        if train_images.label_names:
+            label_by_folders(test_images, train_images.label_names, problem_type)
+        if has_label(test_images).any():
+            _warn_of_unlabelled(test_images)
+            return select(train_images, known), select(test_images, has_label(test_images))
+        logger.warning(
+            f"None of the {len(test_images)} images of {test_images.name} has a label: nothing is evaluated on them."
+        )
     align_all_labels(train_images, names_of_labels(train_images))  # also names of those that only one part shows
     train_images.label_names = names_of_labels(train_images)
     train_images, test_images, note = hold_out(train_images, held_out, group_by, counted=known)
@@ -154,16 +159,33 @@ def open_labelled(
     return train_images, test_images
 
 
-def _label_by_folders(train_images: ImageSource, test_images: ImageSource | None):
-    """Labels a split that has one class only, which alone does not look like one, and warns if there is none."""
-    if test_images is None or has_label(test_images).any():
-        return
-    if isinstance(test_images, FolderImages) and isinstance(train_images, FolderImages) and train_images.label_names:
-        test_images.label_by(train_images.label_names)
-    if not has_label(test_images).any():
-        logger.warning(
-            f"None of the {len(test_images)} images of {test_images.name} has a label: nothing is evaluated on them."
-        )
+def label_by_folders(images: ImageSource, label_names: list[str], problem_type: str = SINGLE):
+    """Labels a folder without labels where its folders are called as classes are: one class alone looks like none.
+
+    Args:
+        images ([`ImageSource`]): Its `labels` and `label_names` are changed.
+        label_names (`list[str]`): Names of the classes, as another split has them.
+        problem_type (`str`, *optional*): Kind of the labels of that split. Names of folders are no numbers.
+    """
+    files = files_of(images)
+    if isinstance(files, FolderImages) and not has_label(images).any() and problem_type != REGRESSION:
+        files.label_by(label_names)
+        if files.labels is not None:
+            _set_labels(images, files.labels, files.label_names)
+            _encode_classes_as(images, problem_type)
+
+
+def _encode_classes_as(images: ImageSource, problem_type: str | None):
+    """Turns classes, as folders have them, into the kind of labels that is asked for."""
+    if problem_type not in (None, SINGLE):
+        values = [None if label < 0 else int(label) for label in images.labels]
+        images.labels, images.label_names = encode_labels(values, problem_type, names=images.label_names)
+
+
+def _set_labels(images: ImageSource, labels: np.ndarray, label_names: list[str] | None):
+    """Gives images labels that are known for each file."""
+    images.labels = labels[images.indices] if isinstance(images, PartsOfImages) else labels
+    images.label_names = label_names
 
 
 def _warn_of_unlabelled(images: ImageSource):
@@ -221,9 +243,8 @@ def open_with_labels(
     is_class = not has_table and images.labels is not None and images.labels.dtype == np.int64
     if is_class and problem_type == REGRESSION and images.label_names is not None:
         images.labels = images.label_names = None  # folders of patients or days: their names are no numbers
-    elif is_class and problem_type not in (None, SINGLE):  # of folders, which know nothing else
-        values = [None if label < 0 else int(label) for label in images.labels]
-        images.labels, images.label_names = encode_labels(values, problem_type, names=images.label_names)
+    elif is_class:  # of folders, which know nothing else
+        _encode_classes_as(images, problem_type)
     for note in images.notes:
         logger.warning_once(note)
     return images
@@ -352,7 +373,7 @@ def read_label_table(
     Raises:
         ValueError: If a named column or the table is not there, or images are not in the table.
     """
-    files = images.images if isinstance(images, PartsOfImages) else images
+    files = files_of(images)
     table = find_table(files.folder) if isinstance(files, FolderImages) else None
     if table is None:
         _check_without_table(files, columns)
@@ -372,8 +393,7 @@ def read_label_table(
     if images.labels is not None:
         note = f"Labels are those of the column {', '.join(columns)} of {table}, not the folders' names."
         images.notes = [*images.notes, note]
-    labels, images.label_names = encode_labels(values, problem_type, list(columns), table.suffix == ".csv")
-    images.labels = labels[images.indices] if isinstance(images, PartsOfImages) else labels
+    _set_labels(images, *encode_labels(values, problem_type, list(columns), table.suffix == ".csv"))
     return True
 
 
@@ -396,6 +416,7 @@ __all__ = [
     "forget_other_classes",
     "has_classes",
     "has_label",
+    "label_by_folders",
     "names_of_labels",
     "number_labels",
     "open_labelled",

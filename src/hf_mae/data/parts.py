@@ -51,6 +51,11 @@ class PartsOfImages(DerivedImages):
         return super().describe(index)
 
 
+def files_of(images: ImageSource) -> ImageSource:
+    """Returns the source whose images are files: of windows and pages the one that they come from."""
+    return images.images if isinstance(images, PartsOfImages) else images
+
+
 class PagedImages(PartsOfImages):
     """The pages, frames or slices of all files of a source. `parts` holds (image, page)."""
 
@@ -258,4 +263,4 @@ def _has_data(window: Window, reading: ReadingSettings) -> bool:
     return missing is None or not bool(missing.expand(image.pixels.shape).all())
 
 
-__all__ = ["PagedImages", "PartsOfImages", "TiledImages", "Window", "open_scene"]
+__all__ = ["PagedImages", "PartsOfImages", "TiledImages", "Window", "files_of", "open_scene"]

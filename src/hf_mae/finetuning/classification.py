@@ -28,6 +28,7 @@ from ..data.labels import (
     align_all_labels,
     check_labels,
     has_label,
+    label_by_folders,
     names_of_labels,
     number_labels,
     open_labelled,
@@ -555,6 +556,7 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
     names = class_names_of(model.config)
     if args.process_index > 0:
         return FineTuned(model, {}, Path(args.output_dir))
+    label_by_folders(images, names, problem_type)
     align_all_labels(images, names)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost if that fails

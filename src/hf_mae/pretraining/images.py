@@ -13,7 +13,7 @@ from ..data.datasets import channel_statistics
 from ..data.folders import reading_folders_once
 from ..data.held_out import default_share, hold_out
 from ..data.image_source import digest
-from ..data.labels import forget_other_classes, has_classes
+from ..data.labels import forget_other_classes, has_classes, label_by_folders
 from ..data.scores import describe_weights, weights_by_loss
 from ..data.shards import DatasetImages, ParquetImages
 from ..data.sources import ImageSource, open_images
@@ -89,6 +89,8 @@ def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None
             settings.held_out = default_share(len(found.train))
         found.train, found.test, note = hold_out(found.train, settings.held_out, settings.group_by, _MOST_HELD_OUT)
         found.notes += [note] if note else []
+    if found.test is not None and found.train.label_names:
+        label_by_folders(found.test, found.train.label_names)
     if found.test is not None and has_classes(found.train) and has_classes(found.test):
         forget_other_classes(found.test, found.train.label_names)
     if settings.sample_by_loss is not None:
