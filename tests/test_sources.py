@@ -583,6 +583,14 @@ def test_columns__of_images_that_have_none_are_refused(tmp_path):
             open_run_images(PretrainingSettings(data=str(tmp_path), label_column="kind"), None, reading)
 
 
+def test_columns_of_labels__are_read_also_where_pages_are_images():
+    """The run was refused, as if the data set held files."""
+    settings = PretrainingSettings(label_column="fine", held_out=0)
+    found = open_run_images(settings, two_columns(), ReadingSettings(pages="images"))
+    assert found.train.label_names == ["x", "y", "z"]
+    assert found.train.labels.tolist() == open_images(two_columns(), label_column="fine").labels.tolist()
+
+
 def test_evaluation_images_of_one_class__have_the_number_that_it_has_in_training(tmp_path):
     """One class alone was taken for none, and the run gave no k-NN accuracy."""
     for name in ("train/a/0.png", "train/b/0.png", "val/b/0.png", "val/b/1.png"):

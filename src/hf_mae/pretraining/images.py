@@ -14,6 +14,7 @@ from ..data.folders import reading_folders_once
 from ..data.held_out import default_share, hold_out
 from ..data.image_source import digest
 from ..data.labels import forget_other_classes, has_classes, label_by_folders
+from ..data.parts import files_of
 from ..data.scores import describe_weights, weights_by_loss
 from ..data.shards import DatasetImages, ParquetImages
 from ..data.sources import ImageSource, open_images
@@ -78,7 +79,7 @@ def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None
         options = {**columns, "labels": settings.labels, "tile": settings.tile, "reading": reading}
         data = settings.data if images is None else images
         train, test = (open_images(data, split, settings.streaming, **options) for split in ("train", "test"))
-        if settings.label_column is not None and not isinstance(train, DatasetImages | ParquetImages):
+        if settings.label_column is not None and not isinstance(files_of(train), DatasetImages | ParquetImages):
             raise ValueError(
                 f"`label_column` names a column, and {train.name} holds files. Leave it out: the k-NN accuracy goes by "
                 "the folders of the images."
