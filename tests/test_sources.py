@@ -603,6 +603,15 @@ def test_evaluation_images_of_one_class__have_the_number_that_it_has_in_training
     assert unlabelled.test.labels is None
 
 
+def test_fingerprint_of_a_data_set__is_that_of_its_images_and_not_of_their_labels():
+    """Scores of the same images were refused as those of others, and a run was not continued with other labels."""
+    data = two_columns()
+    fingerprints = {open_images(data, label_column=column).fingerprint for column in (None, "fine", "text", "score")}
+    assert len(fingerprints) == 1
+    assert open_images(data.select([0, 1])).fingerprint not in fingerprints
+    assert open_images(data, image_column="annotation").fingerprint not in fingerprints
+
+
 @pytest.mark.parametrize("kind", ["parquet", "disk"])
 def test_columns__are_chosen_by_name_and_the_choice_is_noted(tmp_path, kind):
     path = tmp_path / ("data.parquet" if kind == "parquet" else "data")

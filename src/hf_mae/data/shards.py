@@ -542,7 +542,7 @@ class DatasetImages(ImageSource):
             self.labels, self.label_names = encode_labels(list(dataset[label]), problem_type, [label], names=names)
         shown = spread_indices(self, _FINGERPRINTED)
         seen = digest(*(_start_of(images[int(index)][self.column]) for index in shown))
-        self.fingerprint = digest(f"{len(dataset)} {self.column}", b"" if self.labels is None else self.labels, seen)
+        self.fingerprint = digest(f"{len(dataset)} {self.column}", seen)  # of images, whichever column labels them
 
     def __len__(self) -> int:
         return len(self._images)
