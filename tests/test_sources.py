@@ -17,7 +17,7 @@ import hf_mae.data.shards
 from hf_mae.data.datasets import PretrainingDataset, collate
 from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.shards import ParquetImages
-from hf_mae.data.sources import FolderImages, open_images
+from hf_mae.data.sources import FashionMNISTImages, FolderImages, open_images
 from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError, read_stored
 from hf_mae.pretraining.images import open_run_images
 from hf_mae.pretraining.settings import PretrainingSettings
@@ -581,6 +581,8 @@ def test_columns__of_images_that_have_none_are_refused(tmp_path):
     for reading in (ReadingSettings(), ReadingSettings(pages="images")):
         with pytest.raises(ValueError, match="`label_column` names a column, and .* holds files. Leave it out"):
             open_run_images(PretrainingSettings(data=str(tmp_path), label_column="kind"), None, reading)
+    with pytest.raises(ValueError, match="`label_column` names the labels, and `labels` none leaves them out"):
+        PretrainingSettings(label_column="kind", labels="none")
 
 
 def test_columns_of_labels__are_read_also_where_pages_are_images():
@@ -610,6 +612,16 @@ def test_fingerprint_of_a_data_set__is_that_of_its_images_and_not_of_their_label
     assert len(fingerprints) == 1
     assert open_images(data.select([0, 1])).fingerprint not in fingerprints
     assert open_images(data, image_column="annotation").fingerprint not in fingerprints
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"tile": 8}, {"labels": "none"}, {"label_column": "kind"}, {"image_column": "left"}, {"streaming": True}],
+)
+def test_settings_of_a_path__are_refused_for_a_source_of_its_own(settings):
+    """They had no effect, in silence: a source with classes was measured by these although `labels` was none."""
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is for images that a path or a data set names"):
+        open_run_images(PretrainingSettings(**settings), FashionMNISTImages(), ReadingSettings())
 
 
 @pytest.mark.parametrize("kind", ["parquet", "disk"])

@@ -73,6 +73,7 @@ def open_run_images(
 @reading_folders_once()
 def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None) -> RunImages:
     if isinstance(images, ImageSource):
+        _check_source(settings, images)
         found = RunImages(images, None)
     else:
         columns = {name: getattr(settings, name) for name in ("image_column", "label_column", "dataset_config")}
@@ -98,6 +99,17 @@ def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None
         found.weights = weights_by_loss(settings.sample_by_loss, found.train)
         found.notes.append(describe_weights(found.weights))
     return found
+
+
+def _check_source(settings: PretrainingSettings, images: ImageSource):
+    """Refuses settings that say what the images of a path or of a data set are: an object says that itself."""
+    given = [name for name in ("tile", "image_column", "label_column", "dataset_config") if getattr(settings, name)]
+    given += ["labels"] * (settings.labels == "none") + ["streaming"] * settings.streaming
+    if given:
+        raise ValueError(
+            f"`{given[0]}` is for images that a path or a data set names, and {images.name} is a source of its own. "
+            "Leave it out, and let the source do it."
+        )
 
 
 def _check_agreement(settings: PretrainingSettings, images: RunImages):
