@@ -583,6 +583,8 @@ def test_columns__of_images_that_have_none_are_refused(tmp_path):
             open_run_images(PretrainingSettings(data=str(tmp_path), label_column="kind"), None, reading)
     with pytest.raises(ValueError, match="`label_column` names the labels, and `labels` none leaves them out"):
         PretrainingSettings(label_column="kind", labels="none")
+    with pytest.raises(ValueError, match="`label_column` names the labels, and `streaming` leaves them out"):
+        PretrainingSettings(label_column="kind", streaming=True)
 
 
 def test_columns_of_labels__are_read_also_where_pages_are_images():

@@ -236,8 +236,9 @@ class PretrainingSettings(
                 raise ValueError(f"`{name}` takes two values, low and high, got {getattr(self, name)}.")
         if self.value_range is not None and self.value_percentiles is not None:
             raise ValueError("Set `value_range` or `value_percentiles`, not both.")
-        if self.labels == "none" and self.label_column is not None:
-            raise ValueError("`label_column` names the labels, and `labels` none leaves them out. Set one of them.")
+        if self.label_column is not None and (self.labels == "none" or self.streaming):
+            other = "`streaming`" if self.streaming else "`labels` none"
+            raise ValueError(f"`label_column` names the labels, and {other} leaves them out. Set one of them.")
         if self.compute_statistics and (self.image_mean or self.image_std):
             raise ValueError(
                 "`compute_statistics` measures mean and deviation: leave out `image_mean` and `image_std`."
