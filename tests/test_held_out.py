@@ -21,10 +21,12 @@ from hf_mae.data.labels import open_labelled
 from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.evaluating import EvaluationArguments
-from hf_mae.finetuning.segmentation import open_pairs
+from hf_mae.finetuning.segmentation import SegmentationArguments, open_pairs
 from hf_mae.finetuning.trainer import warn_of_divided_groups
 from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.pretraining.command import pretrain
+from hf_mae.pretraining.images import open_run_images
+from hf_mae.pretraining.settings import PretrainingSettings
 
 
 class Named(ImageSource):
@@ -466,3 +468,24 @@ def test_commands__evaluate_on_the_held_out_share(pretrained, folder, tmp_path, 
     assert "eval_accuracy" in record["metrics"]
     with pytest.raises(ValueError, match=r"no images to evaluate on: set `held_out`, or put some below a folder `val`"):
         call(probe_command, *common, "--fast", "--held_out", "0", "--output_dir", tmp_path / "none")
+
+
+def test_groups__of_data_with_a_split_to_evaluate_on_are_refused(tmp_path):
+    """Nothing is held out of them, and patients on both sides gave figures that were too good, in silence."""
+    write_pictures(
+        tmp_path, [f"{split}/{name}/{number}.png" for split in ("train", "val") for name in "ab" for number in "12"]
+    )
+    message = "`group_by` folder keeps groups together where images are held out, and none are of .*Leave it out"
+    with pytest.raises(ValueError, match=message):
+        open_labelled(str(tmp_path), group_by="folder")
+    with pytest.raises(ValueError, match=message):
+        open_run_images(PretrainingSettings(data=tmp_path, group_by="folder"), None, ReadingSettings())
+    for split in ("train", "val"):
+        (tmp_path / "pairs" / split / "masks").mkdir(parents=True)
+        write_pictures(tmp_path / "pairs" / split, ["images/1.png"])
+        Image.fromarray(np.eye(10, 12, dtype=np.uint8)).save(tmp_path / "pairs" / split / "masks" / "1.png")
+    args = SegmentationArguments(
+        preset="tiny", data=str(tmp_path / "pairs"), group_by="folder", output_dir=tmp_path / "out"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_pairs(args, MAEImageProcessor())

@@ -54,6 +54,23 @@ class SelectedImages(DerivedImages):
         return self.images[int(self.indices[index])]
 
 
+def check_not_grouped(group_by: str | None, name: str | None):
+    """Refuses groups where nothing is held out: that none of them is in both splits is for the data to see to.
+
+    Args:
+        group_by (`str`, *optional*): See [`ImageSource.groups`].
+        name (`str`, *optional*): What messages call the data, which have a second split.
+
+    Raises:
+        ValueError: If `group_by` is given.
+    """
+    if group_by is not None:
+        raise ValueError(
+            f"`group_by` {group_by} keeps groups together where images are held out, and none are of {name}, which has "
+            "a split to evaluate on. Leave it out, and see to it yourself that no group is in both splits."
+        )
+
+
 def choose_held_out(
     images: ImageSource,
     share: float,
@@ -205,4 +222,4 @@ def _hash(name: str) -> int:
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
-__all__ = ["HeldOut", "SelectedImages", "choose_held_out", "default_share", "hold_out", "select"]
+__all__ = ["HeldOut", "SelectedImages", "check_not_grouped", "choose_held_out", "default_share", "hold_out", "select"]

@@ -14,7 +14,7 @@ import numpy as np
 from transformers.utils import logging
 
 from .folders import FolderImages, reading_folders_once
-from .held_out import hold_out, select
+from .held_out import check_not_grouped, hold_out, select
 from .image_source import ImageSource
 from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
 from .parts import PartsOfImages, files_of
@@ -144,6 +144,7 @@ def open_labelled(
         if train_images.label_names:
             label_by_folders(test_images, train_images.label_names, problem_type)
         if has_label(test_images).any():
+            check_not_grouped(group_by, data)
             _warn_of_unlabelled(test_images)
             return select(train_images, known), select(test_images, has_label(test_images))
         logger.warning(
