@@ -200,6 +200,7 @@ class ClassificationArguments(
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Training
+_LEARNING = "learning_classifier.pt"  # in checkpoints of numbers: the classifier before it gets their scale
 
 
 _LOSSES = {
@@ -222,10 +223,11 @@ class ClassificationTrainer(FineTuningTrainer):
         """
         self.augmentation = augmentation
         self.problem_type = kwargs["model"].config.problem_type or SINGLE
-        # Numbers are learned with mean 0 and deviation 1. `finish_model` puts the scale into the classifier.
+        # Numbers are learned with mean 0 and deviation 1. What is saved has the scale in its classifier.
         self.scale, self.offset, self.weights = torch.ones(()), torch.zeros(()), None
         if self.problem_type == REGRESSION:
             std = train_labels.std(axis=0)
+            _change_scale(kwargs["model"].classifier, self.scale, self.offset)
             self.scale = torch.from_numpy(np.where(std > 0, std, 1.0).astype(np.float32))
             self.offset = torch.from_numpy(train_labels.mean(axis=0).astype(np.float32))
         if kwargs["args"].class_weights == "balanced":
@@ -265,15 +267,42 @@ class ClassificationTrainer(FineTuningTrainer):
         return figures(*self.last, self.problem_type, self.model.config.num_labels)
 
     @torch.no_grad()
-    def finish_model(self):
-        """Puts the scale of numbers into the classifier, which then gives them as the data have them."""
-        if self.problem_type != REGRESSION:
-            return
+    def _put_scale_into_classifier(self):
         classifier = self.accelerator.unwrap_model(self.model).classifier
         scale, offset = (value.to(classifier.weight.device) for value in (self.scale, self.offset))
         classifier.weight.mul_(scale[:, None])
         classifier.bias.mul_(scale).add_(offset)
-        self.scale, self.offset = torch.ones_like(self.scale), torch.zeros_like(self.offset)
+
+    def finish_model(self):
+        """Puts the scale of numbers into the classifier, which then gives them as the data have them."""
+        if self.problem_type == REGRESSION:
+            self._put_scale_into_classifier()
+            self.scale, self.offset = torch.ones_like(self.scale), torch.zeros_like(self.offset)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        """Saves a model that gives numbers of the data, and into a checkpoint also the classifier as it learns."""
+        if self.problem_type != REGRESSION or not self.args.should_save or output_dir in (None, self.args.output_dir):
+            super()._save(output_dir, state_dict)
+            return
+        classifier = self.accelerator.unwrap_model(self.model).classifier
+        learning = copy.deepcopy(classifier.state_dict())
+        self._put_scale_into_classifier()
+        super()._save(output_dir, state_dict)
+        classifier.load_state_dict(learning)
+        torch.save(learning, Path(output_dir) / _LEARNING)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_learning(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self._load_learning(str(self.state.best_model_checkpoint))
+
+    def _load_learning(self, checkpoint: str):
+        if (path := Path(checkpoint) / _LEARNING).exists():
+            classifier = self.accelerator.unwrap_model(self.model).classifier
+            classifier.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def describe_results(self, metrics: dict) -> dict:
         """Adds the figures of each class, prints them, and draws confusions."""
@@ -281,6 +310,14 @@ class ClassificationTrainer(FineTuningTrainer):
             return metrics
         names = class_names_of(self.model.config)
         return {**metrics, **describe_figures(*self.last, self.problem_type, names, Path(self.args.output_dir))}
+@torch.no_grad()
+def _change_scale(classifier: nn.Linear, scale: torch.Tensor, offset: torch.Tensor):
+    """Lets a classifier that gives numbers of the data give those that are learned. A fresh one has no bias."""
+    if classifier.bias.any():
+        classifier.weight.div_(scale[:, None])
+        classifier.bias.sub_(offset).div_(scale)
+
+
 
 
 def balanced_weights(labels: np.ndarray, problem_type: str, num_labels: int) -> torch.Tensor:
