@@ -290,6 +290,17 @@ def test_table__of_one_split_alone_is_no_table_of_the_other(pretrained, tmp_path
         script.open_boxes(args, MAEImageProcessor.from_pretrained(pretrained))
 
 
+@pytest.mark.parametrize("head", ["dfine", "deimv2"])
+def test_detector__is_in_float32_whatever_its_checkpoint_is(tiny_model, tmp_path, head):
+    """The encoder alone would have the type of the checkpoint, and could not be run with the head."""
+    tiny_model().bfloat16().save_pretrained(tmp_path / "model")
+    args = script.DetectionArguments(
+        model_name_or_path=str(tmp_path / "model"), head=head, head_size=16, decoder_layers=2, data="x"
+    )
+    model = script.build_detector(args, script.build_encoder_config(args), ["a", "b"], 20)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_image_size__is_rounded_up_to_twice_the_patch(pretrained, capsys):
     args = script.DetectionArguments(model_name_or_path=str(pretrained), image_size=[40, 65], data="x")
     assert tuple(script.build_encoder_config(args).image_size) == (48, 80)  # patches of 8

@@ -467,3 +467,13 @@ def test_linear_probing__fast_is_refused_in_several_processes(tmp_path, monkeypa
     monkeypatch.setattr(ProbingArguments, "world_size", 2)
     with pytest.raises(ValueError, match="`fast` works in one process, and 2 were started"):
         ProbingArguments(str(tmp_path), model_name_or_path="model", fast=True, use_cpu=True)
+def test_linear_probing__does_not_round_the_probe_to_the_type_of_the_checkpoint(call, tiny_model, folder, tmp_path):
+    tiny_model().bfloat16().save_pretrained(tmp_path / "model")
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "model")
+    model, out = tmp_path / "model", tmp_path / "out"
+    call(probe_command, "--model_name_or_path", model, "--data", folder, "--output_dir", out, "--num_train_epochs", 1)
+    weight = load_file(out / "model.safetensors")["classifier.weight"]
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight, weight.bfloat16().float())
+
+

@@ -539,6 +539,14 @@ def test_settings__that_make_no_sense_are_refused(arguments_class, settings, mes
         arguments_class(data="somewhere", preset="tiny", **settings)
 
 
+def test_segmenter__is_in_float32_whatever_its_checkpoint_is(tiny_model, tmp_path):
+    """The encoder alone would have the type of the checkpoint, and could not be run with the head."""
+    tiny_model().bfloat16().save_pretrained(tmp_path / "model")
+    args = script.SegmentationArguments(model_name_or_path=str(tmp_path / "model"), data="x", head_size=16)
+    model = script.build_segmenter(args, script.build_encoder_config(args), ["a", "b"])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_held_out__0_evaluates_on_the_training_images(tmp_path, capsys):
     shapes(tmp_path, 3)
     args = script.SegmentationArguments(data=tmp_path, preset="tiny", held_out=0)

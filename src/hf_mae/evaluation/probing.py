@@ -608,6 +608,7 @@ def _build_trainer(
         crop_scale=(args.crop_scale_min, 1.0),
         horizontal_flip=args.horizontal_flip,
         transform=RandomOrientation(False, args.vertical_flip, args.rotate90),
+        dtype=torch.float32,  # the probe would be rounded to what the checkpoint has
         reading=image_processor.reading,
     )
     return ProbingTrainer(

@@ -582,7 +582,8 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
             f"{args.model_name_or_path} has no classifier to evaluate: train one, with `eval_only` set to false."
         )
     sizes = {} if args.image_size is None else {"image_size": args.image_size}
-    model = MAEForImageClassification.from_pretrained(args.model_name_or_path, **sizes).to(args.device).eval()
+    model = MAEForImageClassification.from_pretrained(args.model_name_or_path, dtype=torch.float32, **sizes)
+    model.to(args.device).eval()
     problem_type = model.config.problem_type or SINGLE
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = {"label_column": args.label_column, "problem_type": problem_type, **args.source_options(image_processor)}

@@ -219,6 +219,7 @@ def build_encoder_config(args: DetectionArguments) -> MAEConfig:
     config.image_size = sides[0] if sides[0] == sides[1] else sides
     config.feature_pyramid_size = args.head_size or config.feature_pyramid_size
     config.set_output_features_output_indices(_LEVELS, None)
+    config.dtype = torch.float32  # whatever the checkpoint has, or the encoder alone would have another than its head
     config.check()  # from_pretrained does not check the fields it is given
     return config
 

@@ -298,6 +298,7 @@ def build_encoder_config(args: SegmentationArguments) -> MAEConfig:
         config.feature_pyramid_size = min(config.hidden_size, 256)
     config.feature_pyramid_size = args.feature_pyramid_size or config.feature_pyramid_size
     config.set_output_features_output_indices(None, None)
+    config.dtype = torch.float32  # whatever the checkpoint has, or the encoder alone would have another than its head
     config.check()  # from_pretrained does not check the fields it is given
     return config
 
