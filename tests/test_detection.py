@@ -290,6 +290,12 @@ def test_table__of_one_split_alone_is_no_table_of_the_other(pretrained, tmp_path
         script.open_boxes(args, MAEImageProcessor.from_pretrained(pretrained))
 
 
+@pytest.mark.parametrize("settings", [{"image_size": [64]}, {"from_scratch": True}])
+def test_evaluation__refuses_settings_of_training(settings):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is for training"):
+        script.DetectionArguments(model_name_or_path="model", data="x", eval_only=True, **settings)
+
+
 @pytest.mark.parametrize("head", ["dfine", "deimv2"])
 def test_detector__is_in_float32_whatever_its_checkpoint_is(tiny_model, tmp_path, head):
     """The encoder alone would have the type of the checkpoint, and could not be run with the head."""

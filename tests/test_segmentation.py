@@ -547,6 +547,12 @@ def test_segmenter__is_in_float32_whatever_its_checkpoint_is(tiny_model, tmp_pat
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("settings", [{"image_size": [64]}, {"from_scratch": True}])
+def test_evaluation__refuses_settings_of_training(settings):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is for training"):
+        script.SegmentationArguments(model_name_or_path="model", data="x", eval_only=True, **settings)
+
+
 def test_held_out__0_evaluates_on_the_training_images(tmp_path, capsys):
     shapes(tmp_path, 3)
     args = script.SegmentationArguments(data=tmp_path, preset="tiny", held_out=0)

@@ -37,6 +37,10 @@ def settle_head(args):
         )
     if args.image_size is not None and (len(args.image_size) not in (1, 2) or min(args.image_size) < 1):
         raise ValueError(f"`image_size` must be a side, or height and width, in pixels, got {args.image_size}.")
+    if args.eval_only or getattr(args, "predict_only", False):
+        for name in ("image_size", "from_scratch"):
+            if getattr(args, name):
+                raise ValueError(f"`{name}` is for training, and the model is taken as it is here. Leave it out.")
     if not 0 < args.min_scale <= args.max_scale:
         raise ValueError(f"`min_scale` {args.min_scale} must be positive and at most `max_scale` {args.max_scale}.")
     args.class_names = read_class_names(args.class_names)
