@@ -223,6 +223,35 @@ def test_fine_tuning__mistakes(call, pretrained, folder, tmp_path):
         call(finetune_command, "--model_name_or_path", pretrained, "--data", folder)
 
 
+@pytest.mark.parametrize("settings", [{"load_best_model_at_end": True}, {"save_strategy": "best"}])
+def test_best_model__is_refused_where_none_is_evaluated(call, short, folder, tmp_path, settings):
+    """Else the last one would be taken for the best, or no checkpoint be saved."""
+    with pytest.raises(ValueError, match="none is the best.*`eval_strategy`"):
+        ClassificationArguments(model_name_or_path="model", eval_strategy="no", **settings)
+    shutil.rmtree(folder / "val")
+    flags = [text for name, value in settings.items() for text in (f"--{name}", value)]
+    flags += ["--metric_for_best_model", "accuracy"]
+    with pytest.raises(ValueError, match="have images to evaluate on"):
+        call(finetune_command, *short, "--held_out", 0, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.5}, "`learning_rate` follows from `base_learning_rates`"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` cannot handle"),
+        ({"fast": True, "max_steps": 5}, "`max_steps` has no effect with `fast`"),
+        ({"fast": True, "crop_scale_min": 0.5}, "`crop_scale_min` has no effect with `fast`"),
+        ({"fast": True, "num_train_epochs": 0.5}, "must be a whole number.*got 0.5 and 0.111"),
+        ({"fast": True, "warmup_steps": 5}, "share, below 1; got 90 and 5"),
+    ],
+)
+def test_linear_probing__settings_without_effect_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ProbingArguments("out", model_name_or_path="model", use_cpu=True, **settings)
+
+
 def test_check__adds_to_the_log_only_what_it_finds_itself(folder, log):
     """What a source says, such as which folders are classes, is said when it is opened."""
     pixels = np.zeros((40, 40), np.uint16)
@@ -462,11 +491,6 @@ def test_linear_probing__with_crops(call, pretrained, folder, tmp_path):
         call(probe_command, *arguments, "--base_learning_rates", "1", "2")
 
 
-def test_linear_probing__fast_is_refused_in_several_processes(tmp_path, monkeypatch):
-    """Each would compute the features of all images, and print the same figures."""
-    monkeypatch.setattr(ProbingArguments, "world_size", 2)
-    with pytest.raises(ValueError, match="`fast` works in one process, and 2 were started"):
-        ProbingArguments(str(tmp_path), model_name_or_path="model", fast=True, use_cpu=True)
 def test_linear_probing__does_not_round_the_probe_to_the_type_of_the_checkpoint(call, tiny_model, folder, tmp_path):
     tiny_model().bfloat16().save_pretrained(tmp_path / "model")
     MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "model")
@@ -477,3 +501,22 @@ def test_linear_probing__does_not_round_the_probe_to_the_type_of_the_checkpoint(
     assert not torch.equal(weight, weight.bfloat16().float())
 
 
+def test_linear_probing__of_an_adapter_is_refused(call, tiny_model, folder, tmp_path):
+    """The classifier would not be saved with it."""
+    peft = pytest.importorskip("peft")
+    tiny_model().save_pretrained(tmp_path / "model")
+    settings = peft.LoraConfig(r=2, target_modules=["qkv"])
+    peft.get_peft_model(MAEForPreTraining.from_pretrained(tmp_path / "model"), settings).save_pretrained(tmp_path / "a")
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "a")
+    arguments = ["--model_name_or_path", tmp_path / "a", "--data", folder, "--output_dir", tmp_path / "out"]
+    for command, flags in ((probe_command, []), (probe_command, ["--fast"]), (finetune_command, [])):
+        with pytest.raises(OSError, match="a holds an adapter, and no model.*merge_and_unload"):
+            call(command, *arguments, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_linear_probing__fast_is_refused_in_several_processes(tmp_path, monkeypatch):
+    """Each would compute the features of all images, and print the same figures."""
+    monkeypatch.setattr(ProbingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="`fast` works in one process, and 2 were started"):
+        ProbingArguments(str(tmp_path), model_name_or_path="model", fast=True, use_cpu=True)

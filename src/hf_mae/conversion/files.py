@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from ..modeling.configuration_mae import MAEConfig, _pair, fields_of_pixio
 from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
-from ..modeling.saving_mae import share_weights
+from ..modeling.saving_mae import no_model_in, share_weights
 from ..publishing.records import write_json
 
 WEIGHT_FILES = (
@@ -104,10 +104,7 @@ def _read_folder(name: str, **hub_kwargs) -> tuple[dict[str, torch.Tensor], dict
     if not os.path.exists(name):
         raise OSError(f"There is no folder {name!r}, and the Hub has given no weights of this name.")
     if os.path.exists(os.path.join(name, "adapter_config.json")):
-        raise OSError(
-            f"{name} holds an adapter, and no model. Save peft.PeftModel.from_pretrained(base_model, "
-            f"{name!r}).merge_and_unload() with save_pretrained, and take that folder."
-        )
+        raise no_model_in(name)
     raise OSError(f"{name} holds no weights: none of {', '.join(WEIGHT_FILES)}.")
 
 

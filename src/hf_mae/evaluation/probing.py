@@ -5,6 +5,7 @@
 Source: He et al. 2021, appendix A.1, Linear probing, and Table 10.
 """
 
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from ..finetuning.trainer import (
     open_classes,
     write_record,
 )
+from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
 from ..publishing.hub import HubPush
@@ -100,6 +102,13 @@ class ProbeArguments:
     label_column: list[str] | None = HfArg(default=None, help="Column of the table or data set with the labels.")
 
 
+# Settings of training with crops by Trainer, which `fast` does not do.
+_NOT_FAST = (
+    *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "max_grad_norm"),
+    *("crop_scale_min", "horizontal_flip", "vertical_flip", "rotate90", "load_best_model_at_end"),
+)
+
+
 @dataclass
 class ProbeTrainingArguments:
     """Optimization."""
@@ -107,6 +116,7 @@ class ProbeTrainingArguments:
     num_train_epochs: float = HfArg(default=90, help="Passes over the images.")
     per_device_train_batch_size: int = HfArg(default=512, help="Images of one forward pass on one device.")
     per_device_eval_batch_size: int = HfArg(default=64, help="The same in evaluation and, with fast, for features.")
+    learning_rate: float | None = HfArg(default=None, help=SUPPRESS)  # it follows from `base_learning_rates`
     weight_decay: float = HfArg(default=0.0, help="Weight decay of the linear layer.")
     lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rate.")
     warmup_steps: float = HfArg(default=1 / 9, help="Steps with a rising rate; below 1: their share.")
@@ -133,6 +143,18 @@ class ProbingArguments(
             raise ValueError(
                 f"`fast` works in one process, and {self.world_size} were started: each would compute all features. "
                 "Start it without a launcher, or leave `fast` out."
+            )
+        if self.learning_rate is not None:
+            raise ValueError("`learning_rate` follows from `base_learning_rates` and the size of batches: set those.")
+        recipe = self.recipe() if self.fast else {}
+        if unused := [name for name in _NOT_FAST if name in recipe]:
+            raise ValueError(
+                f"`{unused[0]}` has no effect with `fast`, which trains on stored features. Leave one out."
+            )
+        if self.fast and (self.num_train_epochs < 1 or self.num_train_epochs % 1 or self.warmup_steps >= 1):
+            raise ValueError(
+                "With `fast`, `num_train_epochs` must be a whole number and `warmup_steps` their share, below 1; got "
+                f"{self.num_train_epochs:g} and {self.warmup_steps:g}."
             )
         if self.base_learning_rates is None and self.pooling == "attentive":
             self.base_learning_rates = list(LEARNING_RATES)
@@ -579,12 +601,14 @@ def probe(args: ProbingArguments) -> FineTuned:
 
 def _build_classifier(args: ProbingArguments, names: list[str]) -> MAEForImageClassification:
     sizes = {} if args.image_size is None else {"image_size": args.image_size}
+    MAEConfig.from_pretrained(args.model_name_or_path)  # refuses an adapter, without whose model the probe is lost
     return MAEForImageClassification.from_pretrained(
         args.model_name_or_path,
         id2label=dict(enumerate(names)),
         label2id={name: label for label, name in enumerate(names)},
         pooling="class" if args.pooling == "attentive" else args.pooling,  # until the queries are trained
         ignore_mismatched_sizes=True,  # a classifier that is there is not used
+        dtype=torch.float32,  # the probe would be rounded to what the checkpoint has
         **sizes,
     )
 
@@ -608,7 +632,6 @@ def _build_trainer(
         crop_scale=(args.crop_scale_min, 1.0),
         horizontal_flip=args.horizontal_flip,
         transform=RandomOrientation(False, args.vertical_flip, args.rotate90),
-        dtype=torch.float32,  # the probe would be rounded to what the checkpoint has
         reading=image_processor.reading,
     )
     return ProbingTrainer(

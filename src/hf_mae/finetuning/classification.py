@@ -172,8 +172,6 @@ class ClassificationArguments(
             raise ValueError(f"`max_train_images` must be at least 1, got {self.max_train_images}.")
         if self.num_pooling_queries is not None and self.pooling != "attentive":
             raise ValueError(f"`num_pooling_queries` is for `pooling` attentive, which is {self.pooling}.")
-        if self.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` cannot handle mixed labels. Set `label_smoothing` instead.")
 
     def check_problem_type(self, problem_type: str):
         """Refuses settings that need classes where labels are numbers.
@@ -200,9 +198,9 @@ class ClassificationArguments(
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Training
+
+
 _LEARNING = "learning_classifier.pt"  # in checkpoints of numbers: the classifier before it gets their scale
-
-
 _LOSSES = {
     SINGLE: nn.functional.cross_entropy,
     MULTI: nn.functional.binary_cross_entropy_with_logits,
@@ -227,9 +225,9 @@ class ClassificationTrainer(FineTuningTrainer):
         self.scale, self.offset, self.weights = torch.ones(()), torch.zeros(()), None
         if self.problem_type == REGRESSION:
             std = train_labels.std(axis=0)
-            _change_scale(kwargs["model"].classifier, self.scale, self.offset)
             self.scale = torch.from_numpy(np.where(std > 0, std, 1.0).astype(np.float32))
             self.offset = torch.from_numpy(train_labels.mean(axis=0).astype(np.float32))
+            _change_scale(kwargs["model"].classifier, self.scale, self.offset)
         if kwargs["args"].class_weights == "balanced":
             self.weights = balanced_weights(train_labels, self.problem_type, kwargs["model"].config.num_labels)
         super().__init__(*args, **kwargs, compute_metrics=self._figures, preprocess_logits_for_metrics=self._kept)
@@ -310,14 +308,14 @@ class ClassificationTrainer(FineTuningTrainer):
             return metrics
         names = class_names_of(self.model.config)
         return {**metrics, **describe_figures(*self.last, self.problem_type, names, Path(self.args.output_dir))}
+
+
 @torch.no_grad()
 def _change_scale(classifier: nn.Linear, scale: torch.Tensor, offset: torch.Tensor):
     """Lets a classifier that gives numbers of the data give those that are learned. A fresh one has no bias."""
     if classifier.bias.any():
         classifier.weight.div_(scale[:, None])
         classifier.bias.sub_(offset).div_(scale)
-
-
 
 
 def balanced_weights(labels: np.ndarray, problem_type: str, num_labels: int) -> torch.Tensor:
@@ -463,6 +461,9 @@ def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSour
     check_sources(image_processor, train_images, test_images)
     args.check_rotation(image_processor.crop_height_width)
     args.check_problem_type(config.problem_type or SINGLE)
+    if test_images is None:
+        args.eval_strategy = "no"
+        args.check_best()
     checkpoint = check_experiment(args, "finetune", fingerprints)  # deletes, if it is to, when all else is right
     trainer = _build_trainer(args, model, image_processor, train_images, test_images)
     if trainer.is_world_process_zero():
@@ -483,7 +484,6 @@ def _build_trainer(
 ) -> ClassificationTrainer:
     config = model.config
     if test_images is None:
-        args.eval_strategy = "no"
         print(in_flags(str(no_test_images(train_images.name))), file=sys.stderr)
     if args.learning_rate is None:
         args.learning_rate = scaled_learning_rate(args.base_learning_rate, args.effective_batch_size)

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.integrations import is_tensorboard_available
-from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, rotate_checkpoints
 from transformers.utils import logging
 
 from ..data.checking import check_images
@@ -121,6 +121,12 @@ class FineTuningArguments(TrainingArguments):
             self.accelerator_config: dict | None = {"non_blocking": self.dataloader_pin_memory}
         workers = self.dataloader_num_workers
         self.dataloader_num_workers = int(on_gpu) if workers is None else workers
+        self.check_best()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` cannot handle the labels of these tasks. Leave it out, or in fine-tuning for "
+                "classes set `label_smoothing`."
+            )
         with joining_processes():
             super().__post_init__()
         self.mixed_precision = "fp16" if self.fp16 else "bf16" if self.bf16 else "no"  # not the launcher's any more
@@ -137,6 +143,19 @@ class FineTuningArguments(TrainingArguments):
             self.hub_token: str | None = None
         if self.push_to_hub:  # refuses at once what would fail when the trainer is made, after an old run is deleted
             HubPush(self.output_dir, self.hub_model_id, self.hub_private_repo)
+
+    def check_best(self):
+        """Refuses to keep the best model where none is evaluated.
+
+        Raises:
+            ValueError: If `eval_strategy` is no, and the best model is to be saved or loaded.
+        """
+        wanted = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
+        if wanted and self.eval_strategy == IntervalStrategy.NO:
+            raise ValueError(
+                "No model is evaluated during the run, so that none is the best. Set `eval_strategy` to steps or epoch "
+                "and have images to evaluate on, or leave out `load_best_model_at_end` and `save_strategy` best."
+            )
 
     def warn_of_training_images(self):
         """Warns if a model is evaluated on all images of the data that it was trained on, because they have no splits.

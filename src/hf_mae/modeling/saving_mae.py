@@ -21,7 +21,13 @@ def has_config(name: str | os.PathLike, subfolder: str | None = None) -> bool:
 
 def no_model_in(name: str | os.PathLike, subfolder: str | None = None) -> OSError:
     """Returns the error that says that a folder, or a folder in it, has no configuration of a model."""
-    return OSError(f"{Path(name, subfolder or '')} holds no model: there is no {CONFIG_NAME}.")
+    folder = Path(name, subfolder or "")
+    if (folder / "adapter_config.json").exists():
+        return OSError(
+            f"{folder} holds an adapter, and no model. Save peft.PeftModel.from_pretrained(base_model, "
+            f"{os.fspath(folder)!r}).merge_and_unload() with save_pretrained, and take that folder."
+        )
+    return OSError(f"{folder} holds no model: there is no {CONFIG_NAME}.")
 
 
 @contextmanager
