@@ -98,9 +98,11 @@ def main(folder: Path):
     if dist.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps([results, evaluated]))
     dist.barrier()
+    sys.stderr.flush()
+    # All is asserted. gloo's threads sometimes abort a process that lets go of sharded models or tears down the group
+    # (torch 2.13).
+    os._exit(0)
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    sys.stderr.flush()
-    os._exit(0)  # all is asserted; gloo's threads sometimes abort a process that tears them down (torch 2.13)
