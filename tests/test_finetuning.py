@@ -175,6 +175,18 @@ def test_numbers__are_those_of_the_data_in_checkpoints_and_where_training_goes_o
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
+def test_eval_only__takes_the_classifier_as_it_is_and_refuses_other_words(call, tiny_config, folder, tmp_path):
+    """It has class pooling and one class an image, and figures would be taken for those of what was asked for."""
+    model = reversed_classifier(tiny_config, tmp_path / "model")
+    arguments = ["--model_name_or_path", model, "--data", folder, "--eval_only", "--output_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match="`pooling` of .*model is class, got attentive. Leave it out."):
+        call(finetune_command, *arguments, "--pooling", "attentive")
+    with pytest.raises(ValueError, match="`problem_type` of .* is single_label_classification, got regression."):
+        call(finetune_command, *arguments, "--problem_type", "regression")
+    call(finetune_command, *arguments, "--pooling", "class", "--problem_type", "single_label_classification")
+    assert (tmp_path / "out" / "evaluation.json").exists()
+
+
 def reversed_classifier(tiny_config, folder):
     """Saves a classifier of three colours in an order of its own, whose weights are all 1, and returns the folder."""
     names = ["red", "green", "blue"]

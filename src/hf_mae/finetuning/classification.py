@@ -451,14 +451,7 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
     Raises:
         ValueError: If the model is no classifier, or no image can be read.
     """
-    config = MAEConfig.from_pretrained(args.model_name_or_path)
-    if not is_classifier(config):
-        raise ValueError(
-            f"{args.model_name_or_path} has no classifier to evaluate: train one, with `eval_only` set to false."
-        )
-    sizes = {} if args.image_size is None else {"image_size": args.image_size}
-    model = MAEForImageClassification.from_pretrained(args.model_name_or_path, dtype=torch.float32, **sizes)
-    model.to(args.device).eval()
+    model = _load_classifier(args)
     problem_type = model.config.problem_type or SINGLE
     image_processor = args.load_image_processor(args.model_name_or_path)
     options = {"label_column": args.label_column, "problem_type": problem_type, **args.source_options(image_processor)}
@@ -492,6 +485,27 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
         write_json(folder / "evaluation.json", {**run_record(args.recipe(), images), "metrics": metrics})
     print(f"{len(files):,} images, {known.sum():,} with a label. Predictions are in {folder / 'predictions.csv'}.")
     return FineTuned(model, metrics, folder)
+
+
+def _load_classifier(args: ClassificationArguments) -> MAEForImageClassification:
+    """Returns a finished classifier.
+
+    Raises:
+        ValueError: If the model is none, or another one than the settings say.
+    """
+    config = MAEConfig.from_pretrained(args.model_name_or_path)
+    if not is_classifier(config):
+        raise ValueError(
+            f"{args.model_name_or_path} has no classifier to evaluate: train one, with `eval_only` set to false."
+        )
+    has = {"problem_type": config.problem_type or SINGLE, "pooling": config.pooling}
+    given = {"problem_type": args.problem_type, "pooling": None if args.pooling == "mean" else args.pooling}
+    for name, value in given.items():
+        if value not in (None, has[name]):
+            raise ValueError(f"`{name}` of {args.model_name_or_path} is {has[name]}, got {value}. Leave it out.")
+    sizes = {} if args.image_size is None else {"image_size": args.image_size}
+    model = MAEForImageClassification.from_pretrained(args.model_name_or_path, dtype=torch.float32, **sizes)
+    return model.to(args.device).eval()
 
 
 @torch.no_grad()
