@@ -106,14 +106,9 @@ class ClassificationArguments(
         if self.max_train_images is not None and self.max_train_images < 1:
             raise ValueError(f"`max_train_images` must be at least 1, got {self.max_train_images}.")
         if self.eval_only:
-            self._check_not_trained()
+            self.refuse_for_finished("from_scratch", "max_train_images")
         if self.num_pooling_queries is not None and self.pooling != "attentive":
             raise ValueError(f"`num_pooling_queries` is for `pooling` attentive, which is {self.pooling}.")
-
-    def _check_not_trained(self):
-        for name in ("from_scratch", "max_train_images"):
-            if getattr(self, name):
-                raise ValueError(f"`{name}` is for training, and the model is taken as it is here. Leave it out.")
 
     def check_problem_type(self, problem_type: str):
         """Refuses settings that need classes where labels are numbers.

@@ -36,7 +36,7 @@ from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
 from .experiment import check_experiment, weights_fingerprint
-from .heads import evaluate_head, load_head, say, trained_head, whole_image_processor
+from .heads import evaluate_head, load_head, say, train_head, trained_head, whole_image_processor
 from .trainer import FineTuned, FineTuningTrainer, check_sources, warn_of_divided_groups
 
 _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
@@ -463,10 +463,7 @@ def detect(args: DetectionArguments) -> FineTuned:
         processing_class=image_processor,
     )
     say(args, _plan(args, model, train, val))
-    data = {"data": args.data} if args.data else {}
-    metrics = trainer.run({**run_record(recipe), **data, "num_images": len(train)}, checkpoint)
-    say(args, f"Done: model, eval_results.json and detections.png are in {args.output_dir}.")
-    return FineTuned(model, metrics, Path(args.output_dir))
+    return train_head(trainer, recipe, len(train), checkpoint, "detections.png")
 
 
 def evaluate_detector(args: DetectionArguments) -> FineTuned:

@@ -17,6 +17,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import find_backbone
 from ..publishing.records import write_json
 from ..training.arguments import read_class_names
+from ..training.run_record import run_record
 from .trainer import FineTuned, FineTuningArguments, FineTuningTrainer
 
 
@@ -38,9 +39,7 @@ def settle_head(args):
     if args.image_size is not None and (len(args.image_size) not in (1, 2) or min(args.image_size) < 1):
         raise ValueError(f"`image_size` must be a side, or height and width, in pixels, got {args.image_size}.")
     if args.eval_only or getattr(args, "predict_only", False):
-        for name in ("image_size", "from_scratch"):
-            if getattr(args, name):
-                raise ValueError(f"`{name}` is for training, and the model is taken as it is here. Leave it out.")
+        args.refuse_for_finished("image_size", "from_scratch")
     if not 0 < args.min_scale <= args.max_scale:
         raise ValueError(f"`min_scale` {args.min_scale} must be positive and at most `max_scale` {args.max_scale}.")
     args.class_names = read_class_names(args.class_names)
@@ -139,6 +138,25 @@ def load_head(model: PreTrainedModel, model_name_or_path: str, of_classes: Seque
     model.load_state_dict(weights, strict=False)
 
 
+def train_head(
+    trainer: FineTuningTrainer, recipe: dict, num_images: int, checkpoint: Path | None, sheet: str
+) -> FineTuned:
+    """Trains a head to its end and leaves model, figures, record, card and a sheet in the output folder.
+
+    Args:
+        trainer ([`FineTuningTrainer`]): Has the model and the images. Its `args` have `data`.
+        recipe (`dict`): The settings of the run, as they were given.
+        num_images (`int`): Number of training images.
+        checkpoint (`Path` or `None`): Where to go on, see [`check_experiment`].
+        sheet (`str`): File name of the sheet that the trainer draws.
+    """
+    args = trainer.args
+    data = {"data": args.data} if args.data else {}
+    metrics = trainer.run({**run_record(recipe), **data, "num_images": num_images}, checkpoint)
+    say(args, f"Done: model, eval_results.json and {sheet} are in {args.output_dir}.")
+    return FineTuned(trainer.model, metrics, Path(args.output_dir))
+
+
 def evaluate_head(trainer: FineTuningTrainer, record: dict, sheet: str) -> FineTuned:
     """Evaluates a trained head and writes `evaluation.json` and a sheet into the output folder.
 
@@ -159,4 +177,4 @@ def evaluate_head(trainer: FineTuningTrainer, record: dict, sheet: str) -> FineT
     return FineTuned(trainer.model, metrics, folder)
 
 
-__all__ = ["evaluate_head", "load_head", "say", "settle_head", "trained_head", "whole_image_processor"]
+__all__ = ["evaluate_head", "load_head", "say", "settle_head", "train_head", "trained_head", "whole_image_processor"]

@@ -39,7 +39,7 @@ from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from ..training.step_guard import with_prepared_workers
 from .experiment import check_experiment, weights_fingerprint
-from .heads import evaluate_head, load_head, say, trained_head, whole_image_processor
+from .heads import evaluate_head, load_head, say, train_head, trained_head, whole_image_processor
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
 from .segmentation_settings import SegmentationArguments
 from .trainer import FineTuned, FineTuningTrainer, limit_batch_size, warn_of_divided_groups
@@ -383,10 +383,7 @@ def segment(args: SegmentationArguments) -> FineTuned:
         drawn=SegmentationDataset(val_pairs, image_processor, args.reduce_labels),
     )
     say(args, _plan(args, model, names, len(train_pairs), strips))
-    data = {"data": args.data} if args.data else {}
-    metrics = trainer.run({**run_record(recipe), **data, "num_images": len(train_pairs)}, checkpoint)
-    say(args, f"Done: model, eval_results.json and segmentation.png are in {args.output_dir}.")
-    return FineTuned(model, metrics, Path(args.output_dir))
+    return train_head(trainer, recipe, len(train_pairs), checkpoint, "segmentation.png")
 
 
 def evaluate_segmenter(args: SegmentationArguments) -> FineTuned:

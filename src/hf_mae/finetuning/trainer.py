@@ -157,6 +157,19 @@ class FineTuningArguments(TrainingArguments):
                 "and have images to evaluate on, or leave out `load_best_model_at_end` and `save_strategy` best."
             )
 
+    def refuse_for_finished(self, *names: str):
+        """Refuses settings that only a model that is trained can get.
+
+        Args:
+            *names (`str`): Settings that are `None` or `False` where they are not given.
+
+        Raises:
+            ValueError: If one of them is given.
+        """
+        for name in names:
+            if getattr(self, name):
+                raise ValueError(f"`{name}` is for training, and the model is taken as it is here. Leave it out.")
+
     def warn_of_training_images(self):
         """Warns if a model is evaluated on all images of the data that it was trained on, because they have no splits.
 
