@@ -6,6 +6,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -252,14 +253,17 @@ def open_evaluated(args: EvaluationArguments, image_processor: MAEImageProcessor
     options["reading"] = image_processor.reading
     if args.task == "masks" or (args.task is None and args.data is not None and _has_masks(Path(args.data))):
         images = _open_masks(args, image_processor)
+    elif args.task == "labels":
+        images = _open_labels(args, options)
     elif args.task == "images":  # a table need not name all of them
         images = EvaluatedImages("images", None, _open_unlabelled(args, options))
     else:
-        train, test = (open_with_labels(args.data, split, args.label_column, **options) for split in ("train", "test"))
-        if args.task == "labels" or has_classes(train or test):
+        open_split = partial(open_with_labels, args.data, label_column=args.label_column, **options)
+        found = open_split("train") or open_split("test")
+        if has_classes(found):
             images = _open_labels(args, options)
         else:
-            images = EvaluatedImages("images", None, test or train)
+            images = EvaluatedImages("images", None, open_split("test") or found)
     args.check_task(images.task)
     return images
 
