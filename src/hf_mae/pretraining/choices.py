@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -464,8 +465,13 @@ def _patch_for(image_size: int | list[int]) -> int:
 def _nearest_size(config: MAEConfig) -> Size:
     """Returns the size whose encoder is the nearest one in parameters."""
     wanted = math.log(num_parameters(config).encoder)
-    sizes = {size: MAEConfig.from_preset(size.preset, **config_changes(size.changes)) for size in SIZES}
-    return min(sizes, key=lambda size: abs(math.log(num_parameters(sizes[size]).encoder) - wanted))
+    return min(SIZES, key=lambda size: abs(math.log(_encoder_parameters(size)) - wanted))
+
+
+@cache
+def _encoder_parameters(size: Size) -> int:
+    """Returns the parameters of the encoder of a size, for which a model is made: it is asked for several times."""
+    return num_parameters(MAEConfig.from_preset(size.preset, **config_changes(size.changes))).encoder
 
 
 def _in_words(number: float) -> str:
