@@ -207,10 +207,12 @@ def write_folder(
     """
     path.mkdir(exist_ok=True)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    if layout == "timm":
-        write_json(path / "config.json", _timm_config(model, transform))
-        share_weights(path)
-        return
+    config = _timm_config(model, transform) if layout == "timm" else _transformers_config(model, layout)
+    write_json(path / "config.json", config)
+    share_weights(path)
+
+
+def _transformers_config(model: MAEPreTrainedModel, layout: str) -> dict:
     kind = "Model"
     if isinstance(model, MAEForPreTraining) and layout == "vit_mae":  # the others have no decoder
         kind = "ForPreTraining"
@@ -221,8 +223,7 @@ def write_folder(
     if layout == "pixio":
         mlp_ratio = model.config.intermediate_size // model.config.hidden_size
         fields.update(n_cls_tokens=model.config.num_class_tokens, mlp_ratio=mlp_ratio)
-    write_json(path / "config.json", fields)
-    share_weights(path)
+    return fields
 
 
 def _timm_config(model: MAEPreTrainedModel, transform: dict) -> dict:

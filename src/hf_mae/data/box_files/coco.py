@@ -54,10 +54,10 @@ def _is_coco(file: Path) -> bool:
             if not any(key in start for key in keys):
                 return False
             content = start + stream.read()
-            if not all(key in content for key in keys):
-                json.loads(content)
-                return False
-            return True
+            if all(key in content for key in keys):
+                return True
+            json.loads(content)  # which fails if it is cut off
+            return False
     except (OSError, UnicodeDecodeError):
         return False
     except json.JSONDecodeError as error:
