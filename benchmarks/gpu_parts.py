@@ -379,7 +379,7 @@ def measure_data(case: str, add: Add, smoke: bool):
 
     settings = {"preset": case, "dry_run": True, "per_device_train_batch_size": 256, "effective_batch_size": 256}
     settings.update({"torch_compile": CUDA} if not smoke else {**run_settings(True), "preset": case})
-    pictures, copies = (4, 4) if smoke else (256, 16)
+    pictures, copies = (4, 4) if smoke else (64, 64)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made"
         made.mkdir()

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-started: float | None = None  # `time.perf_counter` when a command began, before torch was loaded: a time budget asks
+started: float | None = None  # `time.perf_counter` when the command began that is running: a time budget asks
 
 # What each command does, and the function that does it.
 COMMANDS = {
@@ -38,12 +38,14 @@ _LOST_CONNECTION = (
 SHARED = ("pretrain", "finetune", "segment", "detect", "probe")
 
 
-def wait_passively():
-    """Makes idle threads of OpenMP sleep instead of spin. To be called before torch is loaded, which reads it once.
+def begin():
+    """Starts the clock, and makes idle threads of OpenMP sleep instead of spin. To be called before torch is loaded.
 
-    On a shared machine spinning threads cost a factor of ten, on a quiet one sleeping costs little; see
-    benchmarks/NOTES.md. What the user has set stays.
+    Loading torch may take twenty seconds, and it reads once how threads wait. On a shared machine spinning threads cost
+    a factor of ten, on a quiet one sleeping costs little; see benchmarks/NOTES.md. What the user has set stays.
     """
+    global started
+    started = time.perf_counter()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's runtime, in milliseconds
 
@@ -58,11 +60,17 @@ def main(argv: list[str] | None = None):
     run that was stopped and saved, and 1 after any other error.
     """
     global started
-    started = time.perf_counter()
-    wait_passively()
+    if started is None:
+        begin()
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        started = None
+
+
+def _run(argv: list[str]):
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may have bytes that it can't encode
         sys.stdout.reconfigure(errors="backslashreplace")
-    argv = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in argv
     argv = [argument for argument in argv if argument != "--traceback"]
     if not argv or argv[0] in ("-h", "--help"):

@@ -51,6 +51,26 @@ def test_help__lists_the_commands_without_loading_torch():
         assert f"  {name} " in done.stdout
 
 
+def test_clock__of_a_module_starts_before_torch_is_loaded(tmp_path):
+    """`python -m hf_mae` loads the package before it calls `main`, which takes seconds that a time budget counts."""
+    (tmp_path / "transformers.py").write_text("import hf_mae_command as c\nraise SystemExit(int(c.started is None))\n")
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    assert subprocess.run([sys.executable, "-m", "hf_mae", "--version"], env=variables).returncode == 0
+
+
+def test_clock__is_that_of_one_command(capsys, monkeypatch):
+    """A program may call several, and what it did between them belongs to none."""
+    seen = []
+    monkeypatch.setitem(hf_mae_command.COMMANDS, "look", (f"{__name__}:look", ""))
+    look = lambda arguments, prog: seen.append(hf_mae_command.started)  # noqa: E731
+    monkeypatch.setattr(sys.modules[__name__], "look", look, raising=False)
+    for arguments in (["look"], ["unknown"], ["look"]):
+        hf_mae(capsys, *arguments)
+        assert hf_mae_command.started is None
+    assert None not in seen
+    assert seen[0] < seen[1]
+
+
 @pytest.mark.parametrize("command", hf_mae_command.COMMANDS)
 def test_help__of_each_command_is_short_and_grouped(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")

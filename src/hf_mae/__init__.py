@@ -5,9 +5,9 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:  # `python -m hf_mae`: this file runs before __main__.py, and nothing has loaded torch yet
-    from hf_mae_command import wait_passively
+    from hf_mae_command import begin
 
-    wait_passively()
+    begin()
 
 import transformers
 

@@ -120,8 +120,7 @@ def pretrain_command(argv: list[str], prog: str):
         "processes. Ctrl-C, SIGTERM and SIGUSR1 save and end it."
     )
     settings = parse_arguments(PretrainingSettings, argv, prog, description, SAMPLE_RECIPE)
-    started, hf_mae_command.started = hf_mae_command.started, None
-    _run(settings, echo=lambda text: print(in_flags(text), flush=True), started=started)
+    _run(settings, echo=lambda text: print(in_flags(text), flush=True), started=hf_mae_command.started)
 
 
 def _run(settings: PretrainingSettings, *args, **kwargs) -> PretrainingResult:
