@@ -131,6 +131,11 @@ def test_fine_tuning__has_one_precision(monkeypatch, tmp_path, launcher, setting
     assert (args.bf16, args.fp16, args.mixed_precision) == expected
 
 
+def test_fine_tuning__in_bfloat16_needs_no_gpu(tmp_path):
+    """As in pre-training. transformers refuses it on a CPU unless it is told that there is nothing else."""
+    assert FineTuningArguments(str(tmp_path), bf16=True).mixed_precision == "bf16"
+
+
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1]), torch.full((2, 3), 1 / 3)])
 def test_labels_on_a_device__are_checked_without_waiting_for_it(tiny_config, labels):
     """Tensors without values raise an error when a value is asked for."""

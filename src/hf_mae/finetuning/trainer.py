@@ -108,7 +108,8 @@ class FineTuningArguments(TrainingArguments):
             )
         # What depends on the machine is asked here and not at import, which should not touch a GPU.
         # transformers does not look at the environment in a run of one process, Accelerate does.
-        self.use_cpu: bool = self.use_cpu or uses_cpu()
+        # Where there is nothing but a CPU, transformers wants to be told so before it computes in bfloat16.
+        self.use_cpu: bool = self.use_cpu or uses_cpu() or not torch.accelerator.is_available()
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
