@@ -7,10 +7,13 @@ they were led by.
 """
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -81,8 +84,8 @@ SIZES = (
     Size(
         "4 blocks of 128", "tiny", _FOUR_BLOCKS, 128, 2e-3, "as in the recipes cifar10_small and cifar10_muon", "muon"
     ),
-    Size("6 blocks of 192", "tiny", _SIX_BLOCKS, 256, 1.5e-3, _BETWEEN),
-    Size("12 blocks of 192", "tiny", "", 512, 1e-3, _BETWEEN),
+    Size("6 blocks of 192", "tiny", _SIX_BLOCKS, 256, 1.5e-3, _BETWEEN, "muon"),
+    Size("12 blocks of 192", "tiny", "", 512, 1e-3, _BETWEEN, "muon"),  # experiments/cifar10_gpu
     Size("12 blocks of 384", "small", "", 1024, 5e-4, _BETWEEN),
     Size("12 blocks of 768", "base", "", 4096, 1.5e-4, "as in the paper"),
     Size("24 blocks of 1024", "large", "", 4096, 1.5e-4, "as in the paper"),
@@ -101,10 +104,14 @@ _COARSE, _COARSE_FOR_SMALLEST = 128, 96
 # Steps below which a smaller batch does more. The smallest batch with a record is that of fashion_mnist_sample: 64.
 FEWEST_STEPS, _SMALLEST_BATCH = 2000, 64
 _FEW_STEPS, _TINY_BATCH = 200, 16  # where even that is a matter of minutes, so that a run is a run at all
-# The highest rates with a record: the paper's, 1.5e-4 * 4096 / 256, and that of the recipe cifar10_muon.
+# The highest rates with a record: the paper's, 1.5e-4 * 4096 / 256, and that of the recipe cifar10_muon. (The recipe
+# cifar10 has 6e-3, for batches of 1,024.)
 _HIGHEST_RATES = {"adamw": 2.4e-3, "muon": 4e-3}
 _FASTER_BY_MUON = 4  # how many times AdamW's rate Muon has in the recipes for CIFAR-10
 TRAINING_SHARE = 0.85  # of the time. The rest is for looking, measuring, evaluating and saving.
+# Seconds. Compiling takes about a minute; then a step is 1.3 times as fast (base, H200) or, of small models, more than
+# twice (docs/performance.md).
+_WORTH_COMPILING = 600
 _LOADING_SHARE = 0.25  # of the time, above which several crops are taken of a decode
 _MOST_VIEWS = 4  # benchmarks/equal_time.py: as good at equal steps
 _EVALUATION_SHARE, _FEWEST_EVALUATED = 0.01, 200  # of the samples, images: ten evaluations take a tenth of the time
@@ -413,7 +420,7 @@ class Choices:
         base, reason = own * min(max(size.batch_size / batch_size, 1), 2), size.source
         highest = _HIGHEST_RATES[optimizer]
         if base * batch_size / 256 > highest:
-            base, reason = highest * 256 / batch_size, "no higher one has a record"
+            base, reason = highest * 256 / batch_size, "no higher one has a record for such batches"
         elif batch_size < size.batch_size:
             reason = f"batches of {size.batch_size} have {_rate(own, size.batch_size)}, {size.source}"
         base = float(f"{base:.3g}")
@@ -480,6 +487,20 @@ def _in_words(number: float) -> str:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # In a run
+
+
+def compiling_pays(device: torch.device, time_budget: float | str | None) -> bool:
+    """Returns whether a model should be compiled if that is left open, see `_WORTH_COMPILING`.
+
+    Args:
+        device (`torch.device`): The device that the model is on. Only GPUs gain by it.
+        time_budget (`float` or `str`, *optional*): Time of the run. Without one nothing is chosen.
+    """
+    if device.type != "cuda" or time_budget is None or parse_duration(time_budget) < _WORTH_COMPILING:
+        return False
+    # Triton, which is not there on all systems, writes C code.
+    compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))
+    return find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 def settle_settings(
@@ -592,4 +613,15 @@ def _shorter_runs(settings: PretrainingSettings, samples: float, flops_a_second:
     return []
 
 
-__all__ = ["DEFAULTS", "SIZES", "Choice", "Choices", "Seen", "Size", "look_at", "recorded_choices", "settle_settings"]
+__all__ = [
+    "DEFAULTS",
+    "SIZES",
+    "Choice",
+    "Choices",
+    "Seen",
+    "Size",
+    "compiling_pays",
+    "look_at",
+    "recorded_choices",
+    "settle_settings",
+]

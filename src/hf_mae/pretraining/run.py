@@ -57,7 +57,7 @@ from ..training.run_record import run_record
 from ..training.step_guard import RunStopped, StepGuard, StopSignals, end_workers
 from .batch_size import choose_batch_size
 from .batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
-from .choices import recorded_choices, settle_settings
+from .choices import compiling_pays, recorded_choices, settle_settings
 from .evaluation import RunEvaluation, num_twins
 from .images import look_at_images, open_run_images
 from .initial_model import build_model, reading_of_run, stored_processor
@@ -142,9 +142,12 @@ class PretrainingRun:
         settings = self.settings
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
         state = join_processes()
-        self.of_machine = set() if settings.bf16 is not None else {"bf16"}  # what the machine decides, and no recipe
+        # What the machine decides, and no recipe.
+        self.of_machine = {name for name in ("bf16", "torch_compile") if getattr(settings, name) is None}
         if settings.bf16 is None:
             settings.bf16 = chosen_precision(state.device, ("no", "bf16")) == "bf16"
+        if settings.torch_compile is None:
+            settings.torch_compile = compiling_pays(state.device, settings.time_budget)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if settings.bf16 else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever the environment says

@@ -141,7 +141,9 @@ class DeviceSettings:
     )
     bf16: bool | None = HfArg(default=None, help="Mixed precision. Default: on GPUs that have it.")
     gradient_checkpointing: bool = HfArg(default=False, help="Use less memory and a third more time.")
-    torch_compile: bool = HfArg(default=False, help="Compile the model: faster after some minutes.")
+    torch_compile: bool | None = HfArg(
+        default=None, help="Compile the model. Default: on a GPU with a time_budget of ten minutes or more."
+    )
     dataloader_num_workers: int | None = HfArg(
         default=None, help="Loader processes. Default: one per CPU core and process, at most 16; on a CPU none."
     )

@@ -57,6 +57,7 @@ def summary_of_run(
     chosen = "" if settings.effective_batch_size else " (chosen for the number of images)"
     faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: faster)"
     optimizer = {"adamw": "AdamW", "muon": "Muon"}[settings.optimizer]
+    compiled = ", compiled" if settings.torch_compile else ""
     resumed = f", continued from {checkpoint.name}" if checkpoint else ""
     lines = {
         "Images": f"{len(images):,} from {images.name}, {classes}; mean {mean}, deviation {deviation}",
@@ -67,8 +68,8 @@ def summary_of_run(
         "Rate": f"{schedule.learning_rate:.3g}, {optimizer}, {schedule.warmup_steps} steps of warm-up, "
         f"{_fall(schedule)}",
         "Steps": _length(settings, schedule),
-        "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}, {num_workers} loader worker(s), "
-        f"JPEGs by {decoder_name()}{faster}",
+        "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}{compiled}, "
+        f"{num_workers} loader worker(s), JPEGs by {decoder_name()}{faster}",
         "Output": f"{Path(settings.output_dir)}{resumed}",
     }
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())
