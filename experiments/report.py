@@ -117,6 +117,10 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Returns a Markdown table."""
     lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]
@@ -273,6 +277,20 @@ PIXIO_PARTS = {
     "decoder_depth_4": "a decoder of 4 blocks",
     "decoder_depth_8": "a decoder of 8 blocks",
 }
+
+
+def gpu_runs_table() -> str:
+    """Returns the runs of the recipe cifar10 on GPUs: how they were trained, and the k-NN accuracy at their end."""
+    rows = []
+    for name in ("adamw-20", "muon-11", "pretrained"):
+        run = read(RECORDS / "cifar10_gpu" / name)
+        recipe, metrics = run["recipe"], run["metrics"]
+        optimizer = {"adamw": "AdamW", "muon": "Muon"}[recipe["optimizer"]]
+        batch, machine = recipe["effective_batch_size"], run["machine"].split("NVIDIA ")[1].split()[0]
+        rate = f"{recipe['base_learning_rate'] * batch / 256:g}"
+        cells = [optimizer, rate, f"{batch:,}", f"{metrics['step']:,}", f"{metrics['epoch']:.0f}", machine]
+        rows.append([*cells, percent(metrics["knn_accuracy"])])
+    return table(["optimizer", "rate", "batch", "steps", "epochs", "GPU", "k-NN"], rows)
 
 
 def pixio_table() -> str:
@@ -485,6 +503,11 @@ def gpu_step_range(name: str) -> str:
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
+def gpu_small_step(case: str) -> str:
+    """Returns the milliseconds of a step of a small model."""
+    return f"{1000 * json.loads((RESULTS / 'gpu_small.json').read_text())['cases'][case]['seconds']:.0f}"
+
+
 def gpu_option_ratio(option: str) -> str:
     """Returns how many times faster than a plain, eager step one with an option is on a GPU."""
     return f"{json.loads((RESULTS / 'gpu_options.json').read_text())['cases'][option]['ratio_to_plain']:.2f}"
@@ -513,15 +536,23 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu step": gpu_step_table,
     "gpu step range": lambda: gpu_step_range("transformers ViTMAE"),
     "gpu bf16 residual": lambda: gpu_option_ratio("bf16 residual"),
+    "gpu small step": lambda: gpu_small_step("adamw"),
+    "gpu small step, Muon": lambda: gpu_small_step("muon"),
+    "gpu small step, compiled": lambda: gpu_small_step("muon, compiled"),
     "training step range": lambda: step_range("hf_mae"),
     "partial prediction range": lambda: step_range("hf_mae, prediction_ratio 0.25"),
     "crop range": crop_range,
     **{name: lambda name=name: benchmark(name) for name in BENCHMARKS},
     "cifar10": lambda: finetuning_table(RECORDS / "cifar10"),
-    "cifar10 linear": lambda: mean_and_deviation([read(RECORDS / "cifar10" / "probe")["metrics"]["linear_accuracy"]]),
+    "cifar10 linear": lambda: percent(read(RECORDS / "cifar10" / "probe")["metrics"]["linear_accuracy"]),
     "automatic choices": automatic_table,
     "cifar10 muon": pair_table,
     "cifar10 gpu": lambda: finetuned("cifar10_gpu/finetuned"),
+    "cifar10 gpu linear": lambda: percent(read(RECORDS / "cifar10_gpu" / "probe")["metrics"]["linear_accuracy"]),
+    "cifar10 gpu k-NN": lambda: percent(read(RECORDS / "cifar10_gpu" / "probe")["metrics"]["knn_accuracy"]),
+    "cifar10 gpu epochs": lambda: f"{read(RECORDS / 'cifar10_gpu' / 'pretrained')['metrics']['epoch']:.0f}",
+    "cifar10 gpu runs": gpu_runs_table,
+    "cifar10 gpu speed": lambda: f"{round(median_speed(RECORDS / 'cifar10_gpu' / 'pretrained'), -3):,.0f}",
     "cifar10 all labels": lambda: finetuned("cifar10/pretrained-50000-seed*"),
     "cifar10 from scratch": lambda: finetuned("cifar10/scratch-50000-seed*"),
     "clothing": lambda: finetuning_table(RECORDS / "clothing"),
