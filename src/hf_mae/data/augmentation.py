@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The hf_mae authors
-"""Augments images for fine-tuning: classifiers with kornia (`pip install kornia`), which needs no torchvision.
+"""Augments images for fine-tuning.
 
-Their settings are those of He et al. 2021, Table 9. The operations are kornia's and differ from those of the official
-code (timm): random augmentation draws two distinct operations of a fixed magnitude, where the official one varies it,
-and fills with black; erased rectangles are filled with the mean colour and not with noise. What Table 9 states is the
-same: number and magnitude of the operations, distributions of mixup and cutmix.
+The settings for classifiers are those of He et al. 2021, Table 9. Random augmentation and erasing are those of kornia
+(`pip install kornia`), which needs no torchvision, and differ from those of the official code (timm): two distinct
+operations of a fixed magnitude, where the official one varies it, fill with black; erased rectangles are filled with
+the mean colour and not with noise. What Table 9 states is the same: number and magnitude of the operations,
+distributions of mixup and cutmix.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +26,8 @@ def _kornia():
         import kornia.augmentation.auto
     except ImportError as error:
         raise ImportError(
-            "Random augmentation, erasing, mixup and cutmix need kornia: pip install kornia. Without it set "
-            "`rand_augment`, `random_erasing`, `mixup` and `cutmix` to 0."
+            "Random augmentation and erasing need kornia: pip install kornia. Without it set `rand_augment` and "
+            "`random_erasing` to 0."
         ) from error
     return kornia.augmentation
 
@@ -189,18 +190,13 @@ class BatchAugmentation(nn.Module):
                 them.
 
         Raises:
-            ImportError: If something else than 0 is given and kornia is missing.
+            ImportError: If images are to lose rectangles and kornia is missing.
         """
         super().__init__()
-        self.image_processor, self.num_labels, self.mixup = image_processor, num_labels, mixup
-        self.erasing = self.mix = self.cutmix = None
-        keys = {"data_keys": ["input", "class"]}
+        self.image_processor, self.num_labels, self.mixup, self.cutmix = image_processor, num_labels, mixup, cutmix
+        self.erasing = None
         if erasing:
             self.erasing = _kornia().RandomErasing(scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), p=erasing)
-        if mixup:
-            self.mix = _kornia().RandomMixUpV2(**keys)
-        if cutmix:
-            self.cutmix = _kornia().RandomCutMixV2(beta=cutmix, use_correct_lambda=True, **keys)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -218,35 +214,38 @@ class BatchAugmentation(nn.Module):
         pixel_values = self.image_processor.rescale_and_normalize(pixel_values)
         if self.erasing is not None:
             pixel_values = self.erasing(pixel_values)
-        # Images are mixed with their positions in the batch for labels, which then stand for labels of any kind.
-        positions = torch.arange(len(labels), device=pixel_values.device)
-        if self.mix is not None and (self.cutmix is None or torch.rand(()) < 0.5):
-            pixel_values, pairs, share_of_second = self._mix_up(pixel_values, positions)
-        elif self.cutmix is not None:
-            pixel_values, pairs, share_of_second = self._cut_and_paste(pixel_values, positions)
-        else:
+        if not (self.mixup or self.cutmix):
             return {"pixel_values": pixel_values, "labels": labels}
+        # Random numbers are drawn on the CPU, and the device is not waited for.
+        pairs = torch.randperm(len(labels)).to(labels.device, non_blocking=True)
+        mix = self._mix_up if self.mixup and (not self.cutmix or torch.rand(()) < 0.5) else self._cut_and_paste
+        pixel_values, shares = mix(pixel_values, pixel_values[pairs])
         if not labels.is_floating_point():
             labels = nn.functional.one_hot(labels, self.num_labels).float()
-        first, second = (labels[pairs[:, place].long()] for place in (0, 1))
-        return {"pixel_values": pixel_values, "labels": torch.lerp(first, second, share_of_second.to(labels.dtype))}
+        return {"pixel_values": pixel_values, "labels": labels.lerp(labels[pairs], shares[:, None].to(labels.dtype))}
 
-    def _mix_up(self, pixel_values: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Returns mixed images, positions of both parts (batch, 2), and the share of the second (batch, 1)."""
-        parameters = self.mix.forward_parameters(pixel_values.shape)
-        # kornia draws shares uniformly.
-        shares = torch.distributions.Beta(self.mixup, self.mixup).sample((len(positions),))
-        parameters["mixup_lambdas"] = shares.to(parameters["mixup_lambdas"])
-        pixel_values, mixed = self.mix(pixel_values, positions, params=parameters)
-        return pixel_values, mixed[:, :2], mixed[:, 2:]
+    def _mix_up(self, pixel_values: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns weighted means of images and others, and the shares (batch,) of the others."""
+        shares = _draw_shares(self.mixup, len(others)).to(others.device, non_blocking=True)
+        return pixel_values.lerp(others, shares[:, None, None, None]), shares
 
-    def _cut_and_paste(self, pixel_values: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Returns the same for rectangles of one image in another."""
-        # On the device, where the rectangles are drawn; kornia would draw them on the CPU and copy them.
-        parameters = self.cutmix.forward_parameters(pixel_values.shape)
-        parameters = {name: value.to(pixel_values.device, non_blocking=True) for name, value in parameters.items()}
-        pixel_values, (mixed,) = self.cutmix(pixel_values, positions, params=parameters)
-        return pixel_values, mixed[:, :2], 1 - mixed[:, 2:]  # here kornia's number is the share that stays
+    def _cut_and_paste(self, pixel_values: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns images with a rectangle of the others, which lies within them, and the shares (batch,) of it."""
+        sides = _draw_shares(self.cutmix, len(others)).sqrt()
+        starts = (1 - sides) * torch.rand(2, len(sides))
+        starts_and_ends = torch.stack([starts, starts + sides])[..., None]  # (2, 2, batch, 1): of rows and columns
+        starts, ends = starts_and_ends.to(others.device, non_blocking=True)
+        inside = []
+        for start, end, size in zip(starts, ends, others.shape[-2:], strict=True):
+            centres = (torch.arange(size, device=others.device) + 0.5) / size
+            inside.append((start <= centres) & (centres < end))
+        pasted = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        return torch.where(pasted, others, pixel_values), pasted.float().mean(dim=(1, 2, 3))
+
+
+def _draw_shares(parameter: float, count: int) -> torch.Tensor:
+    """Returns shares (count,) from the beta distribution, both of whose parameters are the one given."""
+    return torch.distributions.Beta(parameter, parameter).sample((count,))
 
 
 __all__ = ["BatchAugmentation", "Compose", "RandomAugmentation", "RandomOrientation", "ScaledView"]
