@@ -128,6 +128,12 @@ def test_export__timm_computes_the_same(tmp_path, name):
         torch.testing.assert_close(theirs(PIXELS), expected, **EXACT)
 
 
+def test_export__timm_keeps_learned_positions_learned(tiny_config, tmp_path):
+    """No tensor shows it, and a run that went on from the weights would not train them."""
+    hf_mae.export_checkpoint(MAEModel(tiny_config(position_embedding="learned")), tmp_path / "out", "timm")
+    assert hf_mae.import_checkpoint(tmp_path / "out").config.position_embedding == "learned"
+
+
 def test_export__official_names_come_back(official_weights, tmp_path):
     model = hf_mae.import_checkpoint(official_weights, **OFFICIAL_HEADS, norm_pix_loss=True)
     hf_mae.export_checkpoint(model, tmp_path / "out.pth", "official")

@@ -259,6 +259,7 @@ def _timm_config(model: MAEPreTrainedModel, transform: dict) -> dict:
         "num_classes": num_classes,
         "num_features": config.hidden_size,
         "global_pool": pooling,
+        "position_embedding": config.position_embedding,  # timm does not read it, and no tensor shows it
         "model_args": arguments,
         "pretrained_cfg": weights,
         **labels,
