@@ -17,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 import PIL.Image
 import PIL.ImageDraw
 import torch
+from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import DataLoader, Subset
 from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BatchFeature
@@ -39,6 +40,8 @@ from .modeling.image_processing_mae import MAEImageProcessor
 from .modeling.masking_mae import choose_mask, number_of_masks
 from .modeling.modeling_mae import MAEForPreTraining
 from .modeling.reading_mae import OpenedImage
+from .modeling.saving_mae import explaining_missing
+from .publishing.records import check_is_model
 from .training.arguments import fit_values, parse_arguments, recipe_of
 
 _SIDE, _THUMBNAIL = 336, 96  # pixels of the shorter side that smaller pictures are enlarged to
@@ -551,6 +554,7 @@ def write_space(args: DemoArguments) -> Path:
             page is to do with them.
 
     Raises:
+        OSError: If there is no such model.
         ValueError: If the folder is not empty, the images are on this machine, or the page could not show the model.
     """
     from . import __version__
@@ -564,7 +568,11 @@ def write_space(args: DemoArguments) -> Path:
             "Hub, or none."
         )
     if Path(args.model).is_dir():
+        check_is_model(Path(args.model))  # an adapter would be copied without its model
         load_with_processor(args.model, args.image_size)  # raises if the page could not show it
+    else:
+        with explaining_missing(args.model):
+            validate_repo_id(args.model)
     folder.mkdir(parents=True, exist_ok=True)
     title, argument, models, imports = args.model, repr(args.model), f"models:\n- {args.model}\n", ""
     if Path(args.model).is_dir():
