@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import picture
+from conftest import TINY, picture
 from safetensors import safe_open
-from transformers import AutoModel, pipeline
+from transformers import AutoModel, ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # in 5.17 also without torchvision
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.conversion.command import convert_checkpoint
 from hf_mae.data.labels import open_with_labels
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation import features
@@ -395,3 +397,35 @@ def test_docs__blocks_run_from_top_to_bottom(tiny_model, tmp_path, monkeypatch):
     assert names["names"][0].startswith("image 0 of Fashion-MNIST")
     assert names["label_names"][9] == "ankle boot"
     assert Path("attention.png").exists()
+
+
+@pytest.mark.parametrize("stock", ["vit", "vit_mae"])
+def test_features__of_a_model_of_transformers_are_those_of_its_conversion(run, tmp_path, stock):
+    """A size that is one number means a square for ViT, and in our own files the shorter side before a crop."""
+    config_class, model_class = {"vit": (ViTConfig, ViTModel), "vit_mae": (ViTMAEConfig, ViTMAEModel)}[stock]
+    model_class(config_class(**TINY)).save_pretrained(tmp_path / stock)
+    stated = {"feature_extractor_type": "ViTFeatureExtractor", "do_resize": True, "size": 32, "resample": 2}
+    stated |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.25]}
+    (tmp_path / stock / "preprocessor_config.json").write_text(json.dumps(stated))
+    (tmp_path / "photos").mkdir()
+    picture(size=(64, 40)).save(tmp_path / "photos" / "wide.png")
+    convert_checkpoint(tmp_path / stock, tmp_path / "converted")
+    rows = []
+    for name in (stock, "converted"):
+        output = tmp_path / f"{name}.parquet"
+        run("--model_name_or_path", tmp_path / name, "--data", tmp_path / "photos", "--output", output)
+        rows.append(torch.tensor(pq.read_table(output)["pooler"].to_pylist()))
+    torch.testing.assert_close(rows[0], rows[1])
+    if stock == "vit":
+        processor = AutoImageProcessor.from_pretrained(tmp_path / stock, backend="pil")
+        pixel_values = processor(PIL.Image.open(tmp_path / "photos" / "wide.png"), return_tensors="pt").pixel_values
+        with torch.no_grad():
+            expected = ViTModel.from_pretrained(tmp_path / stock).eval()(pixel_values).last_hidden_state[:, 1:].mean(1)
+        torch.testing.assert_close(rows[0], expected, rtol=0, atol=0.01)  # of a crop they differ by 1
+
+
+def test_features__of_weights_of_timm_name_the_conversion(run, photos, tmp_path):
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
+    with pytest.raises(ValueError, match="timm holds weights of timm. `hf-mae convert`"):
+        run("--model_name_or_path", tmp_path / "timm", "--data", photos)

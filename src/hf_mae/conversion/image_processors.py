@@ -12,7 +12,7 @@ from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing.records import write_json
 from .files import read_json
-from .names import PIXIO_LAYOUTS
+from .names import OF_TRANSFORMERS, PIXIO_LAYOUTS
 
 logger = logging.get_logger(__name__)
 
@@ -57,6 +57,29 @@ def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConf
         height, width = _pair(config.image_size)
         return MAEImageProcessor(size={"height": height, "width": width}, **options)
     return MAEImageProcessor.for_image_size(config.image_size, **options)
+
+
+def load_image_processor(name: str | os.PathLike, **changes) -> MAEImageProcessor:
+    """Returns the image processor of a model that `from_pretrained` loads, one of transformers' included.
+
+    Next to weights of transformers it is the one that their conversion gives, so that a model has the same features
+    before and after. Read as one of ours, a `preprocessor_config.json` of theirs may mean other steps.
+
+    Args:
+        name (`str` or `os.PathLike`): Folder or name on the Hub.
+        **changes: Other arguments of [`MAEImageProcessor`].
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If the model is one of timm, which has to be converted.
+    """
+    stated, _ = MAEConfig.get_config_dict(name)
+    if "architecture" in stated:
+        raise ValueError(f"{name} holds weights of timm. `hf-mae convert` makes a model of hf_mae of them.")
+    if stated.get("model_type") not in OF_TRANSFORMERS:
+        return MAEImageProcessor.from_pretrained(name, **changes)
+    processor = find_image_processor(name, stated["model_type"], MAEConfig.from_dict(stated))
+    return MAEImageProcessor.from_dict(processor.to_dict(), **changes)
 
 
 def _read(folder: str, name: str) -> dict:
@@ -184,4 +207,4 @@ def write_stock_processor(folder: Path, layout: str, image_processor: MAEImagePr
     write_json(folder / "preprocessor_config.json", {**theirs, "image_processor_type": kind})
 
 
-__all__ = ["find_image_processor", "timm_transform", "write_stock_processor"]
+__all__ = ["find_image_processor", "load_image_processor", "timm_transform", "write_stock_processor"]

@@ -31,6 +31,7 @@ from .files import (
 from .image_processors import timm_transform, write_stock_processor
 from .names import (
     LAYOUTS,
+    OF_TRANSFORMERS,
     PIXIO_LAYOUTS,
     find_probe,
     merge_backbone_norms,
@@ -64,8 +65,6 @@ _NEEDED = (
     "mae.layers.0.attention.qkv.weight",
     "mae.layers.0.mlp.fc1.weight",
 )
-# Layouts whose configuration states the epsilon of the norms and the activation.
-_OF_TRANSFORMERS = ("vit", "vit_mae", "pixio")
 # Unknown tensors that may be left out, since they come after the encoder or are only used in training. Every other one
 # may change what the encoder computes (channel_embed, layer scale, register tokens, norm_pre, ...) and is refused.
 _DECODER = r"decoder\w*|neck"
@@ -516,7 +515,7 @@ def _check_export(model: MAEPreTrainedModel, path: Path, layout: str):
         )
     if problem := find_obstacle(layout, model):
         raise ValueError(f"{target.title[0].upper()}{target.title[1:]} {problem}")
-    if eps != target.layer_norm_eps and layout not in _OF_TRANSFORMERS:
+    if eps != target.layer_norm_eps and layout not in OF_TRANSFORMERS:
         logger.warning(
             f"The norms of {target.title} add {target.layer_norm_eps}, which its files cannot change; this model was "
             f"made with layer_norm_eps={eps}."
@@ -572,7 +571,7 @@ def _find_encoder_obstacle(layout: str, config: MAEConfig) -> str | None:
     if layout == "pixio" and config.intermediate_size % config.hidden_size:
         sizes = f"{config.intermediate_size} for {config.hidden_size}"
         return f"has MLPs whose width is a multiple of `hidden_size`, this model {sizes}. Export to 'pixio_official'."
-    if layout not in _OF_TRANSFORMERS and config.hidden_act != "gelu":
+    if layout not in OF_TRANSFORMERS and config.hidden_act != "gelu":
         return f"has 'gelu' as its activation, this model {config.hidden_act!r}."
     return None
 

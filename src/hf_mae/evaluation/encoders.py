@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTra
 from transformers.utils import logging
 
 from ..conversion.image_processors import find_image_processor
+from ..conversion.names import OF_TRANSFORMERS
 from ..conversion.weights import import_checkpoint
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
@@ -26,7 +27,6 @@ from .features import block_numbers, load_feature_model
 
 logger = logging.get_logger(__name__)
 
-_IMPORTED = ("vit_mae", "vit", "pixio")  # model types of transformers that `import_checkpoint` reads
 # How configurations of transformers call the number of class tokens and of other tokens before the patches.
 _CLASS_TOKENS = ("num_class_tokens", "n_cls_tokens", "num_cls_tokens")
 _OTHER_TOKENS = ("num_register_tokens", "num_registers")
@@ -177,7 +177,7 @@ def load_encoder(name_or_path: str | os.PathLike, image_size: int | None = None)
     try:
         if model_type == MAEConfig.model_type:
             model, image_processor = load_feature_model(name, image_size)
-        elif model_type is None or model_type in _IMPORTED or "architecture" in config:
+        elif model_type is None or model_type in OF_TRANSFORMERS or "architecture" in config:
             sizes: dict = {} if image_size is None else {"image_size": image_size}
             model = import_checkpoint(name, **sizes)
             image_processor = find_image_processor(name, model_type or "", model.config)

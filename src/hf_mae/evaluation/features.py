@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from ..cli import in_flags
+from ..conversion.image_processors import load_image_processor
 from ..data.checking import check_embedded, check_images
 from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
@@ -463,7 +464,7 @@ def load_feature_model(
     # AutoModel would give a classifier that pools by the mean a final norm that was never trained.
     config, sizes = MAEConfig.from_pretrained(model_name_or_path), {}
     model_class = MAEForImageClassification if is_classifier(config) else MAEModel
-    image_processor = MAEImageProcessor.from_pretrained(model_name_or_path)
+    image_processor = load_image_processor(model_name_or_path)
     if image_size is not None:
         sizes["image_size"], image_processor = image_size, image_processor.with_image_size(image_size)
     model = model_class.from_pretrained(model_name_or_path, dtype=torch.float32, **sizes)

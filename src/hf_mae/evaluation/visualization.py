@@ -16,6 +16,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.utils import logging
 
 from ..cli import CommandParser
+from ..conversion.image_processors import load_image_processor
 from ..data.checking import check_embedded
 from ..data.folders import SHARD_EXTENSIONS, FolderImages, walk
 from ..data.sampling import spread_indices
@@ -325,7 +326,7 @@ def _read_inputs(args: argparse.Namespace) -> tuple[MAEImageProcessor, BatchFeat
     if any(path in (target, *target.parents) for path in map(Path.resolve, map(Path, args.images))):
         fault = "is one of the pictures and would be replaced" if target.exists() else "would be one of the pictures"
         raise ValueError(f"`output` {args.output} {fault}. Name another file, outside of the folders of pictures.")
-    processor = MAEImageProcessor.from_pretrained(args.model_name_or_path)
+    processor = load_image_processor(args.model_name_or_path)
     if args.image_size is not None:
         processor = processor.with_image_size(args.image_size)
     pictures = _pictures(args.images, args.num_images, processor)
@@ -411,7 +412,7 @@ def load_with_processor(checkpoint: str, image_size: int | None = None) -> tuple
     """
     sizes = {} if image_size is None else {"image_size": image_size}
     model = load_trained(MAEForPreTraining, checkpoint, **sizes)
-    image_processor = MAEImageProcessor.from_pretrained(checkpoint)
+    image_processor = load_image_processor(checkpoint)
     return model, image_processor if image_size is None else image_processor.with_image_size(image_size)
 
 

@@ -29,6 +29,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, rotate_checkpoints
 from transformers.utils import logging
 
+from ..conversion.image_processors import load_image_processor
 from ..data.checking import check_images
 from ..data.image_source import ImageSource
 from ..data.label_values import SINGLE
@@ -241,7 +242,7 @@ class ReadingArguments(HeldOutArguments, ColumnSettings, StoredValueSettings):
         changes.update({name: getattr(self, name) for name in names if getattr(self, name) is not None})
         if model_name_or_path is None:
             return MAEImageProcessor(**changes)
-        return MAEImageProcessor.from_pretrained(model_name_or_path, **changes)
+        return load_image_processor(model_name_or_path, **changes)
 
     def source_options(self, image_processor: MAEImageProcessor) -> dict:
         """Returns the arguments of [`open_images`] that say what an image is."""

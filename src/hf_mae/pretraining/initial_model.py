@@ -5,6 +5,7 @@
 import torch
 from transformers.image_utils import ChannelDimension
 
+from ..conversion.image_processors import load_image_processor
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
@@ -83,7 +84,7 @@ def stored_processor(settings: PretrainingSettings, given: MAEImageProcessor | N
     """Returns the image processor that was given, or else that of the checkpoint to start from, if there is one."""
     if given is not None or not settings.model_name_or_path:
         return given
-    return MAEImageProcessor.from_pretrained(settings.model_name_or_path)
+    return load_image_processor(settings.model_name_or_path)
 
 
 def _reading(settings: PretrainingSettings, stored: MAEImageProcessor | None) -> dict:
