@@ -10,6 +10,7 @@ from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.reading_mae import ReadingSettings
+from ..modeling.saving_mae import no_model_in
 from ..training.arguments import config_changes
 from .settings import PretrainingSettings
 
@@ -34,6 +35,7 @@ def build_model(
         model = MAEForPreTraining(model)
     elif model is None and settings.model_name_or_path:
         changes = _stated_fields(settings)
+        _stored_config(settings.model_name_or_path)  # an adapter has none, and would leave nothing to train
         model = MAEForPreTraining.from_pretrained(settings.model_name_or_path, dtype=torch.float32, **changes)
     elif model is None:
         model = MAEForPreTraining(config_of(settings))
@@ -58,9 +60,16 @@ def config_of(settings: PretrainingSettings, model: MAEConfig | MAEForPreTrainin
         return model if isinstance(model, MAEConfig) else model.config
     changes = _stated_fields(settings)
     if settings.model_name_or_path:
-        stored, _ = MAEConfig.get_config_dict(settings.model_name_or_path)
-        return MAEConfig.from_dict(stored, **changes)
+        return MAEConfig.from_dict(_stored_config(settings.model_name_or_path), **changes)
     return MAEConfig.from_preset(settings.preset, **{"norm_pix_loss": True, **changes})
+
+
+def _stored_config(name: str) -> dict:
+    """Returns what the configuration of a checkpoint states, or raises `OSError` if it has none."""
+    stored, _ = MAEConfig.get_config_dict(name)
+    if not stored:
+        raise no_model_in(name)
+    return stored
 
 
 def _stated_fields(settings: PretrainingSettings) -> dict:
