@@ -404,7 +404,7 @@ def test_features__of_a_model_of_transformers_are_those_of_its_conversion(run, t
     """A size that is one number means a square for ViT, and in our own files the shorter side before a crop."""
     config_class, model_class = {"vit": (ViTConfig, ViTModel), "vit_mae": (ViTMAEConfig, ViTMAEModel)}[stock]
     model_class(config_class(**TINY)).save_pretrained(tmp_path / stock)
-    stated = {"feature_extractor_type": "ViTFeatureExtractor", "do_resize": True, "size": 32, "resample": 2}
+    stated = {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2}
     stated |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.25]}
     (tmp_path / stock / "preprocessor_config.json").write_text(json.dumps(stated))
     (tmp_path / "photos").mkdir()

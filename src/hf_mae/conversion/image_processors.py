@@ -50,7 +50,7 @@ def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConf
     if steps := _stated_crop(stated, of_model.get("pretrained_cfg") or {}, config):
         return MAEImageProcessor(**options, **steps).with_image_size(config.image_size)
     size = _stated_sides(stated.get("size"))
-    stretches = layout == "vit" and stated.get("do_resize", False) and "shortest_edge" not in size
+    stretches = layout == "vit" and stated.get("do_resize", bool(stated)) and "shortest_edge" not in size
     if (stretches or layout in PIXIO_LAYOUTS) and not stated.get("do_center_crop"):
         if stretches and stated.get("resample") in _FILTERS.values():  # MAE's and Pixio's is bicubic, whatever is said
             options["resample"] = stated["resample"]
