@@ -293,6 +293,24 @@ def test_parquet__is_read_by_row_group_and_not_copied(tmp_path, monkeypatch):
     assert np.array_equal(np.array(pickle.loads(pickle.dumps(images))[11]), np.array(picture(11)))
 
 
+@pytest.mark.parametrize("effective_batch_size", [8, 16])
+def test_parquet__a_reader_of_all_that_is_mixed_reads_each_row_group_once(tmp_path, monkeypatch, effective_batch_size):
+    """Row groups in which one lane ends and another begins were dropped, and with them others that were in use."""
+    write_parquet(tmp_path / "train-0.parquet", range(240), 3)
+    monkeypatch.setattr(hf_mae.data.shards, "_CACHED_ROW_GROUPS", 16)
+    images, read = open_images(str(tmp_path)), []
+    monkeypatch.setattr(
+        ParquetImages, "_read", lambda self, block, r=ParquetImages._read: read.append(block) or r(self, block)
+    )
+    order = SampleOrder(images, seed=0, effective_batch_size=effective_batch_size)
+    indices = [index for _, index, _ in order[slice(0, 240)]]
+    assert sorted(indices) == list(range(240))
+    for index in indices:
+        assert images[index] is not None
+    assert sorted(read) == list(range(80))
+    assert len({index // 3 for index in indices[:64]}) > 16  # which are from all over the source, still
+
+
 def test_parquet__that_is_cut_while_it_is_read_raises_an_error(tmp_path):
     """Were it mapped into memory, the process would be killed."""
     write_parquet(tmp_path / "a.parquet", range(6), 3)

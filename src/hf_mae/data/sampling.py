@@ -123,6 +123,10 @@ class SampleOrder:
         lanes. A process reads some parts of every batch, and a loader worker reads every n-th batch, so with up to
         eight processes of up to eight workers no two readers need the same row group (except where a lane ends), while
         images of 64 row groups are mixed at any time.
+
+        Neighbouring lanes share the row group in which one ends. Every other lane is read from its end, so that both
+        are in it at the same time: a reader of all lanes that held it from the beginning of one lane to the end of the
+        other would have to drop row groups that are needed again at once.
         """
         starts = np.cumsum(self.row_groups) - self.row_groups
         shuffled = [starts[g] + rng.permutation(self.row_groups[g]) for g in rng.permutation(len(self.row_groups))]
@@ -131,8 +135,8 @@ class SampleOrder:
         first_view = (epoch * self.num_images + np.arange(self.num_images)) * self.views_per_image
         step, place = np.divmod(first_view, self.effective_batch_size)
         lane = step % (lanes // parts) * parts + place * parts // self.effective_batch_size
-        order = np.empty(self.num_images, dtype=np.int64)
-        order[np.argsort(lane, kind="stable")] = np.concatenate(shuffled)
+        order, places = np.empty(self.num_images, dtype=np.int64), np.arange(self.num_images)
+        order[np.lexsort((np.where(lane % 2, -places, places), lane))] = np.concatenate(shuffled)
         return order
 
 
