@@ -40,6 +40,7 @@ from hf_mae.data.sources import open_images
 from hf_mae.evaluation.comparison import Row, as_markdown, mark_best_blocks, table_of
 from hf_mae.evaluation.encoders import load_encoder
 from hf_mae.evaluation.evaluating import EvaluationArguments, Judge, evaluate, evaluate_command, open_evaluated
+from hf_mae.finetuning.classification import build_classifier
 
 RELEASED = Path(__file__).parents[1] / "model_cards" / "mae-fashion-mnist"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -231,6 +232,33 @@ def test_few_labels__models_of_ours_are_fine_tuned_on_the_same_images(run, pretr
     assert "not fine-tuned" in printed
     record = json.loads(next((tmp_path / "out" / "finetuned").glob("*/run.json")).read_text())
     assert record["num_images"] == 6  # two of each of three classes
+
+
+def test_few_labels__do_not_begin_with_a_classifier_that_has_learned_from_more(
+    tiny_config, folder, tmp_path, monkeypatch
+):
+    names = ["blue", "green", "red"]
+    config = tiny_config(pooling="mean", id2label=dict(enumerate(names)))
+    trained, begun = MAEForImageClassification(config), []
+    torch.nn.init.ones_(trained.classifier.bias)
+    trained.save_pretrained(tmp_path / "classifier")
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "classifier")
+
+    def finetune(args, images):
+        begun.append(build_classifier(args, images[0]))
+        return SimpleNamespace(metrics={"eval_accuracy": 0.5})
+
+    monkeypatch.setattr("hf_mae.evaluation.evaluating.finetune", finetune)
+    model = str(tmp_path / "classifier")
+    args = EvaluationArguments(model=[model], data=str(folder), output_dir=str(tmp_path / "out"), device="cpu")
+    encoder = load_encoder(model)
+    rows = [Row(model, 2, 32)]
+    Judge(args, open_evaluated(args, encoder.image_processor))._fine_tune(rows, encoder, 2)
+    assert list(begun[0].config.id2label.values()) == names
+    assert not begun[0].classifier.bias.any()
+    assert not torch.equal(begun[0].classifier.weight, trained.classifier.weight)
+    torch.testing.assert_close(begun[0].mae.state_dict(), trained.mae.state_dict())
+    assert rows[0].figures == {"finetuned_accuracy_2": 0.5}
 
 
 @pytest.mark.slow

@@ -458,6 +458,7 @@ class Judge:
             model_name_or_path=encoder.name,
             output_dir=os.fspath(Path(self.args.output_dir) / "finetuned" / f"{self._file_name(encoder)}-{count}"),
             overwrite_output_dir=True,
+            new_classifier=True,  # one that is there has learned from more labels
             image_size=self.args.image_size,
             use_cpu=self.args.device == "cpu",
             seed=self.args.seed,

@@ -255,7 +255,7 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     same = names == known and args.pooling == stored.pooling  # a classifier of the same classes on the same features
-    starts_anew = bool(known) and not same and not args.from_scratch
+    starts_anew = bool(known) and (args.new_classifier or not same) and not args.from_scratch
     if args.from_scratch:
         model = MAEForImageClassification(MAEConfig.from_pretrained(args.model_name_or_path, **changes))
     else:
@@ -263,12 +263,11 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
             args.model_name_or_path, **changes, ignore_mismatched_sizes=starts_anew
         )
     if starts_anew:
-        why = (
-            f"The classes differ from the {len(known)} that the classifier knows"
-            if names != known
-            else f"The classifier was trained on features of `pooling` {stored.pooling}, not {args.pooling}"
-        )
-        print(in_flags(f"{why}: it starts anew."))
+        if names != known:
+            print(f"The classes differ from the {len(known)} that the classifier knows: it starts anew.")
+        elif not same:
+            why = f"The classifier was trained on features of `pooling` {stored.pooling}, not {args.pooling}"
+            print(in_flags(f"{why}: it starts anew."))
         model.classifier = nn.Linear(model.config.hidden_size, model.config.num_labels)
         model._init_weights(model.classifier)
     if args.num_trainable_layers is not None:

@@ -17,6 +17,9 @@ class ClassifierModelArguments:
 
     model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
     from_scratch: bool = HfArg(default=False, help="Take the checkpoint's configuration but fresh weights, to compare.")
+    new_classifier: bool = HfArg(
+        default=False, help="Begin with a new classifier, also where the checkpoint has one of the same classes."
+    )
     image_size: int | None = HfArg(default=None, help="Pixels; positions are resampled. Default: the checkpoint's.")
     pooling: Literal["mean", "class", "attentive"] = HfArg(
         default="mean", help="Mean of the patches, class token, or learned queries that attend to the patches."
@@ -106,7 +109,7 @@ class ClassificationArguments(
         if self.max_train_images is not None and self.max_train_images < 1:
             raise ValueError(f"`max_train_images` must be at least 1, got {self.max_train_images}.")
         if self.eval_only:
-            self.refuse_for_finished("from_scratch", "max_train_images")
+            self.refuse_for_finished("from_scratch", "new_classifier", "max_train_images")
         if self.num_pooling_queries is not None and self.pooling != "attentive":
             raise ValueError(f"`num_pooling_queries` is for `pooling` attentive, which is {self.pooling}.")
 
