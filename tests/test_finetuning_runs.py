@@ -11,7 +11,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, locked_by_another_process
+from conftest import PLAIN, locked_by_another_process, picture
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
@@ -180,6 +180,33 @@ def test_parquet__is_read_by_row_group_and_not_a_row_group_for_each_image(
     monkeypatch.setattr(FineTuningTrainer, "_get_train_sampler", Trainer._get_train_sampler)
     call(finetune_command, *arguments, "--output_dir", tmp_path / "random")
     assert len(reads) - in_order > in_order + 96  # of two epochs
+
+
+@pytest.mark.slow
+def test_parquet__a_choice_of_images_is_read_by_row_group_too(call, pretrained, tmp_path, monkeypatch):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [picture(number) for number in range(96)], "label": [0, 1] * 48}
+    (tmp_path / "files").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "files" / "train.parquet", batch_size=4)
+    monkeypatch.setattr(shards, "_CACHED_ROW_GROUPS", 2)
+    chosen = np.random.default_rng(0).permutation(96)[:48]
+    reads, read, train = [], shards.ParquetImages._read, FineTuningTrainer._train_until_stopped
+    monkeypatch.setattr(shards.ParquetImages, "_read", lambda images, group: reads.append(group) or read(images, group))
+
+    def count(*arguments):
+        reads.clear()
+        seconds = train(*arguments)
+        reads_of_training.extend(reads)
+        return seconds
+
+    reads_of_training = []
+    monkeypatch.setattr(FineTuningTrainer, "_train_until_stopped", count)
+    arguments = ["--model_name_or_path", pretrained, "--data", tmp_path / "files", *PLAIN, "--held_out", 0]
+    arguments += ["--max_train_images", 48, "--seed", 0, "--num_train_epochs", 1, "--per_device_train_batch_size", 8]
+    call(finetune_command, *arguments, "--output_dir", tmp_path / "out")
+    assert sorted(reads_of_training) == np.unique(chosen // 4).tolist()
 
 
 def test_folder_of_a_model__is_no_place_for_a_run(call, short, pretrained):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, set_seed
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -278,12 +278,12 @@ def build_classifier(args: ClassificationArguments, train_images: ImageSource) -
 def _train_dataset(
     args: ClassificationArguments, images: ImageSource, config: MAEConfig, image_processor: MAEImageProcessor
 ) -> Dataset:
-    """Returns random crops, of all images or of a choice."""
+    """Returns random crops."""
     size = image_processor.crop_height_width
     transforms: list[Callable] = [RandomOrientation(False, args.vertical_flip, args.rotate90)]
     if args.rand_augment:
         transforms.append(RandomAugmentation(config.num_channels, magnitude=args.rand_augment))
-    dataset = ClassificationDataset(
+    return ClassificationDataset(
         images,
         size,
         config.num_labels,
@@ -293,10 +293,6 @@ def _train_dataset(
         transform=Compose(*transforms),
         reading=image_processor.reading,
     )
-    if args.max_train_images is None:
-        return dataset
-    chosen = np.random.default_rng(args.seed).permutation(len(dataset))[: args.max_train_images]
-    return Subset(dataset, chosen.tolist())
 
 
 def finetune(args: ClassificationArguments, images: tuple[ImageSource, ImageSource | None] | None = None) -> FineTuned:
@@ -362,16 +358,20 @@ def _build_trainer(
     if args.learning_rate is None:
         args.learning_rate = scaled_learning_rate(args.base_learning_rate, args.effective_batch_size)
     mixing = args.share_of_mixing(config.problem_type or SINGLE)
-    dataset, labels = _train_dataset(args, train_images, config, image_processor), train_images.labels
+    train_labels = train_images.labels
+    if args.max_train_images is not None:
+        chosen = np.random.default_rng(args.seed).permutation(len(train_images))[: args.max_train_images]
+        train_labels = train_labels[chosen]
+        train_images = select(train_images, np.isin(np.arange(len(train_images)), chosen))
     return ClassificationTrainer(
         model=model,
         args=args,
-        train_dataset=dataset,
+        train_dataset=_train_dataset(args, train_images, config, image_processor),
         eval_dataset=None if test_images is None else EvaluationDataset(test_images, image_processor),
         data_collator=collate_labelled,
         processing_class=image_processor,
         augmentation=BatchAugmentation(image_processor, config.num_labels, args.random_erasing, **mixing),
-        train_labels=labels[dataset.indices] if isinstance(dataset, Subset) else labels,
+        train_labels=train_labels,
     )
 
 
