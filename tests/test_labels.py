@@ -170,6 +170,20 @@ def write_table(folder, rows, name="metadata.csv"):
                 file.writelines(json.dumps(row) + "\n" for row in table)
 
 
+def test_eval_only__columns_of_some_of_several_classes_are_refused(tiny_config, folder, tmp_path):
+    """A class without a column was taken for absent from all pictures: finding it counted as a mistake."""
+    write_table(folder, lambda colour, number: {name: int(name == colour) for name in ("red", "blue", "green")})
+    names = {"id2label": dict(enumerate(("blue", "green", "red"))), "problem_type": "multi_label_classification"}
+    MAEForImageClassification(tiny_config(**names)).save_pretrained(tmp_path / "classifier")
+    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "classifier")
+    arguments = ["--model_name_or_path", tmp_path / "classifier", "--data", folder, "--output_dir", tmp_path / "eval"]
+    arguments = [*map(str, arguments), "--eval_only", "--use_cpu", "--label_column", "red", "blue"]
+    with pytest.raises(ValueError, match=r"`label_column` lacks green, which .*classifier has\."):
+        finetune_command(arguments, prog="hf-mae finetune")
+    finetune_command([*arguments, "green"], prog="hf-mae finetune")  # in another order
+    assert [row["label"] for row in read_predictions(tmp_path / "eval")] == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
+
+
 LEARN = ["--num_train_epochs", 8, "--learning_rate", "1e-2", "--eval_strategy", "no", "--save_strategy", "no"]
 
 

@@ -459,6 +459,13 @@ def evaluate_classifier(args: ClassificationArguments) -> FineTuned:
         args.warn_of_training_images()
         images = open_with_labels(args.data, "train", **options)
     names = class_names_of(model.config)
+    columns = args.label_column or ()
+    missing = [name for name in names if name not in columns]
+    if len(columns) > 1 and problem_type == MULTI and missing:
+        raise ValueError(  # a class without a column is not known to be absent
+            f"`label_column` lacks {', '.join(missing)}, which {args.model_name_or_path} has. Name a column for each "
+            f"of its {len(names)} labels."
+        )
     if args.process_index > 0:
         return FineTuned(model, {}, Path(args.output_dir))
     label_by_folders(images, names, problem_type)
