@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import EvalPrediction, pipeline
+from transformers import EvalPrediction, TrainerState, pipeline
 
 from hf_mae import MAEBackbone, MAEConfig, MAEForPreTraining, MAEImageProcessor
 from hf_mae.data.boxes import BoxedImages, Boxes
@@ -305,6 +305,30 @@ def test_detector__is_in_float32_whatever_its_checkpoint_is(tiny_model, tmp_path
     )
     model = script.build_detector(args, script.build_encoder_config(args), ["a", "b"], 20)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_best_model__is_chosen_as_the_settings_say():
+    """They were overwritten, without a word."""
+    settings = {"model_name_or_path": "model", "data": "x"}
+    args = script.DetectionArguments(**settings)
+    assert (args.load_best_model_at_end, args.metric_for_best_model, args.greater_is_better) == (True, "map", True)
+    assert script.DetectionArguments(**settings, eval_strategy="no").load_best_model_at_end is False
+    assert script.DetectionArguments(**settings, load_best_model_at_end=False).load_best_model_at_end is False
+    args = script.DetectionArguments(**settings, metric_for_best_model="loss")
+    assert (args.load_best_model_at_end, args.metric_for_best_model, args.greater_is_better) == (True, "loss", False)
+
+
+def test_best_model__of_equal_ones_is_the_last():
+    """A run whose AP stayed at 0 ended with its first checkpoint."""
+    trainer = object.__new__(script.DetectionTrainer)
+    trainer.args = script.DetectionArguments(model_name_or_path="model", data="x")
+    trainer.state, steps = TrainerState(), []
+    for step, figure in ((3, 0.0), (6, 0.0), (9, 0.5), (12, 0.25), (15, 0.5), (18, 0.4)):
+        trainer.state.global_step = step
+        trainer._determine_best_metric({"eval_map": figure}, None)
+        steps.append(trainer.state.best_global_step)
+    assert steps == [3, 6, 9, 9, 15, 15]
+    assert trainer.state.best_metric == 0.5
 
 
 def test_image_size__is_rounded_up_to_twice_the_patch(pretrained, capsys):

@@ -320,6 +320,12 @@ class DetectionTrainer(FineTuningTrainer):
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
+    def _determine_best_metric(self, metrics: dict, trial) -> bool:
+        """Says whether a model is the best so far; of equal ones the last, since few steps may leave all at AP 0."""
+        if metrics.get(f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}") == self.state.best_metric:
+            self.state.best_metric = None
+        return super()._determine_best_metric(metrics, trial)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Returns the loss, the best 100 boxes of each picture `(batch, boxes, 6)`, and the indices of the pictures."""
         inputs = self._prepare_inputs(inputs)

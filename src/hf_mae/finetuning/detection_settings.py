@@ -102,6 +102,10 @@ class DetectorTrainingArguments:
     save_strategy: str = HfArg(default="steps", help="When to save: no, steps or epoch. With the best mAP kept.")
     save_steps: float = HfArg(default=0.1, help="Steps between two checkpoints; below 1: their share.")
     save_total_limit: int | None = HfArg(default=1, help="Number of checkpoints to keep, beyond the best one.")
+    load_best_model_at_end: bool | None = HfArg(
+        default=None, help="Keep the best model of all evaluations. Default: where models are evaluated and saved."
+    )
+    metric_for_best_model: str = HfArg(default="map", help="Figure by which it is the best: map, map50, loss, ...")
 
 
 @dataclass
@@ -126,8 +130,8 @@ class DetectionArguments(
         self.output_dir = self.output_dir or ("runs/evaluation" if self.eval_only else "runs/detector")
         self.batch_eval_metrics = True  # boxes are collected batch by batch
         self.ddp_find_unused_parameters = True  # a batch without boxes does not use the embedding of noisy ones
-        self.load_best_model_at_end = "no" not in (str(self.eval_strategy), str(self.save_strategy))
-        self.metric_for_best_model, self.greater_is_better = "map", True
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = "no" not in (str(self.eval_strategy), str(self.save_strategy))
         super().__post_init__()
         if self.data is None and (self.annotations or self.eval_annotations):
             raise ValueError("`annotations` needs `data`: the folder of the images.")
