@@ -255,6 +255,13 @@ def test_best_model__is_refused_where_none_is_evaluated(call, short, folder, tmp
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` cannot handle"),
         ({"fast": True, "max_steps": 5}, "`max_steps` has no effect with `fast`"),
         ({"fast": True, "crop_scale_min": 0.5}, "`crop_scale_min` has no effect with `fast`"),
+        ({"layer_decay": 0.5}, "`layer_decay` has no effect in a probe, as LARS"),
+        ({"fast": True, "adam_beta2": 0.9}, "`adam_beta2` has no effect in a probe"),
+        ({"optim": "sgd"}, "`optim` has no effect in a probe"),
+        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` has no effect in a probe"),  # it needs embeddings of text
+        ({"gradient_checkpointing": True}, "`gradient_checkpointing` has no effect in a probe"),
+        ({"num_neighbors": [5]}, "`num_neighbors` is for k-NN, which `fast` measures"),
+        ({"fast": True, "pooling": "attentive", "num_neighbors": [5]}, "`num_neighbors` is for k-NN"),
         ({"fast": True, "num_train_epochs": 0.5}, "must be a whole number.*got 0.5 and 0.111"),
         ({"fast": True, "warmup_steps": 5}, "share, below 1; got 90 and 5"),
     ],

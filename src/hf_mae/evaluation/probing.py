@@ -102,11 +102,12 @@ class ProbeArguments:
     label_column: list[str] | None = HfArg(default=None, help="Column of the table or data set with the labels.")
 
 
+# Settings of AdamW and of an encoder that is trained.
+_NOT_OF_PROBES = ["layer_decay", "optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2"]
+_NOT_OF_PROBES += ["adam_epsilon", "neftune_noise_alpha", "gradient_checkpointing"]
 # Settings of training with crops by Trainer, which `fast` does not do.
-_NOT_FAST = (
-    *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "max_grad_norm"),
-    *("crop_scale_min", "horizontal_flip", "vertical_flip", "rotate90", "load_best_model_at_end"),
-)
+_NOT_FAST = ["max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "rotate90"]
+_NOT_FAST += ["max_grad_norm", "load_best_model_at_end", "crop_scale_min", "horizontal_flip", "vertical_flip"]
 
 
 @dataclass
@@ -135,8 +136,6 @@ class ProbingArguments(
         super().__post_init__()
         if self.model_name_or_path is None:
             raise ValueError("`model_name_or_path` is missing: a folder or a name on the Hub with a model of hf_mae.")
-        if self.batch_size is not None and not self.fast:
-            raise ValueError("`batch_size` is for `fast`: set it, or `per_device_train_batch_size` in its place.")
         if self.pooling == "attentive" and not self.fast:
             raise ValueError("Attentive `pooling` is trained on tokens of uncropped images: set `fast`.")
         if self.fast and self.world_size > 1:
@@ -144,24 +143,30 @@ class ProbingArguments(
                 f"`fast` works in one process, and {self.world_size} were started: each would compute all features. "
                 "Start it without a launcher, or leave `fast` out."
             )
-        if self.learning_rate is not None:
-            raise ValueError("`learning_rate` follows from `base_learning_rates` and the size of batches: set those.")
-        recipe = self.recipe() if self.fast else {}
-        if unused := [name for name in _NOT_FAST if name in recipe]:
-            raise ValueError(
-                f"`{unused[0]}` has no effect with `fast`, which trains on stored features. Leave one out."
-            )
+        self._refuse_unused()
         if self.fast and (self.num_train_epochs < 1 or self.num_train_epochs % 1 or self.warmup_steps >= 1):
             raise ValueError(
                 "With `fast`, `num_train_epochs` must be a whole number and `warmup_steps` their share, below 1; got "
                 f"{self.num_train_epochs:g} and {self.warmup_steps:g}."
             )
-        if self.base_learning_rates is None and self.pooling == "attentive":
-            self.base_learning_rates = list(LEARNING_RATES)
         if self.base_learning_rates is None:
-            self.base_learning_rates = [0.1, 0.3, 1, 3, 10, 30, 100, 300] if self.fast else [0.1]
+            grid = LEARNING_RATES if self.pooling == "attentive" else (0.1, 0.3, 1, 3, 10, 30, 100, 300)
+            self.base_learning_rates = list(grid) if self.fast else [0.1]
         if len(self.base_learning_rates) > 1 and not self.fast:
             raise ValueError("Give one of `base_learning_rates`, or set `fast`: otherwise each takes a run of its own.")
+
+    def _refuse_unused(self):
+        unused = dict.fromkeys(_NOT_OF_PROBES, "has no effect in a probe, as LARS trains it on a frozen encoder")
+        unused["learning_rate"] = "follows from `base_learning_rates` and the size of batches"
+        if self.fast:
+            unused |= dict.fromkeys(_NOT_FAST, "has no effect with `fast`, which trains on stored features")
+        else:
+            unused["batch_size"] = "is for `fast`, in place of `per_device_train_batch_size`"
+        if self.pooling == "attentive" or not self.fast:
+            unused["num_neighbors"] = "is for k-NN, which `fast` measures with `pooling` class or mean"
+        given = {name for name, value in self.recipe().items() if (name, value) != ("gradient_checkpointing", False)}
+        for name in [name for name in unused if name in given]:
+            raise ValueError(f"`{name}` {unused[name]}. Leave it out.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
