@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 import hf_mae
 from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
+from hf_mae.evaluation.encoders import load_encoder as load_any_encoder
 from hf_mae.modeling.patches_mae import patchify, unpatchify
 
 PIXELS = torch.linspace(-2, 2, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)
@@ -343,3 +344,17 @@ def test_pipeline__takes_the_registered_classes_without_asking(tiny_config, tmp_
     assert type(pipe.model) is (MAEForImageClassification if task == "image-classification" else MAEModel)
     assert type(pipe.image_processor) is MAEImageProcessor
     assert questions == []
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"text"'])
+def test_from_pretrained__names_a_json_file_that_holds_no_object(tmp_path, text):
+    for name, classes in {
+        "config.json": (MAEConfig, MAEForPreTraining),
+        "preprocessor_config.json": (MAEImageProcessor,),
+    }.items():
+        (tmp_path / name).write_text(text)
+        for each in classes:
+            with pytest.raises(OSError, match=f"{name} must hold a JSON object, got (list|int|str)"):
+                each.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="config.json must hold a JSON object"):
+        load_any_encoder(tmp_path)

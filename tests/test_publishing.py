@@ -512,6 +512,9 @@ def test_push__says_what_is_missing(saved, tmp_path):
     (saved / "run.json").write_text('{"hours": }')
     with pytest.raises(ValueError, match="run.json is no JSON"):
         push(saved)
+    (saved / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match="run.json must hold a JSON object, got list"):
+        push(saved)
 
 
 def test_push__a_card_that_was_edited_on_the_hub_stays(hub, saved):

@@ -22,7 +22,7 @@ from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEPreTrainedModel
 from ..modeling.patches_mae import patch_grid
-from ..modeling.saving_mae import explaining_missing
+from ..modeling.saving_mae import check_is_object, explaining_missing
 from .features import block_numbers, load_feature_model
 
 logger = logging.get_logger(__name__)
@@ -166,6 +166,7 @@ def load_encoder(name_or_path: str | os.PathLike, image_size: int | None = None)
         ValueError: If it is no encoder whose `last_hidden_state` are tokens of patches. The message names the model.
     """
     name = os.fspath(name_or_path)
+    check_is_object(name)
     with explaining_missing(name):
         config = {} if Path(name).is_file() else PreTrainedConfig.get_config_dict(name)[0]
     model_type = config.get("model_type")

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .masking_mae import MASK_SAMPLINGS, check_mask_cells
-from .saving_mae import SavesCode, explaining_missing, has_config, no_model_in
+from .saving_mae import SavesCode, check_is_object, explaining_missing, has_config, no_model_in
 
 # Note for maintainers: `from __future__ import annotations` would silently switch off the type checks of `@strict`,
 # which skips annotations that are strings.
@@ -214,6 +214,7 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        check_is_object(pretrained_model_name_or_path, kwargs.get("subfolder"))
         with explaining_missing(pretrained_model_name_or_path, kwargs.get("subfolder")):
             stored, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return (fields_of_pixio(stored) if stored.get("model_type") == "pixio" else stored), kwargs

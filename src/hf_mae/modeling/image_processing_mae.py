@@ -22,6 +22,7 @@ from transformers.image_utils import (
     SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from .reading_mae import (
     ImageFile,
@@ -38,7 +39,7 @@ from .reading_mae import (
     read_stored,
     to_byte_range,
 )
-from .saving_mae import SavesCode, explaining_missing
+from .saving_mae import SavesCode, check_is_object, explaining_missing
 
 _INTERPOLATION = {
     PIL.Image.Resampling.NEAREST: "nearest-exact",
@@ -192,6 +193,7 @@ class MAEImageProcessor(SavesCode, BaseImageProcessor):
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        check_is_object(pretrained_model_name_or_path, kwargs.get("subfolder"), IMAGE_PROCESSOR_NAME)
         with explaining_missing(pretrained_model_name_or_path, kwargs.get("subfolder")):
             return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 

@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Saving with the code, so that a folder loads with `trust_remote_code=True` where hf_mae is not installed."""
 
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,21 @@ def no_model_in(name: str | os.PathLike, subfolder: str | None = None) -> OSErro
             f"{os.fspath(folder)!r}).merge_and_unload() with save_pretrained, and take that folder."
         )
     return OSError(f"{folder} holds no model: there is no {CONFIG_NAME}.")
+
+
+def check_is_object(folder: str | os.PathLike, subfolder: str | None = None, name: str = CONFIG_NAME):
+    """Raises `OSError` if a JSON file of a folder holds something else than an object, which transformers expects.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder, or a name on the Hub, where nothing is checked.
+        subfolder (`str`, *optional*): A folder in it.
+        name (`str`, *optional*): Name of the file. Defaults to that of the configuration.
+    """
+    path = Path(folder, subfolder or "", name)
+    with suppress(ValueError):  # what is no JSON at all is refused by transformers
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(content, dict):
+            raise OSError(f"{path} must hold a JSON object, got {type(content).__name__}.")
 
 
 @contextmanager

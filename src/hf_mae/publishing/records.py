@@ -99,12 +99,15 @@ def read_json(path: Path) -> dict:
     """Reads a JSON object; without the file it is empty.
 
     Raises:
-        ValueError: If the file is no JSON.
+        ValueError: If the file is no JSON, or holds another value.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}). Mend it, or take it away.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}. Mend it, or take it away.")
+    return content
 
 
 def is_model_of_ours(folder: str | os.PathLike) -> bool:
