@@ -3,6 +3,7 @@
 """Weights of other implementations become ours."""
 
 import argparse
+import errno
 import json
 import os
 import pathlib
@@ -32,6 +33,7 @@ from transformers import (
 
 import hf_mae
 from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
+from hf_mae.conversion.command import convert_checkpoint
 from hf_mae.modeling.patches_mae import sincos_position_table
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -554,3 +556,25 @@ def test_pooler__is_left_out_by_name(tmp_path, log):
     stock_folder("ViTModel", tmp_path)
     hf_mae.import_checkpoint(tmp_path)
     assert "no place for them: pooler.dense.bias, pooler.dense.weight" in log()
+
+
+@pytest.mark.parametrize("layout", ["mae", "vit_mae", "official"])
+def test_convert__a_full_disk_leaves_no_weights_that_are_cut_off(tiny_model, tmp_path, monkeypatch, layout):
+    """They would be there under their final name, and the same command would refuse to write over them."""
+
+    def full(_, path, *args, **kwargs):
+        pathlib.Path(path).write_bytes(b"cut off")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tiny_model().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(hf_mae.MAEImageProcessor, "save_pretrained", lambda _, path: full(_, path / "cut"))
+    monkeypatch.setattr("hf_mae.conversion.files.save_file", full)
+    monkeypatch.setattr(torch, "save", full)
+    target = tmp_path / ("out.pth" if layout == "official" else "out")
+    if layout == "vit_mae":
+        target.mkdir()
+        (target / "notes.txt").touch()
+    with pytest.raises(OSError, match="No space left"):
+        convert_checkpoint(tmp_path / "model", target, layout)
+    assert sorted(path.name for path in tmp_path.rglob("out*/*")) == ["notes.txt"] * (layout == "vit_mae")
+    assert target.exists() == (layout == "vit_mae")

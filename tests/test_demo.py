@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """The page on which a model is tried: what its clicks do, the page itself in a browser, and the Space of it."""
 
+import errno
 import importlib.util
 import re
 import runpy
@@ -278,6 +279,22 @@ def test_space__is_not_written_of_an_adapter_or_of_a_folder_that_is_not_there(ti
         with pytest.raises(OSError, match=message):
             demo_command(["--model", str(tmp_path / name), "--space", str(tmp_path / "space")], "hf-mae demo")
         assert not (tmp_path / "space").exists()
+
+
+def test_space__that_a_full_disk_cuts_off_is_removed(pretrained, tmp_path, monkeypatch):
+    """Its weights, cut off, would be there under their final name, and the same command would refuse the folder."""
+
+    def full(file, target):
+        (target / file.name).write_bytes(file.read_bytes()[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy", full)
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(OSError, match="No space left"):
+            demo_command(["--model", str(pretrained), "--space", str(tmp_path / name)], prog="hf-mae demo")
+    assert not (tmp_path / "new").exists()
+    assert not any((tmp_path / "empty").iterdir())
 
 
 @pytest.mark.slow

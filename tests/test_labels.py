@@ -132,6 +132,16 @@ def test_eval_only__says_the_figures_although_the_disk_is_full(tiny_config, fold
     assert re.search(r"^eval_accuracy +[01]\.\d{4}$", capsys.readouterr().out, re.M)
 
 
+def test_predictions__that_cannot_be_written_leave_the_table_before(tmp_path):
+    path, names = tmp_path / "predictions.csv", ["a", "b"]
+    path.write_text("whole")
+    with pytest.raises(ValueError, match="shorter"):  # after a row
+        classification._write_predictions(
+            path, ["0.png", "1.png"], np.array([[0.25, 0.75]]), None, names, classification.SINGLE
+        )
+    assert path.read_text() == "whole"
+
+
 def test_eval_only__gives_figures_also_of_images_of_one_class(tiny_config, folder, tmp_path):
     """They were predicted as if they had no label."""
     for name in ("blue", "green"):

@@ -18,6 +18,7 @@ from ..publishing.licenses import license_of
 from ..publishing.model_cards import write_model_card
 from ..publishing.records import add_to_record, save_record
 from ..training.arguments import config_changes
+from .files import removed_if_cut_off
 from .image_processors import find_image_processor
 from .names import LAYOUTS, names_in
 from .weights import check_is_free, detect_layout, export_checkpoint, import_checkpoint
@@ -61,14 +62,15 @@ def convert_checkpoint(
     weights = model.state_dict()
     if dtype is not None:
         weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
-    if to == "mae":  # the configuration still says float32, so that the smaller weights load as float32
-        model.save_pretrained(target, state_dict=weights)
-        image_processor.save_pretrained(target)
-    else:
-        model.load_state_dict(weights, assign=True)
-        export_checkpoint(model, target, to, image_processor)
-    if target.is_dir():
-        _write_provenance(Path(source), target, layout, to, license or license_of(source))
+    with removed_if_cut_off(target):
+        if to == "mae":  # the configuration still says float32, so that the smaller weights load as float32
+            model.save_pretrained(target, state_dict=weights)
+            image_processor.save_pretrained(target)
+        else:
+            model.load_state_dict(weights, assign=True)
+            export_checkpoint(model, target, to, image_processor)
+        if target.is_dir():
+            _write_provenance(Path(source), target, layout, to, license or license_of(source))
     return model, layout
 
 

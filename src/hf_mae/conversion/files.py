@@ -7,8 +7,9 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -189,6 +190,23 @@ def _split_content(content) -> tuple[dict[str, torch.Tensor], dict]:
 # Writing
 
 
+@contextmanager
+def removed_if_cut_off(path: Path) -> Iterator[None]:
+    """Removes what is written to a path where an error, as of a full disk, ends the writing: it would seem complete.
+
+    Args:
+        path (`Path`): File or folder that is being made. What a folder holds already stays.
+    """
+    is_new, before = not path.exists(), set(path.glob("*"))
+    try:
+        yield
+    except BaseException:
+        for each in [path] if is_new else set(path.glob("*")) - before:
+            with suppress(OSError):
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        raise
+
+
 def write_folder(
     model: MAEPreTrainedModel,
     path: Path,
@@ -274,5 +292,6 @@ __all__ = [
     "folder_of",
     "read_checkpoint",
     "read_json",
+    "removed_if_cut_off",
     "write_folder",
 ]

@@ -26,6 +26,7 @@ from .files import (
     as_value_error,
     folder_of,
     read_checkpoint,
+    removed_if_cut_off,
     write_folder,
 )
 from .image_processors import timm_transform, write_stock_processor
@@ -482,17 +483,18 @@ def export_checkpoint(
     _check_export(model, path, layout)
     theirs, left_out = _their_tensors(model, layout)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if LAYOUTS[layout].is_folder:
-        transform = timm_transform(image_processor) if layout == "timm" and image_processor is not None else {}
-        write_folder(model, path, layout, theirs, transform)
-        if image_processor is not None and layout != "timm":  # there the configuration says it
-            write_stock_processor(path, layout, image_processor)
-    else:
-        arguments = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
-        container = LAYOUTS[layout].container
-        if layout == "pixio_official" and isinstance(model, MAEModel):  # published encoders are bare
-            container = None
-        torch.save({container: theirs, "args": arguments} if container else theirs, path)
+    with removed_if_cut_off(path):
+        if LAYOUTS[layout].is_folder:
+            transform = timm_transform(image_processor) if layout == "timm" and image_processor is not None else {}
+            write_folder(model, path, layout, theirs, transform)
+            if image_processor is not None and layout != "timm":  # there the configuration says it
+                write_stock_processor(path, layout, image_processor)
+        else:
+            arguments = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
+            container = LAYOUTS[layout].container
+            if layout == "pixio_official" and isinstance(model, MAEModel):  # published encoders are bare
+                container = None
+            torch.save({container: theirs, "args": arguments} if container else theirs, path)
     if left_out:
         parts = sorted({"decoder" if name.startswith("decoder.") else name for name in left_out})
         logger.warning(f"Left out, as {LAYOUTS[layout].title} has no place for it: {', '.join(parts)}.")

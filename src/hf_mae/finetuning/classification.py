@@ -4,6 +4,7 @@
 
 import copy
 import csv
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -549,7 +550,8 @@ def _write_predictions(
     problem_type: str,
 ):
     """Writes a table: the file, its label, the prediction, and the probability of each class or the numbers."""
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    partial = path.with_name(f".{path.name}.partial")  # a full disk leaves no table that is cut off
+    with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
         predicted = [] if problem_type == REGRESSION else ["prediction"]
         writer.writerow(["file", *([] if labels is None else ["label"]), *predicted, *names])
@@ -558,6 +560,7 @@ def _write_predictions(
             if problem_type != REGRESSION:
                 cells.append(_label_text(row.argmax() if problem_type == SINGLE else row, names, problem_type))
             writer.writerow([name, *cells, *(f"{value:.6g}" for value in row)])
+    os.replace(partial, path)
 
 
 def _label_text(label: np.ndarray, names: list[str], problem_type: str) -> str:
