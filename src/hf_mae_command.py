@@ -57,15 +57,30 @@ def main(argv: list[str] | None = None):
         argv (`list[str]`, *optional*): The command and its arguments. Default: those of the process.
 
     The status is 0 after success, 2 after a mistake of the user, which is described in one line, 128 + signal after a
-    run that was stopped and saved, and 1 after any other error.
+    run that was stopped and saved, 141 where nobody reads the output any more, and 1 after any other error.
     """
     global started
     if started is None:
         begin()
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        _flush("\n")  # fails again, unless it was another pipe
+        raise
     finally:
         started = None
+        _flush()
+
+
+def _flush(text: str = ""):
+    """Writes a text and what was printed. Where nobody reads any more, as after `| head`, the command ends quietly."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        raise SystemExit(141) from None
 
 
 def _run(argv: list[str]):
@@ -124,6 +139,8 @@ def _exit_status(error: BaseException) -> int | None:
         return error.exit_status
     if isinstance(error, KeyboardInterrupt):
         return 130
+    if isinstance(error, BrokenPipeError):  # that of the output is no mistake of the user, see `main`
+        return None
     if isinstance(error, ArithmeticError) or _is_full_disk(error):  # a run that diverged
         return 1
     missing_extra = isinstance(error, ImportError | RuntimeError) and "pip install" in str(error)

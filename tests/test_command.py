@@ -229,6 +229,19 @@ def test_full_disk__is_said_in_one_line_and_is_no_mistake_of_the_arguments(capsy
     assert hf_mae(capsys, "features") == (status, f"hf-mae features: {error}\n")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["score"]])
+def test_output__that_nobody_reads_any_more_ends_the_command_as_others(arguments):
+    """As after `| head`: a longer table was called a mistake, and Python complained of what it could not write."""
+    code = "import sys, types, hf_mae_command; sys.modules['rows'] = rows = types.ModuleType('rows'); "
+    code += "rows.write = lambda argv, prog: print('row', flush=True); "
+    code += f"hf_mae_command.COMMANDS['score'] = ('rows:write', ''); hf_mae_command.main({arguments})"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_ctrl_c__while_torch_is_loaded_does_not_load_it_again(capsys, monkeypatch):
     """What was loaded in part may not load a second time, and the error of that would hide the Ctrl-C."""
 
