@@ -90,6 +90,7 @@ def test_run__says_what_it_chose_and_leaves_a_model(finished):
     kinds = ("step", "neighbors", "patches")
     sheets = {f"{kind}-{step:07}.png" for kind in kinds for step in (6, 12)} | {"patches.safetensors"}
     assert {path.name for path in (output_dir / "sheets").iterdir()} == sheets
+    assert len({path.stat().st_mode for path in (output_dir / "sheets").iterdir()}) == 1  # others may read all of them
     assert Image.open(output_dir / "reconstructions.png").size[0] > 1000
     # A recipe is for any machine: precision, workers and the batch of one device are this machine's.
     machine = {"bf16", "dataloader_num_workers", "per_device_train_batch_size", "output_dir"}
