@@ -314,6 +314,15 @@ def flat(tmp_path):
     return tmp_path / "flat"
 
 
+def test_models__that_divide_files_into_other_images_are_not_compared(run, pretrained, flat, tmp_path):
+    """The first decided how many images there are."""
+    shutil.copytree(pretrained, tmp_path / "pages")
+    MAEImageProcessor.from_pretrained(pretrained, pages="images").save_pretrained(tmp_path / "pages")
+    for models in ([pretrained, tmp_path / "pages"], [tmp_path / "pages", pretrained]):
+        with pytest.raises(ValueError, match="each page of a file as an image"):
+            run("--model", *models, "--data", flat)
+
+
 def test_sheets__of_models_with_like_names_are_all_there_and_have_short_names(run, pretrained, flat, tmp_path):
     """Sheets of a/b and a-b would have one name, and a long path would be none."""
     models = [tmp_path / "a" / "b", tmp_path / "a-b", tmp_path / ("d" * 90) / ("e" * 90)]

@@ -592,6 +592,10 @@ def evaluate(args: EvaluationArguments) -> Comparison:
         OSError: If a model or an image cannot be read.
     """
     encoders = [load_encoder(name, args.image_size) for name in args.model]
+    if len({encoder.image_processor.reading.pages == "images" for encoder in encoders}) > 1:  # the first would decide
+        raise ValueError(
+            "Some of these models see each page of a file as an image (`pages`). Compare them by themselves."
+        )
     images = open_evaluated(args, encoders[0].image_processor)
     judge = Judge(args, images)
     for encoder in encoders:
