@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
 from ..data.datasets import collate_evaluation
 from ..data.sampling import evenly_spaced
@@ -180,8 +180,11 @@ class RunEvaluation:
             with suppress(OSError, SafetensorError):  # a full disk or the end of the power may have cut it
                 self._projections = load_file(path)["projections"]
         colors, self._projections = patch_colors(patches, self._projections)
-        with suppress(OSError):
-            path.write_bytes(save({"projections": self._projections.contiguous()}))  # `save_file` hides it from others
+        with suppress(OSError, SafetensorError):
+            path.touch()
+            permissions = path.stat().st_mode
+            save_file({"projections": self._projections.contiguous()}, path)
+            path.chmod(permissions)  # safetensors lets only its owner read it
         return pca_sheet(self._processor.post_process_reconstruction(self.images[:_COLORED]), colors)
 
     def _save(self, picture: PIL.Image.Image, path: Path):
