@@ -14,7 +14,7 @@ import torch
 from conftest import PLAIN
 from safetensors.torch import load_file
 from torch import nn
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification
 
 pytest.importorskip("kornia")
 
@@ -229,6 +229,11 @@ def test_fine_tuning__mistakes(call, pretrained, folder, tmp_path):
         call(finetune_command, "--data", folder)
     with pytest.raises(ValueError, match="has no classifier to evaluate"):
         call(finetune_command, "--model_name_or_path", pretrained, "--data", folder, "--eval_only")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path / "vit")
+    MAEImageProcessor.for_image_size(16).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="holds a ViTForImageClassification. `hf-mae convert` makes a classifier"):
+        call(finetune_command, "--model_name_or_path", tmp_path / "vit", "--data", folder, "--eval_only")
     for file in list((folder / "train").rglob("*.png")):
         file.rename(folder / "train" / f"{file.parent.name}-{file.name}")
     with pytest.raises(ValueError, match="has no labels"):

@@ -502,6 +502,11 @@ def _load_classifier(args: ClassificationArguments) -> MAEForImageClassification
     """
     config = MAEConfig.from_pretrained(args.model_name_or_path)
     if not is_classifier(config):
+        if (config.architectures or [""])[0].endswith("ForImageClassification"):
+            raise ValueError(
+                f"{args.model_name_or_path} holds a {config.architectures[0]}. `hf-mae convert` makes a classifier of "
+                "hf_mae of it, which can be evaluated."
+            )
         raise ValueError(
             f"{args.model_name_or_path} has no classifier to evaluate: train one, with `eval_only` set to false."
         )

@@ -150,7 +150,7 @@ class LoadingMixin:
             raise ValueError(
                 f"{source} holds a checkpoint of model type {stored.get('model_type')!r}, but {cls.__name__} loads "
                 f"{cls.config_class.model_type!r}. Weights of the official MAE code, timm, transformers' ViTMAE and "
-                "others are read by `hf_mae.import_checkpoint`."
+                "others are read by `hf_mae.import_checkpoint` and `hf-mae convert`."
             )
         config, saved, wanted = cls._separate_sizes(stored, config, kwargs)
         with_info, name = kwargs.pop("output_loading_info", False), pretrained_model_name_or_path
