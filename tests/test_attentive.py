@@ -4,13 +4,18 @@
 
 import re
 
+import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import TINY
 
 import hf_mae
-from hf_mae import MAEConfig, MAEForImageClassification, MAEModel
+from hf_mae import MAEConfig, MAEForImageClassification, MAEImageProcessor, MAEModel
+from hf_mae.data.datasets import EvaluationDataset
+from hf_mae.data.shards import ParquetImages
+from hf_mae.data.sources import open_images
 from hf_mae.evaluation.attentive import (
     AttentiveProbe,
     AttentiveSettings,
@@ -314,6 +319,26 @@ def test_probes__are_the_same_from_memory_and_encoded_anew():
     assert max(encoded[2:]) == 20 or 64 in encoded
     for name, tensor in results[0].state_dict().items():
         assert torch.equal(results[1].state_dict()[name], tensor)
+
+
+def test_probe__that_reads_images_anew_reads_each_row_group_once_an_epoch(tmp_path, monkeypatch):
+    """In an order that is random altogether nearly each image would cost a row group of parquet files."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    pictures = [PIL.Image.new("RGB", (4, 4), (number, 0, 0)) for number in range(200)]
+    rows = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 100}, features=features)
+    rows.to_parquet(tmp_path / "train.parquet", batch_size=2)
+    images, read, read_group = open_images(str(tmp_path)), [], ParquetImages._read
+    processor = MAEImageProcessor.for_image_size(4, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    tokens = PatchTokens(lambda pixels: pixels.flatten(2), EvaluationDataset(images, processor), memory=0)
+    monkeypatch.setattr(ParquetImages, "_read", lambda self, group: read.append(group) or read_group(self, group))
+    chosen = torch.arange(200)[torch.arange(200) % 10 > 0]  # a tenth is held out
+    order = AttentiveSettings(num_epochs=2, batch_size=18).order(chosen, tokens.read_from)
+    assert [sorted(torch.cat(order[start : start + 10]).tolist()) for start in (0, 10)] == [chosen.tolist()] * 2
+    assert not torch.equal(order[0], order[10])
+    for values, labels in tokens.batches(order):
+        red = (values[:, 0, 0] * 255).round().long()
+        assert torch.equal(red % 2, labels)
+    assert len(read) <= 2 * 110  # some are read again where lanes of the order meet
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.datasets import collate_labelled
+from ..data.image_source import ImageSource
+from ..data.sampling import RowGroupSampler
 from ..modeling.modeling_mae_downstream import (
     PROBE_BATCH_NORM_EPS,
     MAEAttentivePooling,
@@ -53,12 +56,23 @@ class AttentiveSettings:
     weight_decay: float = 0.0
     seed: int = 0
 
-    def order(self, indices: torch.Tensor) -> list[torch.Tensor]:
-        """Returns the images of each step. What an epoch leaves over is taken by the next, in another order."""
+    def order(self, indices: torch.Tensor, images: ImageSource | None = None) -> list[torch.Tensor]:
+        """Returns the images of each step. What an epoch leaves over is taken by the next, in another order.
+
+        Args:
+            indices (`torch.LongTensor`): The images to train on.
+            images ([`ImageSource`], *optional*): Where they are read in this order. If it has row groups they are mixed
+                as in pre-training, see [`RowGroupSampler`].
+        """
         size = self.batch_size or default_effective_batch_size(len(indices), largest=1024)
         size = max(min(size, len(indices)), 2)
-        epochs = [indices[torch.randperm(len(indices))].split(size) for _ in range(self.num_epochs)]
-        return [batch for epoch in epochs for batch in epoch if len(batch) == size]
+        if images is None or images.row_groups is None:
+            epochs = [indices[torch.randperm(len(indices))] for _ in range(self.num_epochs)]
+        else:
+            samplers = [RowGroupSampler(images, self.seed, size, partial(int, n)) for n in range(self.num_epochs)]
+            orders = [torch.tensor(list(sampler)) for sampler in samplers]
+            epochs = [order[torch.isin(order, indices)] for order in orders]
+        return [batch for epoch in epochs for batch in epoch.split(size) if len(batch) == size]
 
 
 class PatchTokens:
@@ -102,6 +116,12 @@ class PatchTokens:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def read_from(self) -> ImageSource | None:
+        """The source of all images if they are read each time, image by image."""
+        images = getattr(self.dataset, "images", None)
+        return images if not self.is_stored and images is not None and len(images) == len(self) else None
 
     def batches(self, order: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields tokens `(images, patches, hidden_size)`, float32, and labels `(images,)`, both on the device.
@@ -213,7 +233,7 @@ def train_attentive_probes(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         probe = AttentiveProbe(tokens.hidden_size, num_labels, settings.num_queries)
-        order = settings.order(indices)
+        order = settings.order(indices, tokens.read_from)
     probes = nn.ModuleList([copy.deepcopy(probe) for _ in learning_rates]).to(tokens.device).train()
     groups = [{"params": list(probe.parameters())} for probe in probes]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay)
