@@ -466,13 +466,17 @@ def step_table() -> str:
     return table(["preset", "", *names], rows)
 
 
+def gpu_cases(part: str) -> dict[str, dict]:
+    """Returns what `benchmarks/gpu.py` has found in one part, by case."""
+    return json.loads((RESULTS / f"gpu_{part}.json").read_text())["cases"]
+
+
 def gpu_steps() -> dict[tuple[str, str], dict]:
     """Returns what was timed on a GPU, by preset and way, eager or compiled, of cases in which all were timed."""
-    files = {way: json.loads((RESULTS / f"gpu_{way}.json").read_text())["cases"] for way in ("eager", "compiled")}
     timed = {
         (preset, way): case
-        for way, cases in files.items()
-        for preset, case in cases.items()
+        for way in ("eager", "compiled")
+        for preset, case in gpu_cases(way).items()
         if "images_per_second" in case["hf_mae"]
     }
     return dict(sorted(timed.items(), key=lambda item: item[0][0]))
@@ -505,12 +509,12 @@ def gpu_step_range(name: str) -> str:
 
 def gpu_small_step(case: str) -> str:
     """Returns the milliseconds of a step of a small model."""
-    return f"{1000 * json.loads((RESULTS / 'gpu_small.json').read_text())['cases'][case]['seconds']:.0f}"
+    return f"{1000 * gpu_cases('small')[case]['seconds']:.0f}"
 
 
 def gpu_option_ratio(option: str) -> str:
     """Returns how many times faster than a plain, eager step one with an option is on a GPU."""
-    return f"{json.loads((RESULTS / 'gpu_options.json').read_text())['cases'][option]['ratio_to_plain']:.2f}"
+    return f"{gpu_cases('options')[option]['ratio_to_plain']:.2f}"
 
 
 def step_range(name: str) -> str:

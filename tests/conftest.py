@@ -178,6 +178,20 @@ def tiny_model(tiny_config):
     return lambda **fields: MAEForPreTraining(tiny_config(**fields)).eval()
 
 
+@pytest.fixture
+def save_adapter(tiny_model):
+    """Writes an adapter of a small pre-training model, which is left in `model` next to it, and an image processor."""
+    peft = pytest.importorskip("peft")
+
+    def save(folder):
+        tiny_model().save_pretrained(folder.with_name("model"))
+        model = MAEForPreTraining.from_pretrained(folder.with_name("model"))
+        peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["qkv"])).save_pretrained(folder)
+        MAEImageProcessor.for_image_size(32).save_pretrained(folder)
+
+    return save
+
+
 @pytest.fixture(scope="session")
 def official():
     """Numbers of the official code, see fixtures/README.md."""

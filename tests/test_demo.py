@@ -19,7 +19,7 @@ import torch
 import yaml
 from conftest import picture
 
-from hf_mae import MAEForPreTraining, MAEImageProcessor
+from hf_mae import MAEImageProcessor
 from hf_mae.data.sources import open_images
 from hf_mae.demo import GRADIO, DemoArguments, Explorer, _add_controls, build_demo, demo_command, load_explorer
 from hf_mae.evaluation.features import ReadableImages
@@ -269,12 +269,8 @@ def test_space__is_not_written_of_a_model_that_its_page_could_not_show(tiny_mode
         assert not (tmp_path / "space").exists()
 
 
-def test_space__is_not_written_of_an_adapter_or_of_a_folder_that_is_not_there(tiny_model, tmp_path):
-    peft = pytest.importorskip("peft")
-    tiny_model().save_pretrained(tmp_path / "model")
-    model, settings = MAEForPreTraining.from_pretrained(tmp_path / "model"), peft.LoraConfig(target_modules=["qkv"])
-    peft.get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
-    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "adapter")
+def test_space__is_not_written_of_an_adapter_or_of_a_folder_that_is_not_there(save_adapter, tmp_path):
+    save_adapter(tmp_path / "adapter")
     for name, message in (("adapter", "holds an adapter, and no model"), ("gone", "There is no folder '.*gone'")):
         with pytest.raises(OSError, match=message):
             demo_command(["--model", str(tmp_path / name), "--space", str(tmp_path / "space")], "hf-mae demo")

@@ -525,13 +525,9 @@ def test_linear_probing__does_not_round_the_probe_to_the_type_of_the_checkpoint(
     assert not torch.equal(weight, weight.bfloat16().float())
 
 
-def test_linear_probing__of_an_adapter_is_refused(call, tiny_model, folder, tmp_path):
+def test_linear_probing__of_an_adapter_is_refused(call, save_adapter, folder, tmp_path):
     """The classifier would not be saved with it."""
-    peft = pytest.importorskip("peft")
-    tiny_model().save_pretrained(tmp_path / "model")
-    settings = peft.LoraConfig(r=2, target_modules=["qkv"])
-    peft.get_peft_model(MAEForPreTraining.from_pretrained(tmp_path / "model"), settings).save_pretrained(tmp_path / "a")
-    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "a")
+    save_adapter(tmp_path / "a")
     arguments = ["--model_name_or_path", tmp_path / "a", "--data", folder, "--output_dir", tmp_path / "out"]
     for command, flags in ((probe_command, []), (probe_command, ["--fast"]), (finetune_command, [])):
         with pytest.raises(OSError, match="a holds an adapter, and no model.*merge_and_unload"):

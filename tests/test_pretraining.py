@@ -386,13 +386,9 @@ def test_model__goes_on_with_the_steps_that_its_weights_know(tiny_model, tmp_pat
     assert (processor.do_normalize, processor.rescale_factor) == (True, 1 / 255)  # statistics are of values in [0, 1]
 
 
-def test_model__of_an_adapter_is_refused(tiny_model, tmp_path):
+def test_model__of_an_adapter_is_refused(save_adapter, tmp_path):
     """All parameters of its model are frozen, so there would be nothing to train."""
-    peft = pytest.importorskip("peft")
-    tiny_model().save_pretrained(tmp_path / "model")
-    model, settings = MAEForPreTraining.from_pretrained(tmp_path / "model"), peft.LoraConfig(target_modules=["qkv"])
-    peft.get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
-    MAEImageProcessor.for_image_size(32).save_pretrained(tmp_path / "adapter")
+    save_adapter(tmp_path / "adapter")
     settings = PretrainingSettings(model_name_or_path=str(tmp_path / "adapter"))
     for start in (build_model, config_of):
         with pytest.raises(OSError, match="adapter holds an adapter, and no model.*merge_and_unload"):

@@ -10,9 +10,10 @@ from transformers.utils import cached_file, logging
 
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.loading_mae import OF_TRANSFORMERS
 from ..publishing.records import write_json
 from .files import read_json
-from .names import OF_TRANSFORMERS, PIXIO_LAYOUTS
+from .names import PIXIO_LAYOUTS
 
 logger = logging.get_logger(__name__)
 

@@ -181,7 +181,6 @@ LAYOUTS = {
         fields={**PIXIO_FIELDS, "norm_pix_loss": True},
     ),
 }
-OF_TRANSFORMERS = ("vit", "vit_mae", "pixio")  # those whose configuration states the epsilon and the activation
 PIXIO_LAYOUTS = ("pixio", "pixio_official")  # those that know several class tokens
 # Batch norm and classifier of linear probes, and the classifier that stands for both.
 _PROBES = (("head.0", "head.1", "head"), ("neck.bn", "head.fc", "head.fc"), ("neck.bn", "head.layers.head", "head.fc"))
@@ -358,7 +357,6 @@ def merge_backbone_norms(
 
 __all__ = [
     "LAYOUTS",
-    "OF_TRANSFORMERS",
     "PIXIO_LAYOUTS",
     "Layout",
     "find_probe",

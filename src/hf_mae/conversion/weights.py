@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..modeling.auto_mae import class_of_architecture
 from ..modeling.configuration_mae import _PRESETS, MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
-from ..modeling.loading_mae import HUB_KWARGS
+from ..modeling.loading_mae import HUB_KWARGS, OF_TRANSFORMERS
 from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification, fold_batch_norm
 from ..modeling.patches_mae import sincos_position_table
@@ -32,7 +32,6 @@ from .files import (
 from .image_processors import timm_transform, write_stock_processor
 from .names import (
     LAYOUTS,
-    OF_TRANSFORMERS,
     PIXIO_LAYOUTS,
     find_probe,
     merge_backbone_norms,

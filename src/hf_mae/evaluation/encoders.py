@@ -16,10 +16,10 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTra
 from transformers.utils import logging
 
 from ..conversion.image_processors import find_image_processor
-from ..conversion.names import OF_TRANSFORMERS
 from ..conversion.weights import import_checkpoint
 from ..modeling.configuration_mae import MAEConfig, _pair
 from ..modeling.image_processing_mae import MAEImageProcessor
+from ..modeling.loading_mae import OF_TRANSFORMERS
 from ..modeling.modeling_mae import MAEPreTrainedModel
 from ..modeling.patches_mae import patch_grid
 from ..modeling.saving_mae import check_is_object, explaining_missing

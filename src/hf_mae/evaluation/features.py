@@ -40,6 +40,7 @@ from ..modeling.modeling_mae import MAEModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
+from ..modeling.saving_mae import keeping_permissions
 from ..training.arguments import fit_values, parse_arguments
 
 KINDS = ("class_token", "mean", "patches", "pooler")
@@ -404,10 +405,8 @@ class FeatureFile:
         if not self.parquet:  # the names are a tensor, too, since metadata have a limit of 100 MB
             texts = {f"{name}s": bytearray(json.dumps(values).encode()) for name, values in self.texts.items()}
             tensors = {name: torch.frombuffer(text, dtype=torch.uint8) for name, text in texts.items()}
-            permissions = self.partial.stat().st_mode
-            save_file({**tensors, **columns}, self.partial, metadata=self.metadata)
-            with suppress(OSError):  # of file systems without permissions
-                self.partial.chmod(permissions)  # safetensors lets only its owner read it
+            with keeping_permissions(self.partial):
+                save_file({**tensors, **columns}, self.partial, metadata=self.metadata)
             return
         arrays = [pa.array(values) for values in self.texts.values()]
         fields = [pa.field(name, pa.string()) for name in self.texts]

@@ -23,6 +23,7 @@ logger = logging.get_logger(__name__)
 Resize = Callable[[torch.Tensor], torch.Tensor]
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+OF_TRANSFORMERS = ("vit", "vit_mae", "pixio")  # model types whose weights are read, and layouts that are exported
 _SIZES = ("image_size", "patch_size", "num_channels", "mask_block_size")
 # Names in checkpoints of models that torch.compile or a parallel wrapper has wrapped, as a whole or in part.
 _WRAPPER = r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
@@ -144,7 +145,7 @@ class LoadingMixin:
             return cls.from_pretrained(base, *model_args, config=config, channel_init=channel_init, **kwargs)
         if not stored:
             raise no_model_in(source, hub_kwargs.get("subfolder"))
-        if stored.get("model_type") in ("vit_mae", "vit", "pixio") and cls._from_repository is not None:
+        if stored.get("model_type") in OF_TRANSFORMERS and cls._from_repository is not None:
             source, stored, config, kwargs = cls._read_foreign(source, config, kwargs, hub_kwargs)
         elif stored.get("model_type") != cls.config_class.model_type:
             raise ValueError(
@@ -456,4 +457,4 @@ def _base_of_adapter(source: str | os.PathLike | None, hub_kwargs: dict) -> str 
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
-__all__ = ["HUB_KWARGS", "LoadingMixin", "ResizableModule"]
+__all__ = ["HUB_KWARGS", "OF_TRANSFORMERS", "LoadingMixin", "ResizableModule"]

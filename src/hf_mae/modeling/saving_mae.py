@@ -88,6 +88,20 @@ def share_weights(folder: str | os.PathLike):
             shutil.copymode(Path(folder, CONFIG_NAME), path)
 
 
+@contextmanager
+def keeping_permissions(path: Path) -> Iterator[None]:
+    """Leaves a file that is written within with the permissions that it has, or that a new file gets.
+
+    Args:
+        path (`Path`): File that safetensors writes, which would let only its owner read it.
+    """
+    path.touch()
+    permissions = path.stat().st_mode
+    yield
+    with suppress(OSError):  # of file systems without permissions
+        path.chmod(permissions)
+
+
 class SavesCode:
     """Adds the code and an `auto_map` to what is saved. For the configuration and the image processor.
 

@@ -24,6 +24,7 @@ from ..evaluation.monitoring import MAX_TWINS, Evaluation
 from ..evaluation.progress import progress_picture
 from ..evaluation.visualization import reconstruction_sheet
 from ..modeling.modeling_mae import MAEForPreTraining
+from ..modeling.saving_mae import keeping_permissions
 from .schedule import Plan
 
 _RECONSTRUCTED, _COLORED, _QUERIES = 24, 12, 8  # images on the sheets
@@ -180,11 +181,8 @@ class RunEvaluation:
             with suppress(OSError, SafetensorError):  # a full disk or the end of the power may have cut it
                 self._projections = load_file(path)["projections"]
         colors, self._projections = patch_colors(patches, self._projections)
-        with suppress(OSError, SafetensorError):
-            path.touch()
-            permissions = path.stat().st_mode
+        with suppress(OSError, SafetensorError), keeping_permissions(path):
             save_file({"projections": self._projections.contiguous()}, path)
-            path.chmod(permissions)  # safetensors lets only its owner read it
         return pca_sheet(self._processor.post_process_reconstruction(self.images[:_COLORED]), colors)
 
     def _save(self, picture: PIL.Image.Image, path: Path):
