@@ -420,6 +420,19 @@ def test_background__pushes_while_the_run_goes_on(hub, saved):
     assert not (saved.parent / ".push").exists()
 
 
+def test_background__what_the_run_writes_in_place_does_not_reach_a_push(saved, tmp_path):
+    staging = tmp_path / ".push"
+    staging.mkdir()
+    link_files(saved, staging)
+    before = {path.name: path.read_bytes() for path in staging.iterdir()}
+    assert {"config.json", "metrics.jsonl", "model.safetensors"} <= before.keys()
+    assert os.path.samefile(saved / "model.safetensors", staging / "model.safetensors")  # takes no time and no space
+    change_weights(saved, 1.0)
+    for name in before.keys() - {"model.safetensors"}:
+        (saved / name).write_text("")  # as save_pretrained does with its JSON files, for a moment
+    assert {path.name: path.read_bytes() for path in staging.iterdir()} == before
+
+
 def test_background__failure_is_a_message_and_the_next_push_brings_it(hub, saved, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no one listens
     push = HubPush(saved.parent, "me/mae")

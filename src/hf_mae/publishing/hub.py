@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -163,12 +164,17 @@ class HubPush:
 
 
 def link_files(source: str | os.PathLike, target: str | os.PathLike):
-    """Links [`published_files`] into another folder; copies them where links are not possible."""
+    """Puts [`published_files`] into another folder, where what happens to the first does not change them.
+
+    Weights are linked, where links are possible: safetensors replaces them whole. The other files are copied:
+    `save_pretrained` empties config.json and writes it anew, and the log grows.
+    """
     for name, path in published_files(source).items():
-        try:
-            os.link(path, Path(target) / name)
-        except OSError:
-            shutil.copy2(path, Path(target) / name)
+        if path.suffix == ".safetensors":
+            with suppress(OSError):
+                os.link(path, Path(target) / name)
+                continue
+        shutil.copy2(path, Path(target) / name)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
