@@ -30,8 +30,8 @@ from hf_mae.evaluation.dense import DenseSettings, dense_figures
 from hf_mae.evaluation.encoders import FrozenEncoder
 from hf_mae.evaluation.features import compute_features, compute_patch_maps
 from hf_mae.evaluation.label_free import label_free_figures
+from hf_mae.evaluation.linear import LinearProbe, train_linear_probes
 from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
-from hf_mae.evaluation.probing import LinearProbe, train_linear_probes
 from hf_mae.evaluation.scoring import ScoredBatch, Scorer, patch_losses
 from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
 from hf_mae.evaluation.visualization import anomaly_sheet, attention_sheet, reconstruction_sheet

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification
 import hf_mae
 from hf_mae import MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.conversion.names import rename
-from hf_mae.evaluation.probing import LinearProbe, probe_classifier, train_linear_probes
+from hf_mae.evaluation.linear import LinearProbe, probe_classifier, train_linear_probes
 from hf_mae.modeling.modeling_mae import MAEDropPath
 from hf_mae.modeling.modeling_mae_downstream import fold_batch_norm
 from hf_mae.training.optimization import LARS, layer_decay_parameter_groups, learning_rate_at

@@ -7,8 +7,8 @@ from hf_mae import MAEImageProcessor
 from hf_mae.data.datasets import EvaluationDataset
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.attentive import PatchTokens
+from hf_mae.evaluation.linear import readable, store_features
 from hf_mae.evaluation.monitoring import Evaluation, knn_accuracy
-from hf_mae.evaluation.probing import readable, store_features
 
 
 def test_knn__finds_clusters_and_nothing_in_noise():

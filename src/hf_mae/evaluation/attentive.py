@@ -28,6 +28,7 @@ from ..modeling.modeling_mae_downstream import (
     fold_batch_norm,
 )
 from ..training.optimization import default_effective_batch_size, learning_rate_at
+from .linear import probe_classifier
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
@@ -157,19 +158,6 @@ class PatchTokens:
     @torch.no_grad()
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.encode(pixel_values.to(self.device)).float()
-
-
-def probe_classifier(hidden_size: int, num_labels: int) -> nn.Linear:
-    """Returns a fresh linear layer of a probe, with the weights of the official code.
-
-    Args:
-        hidden_size (`int`): Width of the features.
-        num_labels (`int`): Number of classes.
-    """
-    classifier = nn.Linear(hidden_size, num_labels)
-    nn.init.trunc_normal_(classifier.weight, std=0.01)  # steps of LARS grow with the norm, which must not be 0
-    nn.init.zeros_(classifier.bias)
-    return classifier
 
 
 class AttentiveProbe(nn.Module):
@@ -328,7 +316,6 @@ __all__ = [
     "PatchTokens",
     "attentive_accuracies",
     "choose_attentive_probe",
-    "probe_classifier",
     "train_attentive_probes",
     "with_attentive_probe",
 ]

@@ -41,8 +41,8 @@ from .encoders import FrozenEncoder, load_encoder
 from .feature_sheets import neighbor_sheet, patch_colors, pca_sheet
 from .features import choose_device
 from .label_free import collapse, label_free_figures
-from .monitoring import MAX_TWINS, TwinCrops, knn_accuracy
-from .probing import (
+from .linear import (
+    BASE_LEARNING_RATES,
     Features,
     choose_linear_probe,
     hold_out_tenth,
@@ -51,11 +51,11 @@ from .probing import (
     store_features,
     train_linear_probes,
 )
+from .monitoring import MAX_TWINS, TwinCrops, knn_accuracy
 
 logger = logging.get_logger(__name__)
 
 _NEIGHBORS, _TEMPERATURE = 20, 0.07  # of k-NN
-_LINEAR_RATES = (0.1, 0.3, 1, 3, 10, 30, 100, 300)  # per 256 images, those of `hf-mae probe --fast`
 # Of fine-tuning with few labels, the same for all models: a small budget, without mixing of images.
 _FEW_LABELS: dict = {
     "max_steps": 300,
@@ -416,7 +416,7 @@ class Judge:
         train = {kind: features.to(self.args.device) for kind, features in train.items()}
         count = len(next(iter(train.values())).labels)
         settings = {"batch_size": default_effective_batch_size(count, largest=16384), "seed": self.args.seed}
-        chosen = choose_linear_probe(train, self.images.num_labels, _LINEAR_RATES, **settings)[0]
+        chosen = choose_linear_probe(train, self.images.num_labels, BASE_LEARNING_RATES, **settings)[0]
         norm, (classifier,) = train_linear_probes(
             *train[chosen.name], self.images.num_labels, [chosen.rate], **settings
         )
