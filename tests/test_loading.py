@@ -290,6 +290,12 @@ def test_adapter__at_another_size(adapter):
     torch.testing.assert_close(loaded(pixels).logits, adapted(pixels).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_adapter__of_another_class_is_refused_by_what_it_lacks(adapter):
+    folder, _ = adapter
+    with pytest.raises(ValueError, match=r"holds no decoder\..*lora.* MAEForPreTraining has\. If it was trained"):
+        MAEForPreTraining.from_pretrained(folder)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Pickling and copying
 

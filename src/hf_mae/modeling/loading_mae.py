@@ -237,10 +237,12 @@ class LoadingMixin:
     def _add_adapter(self, adapter: str | os.PathLike, adapter_kwargs: dict, name: str | os.PathLike):
         """Loads a PEFT adapter into the model of `name`, or raises `ValueError` if tensors of it are not found."""
         missing = self.load_adapter(os.fspath(adapter), adapter_kwargs=adapter_kwargs).missing_keys
-        if missing:  # up to transformers 5.17 trained heads of an adapter (`modules_to_save`)
+        if missing:  # of another class, or up to transformers 5.17 trained heads (`modules_to_save`)
             raise ValueError(
-                f"This version of transformers does not find {sorted(missing)[0]} in the adapter {adapter}. Load "
-                f"{type(self).__name__} from {name}, then use peft.PeftModel.from_pretrained(model, adapter)."
+                f"The adapter {adapter} holds no {sorted(missing)[0]}, which {type(self).__name__} has. If it was "
+                "trained with another class, load that one. Otherwise this version of transformers does not find what "
+                f"it holds: load {type(self).__name__} from {name}, then use peft.PeftModel.from_pretrained(model, "
+                "adapter)."
             )
 
     def _check_loaded(self, source, stored: dict, info: dict, is_new: bool):
