@@ -163,6 +163,56 @@ def test_tiff__pyramid_levels_and_thumbnails_are_not_pages(tmp_path):
         assert np.array_equal(stored(tmp_path / "pyramid.tif", 3).pixels, array.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_tiff__an_image_below_a_thumbnail_is_the_image(tmp_path, dtype):
+    array = values(dtype, size=(64, 64))[0]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(array[::4, ::4].copy(), subfiletype=1, subifds=1, metadata=None)
+        tiff.write(array, metadata=None)
+    assert np.array_equal(stored(tmp_path / "a.tif", 1).pixels[0], array)
+    with PIL.Image.open(tmp_path / "a.tif") as opened:
+        assert np.array_equal(read_stored(opened, 1).pixels[0], array)
+    window = TiffFile(str(tmp_path / "a.tif")).read_window(slice(40, 64), slice(0, 9))
+    assert np.array_equal(window.pixels[0], array[40:, :9])
+
+
+def test_tiff__of_a_slide_of_leica_the_slide_is_read_and_not_the_overview_in_front(tmp_path):
+    overview, slide = (values("uint8", 3, size).transpose(1, 2, 0) for size in ((32, 16), (64, 64)))
+    images = "".join(
+        f'<image name="{name}"><pixels><dimension sizeX="{size}" sizeY="{size}" r="0" ifd="{number}"/></pixels></image>'
+        for number, (name, size) in enumerate([("overview", 16), ("slide", 64)])
+    )
+    scn = f'<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection>{images}</collection></scn>'
+    with tifffile.TiffWriter(tmp_path / "a.scn", bigtiff=True) as tiff:
+        tiff.write(overview, photometric="rgb", tile=(16, 16), description=scn, metadata=None)
+        tiff.write(slide, photometric="rgb", tile=(16, 16), metadata=None)
+    assert np.array_equal(stored(tmp_path / "a.scn", 3).pixels, slide.transpose(2, 0, 1))
+    assert TiffFile(str(tmp_path / "a.scn")).size == (64, 64)
+
+
+def test_tiff__channels_are_in_the_order_that_ome_metadata_give_the_pages(tmp_path):
+    array, places = values("uint16", 3), (2, 0, 1)
+    planes = "".join(f'<TiffData FirstC="{channel}" IFD="{place}"/>' for channel, place in enumerate(places))
+    ome = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="13" SizeY="9" SizeC="3" SizeZ="1" '
+        f'SizeT="1">{planes}</Pixels></Image></OME>'
+    )
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as tiff:
+        for place, page in enumerate(array[np.argsort(places)]):
+            tiff.write(page, description=ome if place == 0 else None, metadata=None, contiguous=False)
+    assert np.array_equal(stored(tmp_path / "a.ome.tif", 3).pixels, array)
+    assert np.array_equal(stored(tmp_path / "a.ome.tif", 1, pages="first").pixels, array[:1])
+
+
+def test_tiff__inks_that_are_not_those_of_cmyk_are_refused(tmp_path):
+    """Pillow takes them for those."""
+    array, inks = values("uint8", 4).transpose(1, 2, 0), [(332, "H", 1, 2, True)]
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="separated", extratags=inks, metadata=None)
+    with pytest.raises(UnsuitableImageError, match="colours are SEPARATED"):
+        stored(tmp_path / "a.tif", 3)
+
+
 def test_tiff__near_infrared_is_a_band_and_opacity_is_not(tmp_path):
     array = values("uint8", 4).transpose(1, 2, 0)
     tifffile.imwrite(tmp_path / "nir.tif", array, photometric="rgb", extrasamples=["unspecified"])

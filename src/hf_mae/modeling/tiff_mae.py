@@ -36,7 +36,8 @@ TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _VIRTUAL_SLIDES = ("svs", "ndpi", "scn", "philips", "bif", "avs")
 _NODATA = 42113  # a tag of GDAL's GTiff driver
 _SMALLER, _MASK = 1, 4  # bits of NewSubfileType. Source of the values of tags: TIFF 6.0
-_PALETTE, _YCBCR = 3, 6  # ways to state colours
+_PALETTE, _SEPARATED, _YCBCR = 3, 5, 6  # ways to state colours
+_INK_SET = 332  # 1: cyan, magenta, yellow and black
 _OLD_JPEG, _JPEG, _WEBP, _LERC = 6, 7, 50001, 34887  # ways to compress
 _LERC_PARAMETERS = 50674  # the version, and whether the content is compressed once more: 0 no, 1 deflate, 2 Zstandard
 _LERC_MASK = (
@@ -159,7 +160,9 @@ def _pillow_is_exact(image: PIL.Image.Image) -> bool:
         return False  # Pillow takes tiles that are listed as strips for such, and lays surplus ones over the first
     if kind == _PALETTE and max(tag_values(image, Tag.ColorMap, (256,))) < 256:
         return False  # Pillow takes the high byte of each entry, and these have but a low one
-    if _is_stack_in_one_block(image):
+    if kind == _SEPARATED and tag_value(image, _INK_SET, 1) != 1:
+        return False  # inks that Pillow takes for cyan, magenta, yellow and black
+    if _is_stack_in_one_block(image) or _is_thumbnail(image):
         return False
     if _is_planar(image) and (max(bits) > 8 or image.mode in ("LA", "PA")):
         return False  # band after band, even if there is one: Pillow fails to decode them
@@ -183,6 +186,11 @@ def _is_stack_in_one_block(image: PIL.Image.Image) -> bool:
     description = str(image.tag_v2.get(Tag.ImageDescription, ""))
     of_imagej = description.startswith("ImageJ=") and re.search(r"^images=(?!1\s*$)", description, re.MULTILINE)
     return bool(of_imagej) or '"truncated": true' in description or _METAMORPH in image.tag_v2
+
+
+def _is_thumbnail(image: PIL.Image.Image) -> bool:
+    """Returns whether the first page of a TIFF is a smaller copy of an image below it, as cameras write it."""
+    return bool(tag_value(image, Tag.NewSubfileType, 0) & _SMALLER) and Tag.SubIFDs in image.tag_v2
 
 
 def _is_planar(image: PIL.Image.Image) -> bool:
@@ -325,9 +333,21 @@ def _tiff_pages(tiff) -> tuple[list, list]:
     """Returns the pages that are images, not masks, smaller copies, thumbnails or labels, and all pages."""
     series = tiff.series[0]  # before the pages, which takes half the time
     every = [page.aspage() for page in tiff.pages]
+    if series.kind == "scn":  # of Leica, which begins with an overview of the glass
+        series = max(tiff.series, key=lambda each: math.prod(each.shape))
     if series.kind in _VIRTUAL_SLIDES:
         return list(series.levels[0].pages), every
-    return [page for page in every if not page.subfiletype & (_SMALLER | _MASK)] or every[:1], every
+    shown = _whole_images(every)
+    if series.kind == "ome":  # whose metadata say which page is which channel
+        places = {page.offset: place for place, page in enumerate(series.pages) if page is not None}
+        shown.sort(key=lambda page: places.get(page.offset, len(every)))
+    if not shown:  # the only page is a thumbnail, see `_is_thumbnail`
+        shown = _whole_images([below.aspage() for page in every for below in page.pages or ()])
+    return shown or every[:1], every
+
+
+def _whole_images(pages: list) -> list:
+    return [page for page in pages if not page.subfiletype & (_SMALLER | _MASK)]
 
 
 def _interpret_tiff(page, array: np.ndarray, every: list, rows=slice(None), columns=slice(None)) -> StoredImage:
