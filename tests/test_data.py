@@ -130,6 +130,22 @@ def test_crop_and_resize__decodes_large_jpegs_at_reduced_size(monkeypatch):
     assert image.size == (1600, 1200)  # the small crop has no pixel to spare
 
 
+@pytest.mark.parametrize("decoder", ["simplejpeg", "PIL"])
+@pytest.mark.parametrize("size", [(1600, 1200), (1601, 1201)])
+def test_crop_and_resize__of_a_reduced_size_lies_where_the_box_does(monkeypatch, size, decoder):
+    """The last row and column of 1,201 by 1,601 pixels, decoded at an eighth, stand for a single one of them."""
+    if decoder == "PIL":
+        monkeypatch.setattr(hf_mae.data.decoding, "simplejpeg", None)
+    rows, columns = np.mgrid[: size[1], : size[0]]
+    waves = (127.5 + 60 * np.sin(rows / 12) + 60 * np.sin(columns / 12)).astype(np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(waves).save(buffer, "JPEG", quality=95)
+    box = (800, 1200, 400, 400)
+    (crop,) = crop_and_resize(PIL.Image.open(buffer), [box], (50, 50), 1)
+    (exact,) = crop_and_resize(waves, [box], (50, 50), 1)
+    assert (crop.int() - exact.int()).abs().float().mean() < 3
+
+
 @pytest.mark.skipif(hf_mae.data.decoding.simplejpeg is None, reason="simplejpeg is not installed")
 @pytest.mark.parametrize("size", [(500, 375), (1600, 1201)])
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 3), ("RGB", 1), ("L", 1), ("CMYK", 3)])

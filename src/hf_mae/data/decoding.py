@@ -273,12 +273,13 @@ def crop_and_resize(
         target, (height, width) = target[::-1], (width, height)
     if not isinstance(image, StoredImage):
         image = _decode_jpeg(image, stored, target, num_channels, reading)
-    y, x = image.size[0] / height, image.size[1] / width  # 1 unless decoded at reduced size
+    # Not the ratio of the sizes: of a JPEG decoded at an eighth, the last row may stand for one row and not for eight.
+    reduced = next(n for n in (1, 2, 4, 8) if image.size == (math.ceil(height / n), math.ceil(width / n)))
     flips = [dim for dim, flip in ((-2, flip_rows), (-1, flip_columns)) if flip]
     crops = []
     for top, left, crop_height, crop_width in stored:
-        rows = slice(round(top * y), max(round((top + crop_height) * y), round(top * y) + 1))
-        columns = slice(round(left * x), max(round((left + crop_width) * x), round(left * x) + 1))
+        rows = slice(round(top / reduced), round((top + crop_height) / reduced))
+        columns = slice(round(left / reduced), round((left + crop_width) / reduced))
         crop = _resize_known(to_byte_range(image.crop(rows, columns), reading), target, reading)
         crop = crop.transpose(-2, -1) if swap else crop
         crops.append(crop.flip(flips) if flips else crop)
