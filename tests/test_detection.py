@@ -266,6 +266,37 @@ def test_evaluation__takes_data_of_one_split(pretrained, call, tmp_path):
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["dfine", "deimv2"])
+def test_evaluation__has_the_loss_of_each_picture_alone_whatever_its_batch_is(pretrained, head, tmp_path):
+    """So it is the same in any number of processes. Boxes count alike, and a picture without any as one."""
+    shapes(tmp_path / "data", 5)
+    content = json.loads((tmp_path / "data" / "instances.json").read_text())
+    content["annotations"] = [box for box in content["annotations"] if box["image_id"] != 0]
+    (tmp_path / "data" / "instances.json").write_text(json.dumps(content))
+    settings = {"data": str(tmp_path / "data"), "use_cpu": True, "disable_tqdm": True}
+    args = script.DetectionArguments(
+        model_name_or_path=str(pretrained), head=head, head_size=16, decoder_layers=2, **settings
+    )
+    config = script.build_encoder_config(args)
+    model = script.build_detector(args, config, ["square", "disc"], 20)
+    processor = script.whole_image_processor(args, config)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "detector")
+    args = script.DetectionArguments(model_name_or_path=str(tmp_path / "detector"), eval_only=True, **settings)
+    weights, losses = [], []
+    boxed = script._open_splits(args, processor, "train")["train"]
+    dataset = script.DetectionDataset(boxed, processor)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        losses.append(model.eval()(sample["pixel_values"][None], labels=[sample["labels"]]).loss.item())
+        weights.append(max(len(sample["labels"]["class_labels"]), 1))
+    for size in (2, 5):
+        args.per_device_eval_batch_size, args.output_dir = size, str(tmp_path / str(size))
+        found = script.evaluate_detector(args).metrics["eval_loss"]
+        assert found == pytest.approx(np.average(losses, weights=weights), rel=1e-5)
+
+
 def test_training__needs_a_split_to_train_on(pretrained, tmp_path):
     content = io.BytesIO()
     PIL.Image.new("RGB", (32, 32)).save(content, "PNG")

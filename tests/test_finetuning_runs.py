@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, locked_by_another_process, picture
+from accelerate.state import AcceleratorState
+from conftest import PLAIN, locked_by_another_process, picture, run_two_forks
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
@@ -410,6 +412,45 @@ def test_evaluation__leaves_out_what_cannot_be_read(call, pretrained, folder, tm
             (folder / "val" / name / "00.png").write_bytes(b"")
     for name in {"eval_loss", "eval_accuracy", "linear_accuracy"} & set(results[0]):
         assert results[0][name] == pytest.approx(results[1][name]), name
+
+
+def run_as_rank(rank, port, command, arguments):
+    """What one of two processes does."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that was forked
+    command([*map(str, arguments), "--disable_tqdm", "true", "--use_cpu", "true"], prog="hf-mae")
+    os._exit(0)
+
+
+def evaluations(folder):
+    """Returns the loss and the accuracy that a run of a step has logged."""
+    state = json.loads((folder / "checkpoint-1" / "trainer_state.json").read_text())
+    line = next(line for line in state["log_history"] if "eval_loss" in line)
+    return [line["eval_loss"], line["eval_accuracy"]]
+
+
+@pytest.mark.parametrize("command", [finetune_command, probe_command])
+def test_evaluation__weighs_images_alike_whatever_their_batch_is(call, pretrained, folder, tmp_path, command):
+    """Also those of batches in which some can't be read."""
+    (folder / "val" / "blue" / "0.png").write_bytes(b"")
+    arguments = ["--model_name_or_path", pretrained, "--data", folder, "--max_steps", 1, "--save_strategy", "epoch"]
+    for size in (5, 20):
+        sizes = ["--per_device_train_batch_size", 8, "--per_device_eval_batch_size", size]
+        call(command, *arguments, *sizes, "--output_dir", tmp_path / str(size))
+    assert evaluations(tmp_path / "5") == pytest.approx(evaluations(tmp_path / "20"), rel=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, which is much faster than starting Python")
+def test_evaluation__counts_no_image_again_that_fills_up_the_last_batch_of_several_processes(call, short, tmp_path):
+    arguments = [*short, "--learning_rate", 0.03, "--warmup_steps", 0, "--max_steps", 1]
+    arguments += ["--per_device_eval_batch_size", 5]
+    call(finetune_command, *arguments, "--output_dir", tmp_path / "1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments += ["--per_device_train_batch_size", 4, "--output_dir", tmp_path / "2"]
+    run_two_forks(run_as_rank, port, finetune_command, arguments)
+    assert evaluations(tmp_path / "2") == pytest.approx(evaluations(tmp_path / "1"), rel=1e-5)
 
 
 @pytest.mark.slow

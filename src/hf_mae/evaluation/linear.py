@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..data.datasets import NOT_COUNTED, EvaluationDataset, collate_evaluation
+from ..data.datasets import EvaluationDataset, collate_evaluation
 from ..modeling.modeling_mae_downstream import PROBE_BATCH_NORM_EPS, MAEForImageClassification, fold_batch_norm
 from ..training.optimization import LARS, learning_rate_at, scaled_learning_rate
 
@@ -64,7 +64,7 @@ class LinearProbe(nn.Module):
         with torch.no_grad():
             features = self.model.pool(pixel_values)
         logits = self.classifier(self.batch_norm(features.float()))
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels, ignore_index=NOT_COUNTED)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def to_classifier(self) -> MAEForImageClassification:

@@ -26,7 +26,6 @@ from ..finetuning.trainer import (
     ReadingArguments,
     check_sources,
     limit_batch_size,
-    most_probable,
     open_classes,
     write_record,
 )
@@ -46,6 +45,7 @@ from .attentive import (
     choose_attentive_probe,
     with_attentive_probe,
 )
+from .classification_metrics import most_probable
 from .linear import (
     BASE_LEARNING_RATES,
     LinearProbe,
@@ -286,9 +286,8 @@ class ProbingTrainer(FineTuningTrainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """Returns the loss of a batch. Training images come as crops that are not normalised yet."""
-        if model.training:
-            inputs["pixel_values"] = self.image_processor.rescale_and_normalize(inputs["pixel_values"])
+        """Returns the loss of a training batch, whose crops are not normalised yet."""
+        inputs["pixel_values"] = self.image_processor.rescale_and_normalize(inputs["pixel_values"])
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
@@ -308,8 +307,9 @@ class ProbingTrainer(FineTuningTrainer):
 
 
 def _figures(prediction: EvalPrediction) -> dict[str, float]:
-    known = are_counted(torch.from_numpy(prediction.label_ids)).numpy()
-    return {"accuracy": (prediction.predictions == prediction.label_ids)[known].mean().item()}
+    (predicted, losses), labels = prediction.predictions, prediction.label_ids
+    known = are_counted(torch.from_numpy(labels)).numpy()
+    return {"loss": losses[known].mean().item(), "accuracy": (predicted == labels)[known].mean().item()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, set_seed
-from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..cli import in_flags
 from ..data.augmentation import BatchAugmentation, Compose, RandomAugmentation, RandomOrientation
@@ -77,11 +77,6 @@ end-to-end fine-tuning (He et al. 2021, Table 9) where it has any. The same comm
 
 
 _LEARNING = "learning_classifier.pt"  # in checkpoints of numbers: the classifier before it gets their scale
-_LOSSES = {
-    SINGLE: nn.functional.cross_entropy,
-    MULTI: nn.functional.binary_cross_entropy_with_logits,
-    REGRESSION: nn.functional.mse_loss,
-}
 
 
 class ClassificationTrainer(FineTuningTrainer):
@@ -109,36 +104,36 @@ class ClassificationTrainer(FineTuningTrainer):
         super().__init__(*args, **kwargs, compute_metrics=self._figures, preprocess_logits_for_metrics=self._kept)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """Returns the loss of a batch, with augmented images if it is a training batch."""
+        """Returns the loss of a training batch, whose images it augments."""
         if self.problem_type == REGRESSION:
             device = inputs["labels"].device
             scale, offset = (value.to(device, non_blocking=True) for value in (self.scale, self.offset))
             inputs = {**inputs, "labels": (inputs["labels"] - offset) / scale}
-        if model.training:
-            inputs = self.augmentation(**inputs)
-            if self.weights is not None:
-                logits = model(pixel_values=inputs["pixel_values"]).logits.float()
-                weights = self.weights.to(logits.device, non_blocking=True)
-                smoothing = self.model.config.label_smoothing if self.problem_type == SINGLE else None
-                return weighted_loss(logits, inputs["labels"], weights, smoothing)
-        elif not (known := are_counted(inputs["labels"])).all():
-            logits = model(pixel_values=inputs["pixel_values"]).logits
-            loss = _LOSSES[self.problem_type](logits.float()[known], inputs["labels"][known]).nan_to_num()
-            return (loss, ImageClassifierOutput(loss, logits)) if kwargs.get("return_outputs") else loss
+        inputs = self.augmentation(**inputs)
+        if self.weights is not None:
+            logits = model(pixel_values=inputs["pixel_values"]).logits.float()
+            weights = self.weights.to(logits.device, non_blocking=True)
+            smoothing = self.model.config.label_smoothing if self.problem_type == SINGLE else None
+            return weighted_loss(logits, inputs["labels"], weights, smoothing)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _kept(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Returns what the figures need of the logits: the five most probable classes, probabilities, or numbers."""
+    def _kept(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the five most probable classes, probabilities, or numbers, and the loss of each image."""
         if self.problem_type == SINGLE:
-            return logits.topk(min(5, logits.shape[1])).indices
+            return logits.topk(min(5, logits.shape[1])).indices, cross_entropy(logits, labels, reduction="none")
+        labels = labels.reshape(logits.shape).to(logits)
         if self.problem_type == MULTI:
-            return logits.float().sigmoid()
-        return logits.float() * self.scale.to(logits.device) + self.offset.to(logits.device)
+            losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            return logits.sigmoid(), losses.mean(dim=1)
+        scale, offset = self.scale.to(logits.device), self.offset.to(logits.device)
+        return logits * scale + offset, (logits - (labels - offset) / scale).square().mean(dim=1)
 
     def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
-        known = are_counted(torch.from_numpy(prediction.label_ids)).numpy()
-        self.last = prediction.predictions[known], prediction.label_ids[known]  # for `describe_results`
-        return figures(*self.last, self.problem_type, self.model.config.num_labels)
+        (predicted, losses), labels = prediction.predictions, prediction.label_ids
+        known = are_counted(torch.from_numpy(labels)).numpy()
+        self.last = predicted[known], labels[known]  # for `describe_results`
+        loss = losses[known].mean(dtype=np.float64).item()
+        return {"loss": loss, **figures(*self.last, self.problem_type, self.model.config.num_labels)}
 
     @torch.no_grad()
     def _put_scale_into_classifier(self):

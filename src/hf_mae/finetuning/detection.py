@@ -15,6 +15,7 @@ from transformers import (
     Deimv2ForObjectDetection,
     DFineConfig,
     DFineForObjectDetection,
+    EvalPrediction,
     PreTrainedConfig,
     PreTrainedModel,
     set_seed,
@@ -307,7 +308,8 @@ class DetectionTrainer(FineTuningTrainer):
             *args, **kwargs: Arguments of [`~transformers.Trainer`]; the data sets are [`DetectionDataset`].
         """
         self.figures = BoxFigures(kwargs["eval_dataset"].boxed)
-        super().__init__(*args, **kwargs, data_collator=collate_boxes, compute_metrics=self.figures)
+        self.losses: dict[int, list[float]] = {}
+        super().__init__(*args, **kwargs, data_collator=collate_boxes, compute_metrics=self._figures)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Loads weights by `from_pretrained`: files of detectors have other names for some than the model in memory.
@@ -327,13 +329,27 @@ class DetectionTrainer(FineTuningTrainer):
         return super()._determine_best_metric(metrics, trial)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Returns the loss, the best 100 boxes of each picture `(batch, boxes, 6)`, and the indices of the pictures."""
+        """Returns the best 100 boxes of each picture `(batch, boxes, 6)`, its loss and its number of boxes, and the
+        indices of the pictures. The loss of a batch would depend on which pictures are together in it."""
         inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
+            outputs = model(inputs["pixel_values"])
+            losses = [_loss_of_one(self.model, outputs, label, index) for index, label in enumerate(labels)]
+        counts = [max(len(label["class_labels"]), 1) for label in labels]
+        losses = torch.stack([torch.stack(losses).float(), torch.tensor(counts, device=losses[0].device)], dim=1)
         found = torch.stack(_best_boxes(self.processing_class, outputs))
-        indices = torch.stack([label["image_id"] for label in inputs["labels"]])
-        return outputs.loss.detach().float(), found, indices
+        return None, (found, losses), torch.stack([label["image_id"] for label in labels])
+
+    def _figures(self, prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        """Adds a batch; at the last one returns the figures of [`BoxFigures`] and the mean loss over all boxes."""
+        (found, losses), indices = prediction.predictions, prediction.label_ids
+        self.losses.update(zip(indices.tolist(), losses.tolist(), strict=True))
+        figures = self.figures(EvalPrediction(found, indices), compute_result)
+        if compute_result:
+            values, counts = np.array([*self.losses.values()]).T
+            figures, self.losses = {**figures, "loss": float(np.average(values, weights=counts))}, {}
+        return figures
 
     def describe_results(self, metrics: dict) -> dict:
         """Adds the AP of each class, prints them, draws pictures with their boxes, and after training writes a card."""
@@ -346,6 +362,27 @@ class DetectionTrainer(FineTuningTrainer):
         if self.train_dataset is not None:
             write_card(folder, self.model, {**metrics, **by_class}, self.args.model_name_or_path)
         return {**metrics, **by_class}
+
+
+def _loss_of_one(model: PreTrainedModel, outputs, label: dict, index: int) -> torch.Tensor:
+    """Returns the loss of one picture of a batch, as if it was alone in it."""
+
+    def of_one(name: str) -> torch.Tensor:
+        return outputs[name][index : index + 1]
+
+    return model.loss_function(
+        of_one("logits"),
+        [label],
+        model.device,
+        of_one("pred_boxes"),
+        model.config,
+        of_one("intermediate_logits"),
+        of_one("intermediate_reference_points"),
+        enc_topk_logits=of_one("enc_topk_logits"),
+        enc_topk_bboxes=of_one("enc_topk_bboxes"),
+        predicted_corners=of_one("intermediate_predicted_corners"),
+        initial_reference_points=of_one("initial_reference_points"),
+    )[0]
 
 
 def _best_boxes(image_processor: MAEImageProcessor, outputs) -> list[torch.Tensor]:

@@ -351,11 +351,6 @@ def limit_batch_size(args: FineTuningArguments, num_images: int):
     args.per_device_train_batch_size = size
 
 
-def most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns what Trainer keeps of the logits of a batch: the classes."""
-    return logits.argmax(dim=1)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Trainer
 
@@ -527,6 +522,14 @@ class FineTuningTrainer(Trainer):
         with self._drop_last(False):
             return with_prepared_workers(super().get_eval_dataloader(eval_dataset))
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Returns logits and labels, of whose images `compute_metrics` gives the loss, too. That of a batch would count
+        images that fill up the last batch, as many as the number of processes wants."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return None, model(**inputs).logits.float(), labels
+
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
@@ -689,7 +692,6 @@ __all__ = [
     "SeededDataset",
     "check_sources",
     "limit_batch_size",
-    "most_probable",
     "no_test_images",
     "open_classes",
     "write_record",
