@@ -454,6 +454,18 @@ def test_evaluation__counts_no_image_again_that_fills_up_the_last_batch_of_sever
 
 
 @pytest.mark.slow
+def test_log__has_the_full_learning_rate(call, short, tmp_path):
+    """That of the heads, which the plan says and the settings name, not that of the embeddings."""
+    schedule = ["--lr_scheduler_type", "cosine", "--warmup_steps", 2, "--logging_steps", 1, "--layer_decay", 0.5]
+    call(finetune_command, *short, *schedule)
+    state = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())
+    rates = [line["learning_rate"] for line in state["log_history"] if "learning_rate" in line]
+    assert rates == pytest.approx(
+        [1e-3 * share for share in (0, 0.5, 1, *(np.cos(np.pi * np.arange(1, 4) / 4) + 1) / 2)]
+    )
+
+
+@pytest.mark.slow
 def test_drop_last__leaves_evaluation_whole(call, short, folder, tmp_path):
     for path in (folder / "val" / "red").iterdir():
         path.unlink()  # a batch of 8 is all that is left: dropping the last would drop blue or green

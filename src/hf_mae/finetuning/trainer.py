@@ -381,8 +381,7 @@ class _StopAtSignal(TrainerCallback):
 class _EndIfNotFinite(TrainerCallback):
     """Ends a run before the step whose loss or gradient is not finite, since its weights would be lost."""
 
-    def __init__(self):
-        self.loss = None
+    loss: torch.Tensor
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         loss, norm = self.loss.float(), torch.zeros((), device=args.device)
@@ -473,6 +472,10 @@ class FineTuningTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def _get_learning_rate(self) -> float:
+        """Returns the full rate, for the log. Trainer would take that of the first group, the embeddings."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
+
     def _run_epoch(self, *args, **kwargs):
         """Trains for an epoch. Trainer would take a step more if a run that has taken its last is started again."""
         if self.state.global_step < self.state.max_steps:
@@ -523,8 +526,7 @@ class FineTuningTrainer(Trainer):
             return with_prepared_workers(super().get_eval_dataloader(eval_dataset))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Returns logits and labels, of whose images `compute_metrics` gives the loss, too. That of a batch would count
-        images that fill up the last batch, as many as the number of processes wants."""
+        """Returns no loss: that of a batch counts images again that fill up the last one. The metrics have it."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
