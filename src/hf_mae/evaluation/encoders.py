@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # in 5.17 also without torchvision
 from transformers.utils import logging
 
 from ..conversion.image_processors import find_image_processor
