@@ -466,6 +466,27 @@ def test_attention_back_ends__agree_with_eager(tiny_model, implementation):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("num_trainable_layers", [0.5, 1])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gradient_checkpointing__trains_blocks_after_frozen_ones(
+    tiny_config, use_reentrant, num_trainable_layers, compiled
+):
+    model = MAEForImageClassification(tiny_config(num_labels=3)).train()
+    model.freeze_encoder(num_trainable_layers)
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
+    model(images, labels=labels).loss.backward()
+    expected = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    assert "mae.layers.1.mlp.fc1.weight" in expected
+    model.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    run(images, labels=labels).loss.backward()
+    assert all(weight.grad is None for weight in model.mae.layers[0].parameters())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing__same_gradients_in_encoder_and_decoder(tiny_model, use_reentrant):
     model, pixels, noise = tiny_model().train(), images(), torch.rand(2, 16)
     model(pixels, noise=noise).loss.backward()

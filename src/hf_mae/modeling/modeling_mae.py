@@ -548,12 +548,23 @@ def run_layers(
     for index, layer in enumerate(layers):
         query_start = last_query_start if index == len(layers) - 1 else 0
         noise = None if drop_path_noise is None else drop_path_noise[:, index]
+        if layer.gradient_checkpointing and not tokens.requires_grad:
+            tokens = _with_gradient(tokens, layer)
         tokens, weights = layer(tokens, query_start, noise, output_attentions=output_attentions, **kwargs)
         if output_hidden_states is not False:
             states += (tokens,)
         if output_attentions:
             attentions += (weights,)
     return tokens, choose_states(states, output_hidden_states), attentions if output_attentions else None
+
+
+def _with_gradient(tokens: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """Returns the input of a block after frozen ones so that `use_reentrant` gives the block's weights a gradient.
+
+    Compiled code does that by itself.
+    """
+    is_trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in layer.parameters())
+    return tokens.detach().requires_grad_() if is_trained and not torch.compiler.is_compiling() else tokens
 
 
 def choose_states(
