@@ -274,6 +274,67 @@ def test_bmp__of_rle4_which_pillow_mixes_up_is_refused(tmp_path):
         stored(tmp_path / "a.bmp", 3)
 
 
+def dds(codec, masks=()):
+    """A DDS of 4 x 4 pixels, in a DXGI format or of 32 bits that `masks` divide into colours."""
+    form = struct.pack("<II4s5I", 32, 4, b"DX10", *[0] * 5) if codec else struct.pack("<8I", 32, 64, 0, 32, *masks, 0)
+    header = struct.pack("<4s4I56x", b"DDS ", 124, 4103, 4, 4) + form + struct.pack("<I16x", 4096)
+    return header + (struct.pack("<5I", codec, 3, 0, 1, 0) if codec else b"") + bytes(range(64))
+
+
+def sun(width, bits, compressed):
+    return struct.pack(">8I", 0x59A66A95, width, 4, bits, 0, 1 + compressed, 0, 0) + bytes(range(1, 99))
+
+
+def xpm(colour):
+    return f'/* XPM */\nstatic char *a[] = {{\n"1 1 1 1",\n"a c {colour}",\n"a"}};\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (dds(28), None),  # 8 bits
+        (dds(None, (255 << 16, 255 << 8, 255)), None),
+        (dds(95), "DDS files of more than 8 bits"),  # half floats
+        (dds(None, (1023 << 20, 1023 << 10, 1023)), "DDS files of more than 8 bits"),
+        (sun(4, 8, compressed=True), None),
+        (sun(5, 8, compressed=False), None),
+        (sun(5, 8, compressed=True), "Sun rasters of .* an odd length"),
+        (sun(4, 32, compressed=False), "Sun rasters of 32 bits"),
+        (xpm("#102030"), None),
+        (xpm("#111122223333"), "XPM files whose colours"),
+        (xpm("#123"), "XPM files whose colours"),
+    ],
+)
+def test_pictures__that_pillow_misreads_are_refused(tmp_path, content, kind):
+    (tmp_path / "a").write_bytes(content)
+    if kind is None:
+        assert stored(tmp_path / "a", 3).size[0] in (1, 4)
+    else:
+        with pytest.raises(UnsuitableImageError, match=f"{kind}.*can't be read right. Convert it"):
+            stored(tmp_path / "a", 3)
+
+
+def test_psd__of_several_inks_is_refused_of_which_pillow_reads_the_first(tmp_path):
+    array = values("uint8", 3)
+    for inks in (1, 3):
+        (tmp_path / f"{inks}.psd").write_bytes(psd(array[:inks], bits=8, colours=7))
+    assert np.array_equal(stored(tmp_path / "1.psd", 1).pixels, array[:1])
+    with pytest.raises(UnsuitableImageError, match="several inks"):
+        stored(tmp_path / "3.psd", 1)
+
+
+def test_png__of_16_bits_has_pages_if_it_has_frames(tmp_path):
+    array = values("uint16", 3)
+    frames = struct.pack(">I4sII", 8, b"acTL", 2, 0)
+    frames += struct.pack(">I", zlib.crc32(frames[4:]))
+    (tmp_path / "a.png").write_bytes(png(array.transpose(1, 2, 0), 16, 2, frames))
+    with pytest.raises(UnsuitableImageError, match=r"\d pages"):
+        stored(tmp_path / "a.png", 3)
+    assert np.array_equal(stored(tmp_path / "a.png", 3, pages="first").pixels, array)
+    with pytest.raises(UnsuitableImageError, match="only the first frame"):
+        stored(tmp_path / "a.png", 6, pages="channels")
+
+
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
 def test_jpeg2000__a_palette_may_have_a_colour_twice(tmp_path, order):
     """Pillow would leave it out, and take channels that come in another order as they come."""

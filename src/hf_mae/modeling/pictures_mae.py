@@ -41,6 +41,7 @@ _PICTURES = """
 PICTURE_EXTENSIONS = tuple(_PICTURES.split())
 # Formats whose further pictures are not pages: other views of a photograph, sizes of an icon, layers of a drawing.
 _ONE_PICTURE = ("MPO", "ICO", "ICNS", "CUR", "PSD")
+_MULTICHANNEL = 7  # as a PSD writes it
 _EIGHT_BITS = 7  # as JPEG 2000 writes it: without a sign, and one less
 
 
@@ -70,7 +71,7 @@ def open_picture(file: str | bytes) -> "PIL.Image.Image | DeepPicture":
     if not is_deep(image):
         return image
     image.close()
-    return DeepPicture(file, image.size[::-1])
+    return DeepPicture(file, image)
 
 
 def num_frames(image: PIL.Image.Image) -> int:
@@ -126,10 +127,8 @@ def _prepare(image: PIL.Image.Image) -> bool:
         UnsuitableImageError: If Pillow would not.
         OSError: If the file is damaged.
     """
-    if image.format == "SGI" and (image.tile[0][0] == "SGI16" or image.tile[0][3][-1] == 2):
-        raise UnsuitableImageError("16 bits in SGI files can't be read in full. Convert it to TIFF or PNG.")
-    if image.format == "BMP" and image.info.get("compression") == 2:
-        raise UnsuitableImageError("BMP files compressed as RLE4 can't be read right. Convert it to PNG.")
+    if kind := _misread_kind(image):
+        raise UnsuitableImageError(f"{kind} can't be read right. Convert it to PNG or TIFF.")
     if image.format == "PNG":
         check_png(image)
     if image.format == "JPEG2000":
@@ -137,6 +136,28 @@ def _prepare(image: PIL.Image.Image) -> bool:
     if image.format == "PSD":
         return not _prepare_psd(image)
     return image.format == "TGA" and _is_opaque_tga(image)
+
+
+def _misread_kind(image: PIL.Image.Image) -> str | None:
+    """Returns what a picture is that Pillow would decode to wrong values or cut, or `None` for others."""
+    codec, _, _, args = image.tile[0]
+    if image.format == "SGI" and (codec == "SGI16" or args[-1] == 2):
+        return "16 bits in SGI files"
+    if image.format == "BMP" and image.info.get("compression") == 2:
+        return "BMP files compressed as RLE4"
+    if image.format == "DDS" and (codec == "bcn" and args[0] == 6 or codec == "dds_rgb" and _most_bits(args[1]) > 8):
+        return "DDS files of more than 8 bits"
+    if image.format == "SUN":
+        length = math.ceil(image.width * {"1": 1, "RGB": 24}.get(image.mode, 8) / 8)
+        if "X" in str(args) or (codec == "sun_rle" and length % 2):  # where the padding is; that there is one
+            return "Sun rasters of 32 bits, or compressed with rows of an odd length,"
+    if image.format == "XPM" and re.search(rb"\sc\s+#(?![0-9a-fA-F]{6}[\s\"])", reopened(image).getvalue()):
+        return "XPM files whose colours have not two digits each"
+    return None
+
+
+def _most_bits(masks: tuple[int, ...]) -> int:
+    return max(mask.bit_count() for mask in masks)
 
 
 def _load(image: PIL.Image.Image):
@@ -204,13 +225,13 @@ def _with_mode(image: PIL.Image.Image, num_channels: int, as_stored: bool) -> PI
 class DeepPicture(ImageFile):
     """A picture that Pillow opens but would cut to 8 bits, or shift or stretch to 8 or 16 bits."""
 
-    num_pages = 1
-
-    def __init__(self, file: str | bytes, size: tuple[int, int]):
+    def __init__(self, file: str | bytes, image: PIL.Image.Image):
         super().__init__(file)
-        self.size = size
+        self.size, self.num_pages = image.size[::-1], num_frames(image)
 
     def read(self, page: int = 0) -> StoredImage:
+        if page > 0:
+            raise UnsuitableImageError("Of a PNG of 16 bits only the first frame can be read: set `pages` to first.")
         with PIL.Image.open(self._stream()) as image:
             stored = read_deep(image)
             if image.format == "PNG":
@@ -422,7 +443,8 @@ def _prepare_psd(image: PIL.Image.Image) -> bool:
     Else that is a selection that somebody saved. Source: Adobe Photoshop File Formats Specification.
 
     Raises:
-        UnsuitableImageError: If the file holds nothing but layers. In place of the picture there is white or black.
+        UnsuitableImageError: If the file holds several inks; or nothing but layers, with white or black in place of the
+            picture.
     """
     if any(number == 1057 and data[4:5] == b"\0" for number, _, data in image.resources):
         raise UnsuitableImageError(
@@ -431,6 +453,9 @@ def _prepare_psd(image: PIL.Image.Image) -> bool:
         )
     image.fp.seek(12)
     further = int.from_bytes(image.fp.read(2), "big") - len(image.tile)
+    image.fp.seek(25)
+    if further and image.fp.read(1)[0] == _MULTICHANNEL:
+        raise UnsuitableImageError("The file holds several inks, of which Pillow reads the first. Convert it to RGB.")
     if image.tile[0][0] == "packbits":  # all bands have lengths of rows in front, also those that Pillow leaves out
         skipped = 2 * image.height * further
         image.tile = [tile._replace(offset=tile.offset + skipped) for tile in image.tile]
