@@ -5,6 +5,7 @@
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from image_files import dicom, scaled, stored, values
@@ -258,6 +259,11 @@ def test_fits__is_scaled_by_its_header(tmp_path, dtype, zero):
     read = stored(tmp_path / "a.fits", 1).pixels[0]
     assert read.dtype == np.dtype(dtype)
     assert np.array_equal(read, array[::-1])  # its first row is at the bottom
+    image = PIL.Image.open(tmp_path / "a.fits")
+    assert np.array_equal(read_stored(image, 1).pixels[0], array[::-1])  # whoever opened it
+    image.load()  # to values without their zero, and in another type
+    with pytest.raises(UnsuitableImageError, match="Give the path instead"):
+        read_stored(image, 1)
 
 
 def test_arrays__of_several_images_are_pages(tmp_path):

@@ -588,6 +588,17 @@ def test_tiff__that_nothing_here_decodes_is_unsuitable_and_not_broken(tmp_path, 
         TiffFile(str(tmp_path / "a.tif")).read()
 
 
+@pytest.mark.parametrize("in_windows", [False, True])
+def test_tiff__of_signed_values_in_few_bits_is_unsuitable_and_not_empty(tmp_path, in_windows):
+    tifffile.imwrite(tmp_path / "a.tif", values("int16")[0], metadata=None)
+    bits, content = struct.pack("<HHI", 258, 3, 1), (tmp_path / "a.tif").read_bytes()
+    assert content.count(bits) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(bits + b"\x10", bits + b"\x0c"))
+    opened = TiffFile(str(tmp_path / "a.tif"))
+    with pytest.raises(UnsuitableImageError, match=r"can't be decoded .*12-bit.*Convert it"):
+        opened.read_window(slice(0, 9), slice(0, 13)) if in_windows else opened.read()
+
+
 def test_tiff__lerc_keeps_its_nan(tmp_path):
     pytest.importorskip("imagecodecs")
     array = values("float32", 1, (16, 16))[0]

@@ -31,6 +31,7 @@ from .formats_mae import (
     native,
     open_arrays,
     oriented,
+    reopened,
 )
 from .pictures_mae import PICTURE_EXTENSIONS, frame_of, num_frames, open_picture, read_picture
 from .tiff_mae import TIFF_SIGNATURES, exact_tiff, open_tiff, pages_of_tiff
@@ -198,8 +199,8 @@ def read_stored(
     """
     if isinstance(image, StoredImage):
         return _select_channels(image, num_channels, settings)
-    if isinstance(image, PIL.Image.Image) and image.format == "TIFF":
-        image = exact_tiff(image)
+    if isinstance(image, PIL.Image.Image):
+        image = _exact(image)
     joins_pages = _joins_pages(image, settings)
     if isinstance(image, ArrayFile) and not joins_pages:
         image = image.arrays[0]
@@ -218,6 +219,21 @@ def read_stored(
     else:
         stored = StoredImage(_channels_to_front(image, num_channels, settings))
     return _select_channels(stored, num_channels, settings)
+
+
+def _exact(image: PIL.Image.Image) -> PIL.Image.Image | ImageFile:
+    """Returns an image that somebody else opened with Pillow as [`open_image`] would have opened it.
+
+    Raises:
+        UnsuitableImageError: If Pillow has already decoded it to something else than is stored.
+    """
+    if image.format == "TIFF":
+        return exact_tiff(image)
+    if image.format == "FITS":
+        if image.fp is None:
+            raise UnsuitableImageError("Pillow has decoded it already, to other values. Give the path instead.")
+        return FitsFile(reopened(image).getvalue())
+    return image
 
 
 def _joins_pages(image: OpenedImage | torch.Tensor, settings: ReadingSettings) -> bool:

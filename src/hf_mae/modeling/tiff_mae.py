@@ -398,7 +398,7 @@ def _tiff_mask(page, every: list, rows: slice, columns: slice) -> np.ndarray | N
 
 def _read_part(page, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
     """Returns a window of a page in the order of its axes, decoding only the tiles or strips that it lies in."""
-    if rows == columns == slice(None) and page.compression != _LERC:
+    if rows == columns == slice(None) and page.compression != _LERC and page.dtype is not None:
         return page.asarray(maxworkers=1)
     rows, columns = slice(*rows.indices(page.imagelength)), slice(*columns.indices(page.imagewidth))
     separate = page.axes == "SYX"
