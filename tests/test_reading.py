@@ -12,7 +12,13 @@ import torch
 from image_files import png, scaled, values
 
 from hf_mae import MAEImageProcessor
-from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError, open_image, read_stored
+from hf_mae.modeling.reading_mae import (
+    ReadingSettings,
+    UnsuitableImageError,
+    open_image,
+    read_stored,
+    to_byte_range,
+)
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -30,6 +36,28 @@ def test_nan__is_refused_with_row_and_column_or_left_out(tmp_path):
         scaled(tmp_path / "a.npy", 1)
     missing = scaled(tmp_path / "a.npy", 1, nodata=float("nan")).isnan()[0]
     assert missing.nonzero().tolist() == [[4, 7], [5, 1]]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_nodata__is_what_the_mask_of_an_array_leaves_out(dtype, bands):
+    """As rasterio's `read(masked=True)` gives it; the value below may be anything."""
+    array = np.ma.masked_array(np.ones((bands, 4, 6), dtype), mask=np.zeros((bands, 4, 6), bool))
+    array.mask[-1, 1, 2] = True
+    array.data[-1, 1, 2] = np.nan if dtype == "float32" else 7
+    expected = torch.full((bands, 4, 6), 127.5)
+    expected[-1, 1, 2] = torch.nan
+    settings = ReadingSettings(value_range=(0, 2))
+    for given in (array, array.transpose(1, 2, 0), *([array[0]] if bands == 1 else [])):
+        pixels = to_byte_range(read_stored(given, bands, settings), settings)
+        torch.testing.assert_close(pixels, expected, equal_nan=True)
+    processor = MAEImageProcessor(num_channels=bands, value_range=(0, 2), do_resize=False, do_center_crop=False)
+    valid = processor(array, return_tensors="pt", return_valid=True).valid[0]
+    assert (~valid).nonzero().tolist() == [[1, 2]]
+    if dtype == "float32":
+        array.data[0, 3, 5] = np.inf
+        with pytest.raises(UnsuitableImageError, match=r"inf at row 3, column 5, channel 1 \(and 0 more\)"):
+            to_byte_range(read_stored(array, bands, settings), settings)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])

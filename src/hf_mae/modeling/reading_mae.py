@@ -217,7 +217,9 @@ def read_stored(
     elif isinstance(image, ImageFile):
         stored = image.read_all() if joins_pages else image.read()
     else:
-        stored = StoredImage(_channels_to_front(image, num_channels, settings))
+        array = _channels_to_front(image, num_channels, settings)
+        masked = isinstance(array, np.ma.MaskedArray)  # as rasterio gives it
+        stored = StoredImage(array.data if masked else array, missing=np.ma.getmaskarray(array) if masked else None)
     return _select_channels(stored, num_channels, settings)
 
 
@@ -412,18 +414,20 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
     nodata = image.nodata if settings.nodata is None else float(settings.nodata)
     masks = [] if image.missing is None else [as_tensor(image.missing)]
     if pixels.is_floating_point():
-        masks.append(~pixels.isfinite())
-        if nodata is None and masks[-1].any():
-            raise UnsuitableImageError(_not_finite(image, pixels))
+        not_finite = ~pixels.isfinite()
+        undeclared = not_finite & ~masks[0] if masks else not_finite
+        if nodata is None and undeclared.any():
+            raise UnsuitableImageError(_not_finite(image, pixels, undeclared))
+        masks.append(not_finite)
     if nodata is not None and math.isfinite(nodata):
         masks.append(_equals_nodata(image, pixels, nodata, settings))
     missing = reduce(torch.logical_or, masks) if masks else None
     return missing if missing is not None and bool(missing.any()) else None
 
 
-def _not_finite(image: StoredImage, pixels: torch.Tensor) -> str:
-    """Returns a message that says where NaN or infinities are, and what to do."""
-    places = (~pixels.isfinite()).nonzero()
+def _not_finite(image: StoredImage, pixels: torch.Tensor, undeclared: torch.Tensor) -> str:
+    """Returns a message that says where NaN or infinities are that nothing declares as no-data, and what to do."""
+    places = undeclared.nonzero()
     channel, row, column = places[0].tolist()
     return (
         f"{pixels[channel, row, column].item()} at row {row + image.origin[0]}, column {column + image.origin[1]}, "
