@@ -645,6 +645,32 @@ def test_masks__of_colours_are_refused_whoever_reads_them(tmp_path):
             masks.read_mask(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.gif", "a.npz"])
+def test_masks__of_several_pages_are_refused_each_of_which_may_be_a_class(tmp_path, name):
+    classes = np.repeat(np.eye(3, 4, dtype=np.uint8)[:, None], 2, axis=1)
+    if name == "a.tif":
+        tifffile.imwrite(tmp_path / name, classes, photometric="minisblack")
+    elif name == "a.npz":
+        np.savez(tmp_path / name, *classes)
+    else:
+        pages = [PIL.Image.fromarray(page) for page in classes]
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with pytest.raises(masks.MaskError, match=f"{name} has 3 pages"):
+        masks.read_mask(tmp_path / name)
+    if name != "a.npz":
+        assert np.array_equal(masks.read_mask(tmp_path / name, pages="first"), classes[0])
+
+
+def test_masks__do_not_count_where_a_mask_of_their_own_leaves_pixels_out(tmp_path):
+    """As GDAL writes no-data of a file."""
+    classes, known = np.array([[1, 1, 0], [0, 2, 0]], np.uint8), np.array([[True, False, True], [True, True, False]])
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(classes, photometric="minisblack", metadata=None)
+        tiff.write(known, photometric="mask", subfiletype=4, metadata=None)
+    assert masks.read_mask(tmp_path / "a.tif").tolist() == [[1, 255, 0], [0, 2, 255]]
+    assert masks.read_mask(tmp_path / "a.tif", reduce_labels=True).tolist() == [[0, 255, 255], [255, 1, 255]]
+
+
 def test_masks__are_turned_as_their_own_orientation_says(tmp_path):
     classes, tag = np.array([[0, 1], [2, 3]], dtype=np.uint8), PIL.Image.Exif()
     tag[0x0112] = 6

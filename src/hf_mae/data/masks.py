@@ -21,6 +21,7 @@ from ..modeling.reading_mae import (
     StoredImage,
     UnsuitableImageError,
     fill_missing,
+    num_pages,
     open_image,
     read_stored,
     to_byte_range,
@@ -225,19 +226,27 @@ class MaskError(ValueError):
     """Raised for a mask that can be read but does not hold the numbers of classes."""
 
 
-def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window: Window | None = None) -> np.ndarray:
+def read_mask(
+    mask: Path | PIL.Image.Image,
+    reduce_labels: bool = False,
+    window: Window | None = None,
+    pages: str | None = None,
+) -> np.ndarray:
     """Returns the class of each pixel (height, width), uint8, `IGNORED` where it does not count.
 
     Args:
         mask (`Path` or `PIL.Image.Image`): A picture of one channel of integers, or a `.npy` file of them. Values
-            that do not count are 255, what a file declares as no-data and, in deeper masks, negative ones and 65535.
+            that do not count are 255, what a file declares as no-data, what its own mask leaves out and, in deeper
+            masks, negative ones and 65535.
         reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 does not count and classes count from 1.
         window ([`Window`], *optional*): Window of the mask's scene, to read only that part of the mask.
+        pages (`str`, *optional*): `"first"` takes the first of several pages, as it does of images. Default: refuse
+            them, since each may be the mask of a class.
 
     Raises:
         MaskError: If it holds something else than numbers of classes, or has another size than the scene.
     """
-    classes, nodata = _read_numbers(mask, window)
+    classes, nodata = _read_numbers(mask, window, pages)
     if classes.dtype == np.bool_:
         classes = classes.astype(np.uint8)
     if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
@@ -251,20 +260,22 @@ def read_mask(mask: Path | PIL.Image.Image, reduce_labels: bool = False, window:
     return classes.astype(np.uint8)
 
 
-def _read_numbers(mask: Path | PIL.Image.Image, window: Window | None) -> tuple[np.ndarray, float | None]:
+def _read_numbers(
+    mask: Path | PIL.Image.Image, window: Window | None, pages: str | None
+) -> tuple[np.ndarray, float | None]:
     """Returns the numbers in a mask, all or those in a window, and which of them the file declares as no-data.
 
     Of TIFF and `.npy` files only the window is read.
     """
     suffix = mask.suffix.lower() if isinstance(mask, Path) else ""
     if window is not None and suffix in (".tif", ".tiff"):
-        scene = open_scene(str(mask))
+        scene = open_scene(str(mask), ReadingSettings(pages=pages))
         _check_size(mask, scene.size, window)
         return _numbers_of(Window(scene, window.rows, window.columns).read(), mask)
     if suffix == ".npy":
         numbers, nodata = np.load(str(mask), None if window is None else "r"), None
     else:
-        numbers, nodata = _read_picture(mask)
+        numbers, nodata = _read_picture(mask, pages)
     if window is None:
         return numbers, nodata
     _check_size(mask, numbers.shape, window)
@@ -276,9 +287,11 @@ def _check_size(mask: Path | PIL.Image.Image, size: tuple[int, ...], window: Win
         raise MaskError(f"The mask {mask} has shape {size}, its scene {window.scene.size}. Make both of one size.")
 
 
-def _read_picture(mask: Path | PIL.Image.Image) -> tuple[np.ndarray, float | None]:
+def _read_picture(mask: Path | PIL.Image.Image, pages: str | None) -> tuple[np.ndarray, float | None]:
     """Returns the numbers in a picture as they are stored, of a palette the indices, and which of them is no-data."""
     picture = open_image(os.fspath(mask)) if isinstance(mask, Path) else mask
+    if (count := num_pages(picture)) > 1 and pages != "first":
+        raise _not_numbers(mask, f"{count} pages")
     if not isinstance(picture, PIL.Image.Image):
         return _numbers_of(picture.read(), mask)
     with picture if isinstance(mask, Path) else nullcontext():
@@ -293,6 +306,8 @@ def _numbers_of(stored: StoredImage, mask: Path | PIL.Image.Image) -> tuple[np.n
     numbers = stored.pixels if stored.numbers is None else stored.numbers
     if len(numbers) != 1:
         raise _not_numbers(mask, f"{len(numbers)} bands")
+    if stored.missing is not None:
+        numbers = np.where(stored.missing, IGNORED, numbers.astype(np.int64))
     return numbers[0], stored.nodata
 
 
@@ -325,7 +340,7 @@ def read_pair(
         stored = read_stored(image, image_processor.num_channels, reading)
         pixels, no_data = fill_missing(to_byte_range(stored, reading), reading)
         assert pair.mask is not None
-        classes = read_mask(pair.mask, reduce_labels, image if isinstance(image, Window) else None)
+        classes = read_mask(pair.mask, reduce_labels, image if isinstance(image, Window) else None, reading.pages)
     except UnsuitableImageError as error:
         raise error.of_file(pair.name) from error
     except MaskError:

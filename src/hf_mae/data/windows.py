@@ -260,8 +260,9 @@ class PictureStrips(Dataset):
         """Returns what reads rows of a picture and of its mask: of a scene these alone, else both are decoded now."""
         if isinstance(opened, Window):
             return partial(self._rows_of_scene, opened, mask)
-        stored = read_stored(opened, self.image_processor.num_channels, self.image_processor.reading)
-        classes = None if mask is None else read_mask(mask, self.reduce_labels)
+        reading = self.image_processor.reading
+        stored = read_stored(opened, self.image_processor.num_channels, reading)
+        classes = None if mask is None else read_mask(mask, self.reduce_labels, pages=reading.pages)
         if classes is not None and classes.shape != stored.size:
             raise ValueError(f"The mask {mask} has shape {classes.shape}, its image {stored.size}.")
         columns = slice(0, stored.size[1])
@@ -270,9 +271,9 @@ class PictureStrips(Dataset):
     def _rows_of_scene(
         self, scene: Window, mask: Path | PIL.Image.Image | None, rows: slice
     ) -> tuple[StoredImage, np.ndarray | None]:
-        window = Window(scene.scene, rows, scene.columns)
-        stored = read_stored(window, self.image_processor.num_channels, self.image_processor.reading)
-        return stored, None if mask is None else read_mask(mask, self.reduce_labels, window)
+        window, reading = Window(scene.scene, rows, scene.columns), self.image_processor.reading
+        stored = read_stored(window, self.image_processor.num_channels, reading)
+        return stored, None if mask is None else read_mask(mask, self.reduce_labels, window, reading.pages)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_last": None}
