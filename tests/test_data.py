@@ -34,7 +34,7 @@ from hf_mae.data.decoding import (
 from hf_mae.data.sampling import RowGroupSampler, SampleOrder, StepBatchSampler, check_readers, spread_indices
 from hf_mae.data.sources import FolderImages, ImageSource, open_images
 from hf_mae.modeling.image_processing_mae import MAEImageProcessor
-from hf_mae.modeling.reading_mae import UnsuitableImageError
+from hf_mae.modeling.reading_mae import ReadingSettings, UnsuitableImageError
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Crops
@@ -144,6 +144,22 @@ def test_crop_and_resize__of_a_reduced_size_lies_where_the_box_does(monkeypatch,
     (crop,) = crop_and_resize(PIL.Image.open(buffer), [box], (50, 50), 1)
     (exact,) = crop_and_resize(waves, [box], (50, 50), 1)
     assert (crop.int() - exact.int()).abs().float().mean() < 3
+
+
+@pytest.mark.parametrize("decoder", ["simplejpeg", "PIL"])
+def test_crop_and_resize__leaves_no_data_of_a_jpeg_out_before_it_is_made_smaller(monkeypatch, decoder):
+    if decoder == "PIL":
+        monkeypatch.setattr(hf_mae.data.decoding, "simplejpeg", None)
+    grey = np.full((640, 640), 200, np.uint8)
+    grey[:, :316] = 0  # half of a pixel of the crop, which is left out: 316 is no multiple of 8
+    buffer, reading = io.BytesIO(), ReadingSettings(nodata=0)
+    PIL.Image.fromarray(grey).save(buffer, "JPEG", quality=100)
+    whole = [(0, 0, 640, 640)]
+    (crop,) = crop_and_resize(PIL.Image.open(buffer), whole, (80, 80), 1, reading)
+    (exact,) = crop_and_resize(np.array(PIL.Image.open(buffer)), whole, (80, 80), 1, reading)
+    assert torch.equal(crop.isnan(), exact.isnan())
+    assert crop[0, 40].isnan().any()
+    assert crop[~crop.isnan()].min() > 150
 
 
 @pytest.mark.skipif(hf_mae.data.decoding.simplejpeg is None, reason="simplejpeg is not installed")

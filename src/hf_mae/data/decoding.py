@@ -320,10 +320,11 @@ def jitter_colors(image: torch.Tensor, strength: float, rng: np.random.Generator
 def _decode_jpeg(
     image: PIL.Image.Image, boxes: list[tuple], target: tuple[int, int], num_channels: int, reading: ReadingSettings
 ) -> StoredImage:
-    """Returns the whole picture, not oriented, possibly at reduced size."""
-    smallest_height, smallest_width = (min(box[side] for box in boxes) for side in (2, 3))
-    wanted = (image.width * target[1] / smallest_width, image.height * target[0] / smallest_height)
-    image.draft(None, tuple(math.ceil(side) for side in wanted))
+    """Returns the whole picture, not oriented, at reduced size where crops and no-data allow it."""
+    if reading.nodata is None:  # else it would be mixed with data before it is looked for
+        smallest_height, smallest_width = (min(box[side] for box in boxes) for side in (2, 3))
+        wanted = (image.width * target[1] / smallest_width, image.height * target[0] / smallest_height)
+        image.draft(None, tuple(math.ceil(side) for side in wanted))
     if simplejpeg is not None and image.mode in ("L", "RGB"):
         # The size that PIL would decode at, which gives the same pixels.
         size = {"min_width": image.width, "min_height": image.height}
