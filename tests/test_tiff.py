@@ -190,6 +190,25 @@ def test_tiff__of_a_slide_of_leica_the_slide_is_read_and_not_the_overview_in_fro
     assert TiffFile(str(tmp_path / "a.scn")).size == (64, 64)
 
 
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
+def test_tiff__jpeg2000_of_aperio_that_holds_ycbcr_becomes_rgb(tmp_path, photometric):
+    """As OpenSlide has it, which goes by the compression and not by the photometric interpretation."""
+    imagecodecs, path = pytest.importorskip("imagecodecs"), tmp_path / "a.svs"
+    rows, columns = np.mgrid[:64, :64]
+    array = np.stack([rows * 4, columns * 4, 255 - rows * 2], axis=-1).astype(np.uint8)
+    tile = np.asarray(PIL.Image.fromarray(array).convert("YCbCr"))
+    tile = imagecodecs.jpeg2k_encode(tile, reversible=True, mct=False, codecformat="j2k")
+    options = {"photometric": photometric, "tile": (64, 64), "compression": 33005, "metadata": None}
+    options |= {"subsampling": (1, 1)} if photometric == "ycbcr" else {}
+    tifffile.imwrite(path, iter([tile]), shape=array.shape, dtype=np.uint8, **options)
+    old, new = (struct.pack("<HHIH", 259, 3, 1, compression) for compression in (33005, 33003))
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    for opened in (open_image(str(path)), TiffFile(str(path)).read_window(slice(0, 64), slice(0, 64))):
+        assert np.abs(read_stored(opened, 3).pixels.transpose(1, 2, 0) - array.astype(int)).max() <= 3
+
+
 def test_tiff__channels_are_in_the_order_that_ome_metadata_give_the_pages(tmp_path):
     array, places = values("uint16", 3), (2, 0, 1)
     planes = "".join(f'<TiffData FirstC="{channel}" IFD="{place}"/>' for channel, place in enumerate(places))

@@ -39,6 +39,7 @@ _SMALLER, _MASK = 1, 4  # bits of NewSubfileType. Source of the values of tags: 
 _PALETTE, _SEPARATED, _YCBCR = 3, 5, 6  # ways to state colours
 _INK_SET = 332  # 1: cyan, magenta, yellow and black
 _OLD_JPEG, _JPEG, _WEBP, _LERC = 6, 7, 50001, 34887  # ways to compress
+_APERIO_YCBCR = 33003  # JPEG 2000 of Aperio's slides, whose code stream does not say that it holds YCbCr
 _LERC_PARAMETERS = 50674  # the version, and whether the content is compressed once more: 0 no, 1 deflate, 2 Zstandard
 _LERC_MASK = (
     "LERC keeps its opacity or no-data as a mask of its own, which is read only of floats. Compress it otherwise: "
@@ -364,7 +365,10 @@ def _interpret_tiff(page, array: np.ndarray, every: list, rows=slice(None), colu
         array = np.concatenate([colours, (array[1:] * (255 / (2**bits - 1))).astype(np.uint8)])  # with its opacity
     elif array.dtype.kind == "u" and bits < 8 * array.dtype.itemsize:
         limit = 2**bits - 1
-    if page.photometric not in _PLAIN_PHOTOMETRICS and (page.photometric, page.compression) != (_YCBCR, _JPEG):
+    if page.compression == _APERIO_YCBCR and len(array) == 3 and array.dtype == np.uint8:  # whatever the tag says
+        colours = PIL.Image.frombytes("YCbCr", array.shape[:0:-1], array.transpose(1, 2, 0).tobytes())
+        array = np.asarray(colours.convert("RGB")).transpose(2, 0, 1)
+    elif page.photometric not in _PLAIN_PHOTOMETRICS and (page.photometric, page.compression) != (_YCBCR, _JPEG):
         raise UnsuitableImageError(
             f"The image's colours are {page.photometric.name} of {bits} bits. Convert it to RGB."
         )
