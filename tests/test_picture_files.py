@@ -335,6 +335,28 @@ def test_png__of_16_bits_has_pages_if_it_has_frames(tmp_path):
         stored(tmp_path / "a.png", 6, pages="channels")
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_jpeg2000__a_last_band_is_an_opacity_only_where_the_file_says_so(tmp_path, mode):
+    bands = len(mode)
+    array = values("uint8", bands, (32, 32))
+    array[:-1] = np.minimum(array[:-1], array[-1])  # so that they may be multiplied by it
+    picture = PIL.Image.merge(mode, [PIL.Image.fromarray(band) for band in array])
+    picture.save(tmp_path / "a.jp2", irreversible=False)
+    content = (tmp_path / "a.jp2").read_bytes()
+    opacity = struct.pack(">HHH", bands - 1, 1, 0)
+    assert content.count(b"cdef") == content.count(opacity) == 1
+    (tmp_path / "band.jp2").write_bytes(content.replace(b"cdef", b"none"))
+    (tmp_path / "multiplied.jp2").write_bytes(content.replace(opacity, struct.pack(">HHH", bands - 1, 2, 0)))
+    for name in ("a", "band", "multiplied"):
+        assert np.array_equal(stored(tmp_path / f"{name}.jp2", bands).pixels, array)
+    with pytest.raises(UnsuitableImageError, match=f"{bands} band"):
+        stored(tmp_path / "band.jp2", bands - 1)
+    share = array[-1:] / 255
+    for name, colours in (("a", array[:-1] * share), ("multiplied", array[:-1])):
+        expected = colours + 255 * (1 - share)
+        assert np.abs(stored(tmp_path / f"{name}.jp2", bands - 1).pixels - expected).max() <= 1
+
+
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
 def test_jpeg2000__a_palette_may_have_a_colour_twice(tmp_path, order):
     """Pillow would leave it out, and take channels that come in another order as they come."""

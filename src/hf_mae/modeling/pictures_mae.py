@@ -41,6 +41,7 @@ _PICTURES = """
 PICTURE_EXTENSIONS = tuple(_PICTURES.split())
 # Formats whose further pictures are not pages: other views of a photograph, sizes of an icon, layers of a drawing.
 _ONE_PICTURE = ("MPO", "ICO", "ICNS", "CUR", "PSD")
+_OPACITY = "opacity of the JPEG 2000"  # 0: none, 1: there is one, 2: by which the colours are multiplied
 _MULTICHANNEL = 7  # as a PSD writes it
 _EIGHT_BITS = 7  # as JPEG 2000 writes it: without a sign, and one less
 
@@ -113,11 +114,13 @@ def read_picture(image: PIL.Image.Image, num_channels: int, as_stored: bool = Fa
     image_in_mode = _with_mode(image, num_channels, as_stored)
     array = np.asarray(image_in_mode)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    alpha = image_in_mode.mode in ("LA", "RGBA")
+    opacity = image.info.get(_OPACITY, 1)
+    alpha = image_in_mode.mode in ("LA", "RGBA") and opacity > 0
     on_white = alpha and image.format == "PSD"  # its colours are, so that without the white they are premultiplied
     if on_white and not as_stored:
         array = np.concatenate([array[:-1] - np.minimum(array[:-1], 255 - array[-1:]), array[-1:]])
-    return StoredImage(array, nodata=declared_nodata(image), numbers=numbers, alpha=alpha, premultiplied=on_white)
+    premultiplied = on_white or opacity == 2
+    return StoredImage(array, nodata=declared_nodata(image), numbers=numbers, alpha=alpha, premultiplied=premultiplied)
 
 
 def _prepare(image: PIL.Image.Image) -> bool:
@@ -401,15 +404,17 @@ def _read_deep_jpeg2000(image: PIL.Image.Image) -> StoredImage:
 
 
 def _prepare_jpeg2000(image: PIL.Image.Image):
-    """Gives a JPEG 2000 all colours of its palette: Pillow leaves out those that are there twice, and moves the others.
+    """Notes in `info` what a JPEG 2000 says of its opacity, for which Pillow takes any second or fourth band.
 
+    Gives it all colours of its palette, too: Pillow leaves out those that are there twice, and moves the others.
     Source: ISO/IEC 15444-1, annexes I.5.3.4 and I.5.3.6.
 
     Raises:
         UnsuitableImageError: If the channels are in another order than colours are, which Pillow does not look at.
     """
     boxes = _jpeg2000_header(reopened(image).getvalue())
-    channels = struct.iter_unpack(">HHH", boxes.get(b"cdef", b"")[2:])
+    channels = list(struct.iter_unpack(">HHH", boxes.get(b"cdef", b"")[2:]))
+    image.info[_OPACITY] = next((kind for _, kind, _ in channels if kind in (1, 2)), 0)
     if any(kind == 0 and 0 < colour < 65535 and colour != channel + 1 for channel, kind, colour in channels):
         raise UnsuitableImageError("The channels of this JPEG 2000 are in an unusual order. Convert it to TIFF.")
     if image.mode == "P" and b"pclr" in boxes:
