@@ -338,7 +338,7 @@ def test_fine_tuning_with_workers__saves_and_ends_when_the_group_gets_a_signal(s
         time.sleep(0.01)
     before = latest_complete_checkpoint(tmp_path / "out")
     os.killpg(process.pid, signal.SIGTERM)
-    assert "Stopped by signal" in end(process, 128 + signal.SIGTERM)
+    assert "Stopped by SIGTERM" in end(process, 128 + signal.SIGTERM)
     assert latest_complete_checkpoint(tmp_path / "out") != before
     with pytest.raises(ProcessLookupError):  # no worker is left
         os.killpg(process.pid, 0)

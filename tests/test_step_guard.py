@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -98,6 +100,37 @@ def test_stop_signals__first_is_noted_second_ends_at_once():
         with pytest.raises(KeyboardInterrupt, match="last checkpoint stays"):
             os.kill(os.getpid(), signal.SIGTERM)
     assert {number: signal.getsignal(number) for number in numbers} == before
+
+
+def test_closed_terminal__is_a_wish_to_save_and_writes_to_it_no_more(monkeypatch):
+    """Shell and system both send SIGHUP, and to write to a terminal that is gone is an error."""
+    reader, terminal = os.openpty()
+    monkeypatch.setattr("os.isatty", lambda number: number == 2)
+    monkeypatch.setattr("hf_mae.training.step_guard.STOP_SIGNALS", [signal.SIGINT, signal.SIGHUP])
+    kept, before = os.dup(2), signal.getsignal(signal.SIGHUP)
+    try:
+        os.dup2(terminal, 2)
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert b"Ctrl-C again ends it at once" in os.read(reader, 1000)
+            os.close(reader)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(2, b"a line")
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert os.write(2, b"a line") == 6
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(terminal)
+    assert signals.number == signal.SIGINT
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_closed_terminal__is_nothing_to_a_run_under_nohup():
+    code = "import signal; from hf_mae.training.step_guard import STOP_SIGNALS as s; print(signal.SIGHUP in s)"
+    command = ["nohup", sys.executable, "-c", code]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE).stdout == b"False\n"
 
 
 def test_workers__are_prepared_once_and_still_seeded(monkeypatch):

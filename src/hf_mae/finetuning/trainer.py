@@ -10,6 +10,7 @@ and what is left behind: model, figures, record and card. `experiment.py` checks
 import json
 import multiprocessing
 import os
+import signal
 import time
 from argparse import SUPPRESS
 from contextlib import contextmanager
@@ -605,8 +606,9 @@ class FineTuningTrainer(Trainer):
                 self.remove_callback(stop)
         if stop.number:
             raise RunStopped(
-                f"Stopped by signal {stop.number} after step {self.state.global_step} of {self.state.max_steps}, which "
-                f"is saved in {self.args.output_dir}. The same command goes on from there.",
+                f"Stopped by {signal.Signals(stop.number).name} after step {self.state.global_step} of "
+                f"{self.state.max_steps}, which is saved in {self.args.output_dir}. The same command goes on from "
+                "there.",
                 exit_status=128 + stop.number,
             )
         return self.seconds

@@ -117,7 +117,7 @@ def pretrain_command(argv: list[str], prog: str):
     """Runs `hf-mae pretrain`."""
     description = (
         "Pre-trains a masked autoencoder. The same command continues a run that was interrupted, on any number of\n"
-        "processes. Ctrl-C, SIGTERM and SIGUSR1 save and end it."
+        "processes. Ctrl-C, a closed terminal, SIGTERM and SIGUSR1 save and end it."
     )
     settings = parse_arguments(PretrainingSettings, argv, prog, description, SAMPLE_RECIPE)
     _run(settings, echo=lambda text: print(in_flags(text), flush=True), started=hf_mae_command.started)

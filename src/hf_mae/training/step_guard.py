@@ -19,7 +19,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import pin_memory, signal_handling
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
+_HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed, or its connection has broken
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)]
+if _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN:  # as under `nohup`
+    STOP_SIGNALS.append(_HANGUP)
 
 
 class RunStopped(Exception):  # noqa: N818 - a stop that was asked for is no error
@@ -141,7 +144,8 @@ def _copy_to_host(value: torch.Tensor | int) -> tuple[torch.Tensor | int, torch.
 
 
 class StopSignals:
-    """Takes SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as wishes to save and end. A second one of a kind ends at once.
+    """Takes SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and, from a closed terminal, SIGHUP as wishes to save and end. A second
+    one of a kind ends at once, but for SIGHUP, which shell and system both send.
 
     To be used in a `with` statement, after which the handlers are the ones from before. Outside the main thread, where
     Python allows no handlers, it takes none.
@@ -152,7 +156,7 @@ class StopSignals:
 
     def __init__(self):
         self.number, self._seen, self._before = 0, set(), {}
-        self._advised = False
+        self._advised, self._terminals = False, [number for number in (1, 2) if os.isatty(number)]
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -183,10 +187,15 @@ class StopSignals:
         )
 
     def _handle(self, number: int, frame: FrameType | None):
-        if number in self._seen:
+        if number in self._seen and number != _HANGUP:
             raise KeyboardInterrupt("Stopped at once. The last checkpoint stays.")
         self._seen.add(number)
         self.number = self.number or number
+        if number == _HANGUP:  # to write to a terminal that is gone would be an error
+            for terminal in self._terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+        elif number == signal.SIGINT and 2 in self._terminals and os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nThe run saves and ends, after what it is at. Ctrl-C again ends it at once.\n")
 
 
 def start_worker(worker_id: int):
