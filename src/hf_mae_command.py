@@ -8,6 +8,7 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
 import time
 
@@ -50,6 +51,12 @@ def begin():
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's runtime, in milliseconds
 
 
+def end_silently_at_ctrl_c(silently: bool):
+    """Chooses whether Ctrl-C ends the process without a traceback, as long as nothing is at stake, or as usual."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # of a script, in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL if silently else signal.default_int_handler)
+
+
 def main(argv: list[str] | None = None):
     """Runs one command and ends the process with its exit status.
 
@@ -62,12 +69,16 @@ def main(argv: list[str] | None = None):
     global started
     if started is None:
         begin()
+    if argv is None:  # the process is ours
+        end_silently_at_ctrl_c(False)
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:
         _flush("\n")  # fails again, unless it was another pipe
         raise
     finally:
+        if argv is None:
+            end_silently_at_ctrl_c(True)
         started = None
         _flush()
 

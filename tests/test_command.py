@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -252,6 +253,17 @@ def test_ctrl_c__while_torch_is_loaded_does_not_load_it_again(capsys, monkeypatc
     monkeypatch.delitem(sys.modules, "hf_mae.cli")
     assert hf_mae(capsys, "score") == (130, "hf-mae score: KeyboardInterrupt\n")
     assert "hf_mae.cli" not in sys.modules
+
+
+def test_ctrl_c__before_and_after_the_work_of_a_process_shows_no_traceback(tmp_path):
+    """`python -m hf_mae` loads torch before anything could catch it, and Python takes a while to end."""
+    press = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "transformers.py").write_text(press)
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    after = f"import atexit, hf_mae_command; atexit.register(lambda: exec({press!r})); hf_mae_command.main()"
+    for command in (["-m", "hf_mae", "--help"], ["-c", after, "--version"]):
+        done = subprocess.run([sys.executable, *command], env=variables, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_traceback__is_shown_when_asked_for(capsys):

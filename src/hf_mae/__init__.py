@@ -5,9 +5,10 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:  # `python -m hf_mae`: this file runs before __main__.py, and nothing has loaded torch yet
-    from hf_mae_command import begin
+    from hf_mae_command import begin, end_silently_at_ctrl_c
 
     begin()
+    end_silently_at_ctrl_c(True)
 
 import transformers
 
