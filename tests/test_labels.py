@@ -343,6 +343,20 @@ def test_table__accents_may_be_apart_from_their_letters(tmp_path):
     }
 
 
+def test_table__rows_without_a_file_are_named_and_a_table_that_is_read_is_not_called_left_out(tmp_path, caplog):
+    """They were left out in silence. Rows of another split have no file among those of this one, and are no mistake."""
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        picture(0).save(tmp_path / split / "0.png")
+    names = ["train/0.png", "val/0.png", "train/1.png", "train/2.png"]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *(f"{name},cat" for name in names)]))
+    assert [len(images) for images in open_labelled(str(tmp_path))] == [1, 1]
+    shutil.copy(tmp_path / "metadata.csv", tmp_path / "train" / "metadata.csv")
+    assert open_images(str(tmp_path / "train")).notes == []
+    (said,) = [message for message in caplog.messages if "rows" in message]
+    assert said.startswith(f"2 rows of {tmp_path / 'metadata.csv'} name no image that is there, first train/1.png")
+
+
 TABLES = {
     "two rows for 0.png": "file_name,label\n0.png,cat\n0.png,dog\n",
     "line 2 has more cells": "file_name,label\n0.png,cat,dog\n",

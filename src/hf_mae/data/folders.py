@@ -83,7 +83,7 @@ class FolderImages(ImageSource):
             parents.extend([(directory, len(images))] if images else [])
             others["masks by their names"] += masks
             if len(images) < len(names):
-                left_out = set(names).difference(images)
+                left_out = set(names).difference(images, () if directory else TABLES)
                 others.update(extension_of(name) or "none" for name in left_out if not _is_left_behind(name))
         self._paths = Names(paths)
         seen = list_counts(others)

@@ -10,6 +10,10 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -69,7 +73,7 @@ def columns_of(rows: list[dict]) -> list[str]:
 
 
 def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files: Sequence[str]) -> list[list]:
-    """Returns the values of columns for each file.
+    """Returns the values of columns for each file. The log names rows of files that are not there.
 
     Args:
         table (`Path`): Where the table is. Its column `file_name` holds paths below that folder.
@@ -96,7 +100,15 @@ def values_of_files(table: Path, rows: list[dict], columns: Sequence[str], files
             f"{len(missing)} of {len(names)} images are not in {table}, first {missing[0]}. Add their rows, with an "
             f"empty {' and '.join(columns)} if they have none, or take the images out."
         )
+    _warn_of_absent_files(table, by_name, names)
     return [by_name[name] for name in names]
+
+
+def _warn_of_absent_files(table: Path, rows: Iterable[str], names: list[str]):
+    """Names rows without a file. Those outside of the folder of all files may be of another split."""
+    found, common = set(names), os.path.join(os.path.commonpath(map(os.path.dirname, names)), "")
+    if absent := [name for name in rows if name not in found and name.startswith(common)]:
+        logger.warning_once(f"{len(absent)} rows of {table} name no image that is there, first {absent[0]}: left out.")
 
 
 def normal_path(path: str) -> str:
