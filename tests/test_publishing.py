@@ -640,6 +640,9 @@ def test_pretraining__hub_that_is_gone_ends_no_run(hub, tmp_path, monkeypatch, c
     assert "could not be pushed to me/mae" in "".join(capfd.readouterr())
     assert (out / "model.safetensors").exists()
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    pretrain_command([*flags.split(), "--hub_model_id", "me/again"], prog="hf-mae pretrain")  # the run is finished
+    assert f"Pushed '2 steps of pre-training' to {hub.url}/me/again" in capfd.readouterr().out
+    assert hub.repositories["me/again"]["model.safetensors"] == (out / "model.safetensors").read_bytes()
     push(out, "me/mae", "--license", "apache-2.0")
     assert "Pushed" in capfd.readouterr().out
     assert b"license: apache-2.0" in hub.repositories["me/mae"]["README.md"]

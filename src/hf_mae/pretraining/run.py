@@ -159,6 +159,8 @@ class PretrainingRun:
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         index, count = self.accelerator.process_index, self.accelerator.num_processes
         self.share = {"process_index": index, "num_processes": count}
+        pushes = self.is_main and settings.push_to_hub
+        self.hub = HubPush(self.output_dir, settings.hub_model_id, settings.hub_private_repo) if pushes else None
 
     def plan(self) -> bool:
         """Decides what to train on, how long, and from where. Returns whether the run is finished already."""
@@ -220,7 +222,7 @@ class PretrainingRun:
         """Returns what a run that is finished already has left."""
         self.print(f"The run in {self.output_dir} is finished: {self.schedule.max_steps} steps. Nothing to do.")
         model = self._stored_model(self.output_dir)
-        self.end_processes()
+        self.end_processes(push=True)
         return PretrainingResult(self.output_dir, last_metrics(self.output_dir) if self.is_main else {}, model.eval())
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -229,8 +231,6 @@ class PretrainingRun:
     def build(self):
         """Makes model, optimizer, loader and evaluation. The order of samples is a function of seed and step."""
         settings = self.settings
-        pushes = self.is_main and settings.push_to_hub
-        self.hub = HubPush(self.output_dir, settings.hub_model_id, settings.hub_private_repo) if pushes else None
         torch.manual_seed(settings.seed)
         if self.checkpoint:
             self.plain_model = self._stored_model(self.checkpoint)
@@ -682,19 +682,19 @@ class PretrainingRun:
             self.print(f"Done: model, card, log{pictures} are in {self.output_dir}.")
             if self.skipped:
                 self.print(f"{self.skipped} of {self.step} steps were skipped, without finite loss or gradient.")
-        self.end_processes()
-        if self.hub:  # other processes have ended: a push may take longer than they would wait
-            for line in self.hub.push(self.output_dir, f"{self.schedule.max_steps} steps of pre-training"):
-                self.print(line)
+        self.end_processes(push=True)
         return PretrainingResult(self.output_dir, metrics, model)
 
-    def end_processes(self):
-        """Closes trackers and the communication of processes."""
+    def end_processes(self, push: bool = False):
+        """Closes trackers and the communication of processes, and then pushes what is finished, if it is asked for."""
         self.accelerator.wait_for_everyone()
         # gloo's thread drops its last tensors only with Python's lock, which the exit holds while it joins that thread.
         time.sleep(0.2)
         self.accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)  # it describes processes that have ended
+        if push and self.hub:  # now: a push may take longer than other processes would wait
+            for line in self.hub.push(self.output_dir, f"{self.schedule.max_steps} steps of pre-training"):
+                self.print(line)
 
 
 __all__ = ["PretrainingRun"]
