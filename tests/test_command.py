@@ -394,6 +394,8 @@ def test_settings__that_no_run_can_use_are_refused_before_anything_is_done(argum
         (PretrainingSettings, {"cooldown_ratio": 0.1}, "`cooldown_ratio` is for `schedule` wsd"),
         (ExtractionArguments, {"stride": 0.5, "output": "x.parquet"}, "set `in_windows`, too"),
         (ProbingArguments, {"batch_size": 8}, "`batch_size` is for `fast`"),
+        (ProbingArguments, {"fast": True, "eval_strategy": "no"}, "`eval_strategy` has no effect with `fast`"),
+        (SegmentationArguments, {"data": "x", "sample_side": 2}, "`sample_side` is for the sample"),
         (ClassificationArguments, {"num_pooling_queries": 8}, "`num_pooling_queries` is for `pooling` attentive"),
         (ClassificationArguments, {"eval_only": True, "from_scratch": True}, "`from_scratch` is for training, and"),
         (ClassificationArguments, {"eval_only": True, "max_train_images": 5}, "`max_train_images` is for training"),

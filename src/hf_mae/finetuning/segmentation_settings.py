@@ -109,6 +109,8 @@ class SegmentationArguments(
             raise ValueError("`tile` cuts pictures into windows, `whole_pictures` does not. Set one of them.")
         if self.tile is not None and self.data is None:
             raise ValueError("`tile` needs `data`: scenes of your own.")
+        if self.sample_side != 1 and self.data is not None:
+            raise ValueError("`sample_side` is for the sample that is made without `data`. Leave one of them out.")
         if self.pages == "images" and not self.predict_only:
             raise ValueError(
                 "`pages` images makes a picture of each page, which has no mask of its own: it is for `predict_only`. "
