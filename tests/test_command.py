@@ -134,6 +134,7 @@ MISTAKES = {
     "no images": (["pretrain", "--data", "{tmp}"], "no images"),
     "no such data": (["pretrain", "--data", "no/such-data"], "'no/such-data'"),
     "no such flag": (["pretrain", "--max_stepps", "3"], "There is no argument --max_stepps. Did you mean --max_steps?"),
+    "no flag like it": (["finetune", "--lr", "3"], "There is no argument --lr. See hf-mae finetune --help."),
     "flag of another command": (["score", "--model_name_or_path", "x"], "Did you mean --model?"),
     "flag of other commands": (["features", "--model", "x"], "Did you mean --model_name_or_path?"),
     "no number": (["pretrain", "--max_steps", "many"], "argument --max_steps"),

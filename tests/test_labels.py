@@ -359,6 +359,7 @@ def test_table__rows_without_a_file_are_named_and_a_table_that_is_read_is_not_ca
 
 TABLES = {
     "two rows for 0.png": "file_name,label\n0.png,cat\n0.png,dog\n",
+    "cells are separated by semicolons": "file_name;label\n0.png;cat\n",
     "line 2 has more cells": "file_name,label\n0.png,cat,dog\n",
     "1 of 2 rows .* have no file_name": "file_name,label\n0.png,cat\n,dog\n",
     "it has name, label": "name,label\n0.png,cat\n",
@@ -377,7 +378,7 @@ def test_labels__that_are_missing_are_asked_for(tmp_path):
     """Whether or not the kind is known: probes want classes."""
     Image.new("L", (8, 8)).save(tmp_path / "0.png")
     for problem_type in (None, "single_label_classification"):
-        with pytest.raises(ValueError, match="has no labels"):
+        with pytest.raises(ValueError, match="has no labels.* or next to a metadata.csv"):
             open_labelled(str(tmp_path), problem_type=problem_type)
 
 

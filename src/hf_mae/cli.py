@@ -40,7 +40,8 @@ class CommandParser(HfArgumentParser):
         """
         namespace, unknown = self.parse_known_intermixed_args(argv)  # positional arguments may follow flags
         if unknown:
-            known = [name for action in self._actions for name in action.option_strings if "-" not in name[2:]]
+            actions = [action for action in self._actions if action.dest != "help"]
+            known = [name for action in actions for name in action.option_strings if "-" not in name[2:]]
             wanted = unknown[0].split("=")[0]
             same = {"--model", "--model_name_or_path"}  # what a command calls one of these, others call the other
             close = [name for name in known if wanted in same and name in same]

@@ -62,8 +62,9 @@ def names_of_labels(images: ImageSource) -> list[str]:
 def _check_has_labels(images: ImageSource):
     if images.labels is None:
         raise ValueError(
-            f"{images.name} has no labels. Put the images of a folder into sub-folders named by class. Tar shards need "
-            ".cls files, parquet files and data sets a column of class labels."
+            f"{images.name} has no labels. Put the images of a folder into sub-folders named by class, or next to a "
+            f"{TABLES[0]} with the columns file_name and label. Tar shards need .cls files, parquet files and data "
+            "sets a column of class labels."
         )
 
 

@@ -44,6 +44,8 @@ def read_table(table: Path) -> list[dict]:
 
 def _read_csv(file: Iterable[str]) -> list[dict]:
     reader, rows = csv.DictReader(file, skipinitialspace=True), []
+    if len(names := reader.fieldnames or []) == 1 and ";" in names[0]:
+        raise ValueError("its cells are separated by semicolons. Save it with commas between them.")
     for row in reader:
         if None in row:
             raise ValueError(

@@ -503,7 +503,7 @@ def _load_classifier(args: ClassificationArguments) -> MAEForImageClassification
                 "hf_mae of it, which can be evaluated."
             )
         raise ValueError(
-            f"{args.model_name_or_path} has no classifier to evaluate: train one, with `eval_only` set to false."
+            f"{args.model_name_or_path} has no classifier to evaluate: train one first, without `eval_only`."
         )
     has = {"problem_type": config.problem_type or SINGLE, "pooling": config.pooling}
     given = {"problem_type": args.problem_type, "pooling": None if args.pooling == "mean" else args.pooling}
