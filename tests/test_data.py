@@ -147,6 +147,29 @@ def test_crop_and_resize__of_a_reduced_size_lies_where_the_box_does(monkeypatch,
 
 
 @pytest.mark.parametrize("decoder", ["simplejpeg", "PIL"])
+def test_crop_and_resize__of_a_jpeg_that_a_source_decoded_or_gives_again_is_no_other(monkeypatch, decoder):
+    if decoder == "PIL":
+        monkeypatch.setattr(hf_mae.data.decoding, "simplejpeg", None)
+    tag = PIL.Image.Exif()
+    tag[0x0112] = 6
+
+    def crop(image, side):
+        return crop_and_resize(image, [(0, 0, 480, 320)], (side, side), 3)[0]
+
+    expected = crop(jpeg((480, 640), exif=tag), 300)
+    decoded = jpeg((480, 640), exif=tag)
+    decoded.load()
+    assert (crop(decoded, 300).int() - expected.int()).abs().max() <= 2  # turned before it is resized
+    again = jpeg((480, 640), exif=tag)
+    crop(again, 40)  # at an eighth
+    if decoder == "simplejpeg":
+        assert torch.equal(crop(again, 300), expected)
+    else:
+        with pytest.raises(OSError, match="reduced size before; a source must open"):
+            crop(again, 300)
+
+
+@pytest.mark.parametrize("decoder", ["simplejpeg", "PIL"])
 def test_crop_and_resize__leaves_no_data_of_a_jpeg_out_before_it_is_made_smaller(monkeypatch, decoder):
     if decoder == "PIL":
         monkeypatch.setattr(hf_mae.data.decoding, "simplejpeg", None)

@@ -17,7 +17,7 @@ import PIL.Image
 import PIL.ImageFile
 import torch
 
-from ..modeling.formats_mae import ORIENTATIONS, exif_orientation
+from ..modeling.formats_mae import ORIENTATIONS, exif_orientation, reopened
 from ..modeling.image_processing_mae import NO_DATA_SHARE, resize
 from ..modeling.reading_mae import (
     DEFAULT_SETTINGS,
@@ -200,8 +200,16 @@ def decode_unless_jpeg(
         num_channels (`int`): Channels of the model.
         reading ([`ReadingSettings`], *optional*): How to read files.
     """
-    if isinstance(image, StoredImage) or (isinstance(image, PIL.Image.Image) and image.format in _JPEG):
+    if isinstance(image, StoredImage):
         return image
+    if isinstance(image, PIL.ImageFile.ImageFile) and image.format in _JPEG:
+        reduced = image.decoderconfig[:1] not in ((), (1,))  # by an earlier call, since a source gave it once more
+        if image.tile:
+            return PIL.Image.open(reopened(image)) if reduced else image
+        if reduced:
+            raise OSError(
+                "it was decoded at reduced size before; a source must open an image each time that it gives it"
+            )
     return read_stored(image, num_channels, reading)
 
 
