@@ -187,6 +187,14 @@ def test_dicom__that_nothing_here_decodes_says_how_to_unpack_it(tmp_path, monkey
         stored(tmp_path / "a.dcm", 1)
 
 
+def test_dicom__frames_of_one_bit_may_begin_within_a_byte(tmp_path):
+    array = np.random.default_rng(0).integers(0, 2, (3, 11, 13), np.uint8)
+    bits = {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0, "NumberOfFrames": 3}
+    packed = np.packbits(array, bitorder="little").tobytes()
+    dicom(tmp_path / "a.dcm", array, **bits, PixelData=packed + bytes(len(packed) % 2))
+    assert np.array_equal(stored(tmp_path / "a.dcm", 3, pages="channels").pixels != 0, array != 0)
+
+
 def test_dicom__colours_frames_and_files_without_extension(tmp_path):
     colours = values("uint8", 3).transpose(1, 2, 0).copy()
     dicom(tmp_path / "IM0001", colours)
