@@ -178,7 +178,10 @@ def test_parquet__is_read_by_row_group_and_not_a_row_group_for_each_image(
     arguments = ["--model_name_or_path", pretrained, "--data", tmp_path / "files", *PLAIN]
     arguments += ["--per_device_train_batch_size", 8, "--num_train_epochs", 2, "--eval_strategy", "no"]
     call(finetune_command, *arguments, "--output_dir", tmp_path / "out")
-    in_order = len(reads)
+    in_order, first = len(reads), list(reads)
+    call(finetune_command, *arguments, "--data_seed", 5, "--output_dir", tmp_path / "other")
+    assert reads[in_order:] != first
+    del reads[in_order:]
     monkeypatch.setattr(FineTuningTrainer, "_get_train_sampler", Trainer._get_train_sampler)
     call(finetune_command, *arguments, "--output_dir", tmp_path / "random")
     assert len(reads) - in_order > in_order + 96  # of two epochs
@@ -252,6 +255,25 @@ def test_checkpoint__that_is_incomplete_is_passed_over(call, short, tmp_path, lo
     assert "checkpoint-6 is broken" in log()
     again = load_file(out / "model.safetensors")
     assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_checkpoint__of_weights_alone_is_nothing_to_go_on_from(call, short, tmp_path):
+    """Trainer would go on with a fresh optimizer, and with learning rates from the first one on."""
+    call(finetune_command, *short, "--save_only_model")
+    whole, out = load_file(tmp_path / "out" / "model.safetensors"), tmp_path / "out"
+    shutil.rmtree(out / "checkpoint-6")
+    assert latest_complete_checkpoint(out) is None
+    assert "Continues from" not in call(finetune_command, *short)
+    again = load_file(out / "model.safetensors")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_batch_size__that_changes_during_a_run_is_refused(call, short, tmp_path):
+    """The learning rate would stay that of larger batches, and the record would state those."""
+    with pytest.raises(ValueError, match="`auto_find_batch_size` .* set `per_device_train_batch_size` .* and `grad"):
+        call(finetune_command, *short, "--auto_find_batch_size")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

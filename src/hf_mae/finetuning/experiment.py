@@ -60,9 +60,15 @@ def check_experiment(args: "FineTuningArguments", task: str, fingerprints: dict)
         `Path`: The newest complete checkpoint to go on from, or `None` to start.
 
     Raises:
-        ValueError: If the folder holds another experiment or a model of unknown origin, another process runs there, or
-            processes of this run have different images or settings.
+        ValueError: If the folder holds another experiment or a model of unknown origin, another process runs there,
+            processes of this run have different images or settings, or batches would change their size.
     """
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "`auto_find_batch_size` would change the images of a step during the run, and not the learning rate, which "
+            "follows from them. Leave it out, and set `per_device_train_batch_size` to what fits into memory and "
+            "`gradient_accumulation_steps` to what makes up the rest."
+        )
     output_dir, compared = Path(args.output_dir), recipe_of(args, _NOT_COMPARED)
     settings = {name: value for name, value in compared.items() if not name.startswith(_PREFIXES_NOT_COMPARED)}
     batch = {"effective batch size": args.effective_batch_size}
@@ -111,9 +117,12 @@ def _delete_experiment(output_dir: Path):
 
 
 def latest_complete_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """Returns the newest checkpoint of a fine-tuning run that was saved completely. The log names broken ones."""
+    """Returns the newest checkpoint of a fine-tuning run that was saved completely. The log names broken ones.
+
+    With `save_only_model` there is none: a run that went on from weights alone would begin its learning rates anew.
+    """
     for checkpoint in list_checkpoints(output_dir):
-        defect = find_defect(checkpoint, required=("trainer_state.json",))
+        defect = find_defect(checkpoint, required=("trainer_state.json", "optimizer.pt", "scheduler.pt"))
         if defect is None:
             return checkpoint
         logger.warning(f"{checkpoint} is broken and not used: {defect}.")

@@ -328,11 +328,6 @@ class FineTuned:
     output_dir: Path
 
 
-def _seconds_of(checkpoint: Path) -> float:
-    path = checkpoint / _SECONDS
-    return json.loads(path.read_text()) if path.exists() else 0.0
-
-
 def limit_batch_size(args: FineTuningArguments, num_images: int):
     """Lowers the size of training batches to what there is, for models that normalise over a batch.
 
@@ -518,8 +513,10 @@ class FineTuningTrainer(Trainer):
         images = getattr(getattr(dataset, "dataset", None), "images", None)
         if getattr(images, "row_groups", None) is None:
             return super()._get_train_sampler(train_dataset)
-        batch_size = self.args.train_batch_size * self.args.world_size
-        return RowGroupSampler(images, self.args.seed, batch_size, lambda: int(dataset.epoch))
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RowGroupSampler(
+            images, seed, self.args.train_batch_size * self.args.world_size, lambda: int(dataset.epoch)
+        )
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Returns the loader of the evaluation images, which never leaves out any."""
@@ -577,7 +574,8 @@ class FineTuningTrainer(Trainer):
             print(f"Continues from {checkpoint}.", flush=True)
         there_before = multiprocessing.active_children()
         try:
-            self.seconds_before = 0.0 if checkpoint is None else _seconds_of(checkpoint)
+            if checkpoint is not None and (seconds := checkpoint / _SECONDS).exists():
+                self.seconds_before = json.loads(seconds.read_text())
             record = {**record, "hours": self._train_until_stopped(checkpoint) / 3600}
             self.finish_model()
             with naming_failed_saves(self.args.output_dir):

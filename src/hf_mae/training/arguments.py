@@ -43,7 +43,7 @@ _REPLACES = {
 }
 _OTHERS = (
     "All other arguments of transformers' TrainingArguments work, too, apart from those that shard a model or name a "
-    "checkpoint to go on from."
+    "checkpoint to go on from, and auto_find_batch_size."
 )
 # What numbers must be, by the names of settings, which mean the same in all commands.
 _RANGES: dict[str, tuple[Callable[[float], bool], set[str]]] = {
