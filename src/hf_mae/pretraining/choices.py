@@ -293,7 +293,7 @@ class Choices:
                 break
         wanted = SAMPLES_PER_PARAMETER * parameters
         fitting = f"{'and' if samples >= wanted else 'but only'} {_in_words(samples)} fit into the time"
-        reason = f"{chosen.words}, {_in_words(parameters)} parameters, want {_in_words(wanted)} samples, {fitting}"
+        reason = f"{chosen.words}, whose {_in_words(parameters)} parameters want {_in_words(wanted)} samples, {fitting}"
         return chosen, f"{reason}; {ending}"
 
     def _samples(self, config: MAEConfig, size: Size, views: int | None = None) -> tuple[float, float]:
