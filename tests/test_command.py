@@ -29,7 +29,7 @@ from hf_mae.evaluation.probing import ProbingArguments
 from hf_mae.finetuning.classification import ClassificationArguments
 from hf_mae.finetuning.detection_settings import DetectionArguments
 from hf_mae.finetuning.segmentation_settings import SegmentationArguments
-from hf_mae.finetuning.trainer import FineTuningArguments
+from hf_mae.finetuning.settings import FineTuningArguments
 from hf_mae.pretraining.settings import PretrainingSettings
 from hf_mae.training.arguments import RECIPES, config_changes, fit_values, load_recipe, parse_arguments, recipe_of
 
@@ -164,7 +164,7 @@ def test_mistakes__end_in_one_line_and_status_2(capsys, tmp_path, monkeypatch, m
     monkeypatch.setitem(hf_mae_command.COMMANDS, "fail", (f"{__name__}:fail", "Fails."))
     (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
     monkeypatch.setattr("hf_mae.pretraining.settings.get_available_trackers", lambda: [])
-    monkeypatch.setattr("hf_mae.finetuning.trainer.is_tensorboard_available", lambda: False)
+    monkeypatch.setattr("hf_mae.finetuning.settings.is_tensorboard_available", lambda: False)
     arguments, words = MISTAKES[mistake]
     output = ["--output_dir", tmp_path / "run"] if arguments[0] == "pretrain" else []
     status, printed = hf_mae(capsys, *(argument.format(tmp=tmp_path) for argument in arguments), *output)
@@ -262,8 +262,10 @@ def test_ctrl_c__before_and_after_the_work_of_a_process_shows_no_traceback(tmp_p
     (tmp_path / "transformers.py").write_text(press)
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     after = f"import atexit, hf_mae_command; atexit.register(lambda: exec({press!r})); hf_mae_command.main()"
+    options = {"env": variables, "capture_output": True, "text": True}
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
     for command in (["-m", "hf_mae", "--help"], ["-c", after, "--version"]):
-        done = subprocess.run([sys.executable, *command], env=variables, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *command], **options)
         assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 

@@ -24,7 +24,8 @@ from hf_mae import MAEForImageClassification, MAEImageProcessor
 from hf_mae.data.sampling import default_num_workers
 from hf_mae.evaluation.probing import ProbingTrainer
 from hf_mae.finetuning.experiment import check_experiment
-from hf_mae.finetuning.trainer import FineTuningArguments, FineTuningTrainer, _StopAtSignal
+from hf_mae.finetuning.settings import FineTuningArguments
+from hf_mae.finetuning.trainer import FineTuningTrainer, _StopAtSignal
 from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.pretraining import images as run_images
 from hf_mae.pretraining import run as pretraining_run

@@ -31,7 +31,8 @@ from hf_mae.finetuning.classification import (
     finetune,
     finetune_command,
 )
-from hf_mae.finetuning.trainer import FineTuningArguments, FineTuningTrainer, check_sources
+from hf_mae.finetuning.settings import FineTuningArguments, check_sources
+from hf_mae.finetuning.trainer import FineTuningTrainer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Fine-tuning

@@ -475,6 +475,12 @@ def test_evaluation__counts_no_image_again_that_fills_up_the_last_batch_of_sever
     assert evaluations(tmp_path / "2") == pytest.approx(evaluations(tmp_path / "1"), rel=1e-5)
 
 
+def test_best_model__by_a_figure_that_there_is_not_names_those_that_there_are(call, short, tmp_path):
+    arguments = [*short, "--max_steps", 1, "--load_best_model_at_end", "--metric_for_best_model", "f1"]
+    with pytest.raises(ValueError, match="`metric_for_best_model` f1 is none of the figures: accuracy, .*loss"):
+        call(finetune_command, *arguments)
+
+
 @pytest.mark.slow
 def test_log__has_the_full_learning_rate(call, short, tmp_path):
     """That of the heads, which the plan says and the settings name, not that of the embeddings."""

@@ -22,7 +22,7 @@ from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.evaluating import EvaluationArguments
 from hf_mae.finetuning.segmentation import SegmentationArguments, open_pairs
-from hf_mae.finetuning.trainer import warn_of_divided_groups
+from hf_mae.finetuning.settings import warn_of_divided_groups
 from hf_mae.modeling.reading_mae import ReadingSettings
 from hf_mae.pretraining.command import pretrain
 from hf_mae.pretraining.images import open_run_images

@@ -28,7 +28,7 @@ from ..data.sampling import evenly_spaced, spread_indices
 from ..data.sources import open_images
 from ..finetuning.classification import ClassificationArguments, finetune
 from ..finetuning.segmentation import open_pairs
-from ..finetuning.trainer import HeldOutArguments, no_test_images, open_classes
+from ..finetuning.settings import HeldOutArguments, no_test_images, open_classes
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import check_output, fit_values, parse_arguments, read_class_names, recipe_of

@@ -18,17 +18,15 @@ from ..data.augmentation import RandomOrientation
 from ..data.datasets import ClassificationDataset, EvaluationDataset, are_counted, collate_labelled
 from ..data.image_source import ImageSource
 from ..finetuning.experiment import check_experiment, labelled_fingerprints
-from ..finetuning.trainer import (
-    FineTuned,
+from ..finetuning.settings import (
     FineTuningArguments,
-    FineTuningTrainer,
     OrientationArguments,
     ReadingArguments,
     check_sources,
     limit_batch_size,
     open_classes,
-    write_record,
 )
+from ..finetuning.trainer import FineTuned, FineTuningTrainer, write_record
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification

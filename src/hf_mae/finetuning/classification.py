@@ -52,13 +52,8 @@ from ..training.optimization import scaled_learning_rate
 from ..training.run_record import run_record
 from .classification_settings import ClassificationArguments
 from .experiment import check_experiment, labelled_fingerprints
-from .trainer import (
-    FineTuned,
-    FineTuningTrainer,
-    check_sources,
-    no_test_images,
-    warn_of_divided_groups,
-)
+from .settings import check_sources, no_test_images, warn_of_divided_groups
+from .trainer import FineTuned, FineTuningTrainer
 
 _DESCRIPTION = """Fine-tune a pre-trained encoder for classification.
 

@@ -8,7 +8,7 @@ from typing import Literal
 from transformers.hf_argparser import HfArg
 
 from ..data.label_values import REGRESSION
-from .trainer import FineTuningArguments, OrientationArguments, ReadingArguments
+from .settings import FineTuningArguments, OrientationArguments, ReadingArguments
 
 
 @dataclass

@@ -38,7 +38,8 @@ from ..training.run_record import run_record
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
 from .experiment import check_experiment, weights_fingerprint
 from .heads import evaluate_head, load_head, say, train_head, trained_head, whole_image_processor
-from .trainer import FineTuned, FineTuningTrainer, check_sources, warn_of_divided_groups
+from .settings import check_sources, warn_of_divided_groups
+from .trainer import FineTuned, FineTuningTrainer
 
 _DESCRIPTION = """Train a detector, D-FINE or DEIMv2, on a pre-trained encoder.
 

@@ -10,7 +10,7 @@ from typing import Literal
 from transformers.hf_argparser import HfArg
 
 from .heads import settle_head
-from .trainer import FineTuningArguments, OrientationArguments, ReadingArguments
+from .settings import FineTuningArguments, OrientationArguments, ReadingArguments
 
 # Checkpoints for the sample, in the order of preference: what `hf-mae pretrain` leaves, and the one in the repository.
 _SAMPLE_CHECKPOINTS = ("runs/fashion_mnist_sample", "model_cards/mae-fashion-mnist")

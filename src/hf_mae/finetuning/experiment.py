@@ -24,7 +24,7 @@ from ..training.checkpointing import (
 from ..training.distributed import check_agreement
 
 if TYPE_CHECKING:
-    from .trainer import FineTuningArguments
+    from .settings import FineTuningArguments
 
 logger = logging.get_logger(__name__)
 

@@ -18,7 +18,8 @@ from ..modeling.modeling_mae_downstream import find_backbone
 from ..publishing.records import write_json
 from ..training.arguments import read_class_names
 from ..training.run_record import run_record
-from .trainer import FineTuned, FineTuningArguments, FineTuningTrainer
+from .settings import FineTuningArguments
+from .trainer import FineTuned, FineTuningTrainer
 
 
 def settle_head(args):

@@ -42,7 +42,8 @@ from .experiment import check_experiment, weights_fingerprint
 from .heads import evaluate_head, load_head, say, train_head, trained_head, whole_image_processor
 from .segmentation_maps import blended_logits, open_pictures, write_class_maps
 from .segmentation_settings import SegmentationArguments
-from .trainer import FineTuned, FineTuningTrainer, limit_batch_size, warn_of_divided_groups
+from .settings import limit_batch_size, warn_of_divided_groups
+from .trainer import FineTuned, FineTuningTrainer
 
 _DESCRIPTION = """Train UperNet on a pre-trained encoder for semantic segmentation.
 

@@ -8,7 +8,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.windows import STRIDE, check_stride
 from .heads import settle_head
-from .trainer import FineTuningArguments, OrientationArguments, ReadingArguments
+from .settings import FineTuningArguments, OrientationArguments, ReadingArguments
 
 
 @dataclass
