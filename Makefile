@@ -24,7 +24,7 @@ help:
 	@echo "make docs       build the site of docs/ and the docstrings in site/, strict about links (a minute)"
 	@echo "make bench      compare training steps, input path and inference with other implementations (half an hour)"
 	@echo "make bench-gpu  measure what matters on a GPU, in order of worth (ten minutes; again: what is still missing)"
-	@echo "make reproduce-cifar10   pre-train, probe and fine-tune on CIFAR-10, and from scratch (an hour and a half)"
+	@echo "make reproduce-cifar10   pre-train, probe and fine-tune on CIFAR-10, and from scratch (two hours)"
 	@echo "make ablations  the paper's ablations in small, on CIFAR-10 (two hours and a half)"
 	@echo "make clean      remove the environment and the runs"
 
