@@ -491,13 +491,14 @@ def test_batch_augmentation__erases_that_share_of_the_images():
 def test_linear_probing__fast_chooses_by_held_out_training_images(call, pretrained, folder, tmp_path):
     arguments = ["--model_name_or_path", pretrained, "--data", folder, "--output_dir", tmp_path / "probe"]
     grid = ["--base_learning_rates", "1e-6", "30"]
-    printed = call(probe_command, *arguments, "--fast", *grid, "--num_train_epochs", "30", "--num_neighbors", "3")
+    printed = call(probe_command, *arguments, "--fast", *grid, "--num_train_epochs", "30", "--num_neighbors", "3", "50")
     slow, fast, tested = (line for line in printed.splitlines() if line.startswith("linear probe"))
     assert "held-out" in slow
     assert "base rate 30     accuracy 1.0000" in fast
     assert "base rate 30     accuracy 1.0000 of the test images" in tested
     assert json.loads((tmp_path / "probe" / "run.json").read_text())["metrics"]["base_rate"] == 30
     assert "k-NN, k 3    accuracy 1.0000" in printed
+    assert "k-NN, k 24   accuracy" in printed  # as many as there are training images
     model = MAEForImageClassification.from_pretrained(tmp_path / "probe").eval()
     before = MAEForPreTraining.from_pretrained(pretrained).mae
     assert torch.equal(model.mae.layers[1].mlp.fc2.weight, before.layers[1].mlp.fc2.weight)

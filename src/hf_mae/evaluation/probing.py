@@ -221,7 +221,7 @@ def probe_features(
     print(f"linear probe, base rate {rate:<6g} accuracy {accuracy:.4f} of the test images")
     for neighbors in args.num_neighbors:
         share = knn_accuracy(*train_features, *test_features, neighbors)
-        print(f"k-NN, k {neighbors:<4} accuracy {share:.4f}")
+        print(f"k-NN, k {min(neighbors, len(train_features.labels)):<4} accuracy {share:.4f}")
         if neighbors == 20:
             metrics["knn_accuracy"] = share
     return with_classifier(model, classifier, batch_norm), metrics
