@@ -98,6 +98,16 @@ def test_fine_tuning__processes_draw_different_random_numbers(tiny_config, tmp_p
     assert len({*first, *second, *losses(1, step=2)}) == 6
 
 
+def test_trainer__of_a_data_set_of_ones_own_evaluates_the_loss(tiny_config, tmp_path):
+    model = MAEForImageClassification(tiny_config(num_labels=3))
+    images = [{"pixel_values": torch.randn(3, 32, 32), "labels": number % 3} for number in range(8)]
+    arguments = FineTuningArguments(str(tmp_path), use_cpu=True, per_device_eval_batch_size=4)
+    trainer = FineTuningTrainer(model, arguments, train_dataset=images, eval_dataset=images)
+    pixel_values = torch.stack([image["pixel_values"] for image in images])
+    labels = torch.tensor([image["labels"] for image in images])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(model(pixel_values, labels=labels).loss.item(), rel=1e-5)
+
+
 def test_saved_heads__have_weights_that_others_may_read(tmp_path):
     """Heads are models of transformers, whose weights only their owner may read as safetensors writes them."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}

@@ -116,7 +116,7 @@ TWICE = 2 * len(RECIPES)  # each is pre-trained and probed
 @pytest.mark.parametrize(
     ("script", "runs"),
     [
-        ("cifar10.sh", 19),
+        ("cifar10.sh", 21),
         ("fashion_mnist.sh", 8),
         ("clothing.sh", 15),
         ("ablations.sh", TWICE + 2 * 2 * 5),  # five of them with three seeds

@@ -266,6 +266,7 @@ class ProbingTrainer(FineTuningTrainer):
     """Trains a [`LinearProbe`] with LARS, and normalises whole batches on their device."""
 
     drops_last_batch = True  # one image has no statistics for the batch norm
+    loss_is_a_figure = True
 
     def __init__(self, *args, image_processor: MAEImageProcessor, **kwargs):
         """

@@ -77,6 +77,8 @@ _LEARNING = "learning_classifier.pt"  # in checkpoints of numbers: the classifie
 class ClassificationTrainer(FineTuningTrainer):
     """Trains a classifier: augments whole batches on their device, weights classes, scales numbers."""
 
+    loss_is_a_figure = True
+
     def __init__(self, *args, augmentation: BatchAugmentation, train_labels: np.ndarray, **kwargs):
         """
         Args:

@@ -142,6 +142,7 @@ class FineTuningTrainer(Trainer):
     train_dataset: Dataset | None
     optimizer: torch.optim.Optimizer | None
     drops_last_batch = False  # whether the model cannot be trained on a last batch of one image
+    loss_is_a_figure = False  # whether `compute_metrics` gives the loss, as a mean over images
 
     def __init__(self, *args, **kwargs):
         """
@@ -235,7 +236,9 @@ class FineTuningTrainer(Trainer):
             return with_prepared_workers(super().get_eval_dataloader(eval_dataset))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Returns no loss: that of a batch counts images again that fill up the last one. The metrics have it."""
+        """Returns no loss if the figures have it: that of a batch counts images again that fill up the last one."""
+        if not self.loss_is_a_figure:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
