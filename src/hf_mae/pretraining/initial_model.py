@@ -106,8 +106,16 @@ def _reading(settings: PretrainingSettings, stored: MAEImageProcessor | None) ->
     return reading
 
 
+def checkpoint_activations(model: MAEForPreTraining):
+    """Lets a model compute its activations again in the backward pass, in place of keeping them."""
+    # Transformers 5.17 has the old name alone, of which 5.23 warns.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 __all__ = [
     "build_model",
+    "checkpoint_activations",
     "config_of",
     "reading_of_run",
     "stored_processor",

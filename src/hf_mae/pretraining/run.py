@@ -60,7 +60,7 @@ from .batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
 from .choices import compiling_pays, recorded_choices, settle_settings
 from .evaluation import RunEvaluation, num_twins
 from .images import look_at_images, open_run_images
-from .initial_model import build_model, reading_of_run, stored_processor
+from .initial_model import build_model, checkpoint_activations, reading_of_run, stored_processor
 from .log import MetricsLog, PretrainingResult, SampleLog, Throughput, UnreadableImages, last_metrics, progress_bars_off
 from .position import defining_recipe, find_position, is_written
 from .schedule import Plan, plan_steps
@@ -239,7 +239,7 @@ class PretrainingRun:
             self.plain_model, self.image_processor = build_model(settings, self.given_model, self.start_processor)
             self._look_at_images()
         if settings.gradient_checkpointing:
-            self.plain_model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(self.plain_model)
         self._build_optimizer()
         self._choose_batch_size()
         self._build_loader()
