@@ -118,6 +118,8 @@ class ProbeTrainingArguments:
     per_device_train_batch_size: int = HfArg(default=512, help="Images of one forward pass on one device.")
     per_device_eval_batch_size: int = HfArg(default=64, help="The same in evaluation and, with fast, for features.")
     learning_rate: float | None = HfArg(default=None, help=SUPPRESS)  # it follows from `base_learning_rates`
+    layer_decay: float = HfArg(default=0.75, help=SUPPRESS)  # this one and the next are refused
+    adam_beta2: float = HfArg(default=0.999, help=SUPPRESS)
     weight_decay: float = HfArg(default=0.0, help="Weight decay of the linear layer.")
     lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rate.")
     warmup_steps: float = HfArg(default=1 / 9, help="Steps with a rising rate; below 1: their share.")
