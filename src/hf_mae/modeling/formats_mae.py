@@ -313,8 +313,8 @@ class DicomFile(ImageFile):
 
     def _frame(self, page: int) -> np.ndarray:
         pixels, shift = library("pydicom.pixels", "dicom", "A DICOM file"), self._shift()
-        if self.num_pages > 1 and self._header.BitsAllocated == 1:  # frames begin within a byte
-            return pixels.pixel_array(self._parsed())[page]
+        if self.num_pages > 1 and self._header.BitsAllocated == 1 and math.prod(self.size) % 8:
+            return pixels.pixel_array(self._parsed())[page]  # one by one, frames that begin within a byte are misread
         if self.num_pages > 1 and not shift:
             with suppress(AttributeError, ValueError):  # such as of deflated files, which can't be read in part
                 return pixels.pixel_array(self._stream(), index=page)
