@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor
+from hf_mae.pretraining.initial_model import checkpoint_activations
 from hf_mae.training.optimization import parameter_groups
 from hf_mae.training.step_guard import StepGuard
 
@@ -78,7 +79,7 @@ def peak_of_step(config: MAEConfig, batch_size: int, gradient_checkpointing: boo
     with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as memory:
         model = model.to_empty(device="cpu").train()
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, fused=True)
         guard, processor = StepGuard(optimizer), MAEImageProcessor.for_image_size(config.image_size)
         for _ in range(2):  # the first one makes the optimizer's state
