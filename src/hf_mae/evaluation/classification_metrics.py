@@ -5,17 +5,10 @@
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import torch
-from torch.nn.functional import cross_entropy
 
 from .visualization import drawable_names
 
 _MAX_CLASSES_DRAWN = 40
-
-
-def most_probable(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns what Trainer keeps of the logits of a batch: the most probable class and the loss of each image."""
-    return logits.argmax(dim=1), cross_entropy(logits, labels, reduction="none")
 
 
 def accuracy_figures(predicted: np.ndarray, labels: np.ndarray, num_labels: int) -> dict[str, float]:
@@ -154,7 +147,6 @@ __all__ = [
     "average_precisions",
     "confusion_matrix",
     "confusion_sheet",
-    "most_probable",
     "multi_label_figures",
     "regression_figures",
 ]

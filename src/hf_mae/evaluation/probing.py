@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction, set_seed
 from transformers.hf_argparser import HfArg
 
 from ..data.augmentation import RandomOrientation
-from ..data.datasets import ClassificationDataset, EvaluationDataset, are_counted, collate_labelled
+from ..data.datasets import ClassificationDataset, EvaluationDataset, collate_labelled
 from ..data.image_source import ImageSource
 from ..finetuning.experiment import check_experiment, labelled_fingerprints
 from ..finetuning.settings import (
@@ -26,7 +27,7 @@ from ..finetuning.settings import (
     limit_batch_size,
     open_classes,
 )
-from ..finetuning.trainer import FineTuned, FineTuningTrainer, write_record
+from ..finetuning.trainer import FineTuned, FineTuningTrainer, counted, write_record
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
@@ -43,7 +44,6 @@ from .attentive import (
     choose_attentive_probe,
     with_attentive_probe,
 )
-from .classification_metrics import most_probable
 from .linear import (
     BASE_LEARNING_RATES,
     LinearProbe,
@@ -276,7 +276,7 @@ class ProbingTrainer(FineTuningTrainer):
             image_processor ([`MAEImageProcessor`]): Normalises the pixels of training batches.
             *args, **kwargs: Arguments of [`~transformers.Trainer`].
         """
-        super().__init__(*args, compute_metrics=_figures, preprocess_logits_for_metrics=most_probable, **kwargs)
+        super().__init__(*args, compute_metrics=_figures, preprocess_logits_for_metrics=_kept, **kwargs)
         self.image_processor = image_processor
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -307,10 +307,14 @@ class ProbingTrainer(FineTuningTrainer):
         return {"linear_accuracy": metrics["eval_accuracy"]}
 
 
+def _kept(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the most probable class and the loss of each image."""
+    return logits.argmax(dim=1), cross_entropy(logits, labels, reduction="none")
+
+
 def _figures(prediction: EvalPrediction) -> dict[str, float]:
-    (predicted, losses), labels = prediction.predictions, prediction.label_ids
-    known = are_counted(torch.from_numpy(labels)).numpy()
-    return {"loss": losses[known].mean().item(), "accuracy": (predicted == labels)[known].mean().item()}
+    predicted, labels, loss = counted(prediction)
+    return {"loss": loss, "accuracy": (predicted == labels).mean().item()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

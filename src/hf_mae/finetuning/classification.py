@@ -18,7 +18,7 @@ from transformers import EvalPrediction, set_seed
 
 from ..cli import in_flags
 from ..data.augmentation import BatchAugmentation, Compose, RandomAugmentation, RandomOrientation
-from ..data.datasets import ClassificationDataset, EvaluationDataset, are_counted, collate_labelled
+from ..data.datasets import ClassificationDataset, EvaluationDataset, collate_labelled
 from ..data.held_out import select
 from ..data.image_source import ImageSource
 from ..data.label_values import MULTI, REGRESSION, SINGLE
@@ -53,7 +53,7 @@ from ..training.run_record import run_record
 from .classification_settings import ClassificationArguments
 from .experiment import check_experiment, labelled_fingerprints
 from .settings import check_sources, no_test_images, warn_of_divided_groups
-from .trainer import FineTuned, FineTuningTrainer
+from .trainer import FineTuned, FineTuningTrainer, counted
 
 _DESCRIPTION = """Fine-tune a pre-trained encoder for classification.
 
@@ -126,10 +126,8 @@ class ClassificationTrainer(FineTuningTrainer):
         return logits * scale + offset, (logits - (labels - offset) / scale).square().mean(dim=1)
 
     def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
-        (predicted, losses), labels = prediction.predictions, prediction.label_ids
-        known = are_counted(torch.from_numpy(labels)).numpy()
-        self.last = predicted[known], labels[known]  # for `describe_results`
-        loss = losses[known].mean(dtype=np.float64).item()
+        predicted, labels, loss = counted(prediction)
+        self.last = predicted, labels  # for `describe_results`
         return {"loss": loss, **figures(*self.last, self.problem_type, self.model.config.num_labels)}
 
     @torch.no_grad()

@@ -22,9 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 
+from ..data.datasets import are_counted
 from ..data.sampling import RowGroupSampler
 from ..modeling.saving_mae import share_weights
 from ..publishing.hub import HubPush, link_files
@@ -142,7 +143,7 @@ class FineTuningTrainer(Trainer):
     train_dataset: Dataset | None
     optimizer: torch.optim.Optimizer | None
     drops_last_batch = False  # whether the model cannot be trained on a last batch of one image
-    loss_is_a_figure = False  # whether `compute_metrics` gives the loss, as a mean over images
+    loss_is_a_figure = False  # whether `compute_metrics` gives the loss, see [`counted`]
 
     def __init__(self, *args, **kwargs):
         """
@@ -387,6 +388,17 @@ class FineTuningTrainer(Trainer):
             self.push_to_hub()
 
 
+def counted(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray, float]:
+    """Returns predictions, labels and the mean loss of the images that count, for a trainer whose loss is a figure.
+
+    Args:
+        prediction (`EvalPrediction`): `predictions` are predictions and the loss of each image.
+    """
+    (predicted, losses), labels = prediction.predictions, prediction.label_ids
+    known = are_counted(torch.from_numpy(labels)).numpy()
+    return predicted[known], labels[known], losses[known].mean(dtype=np.float64).item()
+
+
 def write_record(output_dir: str | os.PathLike, record: dict, hub_model_id: str | None = None):
     """Writes `run.json` and the model card into the folder of a model.
 
@@ -399,4 +411,4 @@ def write_record(output_dir: str | os.PathLike, record: dict, hub_model_id: str 
     write_model_card(output_dir, hub_model_id)
 
 
-__all__ = ["FineTuned", "FineTuningTrainer", "SeededDataset", "write_record"]
+__all__ = ["FineTuned", "FineTuningTrainer", "SeededDataset", "counted", "write_record"]
