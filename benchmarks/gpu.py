@@ -37,6 +37,7 @@ from hf_mae.training.run_record import run_record
 
 PRESETS = ["base", "large", "huge", "small", "tiny"]
 OPTIONS = ["compiled", "bf16 residual", "bf16 residual, compiled", "reduce-overhead", "max-autotune"]
+SMALL = [f"{optimizer}{way}" for way in ("", ", compiled", ", graphs") for optimizer in ("adamw", "muon")]
 COMPILED = [f"{preset}, {name}" for preset in ("base", "tiny") for name in ("hf_mae", *MAKERS)]
 
 
@@ -58,7 +59,7 @@ PARTS = {
     "device": Part(gpu_parts.measure_device, ["context", "processor", "waits"], 60),
     "eager": Part(gpu_parts.measure_peers, PRESETS, 60),
     "compiled": Part(partial(gpu_parts.measure_peers, compiled=True), PRESETS, 150),
-    "small": Part(gpu_parts.measure_small, ["adamw", "muon", "adamw, compiled", "muon, compiled"], 120),
+    "small": Part(gpu_parts.measure_small, SMALL, 120),
     "data": Part(gpu_parts.measure_data, ["base", "tiny"], 180),
     "options": Part(gpu_parts.measure_option, OPTIONS, 120),
     "batches": Part(gpu_parts.measure_batch_sizes, PRESETS, 60),

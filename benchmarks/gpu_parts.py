@@ -331,14 +331,17 @@ def measure_small(case: str, add: Add, smoke: bool):
     """Times steps of a small model on small images, and how long the host takes to order them.
 
     Where the host takes as long as the whole, it is what limits the speed. `case` is an optimizer, and whether the
-    model is compiled: `muon, compiled`.
+    model is compiled, or replayed as CUDA graphs besides: `muon, compiled`, `muon, graphs`.
     """
     fields = {"image_size": 32, "patch_size": 4, **(SMALL_FIELDS if smoke else {})}
     model = MAEForPreTraining(MAEConfig.from_preset("tiny", norm_pix_loss=True, **fields)).to(DEVICE)
     images, noise = inputs(model.config, 2 if smoke else 256, DEVICE)
-    peer = compiled_loss(ours(model), smoke) if "compiled" in case else ours(model)
+    peer, modes = ours(model), {"compiled": "default", "graphs": "reduce-overhead"}
+    optimizer, *rest = case.split(", ")
+    if rest:
+        peer = compiled_loss(peer, smoke, modes[rest[0]])
     step = Step(peer, DTYPE, DEVICE, None)
-    if "muon" in case:
+    if optimizer == "muon":
         step.optimizer = Muon(muon_parameter_groups(model, 0.05), lr=1e-4)
     steps = 2 if smoke else 20
     for _ in range(3):  # the last counts
