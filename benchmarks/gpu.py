@@ -37,7 +37,8 @@ from hf_mae.training.run_record import run_record
 
 PRESETS = ["base", "large", "huge", "small", "tiny"]
 OPTIONS = ["compiled", "bf16 residual", "bf16 residual, compiled", "reduce-overhead", "max-autotune"]
-SMALL = [f"{optimizer}{way}" for way in ("", ", compiled", ", graphs") for optimizer in ("adamw", "muon")]
+SMALL = [f"adamw, {images}, {mode}" for images in (256, 1024) for mode in ("default", "reduce-overhead")]
+SMALL += ["adamw, 256, eager", "muon, 1024, default", "muon, 1024, reduce-overhead"]
 COMPILED = [f"{preset}, {name}" for preset in ("base", "tiny") for name in ("hf_mae", *MAKERS)]
 
 

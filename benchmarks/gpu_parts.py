@@ -15,21 +15,21 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 from measuring import in_turns, matmul_rate, ratio, seconds
 from peers import all_peers, ours
+from PIL import Image
 from training_step import Step, inputs, operations
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, pretrain
 from hf_mae.pretraining.run import PretrainingRun
 from hf_mae.training.distributed import has_bf16
-from hf_mae.training.muon import Muon
-from hf_mae.training.optimization import muon_parameter_groups
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -328,36 +328,63 @@ def keep_residual_in_bf16(model: MAEForPreTraining):
 
 
 def measure_small(case: str, add: Add, smoke: bool):
-    """Times steps of a small model on small images, and how long the host takes to order them.
+    """Times steps of runs with a small model on small images, how long the host takes to order them, and how long the
+    device works on them.
 
-    Where the host takes as long as the whole, it is what limits the speed. `case` is an optimizer, and whether the
-    model is compiled, or replayed as CUDA graphs besides: `muon, compiled`, `muon, graphs`.
+    Where the host takes as long as the whole, it limits the speed. `case` has an optimizer, the images of a step
+    and the mode of `torch.compile` or `eager`: `muon, 1024, reduce-overhead`.
     """
+    optimizer, batch_size, mode = case.split(", ")
     fields = {"image_size": 32, "patch_size": 4, **(SMALL_FIELDS if smoke else {})}
-    model = MAEForPreTraining(MAEConfig.from_preset("tiny", norm_pix_loss=True, **fields)).to(DEVICE)
-    images, noise = inputs(model.config, 2 if smoke else 256, DEVICE)
-    peer, modes = ours(model), {"compiled": "default", "graphs": "reduce-overhead"}
-    optimizer, *rest = case.split(", ")
-    if rest:
-        peer = compiled_loss(peer, smoke, modes[rest[0]])
-    step = Step(peer, DTYPE, DEVICE, None)
-    if optimizer == "muon":
-        step.optimizer = Muon(muon_parameter_groups(model, 0.05), lr=1e-4)
-    steps = 2 if smoke else 20
-    for _ in range(3):  # the last counts
-        synchronize()
-        started = time.perf_counter()
-        for _ in range(steps):
-            step(images, noise)
-        host = time.perf_counter() - started
-        synchronize()
-        whole = time.perf_counter() - started
-    add(batch_size=len(images), images_per_second=steps * len(images) / whole)
-    add(seconds=whole / steps, host_seconds=host / steps)
+    settings = {"preset": "tiny", "config_overrides": ",".join(f"{name}={value}" for name, value in fields.items())}
+    settings.update(optimizer=optimizer, torch_compile_mode=None if mode == "eager" else mode, norm_pix_loss=True)
+    batch_size = 16 if smoke else int(batch_size)
+    settings.update(effective_batch_size=batch_size, per_device_train_batch_size=batch_size, eval_images=50)
+    first, count, take_step, moments = *((1, 2) if smoke else (20, 30)), PretrainingRun.take_step, []
+
+    def timed(run: PretrainingRun):
+        if run.step == first:
+            synchronize()
+            moments.append(time.perf_counter())
+        if run.step == first + count:
+            moments.append(time.perf_counter())
+            synchronize()
+            moments.append(time.perf_counter())
+            with torch.profiler.profile(acc_events=True) as profile:
+                take_step(run)
+                synchronize()
+            add(device_seconds=_device_seconds(profile))
+        else:
+            take_step(run)
+
+    # In small nothing is compiled.
+    compiling = mock.patch.object(torch.nn.Module, "compile") if smoke else nullcontext()
+    with mock.patch.object(PretrainingRun, "take_step", timed), compiling, tempfile.TemporaryDirectory() as folder:
+        steps = dict.fromkeys(("max_steps", "logging_steps", "eval_steps"), first + count + 1)
+        pictures = _pictures_of_noise(Path(folder) / "images", 400 if smoke else 4096)
+        result = pretrain(pictures, Path(folder) / "out", **settings, **steps)
+    start, ordered, ended = moments
+    add(batch_size=batch_size, images_per_second=count * batch_size / (ended - start))
+    add(seconds=(ended - start) / count, host_seconds=(ordered - start) / count, loss=result.metrics["loss"])
+
+
+def _device_seconds(profile: torch.profiler.profile) -> float | None:
+    """Returns how long kernels were at work; ranges that the profiler puts around several of them would count twice."""
+    kind = torch.autograd.DeviceType.CUDA
+    kernels = [each for each in profile.key_averages() if each.device_type == kind and not each.is_user_annotation]
+    return sum(each.self_device_time_total for each in kernels) / 1e6 if CUDA else None
+
+
+def _pictures_of_noise(folder: Path, count: int, side: int = 32) -> Path:
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
 
 
 def measure_batch_sizes(case: str, add: Add, smoke: bool):
-    """Finds the batch from which images/s no longer grow; `case` is a preset. Compiled where there is a GPU."""
+    """Finds the batch from which images/s of eager steps no longer grow; `case` is a preset."""
     sizes = (2, 4) if smoke else (32, 64, 128, 256, 512, 1024, 2048)
     for batch_size in sizes:
         model = make_model(case, smoke)

@@ -488,8 +488,8 @@ def gpu_step_table() -> str:
     for (preset, way), case in gpu_steps().items():
         for name, values in case.items():
             if isinstance(values, dict) and "images_per_second" in values:
-                speed, times = values["images_per_second"], values["ratio_to_reference"]
-                figures = [f"{speed:,.0f}", f"{times:.2f}", f"{values['peak_memory_gb']:.1f}"]
+                speed, times = values["images_per_second"], values.get("ratio_to_reference")
+                figures = [f"{speed:,.0f}", f"{times:.2f}" if times else "", f"{values['peak_memory_gb']:.1f}"]
                 share = values["gflop_per_image"] * speed / 1000 / case["matmul_tflops"]
                 rows.append([preset, str(case["batch_size"]), way, name, *figures, f"{100 * share:.0f} %"])
     about = {
@@ -503,13 +503,40 @@ def gpu_step_table() -> str:
 
 def gpu_step_range(name: str) -> str:
     """Returns how many times faster than another implementation our steps are on a GPU, as a range."""
-    ratios = [case["hf_mae"]["images_per_second"] / case[name]["images_per_second"] for case in gpu_steps().values()]
+    cases = [case for case in gpu_steps().values() if name in case]
+    ratios = [case["hf_mae"]["images_per_second"] / case[name]["images_per_second"] for case in cases]
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def gpu_small_table() -> str:
+    """Returns a table of the steps of runs with a small model on small images."""
+    rows = []
+    for case, values in gpu_cases("small").items():
+        optimizer, images, mode = case.split(", ")
+        times = [f"{1000 * values[name]:.0f}" for name in ("seconds", "device_seconds")]
+        rows.append([images, {"adamw": "AdamW", "muon": "Muon"}[optimizer], mode, *times])
+        rows[-1].append(f"{values['images_per_second']:,.0f}")
+    rows.sort(key=lambda row: (int(row[0]), row[1], float(row[-1].replace(",", ""))))
+    return table(["images of a step", "", "compiled", "ms", "of which the GPU works", "images/s"], rows)
+
+
+def gpu_batches_table() -> str:
+    """Returns a table of the images/s of eager steps by the number of images."""
+    cases = {preset: gpu_cases("batches")[preset] for preset in ("tiny", "base")}
+    sizes = [size for size in cases["base"] if size.isdecimal()]
+    rows = [[preset, *(f"{case[size]['images_per_second']:,.0f}" for size in sizes)] for preset, case in cases.items()]
+    return table(["preset", *sizes], rows)
 
 
 def gpu_small_step(case: str) -> str:
     """Returns the milliseconds of a step of a small model."""
     return f"{1000 * gpu_cases('small')[case]['seconds']:.0f}"
+
+
+def gpu_data(preset: str) -> str:
+    """Returns the images/s of a run on JPEG files and the share of the time that it waits for them."""
+    metrics = gpu_cases("data")[preset]["metrics"]
+    return f"{metrics['images_per_second']:,.0f} images/s ({metrics['data_wait']:.0%} of the time waiting for them)"
 
 
 def gpu_option_ratio(option: str) -> str:
@@ -540,9 +567,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu step": gpu_step_table,
     "gpu step range": lambda: gpu_step_range("transformers ViTMAE"),
     "gpu bf16 residual": lambda: gpu_option_ratio("bf16 residual"),
-    "gpu small step": lambda: gpu_small_step("adamw"),
-    "gpu small step, Muon": lambda: gpu_small_step("muon"),
-    "gpu small step, compiled": lambda: gpu_small_step("muon, compiled"),
+    "gpu step range, lightly": lambda: gpu_step_range("lightly"),
+    "gpu batches": gpu_batches_table,
+    "gpu small": gpu_small_table,
+    "gpu small step": lambda: gpu_small_step("adamw, 1024, default"),
+    "gpu small step, Muon": lambda: gpu_small_step("muon, 1024, default"),
+    "gpu data, base": lambda: gpu_data("base"),
+    "gpu data, tiny": lambda: gpu_data("tiny"),
     "training step range": lambda: step_range("hf_mae"),
     "partial prediction range": lambda: step_range("hf_mae, prediction_ratio 0.25"),
     "crop range": crop_range,

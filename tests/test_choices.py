@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_mae import MAEForPreTraining
 from hf_mae.data.sources import ImageSource
 from hf_mae.pretraining import run as pretraining_run
-from hf_mae.pretraining.choices import Choices, Seen, compiling_pays, look_at, recorded_choices, settle_settings
+from hf_mae.pretraining.choices import Choices, Seen, look_at, recorded_choices, settle_settings
 from hf_mae.pretraining.initial_model import config_of
 from hf_mae.pretraining.settings import MACHINE_SETTINGS, PretrainingSettings
 from hf_mae.pretraining.speed import Speed, flops_per_sample, num_parameters
@@ -312,21 +312,6 @@ def test_without_a_budget__a_long_run_says_so():
     assert settle(3000, 4e11)[1] == []  # two days
     assert settle(3000, 4e10, max_steps=1000)[1] == []
     assert "fewer `max_steps`" in settle(3000, 4e10, max_steps=10_000)[1][0]
-
-
-def test_compiling__is_chosen_on_a_gpu_where_the_time_pays_for_it(monkeypatch):
-    """It takes Triton and a C compiler."""
-    found = {"triton", "gcc"}
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("hf_mae.pretraining.choices.find_spec", lambda name: name if name in found else None)
-    monkeypatch.setattr("shutil.which", lambda name: name if name in found else None)
-    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert all(compiling_pays(gpu, time) for time in ("10m", 8 * HOUR))
-    assert not any(compiling_pays(device, time) for device, time in ((gpu, "9m"), (gpu, None), (cpu, "8h")))
-    for lacking in ("triton", "gcc"):
-        found.remove(lacking)
-        assert not compiling_pays(gpu, "8h")
-        found.add(lacking)
 
 
 @pytest.mark.parametrize(

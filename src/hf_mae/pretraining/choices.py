@@ -7,13 +7,10 @@ they were led by.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -109,9 +106,6 @@ _FEW_STEPS, _TINY_BATCH = 200, 16  # where even that is a matter of minutes, so 
 _HIGHEST_RATES = {"adamw": 2.4e-3, "muon": 4e-3}
 _FASTER_BY_MUON = 4  # how many times AdamW's rate Muon has in the recipes for CIFAR-10
 TRAINING_SHARE = 0.85  # of the time. The rest is for looking, measuring, evaluating and saving.
-# Seconds. Compiling takes about a minute; then a step is 1.3 times as fast (base, H200) or, of small models, more than
-# twice (docs/performance.md).
-_WORTH_COMPILING = 600
 _LOADING_SHARE = 0.25  # of the time, above which several crops are taken of a decode
 _MOST_VIEWS = 4  # benchmarks/equal_time.py: as good at equal steps
 _EVALUATION_SHARE, _FEWEST_EVALUATED = 0.01, 200  # of the samples, images: ten evaluations take a tenth of the time
@@ -489,20 +483,6 @@ def _in_words(number: float) -> str:
 # In a run
 
 
-def compiling_pays(device: torch.device, time_budget: float | str | None) -> bool:
-    """Returns whether a model should be compiled if that is left open, see `_WORTH_COMPILING`.
-
-    Args:
-        device (`torch.device`): The device that the model is on. Only GPUs gain by it.
-        time_budget (`float` or `str`, *optional*): Time of the run. Without one nothing is chosen.
-    """
-    if device.type != "cuda" or time_budget is None or parse_duration(time_budget) < _WORTH_COMPILING:
-        return False
-    # Triton, which is not there on all systems, writes C code.
-    compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))
-    return find_spec("triton") is not None and any(map(shutil.which, compilers))
-
-
 def settle_settings(
     settings: PretrainingSettings,
     images: ImageSource,
@@ -620,7 +600,6 @@ __all__ = [
     "Choices",
     "Seen",
     "Size",
-    "compiling_pays",
     "look_at",
     "recorded_choices",
     "settle_settings",

@@ -57,7 +57,8 @@ from ..training.run_record import run_record
 from ..training.step_guard import RunStopped, StepGuard, StopSignals, end_workers
 from .batch_size import choose_batch_size
 from .batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
-from .choices import compiling_pays, recorded_choices, settle_settings
+from .choices import recorded_choices, settle_settings
+from .compilation import choose_compile_mode, compiling_pays
 from .evaluation import RunEvaluation, num_twins
 from .images import look_at_images, open_run_images
 from .initial_model import build_model, checkpoint_activations, reading_of_run, stored_processor
@@ -243,6 +244,7 @@ class PretrainingRun:
         self._build_optimizer()
         self._choose_batch_size()
         self._build_loader()
+        self._compile()
         self._plan_time()
         self._build_evaluation()
 
@@ -273,8 +275,6 @@ class PretrainingRun:
         self.optimizer = build_optimizer(settings.optimizer, *options)
         if settings.optimizer == "muon" and start and not self.checkpoint:
             self.print(f"Muon goes on from {start}. It suits weights that AdamW has trained less (arXiv 2605.10468).")
-        if settings.torch_compile:
-            self.model.compile()
         if self.checkpoint:
             load_optimizer(self.checkpoint, self.plain_model, self.optimizer)
 
@@ -295,18 +295,24 @@ class PretrainingRun:
         config, (height, width) = self.plain_model.config, self.image_processor.crop_height_width
         images = torch.zeros(size, config.num_channels, height, width, dtype=torch.uint8)
         batch = {"pixel_values": images, "noise": torch.rand(size, math.prod(config.grid_size))}
-        alone = nullcontext() if self.is_sharded else self.accelerator.no_sync(self.model)  # another may have failed
-        with alone, torch.compiler.set_stance("force_eager"):
+        with nullcontext() if self.is_sharded else self.accelerator.no_sync(self.model):  # another may have failed
             self._backward(batch)
         self.optimizer.zero_grad()
         del moments
 
     def _build_loader(self):
-        images, config, on_gpu = self.images, self.plain_model.config, self.device.type == "cuda"
-        self.batches = RunBatches(
-            self.settings, images.train, self.image_processor, config, images.weights, self.workers, pin_memory=on_gpu
-        )
+        images, model = self.images, (self.image_processor, self.plain_model.config)
+        options = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
+        self.batches = RunBatches(self.settings, images.train, *model, images.weights, **options)
         self._start_loader()
+
+    def _compile(self):
+        """Compiles the model if it is to be, in a mode that suits the forward passes of a step."""
+        is_alone = self.accelerator.num_processes == 1 and not self.is_sharded
+        work = (self.plain_model.config, min(self.batch_size, self.schedule.batch_size), self.batches.accumulation)
+        self.compile_mode = choose_compile_mode(self.settings, self.device, *work, is_alone=is_alone)
+        if self.compile_mode is not None:
+            self.model.compile(mode=self.compile_mode)
 
     def _start_loader(self):
         """Makes the batches from the present step to the last one, and what watches over the steps."""
@@ -319,10 +325,13 @@ class PretrainingRun:
         """Estimates the steps of a new run with a time budget by some batches, from which nothing is learnt."""
         if self.budget is None or self.schedule.max_steps:
             return
-        ready = self.workers * PREFETCH
-        pace = measure_pace(lambda: self._backward(next(self.batches)), ready, self.budget.seconds, self.device)
-        self.optimizer.zero_grad()
-        pace *= self.batches.accumulation
+
+        def try_batch():
+            self._backward(next(self.batches))
+            self.optimizer.zero_grad()
+
+        ready, parts = self.workers * PREFETCH, self.batches.accumulation
+        pace = parts * measure_pace(try_batch, ready, self.budget.seconds, self.device)
         self.schedule = call_in_main_process(lambda: self.first_plan(self.schedule, pace))
         self._start_loader()
 
@@ -366,6 +375,7 @@ class PretrainingRun:
                 num_workers=self.workers,
                 batch_size=self.batch_size,
                 accumulation=self.batches.accumulation,
+                compile_mode=self.compile_mode,
                 checkpoint=self.checkpoint,
             )
         )
@@ -596,17 +606,9 @@ class PretrainingRun:
         """Saves a checkpoint. Returns whether that worked in all processes."""
         settings, started, failed = self.settings, time.perf_counter(), False
         record = {**self._decisions(), "seconds": self.seconds}
+        state = (self.output_dir, self.step, self.plain_model, self.image_processor, self.optimizer)
         try:
-            save_checkpoint(
-                self.output_dir,
-                self.step,
-                self.plain_model,
-                self.image_processor,
-                self.optimizer,
-                record,
-                settings.save_total_limit,
-                self.schedule.cooldown_start,
-            )
+            save_checkpoint(*state, record, settings.save_total_limit, self.schedule.cooldown_start)
         except OSError as error:
             failed = True
             self.print(str(error))
@@ -664,7 +666,6 @@ class PretrainingRun:
     def finish(self) -> PretrainingResult:
         """Writes the final model with card, record and pictures, ends the processes, and pushes."""
         sheet, model = self.evaluation.draw_reconstructions(), gather_model(self.plain_model)
-        metrics = {}
         if self.is_main:
             try:
                 model.eval().save_pretrained(self.output_dir)
@@ -677,13 +678,12 @@ class PretrainingRun:
                     f"The final files could not be written to {self.output_dir}: {error}. The last checkpoint is "
                     "complete: make room, and the same call or command writes them."
                 ) from error
-            metrics = self.metrics.last()
             pictures = " and reconstructions.png" if sheet is not None else ""
             self.print(f"Done: model, card, log{pictures} are in {self.output_dir}.")
             if self.skipped:
                 self.print(f"{self.skipped} of {self.step} steps were skipped, without finite loss or gradient.")
         self.end_processes(push=True)
-        return PretrainingResult(self.output_dir, metrics, model)
+        return PretrainingResult(self.output_dir, self.metrics.last() if self.is_main else {}, model)
 
     def end_processes(self, push: bool = False):
         """Closes trackers and the communication of processes, and then pushes what is finished, if it is asked for."""

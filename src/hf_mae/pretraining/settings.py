@@ -12,6 +12,7 @@ from transformers.hf_argparser import HfArg
 from ..training.arguments import check_output, config_changes, fit_values, parse_duration, text_of_changes
 from ..training.data_settings import ColumnSettings, HeldOutSettings, StoredValueSettings
 
+CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]  # torch's
 _SHORTEST_BUDGET = 30  # seconds: a shorter one would be over before the pace is known
 
 
@@ -144,6 +145,9 @@ class DeviceSettings:
     torch_compile: bool | None = HfArg(
         default=None, help="Compile the model. Default: on a GPU with a time_budget of ten minutes or more."
     )
+    torch_compile_mode: CompileMode | None = HfArg(
+        default=None, help="How to compile. Default: with CUDA graphs (reduce-overhead) where steps are small."
+    )
     dataloader_num_workers: int | None = HfArg(
         default=None, help="Loader processes. Default: one per CPU core and process, at most 16; on a CPU none."
     )
@@ -236,6 +240,12 @@ class PretrainingSettings(
         for name in ("value_range", "value_percentiles"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` takes two values, low and high, got {getattr(self, name)}.")
+        if self.torch_compile_mode is not None:  # as in transformers, it says that the model is compiled
+            if self.torch_compile is False:
+                raise ValueError(
+                    "`torch_compile_mode` has no effect with `torch_compile` false. Leave one of them out."
+                )
+            self.torch_compile = True
         if self.value_range is not None and self.value_percentiles is not None:
             raise ValueError("Set `value_range` or `value_percentiles`, not both.")
         if self.label_column is not None and (self.labels == "none" or self.streaming):
@@ -294,6 +304,7 @@ class PretrainingSettings(
 __all__ = [
     "DEFINING_SETTINGS",
     "MACHINE_SETTINGS",
+    "CompileMode",
     "CropSettings",
     "DeviceSettings",
     "FileSettings",

@@ -29,6 +29,7 @@ def summary_of_run(
     num_workers: int,
     batch_size: int,
     accumulation: int,
+    compile_mode: str | None,
     checkpoint: Path | None,
 ) -> str:
     """Returns a line for each of images, model, batch, rate, steps, device and output.
@@ -44,6 +45,7 @@ def summary_of_run(
         num_workers (`int`): Loader workers of each process.
         batch_size (`int`): Maximum number of images of one forward pass.
         accumulation (`int`): Forward passes of a step of each process.
+        compile_mode (`str` or `None`): The mode of `torch.compile`, if the model is compiled.
         checkpoint (`Path` or `None`): Where the run continues from.
     """
     config, parameters = model.config, f"{model.num_parameters() / 1e6:.1f} M parameters"
@@ -57,7 +59,7 @@ def summary_of_run(
     chosen = "" if settings.effective_batch_size else " (chosen for the number of images)"
     faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: faster)"
     optimizer = {"adamw": "AdamW", "muon": "Muon"}[settings.optimizer]
-    compiled = ", compiled" if settings.torch_compile else ""
+    compiled = {None: "", "default": ", compiled", "reduce-overhead": ", compiled, CUDA graphs"}
     resumed = f", continued from {checkpoint.name}" if checkpoint else ""
     lines = {
         "Images": f"{len(images):,} from {images.name}, {classes}; mean {mean}, deviation {deviation}",
@@ -68,7 +70,8 @@ def summary_of_run(
         "Rate": f"{schedule.learning_rate:.3g}, {optimizer}, {schedule.warmup_steps} steps of warm-up, "
         f"{_fall(schedule)}",
         "Steps": _length(settings, schedule),
-        "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}{compiled}, "
+        "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}"
+        f"{compiled.get(compile_mode, f', compiled, {compile_mode}')}, "
         f"{num_workers} loader worker(s), JPEGs by {decoder_name()}{faster}",
         "Output": f"{Path(settings.output_dir)}{resumed}",
     }

@@ -204,8 +204,8 @@ def measure_pace(take_batch: Callable[[], None], ready: int, budget: float, devi
     Args:
         take_batch (`Callable[[], None]`): Reads a batch and computes its gradients.
         ready (`int`): Batches that loader workers have ready, which would be too fast.
-        budget (`float`): Seconds of the run. Two batches are taken, of which the first may be compiled, and then more
-            for a fiftieth of it, at most 20 s.
+        budget (`float`): Seconds of the run. The first batch may be compiled, and on a GPU the second be recorded for
+            replay. One more is taken, and then more for a fiftieth of the budget, at most 20 s.
         device (`torch.device`): Of this process.
     """
 
@@ -217,7 +217,7 @@ def measure_pace(take_batch: Callable[[], None], ready: int, budget: float, devi
             torch.cuda.synchronize(device)
         return (time.perf_counter() - started) / count
 
-    timed(1)
+    timed(2 if device.type == "cuda" else 1)
     taken = timed(1)
     fit = call_in_main_process(lambda: int(min(_TRIAL_SHARE * budget, _LONGEST_TRIAL) / taken))
     if fit < 2:

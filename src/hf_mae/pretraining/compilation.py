@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The hf_mae authors
+"""Decides whether the model of a run is compiled, and how: with CUDA graphs where the host would limit the speed."""
+
+import os
+import shutil
+from importlib.util import find_spec
+
+import torch
+
+from ..modeling.configuration_mae import MAEConfig
+from ..training.arguments import parse_duration
+from .settings import PretrainingSettings
+from .speed import flops_per_sample
+
+# Seconds. Compiling takes about a minute; then a step is 1.3 times as fast (base, H200) or, of small models, more than
+# twice (docs/performance.md).
+_WORTH_COMPILING = 600
+# Floating-point operations of a step. On an H200 the host takes 30 ms to order a compiled step of 12 blocks and 4 of
+# the decoder; the GPU takes 10 ms for one of 1e12 and 44 ms for one of 3e12 (docs/performance.md).
+_LIMITED_BY_HOST = 2e12
+_WITH_GRAPHS = ("reduce-overhead", "max-autotune")
+
+
+def compiling_pays(device: torch.device, time_budget: float | str | None) -> bool:
+    """Returns whether a model should be compiled if that is left open, see `_WORTH_COMPILING`.
+
+    Args:
+        device (`torch.device`): The device that the model is on. Only GPUs gain by it.
+        time_budget (`float` or `str`, *optional*): Time of the run. Without one nothing is chosen.
+    """
+    if device.type != "cuda" or time_budget is None or parse_duration(time_budget) < _WORTH_COMPILING:
+        return False
+    # Triton, which is not there on all systems, writes C code.
+    compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))
+    return find_spec("triton") is not None and any(map(shutil.which, compilers))
+
+
+def choose_compile_mode(
+    settings: PretrainingSettings,
+    device: torch.device,
+    config: MAEConfig,
+    batch_size: int,
+    accumulation: int,
+    *,
+    is_alone: bool,
+) -> str | None:
+    """Returns the mode of `torch.compile` for the steps of a run, `None` if they are not compiled.
+
+    The mode reduce-overhead records the operations of a step as CUDA graphs and replays them, so that the host orders
+    them all at once. It is chosen where the host would take longer than the GPU, see `_LIMITED_BY_HOST`. Graphs write
+    the gradients of each backward pass to the same memory, so that nothing may be added up in it: with several passes
+    a step the gradients would be wrong, even without an error (pytorch/pytorch, issues 96693 and 169545).
+
+    Args:
+        settings ([`PretrainingSettings`]): The settings.
+        device (`torch.device`): The device that the model is on.
+        config ([`MAEConfig`]): The model.
+        batch_size (`int`): Images of a forward pass.
+        accumulation (`int`): Forward passes of a step.
+        is_alone (`bool`): Whether a single process trains, and holds all of the model.
+
+    Raises:
+        ValueError: If the given mode uses CUDA graphs and a step has several forward passes.
+    """
+    if not settings.torch_compile:
+        return None
+    if (given := settings.torch_compile_mode) is not None:
+        if given in _WITH_GRAPHS and accumulation > 1:
+            raise ValueError(
+                f"`torch_compile_mode` {given} replays CUDA graphs, which cannot add up the gradients of several "
+                f"forward passes, and a step has {accumulation}, of at most {batch_size} images. Leave "
+                "`torch_compile_mode` out, or set a smaller `effective_batch_size`."
+            )
+        return given
+    fits = device.type == "cuda" and accumulation == 1 and is_alone and not settings.gradient_checkpointing
+    return "reduce-overhead" if fits and batch_size * flops_per_sample(config) < _LIMITED_BY_HOST else "default"
+
+
+__all__ = ["choose_compile_mode", "compiling_pays"]
