@@ -314,17 +314,6 @@ def test_without_a_budget__a_long_run_says_so():
     assert "fewer `max_steps`" in settle(3000, 4e10, max_steps=10_000)[1][0]
 
 
-@pytest.mark.parametrize(
-    ("given", "chosen", "compiled"), [(None, True, True), (None, False, False), (False, True, False)]
-)
-def test_compiling__is_the_machines_choice_unless_it_is_given(run, monkeypatch, given, chosen, compiled):
-    """So it is in no recipe, and a run may go on elsewhere."""
-    monkeypatch.setattr(pretraining_run, "compiling_pays", lambda device, time_budget: chosen)
-    planned = run(Imagined(), torch_compile=given)
-    assert planned.settings.torch_compile is compiled
-    assert ("torch_compile" in planned.of_machine) == (given is None)
-
-
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Plans a run on 40 pictures with a time budget, on an imagined device."""

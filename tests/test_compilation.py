@@ -17,23 +17,44 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 SMALL_IMAGES = MAEConfig.from_preset("tiny", image_size=32, patch_size=4)  # 0.9 GFLOP an image
 
 
-def test_compiling__is_chosen_on_a_gpu_where_the_time_pays_for_it(monkeypatch):
-    """It takes Triton and a C compiler."""
-    found = {"triton", "gcc"}
+@pytest.fixture
+def found(monkeypatch):
+    """What an imagined machine with a GPU has; all that compiling takes, at first."""
+    found = {"triton", "gcc", "tensor cores"}
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr("hf_mae.pretraining.compilation.find_spec", lambda name: name if name in found else None)
     monkeypatch.setattr("shutil.which", lambda name: name if name in found else None)
-    assert all(compiling_pays(GPU, time) for time in ("10m", 8 * HOUR))
-    assert not any(compiling_pays(device, time) for device, time in ((GPU, "9m"), (GPU, None), (CPU, "8h")))
-    for lacking in ("triton", "gcc"):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7 if "tensor cores" in found else 6, 0))
+    return found
+
+
+def test_compiling__is_chosen_on_a_gpu_where_the_time_pays_for_it(found):
+    """It takes Triton, a C compiler and a GPU that Triton knows."""
+    assert all(compiling_pays(GPU, time, 0) for time in ("10m", 8 * HOUR))
+    assert not any(compiling_pays(device, time, 0) for device, time in ((GPU, "9m"), (CPU, "8h")))
+    for lacking in list(found):
         found.remove(lacking)
-        assert not compiling_pays(GPU, "8h")
+        assert not compiling_pays(GPU, "8h", 0)
         found.add(lacking)
 
 
-def mode(config=SMALL_IMAGES, batch_size=256, accumulation=1, *, device=GPU, is_alone=True, **given):
+def test_compiling__is_chosen_for_many_steps_if_there_is_no_time_budget(found):
+    assert compiling_pays(GPU, None, 10_000)
+    assert not compiling_pays(GPU, None, 9_999)
+    assert not compiling_pays(CPU, None, 10**6)
+    assert not compiling_pays(GPU, "5m", 10**6)
+
+
+def test_compiling__is_as_it_is_given(found):
+    assert mode(torch_compile=False, max_steps=10**6) is None
+    assert mode(torch_compile=True, max_steps=1) is not None
+    assert mode(torch_compile=None, max_steps=10_000) is not None
+    assert mode(torch_compile=None, max_steps=1) is None
+
+
+def mode(config=SMALL_IMAGES, batch_size=256, accumulation=1, *, max_steps=1, device=GPU, is_alone=True, **given):
     settings = PretrainingSettings(**{"torch_compile": True, **given})
-    return choose_compile_mode(settings, device, config, batch_size, accumulation, is_alone=is_alone)
+    return choose_compile_mode(settings, device, config, batch_size, accumulation, max_steps, is_alone=is_alone)
 
 
 def test_cuda_graphs__are_used_where_the_host_would_limit_a_step():
@@ -41,7 +62,6 @@ def test_cuda_graphs__are_used_where_the_host_would_limit_a_step():
     assert mode() == mode(batch_size=1024) == "reduce-overhead"
     assert mode(MAEConfig.from_preset("tiny"), 1024) == mode(MAEConfig.from_preset("base"), 256) == "default"
     assert mode(MAEConfig.from_preset("base"), 32) == "reduce-overhead"
-    assert mode(torch_compile=False) is None
 
 
 def test_cuda_graphs__are_not_used_where_they_have_not_been_proven():

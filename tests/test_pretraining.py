@@ -92,8 +92,8 @@ def test_run__says_what_it_chose_and_leaves_a_model(finished):
     assert {path.name for path in (output_dir / "sheets").iterdir()} == sheets
     assert len({path.stat().st_mode for path in (output_dir / "sheets").iterdir()}) == 1  # others may read all of them
     assert Image.open(output_dir / "reconstructions.png").size[0] > 1000
-    # A recipe is for any machine: precision, workers and the batch of one device are this machine's.
-    machine = {"bf16", "dataloader_num_workers", "per_device_train_batch_size", "output_dir"}
+    # A recipe is for any machine: precision, compilation, workers and the batch of one device are this machine's.
+    machine = {"bf16", "torch_compile", "dataloader_num_workers", "per_device_train_batch_size", "output_dir"}
     assert not machine & set(yaml.safe_load((output_dir / "recipe.yaml").read_text()))
     record = json.loads((output_dir / "run.json").read_text())
     assert record["recipe"]["effective_batch_size"] == 24

@@ -13,27 +13,31 @@ from ..training.arguments import parse_duration
 from .settings import PretrainingSettings
 from .speed import flops_per_sample
 
-# Seconds. Compiling takes about a minute; then a step is 1.3 times as fast (base, H200) or, of small models, more than
-# twice (docs/performance.md).
-_WORTH_COMPILING = 600
+# Seconds, and steps of at least 45 ms each, which is what a host takes to order one of `tiny` that is not compiled.
+# Compiling takes about a minute; then a step is 1.2 to 3.3 times as fast on an H200 (docs/performance.md).
+_WORTH_COMPILING, _STEPS_WORTH_COMPILING = 600, 10_000
 # Floating-point operations of a step. On an H200 the host takes 30 ms to order a compiled step of 12 blocks and 4 of
 # the decoder; the GPU takes 10 ms for one of 1e12 and 44 ms for one of 3e12 (docs/performance.md).
 _LIMITED_BY_HOST = 2e12
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
-def compiling_pays(device: torch.device, time_budget: float | str | None) -> bool:
+def compiling_pays(device: torch.device, time_budget: float | str | None, max_steps: int) -> bool:
     """Returns whether a model should be compiled if that is left open, see `_WORTH_COMPILING`.
 
     Args:
         device (`torch.device`): The device that the model is on. Only GPUs gain by it.
-        time_budget (`float` or `str`, *optional*): Time of the run. Without one nothing is chosen.
+        time_budget (`float` or `str`, *optional*): Time of the run.
+        max_steps (`int`): Steps of the run. They count if there is no time budget.
     """
-    if device.type != "cuda" or time_budget is None or parse_duration(time_budget) < _WORTH_COMPILING:
-        return False
+    if time_budget is not None:
+        is_long = parse_duration(time_budget) >= _WORTH_COMPILING
+    else:
+        is_long = max_steps >= _STEPS_WORTH_COMPILING
     # Triton, which is not there on all systems, writes C code.
     compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))
-    return find_spec("triton") is not None and any(map(shutil.which, compilers))
+    can_compile = find_spec("triton") is not None and any(map(shutil.which, compilers))
+    return device.type == "cuda" and is_long and can_compile and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def choose_compile_mode(
@@ -42,6 +46,7 @@ def choose_compile_mode(
     config: MAEConfig,
     batch_size: int,
     accumulation: int,
+    max_steps: int,
     *,
     is_alone: bool,
 ) -> str | None:
@@ -58,12 +63,14 @@ def choose_compile_mode(
         config ([`MAEConfig`]): The model.
         batch_size (`int`): Images of a forward pass.
         accumulation (`int`): Forward passes of a step.
+        max_steps (`int`): Steps of the run.
         is_alone (`bool`): Whether a single process trains, and holds all of the model.
 
     Raises:
         ValueError: If the given mode uses CUDA graphs and a step has several forward passes.
     """
-    if not settings.torch_compile:
+    compiled = settings.torch_compile
+    if not (compiling_pays(device, settings.time_budget, max_steps) if compiled is None else compiled):
         return None
     if (given := settings.torch_compile_mode) is not None:
         if given in _WITH_GRAPHS and accumulation > 1:

@@ -58,7 +58,7 @@ from ..training.step_guard import RunStopped, StepGuard, StopSignals, end_worker
 from .batch_size import choose_batch_size
 from .batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
 from .choices import recorded_choices, settle_settings
-from .compilation import choose_compile_mode, compiling_pays
+from .compilation import choose_compile_mode
 from .evaluation import RunEvaluation, num_twins
 from .images import look_at_images, open_run_images
 from .initial_model import build_model, checkpoint_activations, reading_of_run, stored_processor
@@ -143,12 +143,9 @@ class PretrainingRun:
         settings = self.settings
         AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
         state = join_processes()
-        # What the machine decides, and no recipe.
-        self.of_machine = {name for name in ("bf16", "torch_compile") if getattr(settings, name) is None}
+        self.of_machine = {"bf16"} if settings.bf16 is None else set()  # what the machine decides, and no recipe
         if settings.bf16 is None:
             settings.bf16 = chosen_precision(state.device, ("no", "bf16")) == "bf16"
-        if settings.torch_compile is None:
-            settings.torch_compile = compiling_pays(state.device, settings.time_budget)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if settings.bf16 else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever the environment says
@@ -309,7 +306,8 @@ class PretrainingRun:
     def _compile(self):
         """Compiles the model if it is to be, in a mode that suits the forward passes of a step."""
         is_alone = self.accelerator.num_processes == 1 and not self.is_sharded
-        work = (self.plain_model.config, min(self.batch_size, self.schedule.batch_size), self.batches.accumulation)
+        batch_size, steps = min(self.batch_size, self.schedule.batch_size), self.schedule.max_steps
+        work = (self.plain_model.config, batch_size, self.batches.accumulation, steps)
         self.compile_mode = choose_compile_mode(self.settings, self.device, *work, is_alone=is_alone)
         if self.compile_mode is not None:
             self.model.compile(mode=self.compile_mode)

@@ -143,7 +143,7 @@ class DeviceSettings:
     bf16: bool | None = HfArg(default=None, help="Mixed precision. Default: on GPUs that have it.")
     gradient_checkpointing: bool = HfArg(default=False, help="Use less memory and a third more time.")
     torch_compile: bool | None = HfArg(
-        default=None, help="Compile the model. Default: on a GPU with a time_budget of ten minutes or more."
+        default=None, help="Compile the model. Default: on a GPU in runs of ten minutes or of 10,000 steps."
     )
     torch_compile_mode: CompileMode | None = HfArg(
         default=None, help="How to compile. Default: with CUDA graphs (reduce-overhead) where steps are small."
