@@ -417,7 +417,7 @@ def test_batches__for_a_gpu_lie_in_pinned_memory(monkeypatch, device, pinned):
     run.image_processor, run.plain_model, run.workers = None, SimpleNamespace(config=None), 0
     run._start_loader = lambda: None
     run._build_loader()
-    assert made == {"pin_memory": pinned}
+    assert made["pin_memory"] is pinned
 
 
 # ----------------------------------------------------------------------------------------------------------------------
