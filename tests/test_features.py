@@ -312,9 +312,23 @@ def test_extraction__unsuitable_images_are_found_before_the_work(run, checkpoint
 
 
 def test_extraction__says_before_the_work_that_the_file_cannot_be_written(tmp_path):
-    (tmp_path / "features.parquet.partial").mkdir()
-    with pytest.raises(OSError, match=r"features\.parquet\.partial"):
+    (tmp_path / f"features.parquet.{os.getpid()}.partial").mkdir()
+    with pytest.raises(OSError, match=r"features\.parquet\.\d+\.partial"):
         features.FeatureFile(tmp_path / "features.parquet", {})
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "safetensors"])
+def test_two_processes__that_write_to_one_name_leave_a_whole_file(tmp_path, monkeypatch, suffix):
+    output = tmp_path / f"features.{suffix}"
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    first = features.FeatureFile(output, {})
+    monkeypatch.setattr(os, "getpid", lambda: 2)
+    with features.feature_file(output, {}) as second:
+        for file, name in ((first, "first"), (second, "second")):
+            file.add([name], {"feature": torch.ones(1, 3)})
+            file.finish()
+            assert name.encode() in output.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
 def test_extraction__does_not_replace_the_images(run, checkpoint, tmp_path):

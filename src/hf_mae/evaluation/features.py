@@ -372,7 +372,8 @@ class FeatureFile:
         self.maps_vary = maps_vary
         self.output, self.metadata = Path(output), {name: json.dumps(value) for name, value in metadata.items()}
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = self.output.with_name(self.output.name + ".partial")
+        # Of this process alone: of several that write to one name each leaves a whole file, the last one its own.
+        self.partial = self.output.with_name(f"{self.output.name}.{os.getpid()}.partial")
         self.partial.write_bytes(b"")  # where none can be written, that is said before the work
         self.parquet, self.batches = self.output.suffix == ".parquet", []
         self.texts: dict[str, list[str]] = {"name": []}

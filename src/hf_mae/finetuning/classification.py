@@ -545,7 +545,7 @@ def _write_predictions(
     problem_type: str,
 ):
     """Writes a table: the file, its label, the prediction, and the probability of each class or the numbers."""
-    partial = path.with_name(f".{path.name}.partial")  # a full disk leaves no table that is cut off
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # a full disk leaves no table that is cut off
     with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
         predicted = [] if problem_type == REGRESSION else ["prediction"]

@@ -238,7 +238,7 @@ def write_class_maps(
             continue
         path = paths[file]
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         _write_map(partial, path.suffix, maps, images.describe(file), no_data)
         os.replace(partial, path)
         written.append(path)
