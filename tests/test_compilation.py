@@ -90,9 +90,12 @@ def test_mode__that_is_given_is_used_and_says_that_the_model_is_compiled():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"torch_compile_mode": "reduce-overhead"}, "float32, compiled, CUDA graphs, "),
-        ({"torch_compile_mode": "max-autotune"}, "float32, compiled, max-autotune, "),
-        ({"torch_compile": True}, "float32, compiled, 0 loader"),
+        (
+            {"torch_compile_mode": "reduce-overhead"},
+            "float32, compiled with CUDA graphs (which takes the first step about a minute), ",
+        ),
+        ({"torch_compile_mode": "max-autotune"}, "float32, compiled with max-autotune ("),
+        ({"torch_compile": True}, "float32, compiled (which takes the first step about a minute), 0 loader"),
         ({}, "float32, 0 loader"),
     ],
 )

@@ -59,7 +59,6 @@ def summary_of_run(
     chosen = "" if settings.effective_batch_size else " (chosen for the number of images)"
     faster = "" if decoder_name() == "simplejpeg" else " (pip install simplejpeg: faster)"
     optimizer = {"adamw": "AdamW", "muon": "Muon"}[settings.optimizer]
-    compiled = {None: "", "default": ", compiled", "reduce-overhead": ", compiled, CUDA graphs"}
     resumed = f", continued from {checkpoint.name}" if checkpoint else ""
     lines = {
         "Images": f"{len(images):,} from {images.name}, {classes}; mean {mean}, deviation {deviation}",
@@ -71,11 +70,19 @@ def summary_of_run(
         f"{_fall(schedule)}",
         "Steps": _length(settings, schedule),
         "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}"
-        f"{compiled.get(compile_mode, f', compiled, {compile_mode}')}, "
+        f"{_compiled(compile_mode)}, "
         f"{num_workers} loader worker(s), JPEGs by {decoder_name()}{faster}",
         "Output": f"{Path(settings.output_dir)}{resumed}",
     }
     return "\n".join(f"{name:8} {text}" for name, text in lines.items())
+
+
+def _compiled(mode: str | None) -> str:
+    """Returns how the model is compiled."""
+    if mode is None:
+        return ""
+    how = {"default": "", "reduce-overhead": " with CUDA graphs"}.get(mode, f" with {mode}")
+    return f", compiled{how} (which takes the first step about a minute)"
 
 
 def _fall(schedule: Plan) -> str:
