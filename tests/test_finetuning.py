@@ -277,6 +277,7 @@ def test_best_model__is_refused_where_none_is_evaluated(call, short, folder, tmp
         ({"layer_decay": 0.5}, "`layer_decay` has no effect in a probe, as LARS"),
         ({"fast": True, "adam_beta2": 0.9}, "`adam_beta2` has no effect in a probe"),
         ({"optim": "sgd"}, "`optim` has no effect in a probe"),
+        ({"torch_compile_mode": "reduce-overhead", "gradient_accumulation_steps": 2}, "CUDA graphs.* has 2"),
         ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` has no effect in a probe"),  # it needs embeddings of text
         ({"gradient_checkpointing": True}, "`gradient_checkpointing` has no effect in a probe"),
         ({"num_neighbors": [5]}, "`num_neighbors` is for k-NN, which `fast` measures"),

@@ -24,7 +24,7 @@ from ..data.labels import names_of_labels, number_labels, open_labelled
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..publishing.hub import HubPush
 from ..publishing.records import read_record
-from ..training.arguments import check_output, fit_values, names_of, recipe_of
+from ..training.arguments import check_compile_mode, check_output, fit_values, names_of, recipe_of
 from ..training.data_settings import ColumnSettings, HeldOutSettings, StoredValueSettings
 from ..training.distributed import (
     call_in_main_process,
@@ -103,6 +103,11 @@ class FineTuningArguments(TrainingArguments):
             self.accelerator_config: dict | None = {"non_blocking": self.dataloader_pin_memory}
         workers = self.dataloader_num_workers
         self.dataloader_num_workers = int(on_gpu) if workers is None else workers
+        check_compile_mode(
+            self.torch_compile_mode,
+            self.gradient_accumulation_steps,
+            "`gradient_accumulation_steps` 1 and a larger `per_device_train_batch_size`",
+        )
         self.check_best()
         if self.label_smoothing_factor:
             raise ValueError(

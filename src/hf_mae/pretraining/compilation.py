@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 
 from ..modeling.configuration_mae import MAEConfig
-from ..training.arguments import parse_duration
+from ..training.arguments import check_compile_mode, parse_duration
 from .settings import PretrainingSettings
 from .speed import flops_per_sample
 
@@ -19,7 +19,6 @@ _WORTH_COMPILING, _STEPS_WORTH_COMPILING = 600, 10_000
 # Floating-point operations of a step. On an H200 the host takes 30 ms to order a compiled step of 12 blocks and 4 of
 # the decoder; the GPU takes 10 ms for one of 1e12 and 44 ms for one of 3e12 (docs/performance.md).
 _LIMITED_BY_HOST = 2e12
-_WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 def compiling_pays(device: torch.device, time_budget: float | str | None, max_steps: int) -> bool:
@@ -53,9 +52,8 @@ def choose_compile_mode(
     """Returns the mode of `torch.compile` for the steps of a run, `None` if they are not compiled.
 
     The mode reduce-overhead records the operations of a step as CUDA graphs and replays them, so that the host orders
-    them all at once. It is chosen where the host would take longer than the GPU, see `_LIMITED_BY_HOST`. Graphs write
-    the gradients of each backward pass to the same memory, so that nothing may be added up in it: with several passes
-    a step the gradients would be wrong, even without an error (pytorch/pytorch, issues 96693 and 169545).
+    them all at once. It is chosen where the host would take longer than the GPU, see `_LIMITED_BY_HOST`, and where the
+    gradients are right, see [`~hf_mae.training.arguments.check_compile_mode`].
 
     Args:
         settings ([`PretrainingSettings`]): The settings.
@@ -72,14 +70,10 @@ def choose_compile_mode(
     compiled = settings.torch_compile
     if not (compiling_pays(device, settings.time_budget, max_steps) if compiled is None else compiled):
         return None
-    if (given := settings.torch_compile_mode) is not None:
-        if given in _WITH_GRAPHS and accumulation > 1:
-            raise ValueError(
-                f"`torch_compile_mode` {given} replays CUDA graphs, which cannot add up the gradients of several "
-                f"forward passes, and a step has {accumulation}, of at most {batch_size} images. Leave "
-                "`torch_compile_mode` out, or set a smaller `effective_batch_size`."
-            )
-        return given
+    if settings.torch_compile_mode is not None:
+        way_out = f"a smaller `effective_batch_size`: a process takes at most {batch_size} images at once"
+        check_compile_mode(settings.torch_compile_mode, accumulation, way_out)
+        return settings.torch_compile_mode
     fits = device.type == "cuda" and accumulation == 1 and is_alone and not settings.gradient_checkpointing
     return "reduce-overhead" if fits and batch_size * flops_per_sample(config) < _LIMITED_BY_HOST else "default"
 

@@ -229,6 +229,27 @@ def check_output(data: str | None, output_dir: str):
         raise ValueError("`output_dir` is the folder of the images. Choose another, which may be inside of it.")
 
 
+def check_compile_mode(mode: str | None, accumulation: int, way_out: str):
+    """Refuses CUDA graphs where a step adds up the gradients of several backward passes.
+
+    Graphs write the gradients of each pass to the same memory, so that the sum would be wrong, even without an error
+    (pytorch/pytorch, issues 96693 and 169545).
+
+    Args:
+        mode (`str`, *optional*): Of `torch.compile`.
+        accumulation (`int`): Forward passes of a step.
+        way_out (`str`): What to set so that one is enough.
+
+    Raises:
+        ValueError: If the mode uses CUDA graphs and a step has several passes.
+    """
+    if mode in ("reduce-overhead", "max-autotune") and accumulation > 1:
+        raise ValueError(
+            f"`torch_compile_mode` {mode} replays CUDA graphs, which cannot add up the gradients of several forward "
+            f"passes, and a step has {accumulation}. Leave `torch_compile_mode` out, or set {way_out}."
+        )
+
+
 def check_range(name: str, value):
     """Raises `ValueError` if a number, or one of a list, is none that a setting of this name can have."""
     for words, (fits, names) in _RANGES.items():
@@ -431,6 +452,7 @@ def names_of(settings_class: type) -> set[str]:
 
 
 __all__ = [
+    "check_compile_mode",
     "check_output",
     "check_range",
     "class_names_of",
