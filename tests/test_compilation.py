@@ -50,11 +50,13 @@ def test_compiling__is_as_it_is_given(found):
     assert mode(torch_compile=True, max_steps=1) is not None
     assert mode(torch_compile=None, max_steps=10_000) is not None
     assert mode(torch_compile=None, max_steps=1) is None
+    assert mode(torch_compile=None, max_steps=10_000, is_sharded=True) is None
 
 
-def mode(config=SMALL_IMAGES, batch_size=256, accumulation=1, *, max_steps=1, device=GPU, is_alone=True, **given):
+def mode(config=SMALL_IMAGES, batch_size=256, accumulation=1, *, max_steps=1, device=GPU, processes=1, **given):
+    place = {"num_processes": processes, "is_sharded": given.pop("is_sharded", False)}
     settings = PretrainingSettings(**{"torch_compile": True, **given})
-    return choose_compile_mode(settings, device, config, batch_size, accumulation, max_steps, is_alone=is_alone)
+    return choose_compile_mode(settings, device, config, batch_size, accumulation, max_steps, **place)
 
 
 def test_cuda_graphs__are_used_where_the_host_would_limit_a_step():
@@ -65,7 +67,8 @@ def test_cuda_graphs__are_used_where_the_host_would_limit_a_step():
 
 
 def test_cuda_graphs__are_not_used_where_they_have_not_been_proven():
-    assert mode(device=CPU) == mode(is_alone=False) == mode(gradient_checkpointing=True) == "default"
+    assert mode(device=CPU) == mode(processes=2) == mode(is_sharded=True) == "default"
+    assert mode(gradient_checkpointing=True) == "default"
 
 
 def test_cuda_graphs__add_up_no_gradients():

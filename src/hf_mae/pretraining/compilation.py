@@ -47,7 +47,8 @@ def choose_compile_mode(
     accumulation: int,
     max_steps: int,
     *,
-    is_alone: bool,
+    num_processes: int,
+    is_sharded: bool,
 ) -> str | None:
     """Returns the mode of `torch.compile` for the steps of a run, `None` if they are not compiled.
 
@@ -62,20 +63,25 @@ def choose_compile_mode(
         batch_size (`int`): Images of a forward pass.
         accumulation (`int`): Forward passes of a step.
         max_steps (`int`): Steps of the run.
-        is_alone (`bool`): Whether a single process trains, and holds all of the model.
+        num_processes (`int`): Number of processes.
+        is_sharded (`bool`): Whether each process holds a part of the model. Such runs are compiled, and those of several
+            processes use graphs, only if they are told to: neither was tried on GPUs.
 
     Raises:
         ValueError: If the given mode uses CUDA graphs and a step has several forward passes.
     """
     compiled = settings.torch_compile
-    if not (compiling_pays(device, settings.time_budget, max_steps) if compiled is None else compiled):
+    if compiled is None:
+        compiled = not is_sharded and compiling_pays(device, settings.time_budget, max_steps)
+    if not compiled:
         return None
     if settings.torch_compile_mode is not None:
         way_out = f"a smaller `effective_batch_size`: a process takes at most {batch_size} images at once"
         check_compile_mode(settings.torch_compile_mode, accumulation, way_out)
         return settings.torch_compile_mode
-    fits = device.type == "cuda" and accumulation == 1 and is_alone and not settings.gradient_checkpointing
-    return "reduce-overhead" if fits and batch_size * flops_per_sample(config) < _LIMITED_BY_HOST else "default"
+    is_alone = num_processes == 1 and not is_sharded and not settings.gradient_checkpointing
+    is_small = batch_size * flops_per_sample(config) < _LIMITED_BY_HOST
+    return "reduce-overhead" if device.type == "cuda" and is_alone and accumulation == 1 and is_small else "default"
 
 
 __all__ = ["choose_compile_mode", "compiling_pays"]

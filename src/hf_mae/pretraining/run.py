@@ -305,10 +305,10 @@ class PretrainingRun:
 
     def _compile(self):
         """Compiles the model if it is to be, in a mode that suits the forward passes of a step."""
-        is_alone = self.accelerator.num_processes == 1 and not self.is_sharded
+        place = {"num_processes": self.accelerator.num_processes, "is_sharded": self.is_sharded}
         batch_size, steps = min(self.batch_size, self.schedule.batch_size), self.schedule.max_steps
         work = (self.plain_model.config, batch_size, self.batches.accumulation, steps)
-        self.compile_mode = choose_compile_mode(self.settings, self.device, *work, is_alone=is_alone)
+        self.compile_mode = choose_compile_mode(self.settings, self.device, *work, **place)
         if self.compile_mode is not None:
             self.model.compile(mode=self.compile_mode)
 
