@@ -64,8 +64,8 @@ def choose_compile_mode(
         accumulation (`int`): Forward passes of a step.
         max_steps (`int`): Steps of the run.
         num_processes (`int`): Number of processes.
-        is_sharded (`bool`): Whether each process holds a part of the model. Such runs are compiled, and those of several
-            processes use graphs, only if they are told to: neither was tried on GPUs.
+        is_sharded (`bool`): Whether each process holds a part of the model. Such runs are compiled, and those of
+            several processes use graphs, only if they are told to: neither was tried on GPUs.
 
     Raises:
         ValueError: If the given mode uses CUDA graphs and a step has several forward passes.
