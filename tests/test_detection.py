@@ -27,6 +27,8 @@ from hf_mae.finetuning import detection as script
 from hf_mae.modeling.modeling_mae_downstream import find_backbone
 from hf_mae.training.step_guard import RunStopped
 
+pytest.importorskip("faster_coco_eval")
+
 # A run of two steps in seconds.
 TINY = ["--head_size", 16, "--num_queries", 20, "--decoder_layers", 2, "--per_device_train_batch_size", 4]
 TINY += ["--max_steps", 2, "--eval_strategy", "no", "--save_strategy", "no"]

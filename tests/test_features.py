@@ -300,6 +300,7 @@ def test_extraction__needs_no_labels(run, checkpoint, labelled, tmp_path, table,
 
 
 def test_extraction__unsuitable_images_are_found_before_the_work(run, checkpoint, labelled, tmp_path, monkeypatch):
+    pytest.importorskip("tifffile")
     picture(5).save(labelled / "bob" / "9.tif", save_all=True, append_images=[picture(6)])
     monkeypatch.setattr(features, "compute_features", lambda *given: pytest.fail("the work has started"))
     arguments = ["--output", tmp_path / "features.parquet", "--batch_size", 1]

@@ -287,6 +287,8 @@ def test_best_model__is_refused_where_none_is_evaluated(call, short, folder, tmp
     ],
 )
 def test_linear_probing__settings_without_effect_are_refused(settings, message):
+    if "report_to" in settings:
+        pytest.importorskip("tensorboard")
     with pytest.raises(ValueError, match=message):
         ProbingArguments("out", model_name_or_path="model", use_cpu=True, **settings)
 

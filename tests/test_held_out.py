@@ -250,6 +250,7 @@ def test_parquet__rows_are_known_by_file_and_number(tmp_path):
 
 
 def test_windows_and_pages__stay_with_their_file(tmp_path):
+    pytest.importorskip("tifffile")
     (tmp_path / "scenes").mkdir()
     for number in range(8):
         np.save(tmp_path / "scenes" / f"{number}.npy", np.full((3, 20, 20), number, dtype=np.uint8))

@@ -244,6 +244,7 @@ def test_table__counts_before_the_names_of_folders(folder, log):
 
 def test_table__has_the_labels_of_pages_and_windows(tmp_path):
     """They had those of the folders, whatever the table and `label_column` said."""
+    pytest.importorskip("tifffile")
     for number in range(4):
         path = tmp_path / "ab"[number % 2] / f"{number}.tif"
         path.parent.mkdir(exist_ok=True)
@@ -267,6 +268,7 @@ def test_table__has_the_labels_of_pages_and_windows(tmp_path):
 def test_split_of_one_class__is_labelled_by_its_folder_also_as_pages_or_windows_or_of_several_classes(tmp_path):
     """Pages and windows had no label, and training images were evaluated on in their place; with several classes an
     image the split had labels of another shape than the training images."""
+    pytest.importorskip("tifffile")
     for number, place in enumerate(("train/a", "train/b", "train/a", "train/b", "val/b", "val/b")):
         path = tmp_path / place / f"{number}.tif"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -234,6 +234,7 @@ def test_score__never_writes_over_the_images_nor_among_them(pretrained, photos, 
 
 
 def test_score__unsuitable_images_are_found_before_the_work(score, photos, tiny_model, tmp_path, monkeypatch):
+    pytest.importorskip("tifffile")
     monkeypatch.setattr(Scorer, "__call__", lambda *given: pytest.fail("the work has started"))
     picture(6).save(photos / "9.tif", save_all=True, append_images=[picture(7)])
     with pytest.raises(ValueError, match=r"9\.tif: The image has 2 pages"):

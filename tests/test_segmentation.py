@@ -15,7 +15,6 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import pytest
-import tifffile
 import torch
 from image_files import write_few_bits
 from transformers import TrainingArguments, UperNetConfig, UperNetForSemanticSegmentation
@@ -32,6 +31,8 @@ from hf_mae.evaluation.segmentation_metrics import ConfusionMatrix
 from hf_mae.finetuning import segmentation as script
 from hf_mae.finetuning.detection import DetectionArguments
 from hf_mae.training.step_guard import RunStopped
+
+tifffile = pytest.importorskip("tifffile")
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--head_size", "16", "--feature_pyramid_size", "16", "--disable_tqdm", "true", "--use_cpu", "true"]
