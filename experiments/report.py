@@ -528,6 +528,33 @@ def gpu_batches_table() -> str:
     return table(["preset", *sizes], rows)
 
 
+PARAMETERS = {"base": 111.9e6, "large": 329.5e6, "huge": 657.1e6}  # with the decoder
+
+
+def gpu_scaling(gpus: int, images: int) -> str:
+    """Returns the computed share of the ideal speed of some GPUs with some images each, as a range of presets.
+
+    Gradients in float32 pass twice around a ring of the GPUs of each machine, and of the machines. That is hidden as
+    long as it takes less than the backward pass, two thirds of a step.
+    """
+    shares = []
+    for preset, parameters in PARAMETERS.items():
+        step = images / gpu_steps()[preset, "compiled"]["hf_mae"]["images_per_second"]
+        rings = {300e9: min(gpus, 8), 40e9: gpus // 8}  # bytes/s within a machine and between machines: how many
+        exchange = sum(2 * (many - 1) / many * 4 * parameters / speed for speed, many in rings.items() if many)
+        shares.append(step / (step + max(exchange - 2 / 3 * step, 0)))
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{high} %" if low == high else f"{low} to {high} %"
+
+
+def gpu_speeds() -> str:
+    """Returns the images/s of compiled steps that the computed scaling is made of."""
+    base, large, huge = (
+        f"{gpu_steps()[preset, 'compiled']['hf_mae']['images_per_second']:,.0f}" for preset in PARAMETERS
+    )
+    return f"{base}, {large} and {huge}"
+
+
 def gpu_small_step(case: str) -> str:
     """Returns the milliseconds of a step of a small model."""
     return f"{1000 * gpu_cases('small')[case]['seconds']:.0f}"
@@ -569,6 +596,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu bf16 residual": lambda: gpu_option_ratio("bf16 residual"),
     "gpu step range, lightly": lambda: gpu_step_range("lightly"),
     "gpu batches": gpu_batches_table,
+    "gpu speeds": gpu_speeds,
+    "gpu scaling, one machine": lambda: gpu_scaling(8, 64),
+    "gpu scaling, paper's batch": lambda: gpu_scaling(64, 64),
+    "gpu scaling, larger batch": lambda: gpu_scaling(64, 256),
+    "gpu scaling, many": lambda: gpu_scaling(512, 32),
     "gpu small": gpu_small_table,
     "gpu small step": lambda: gpu_small_step("adamw, 1024, default"),
     "gpu small step, Muon": lambda: gpu_small_step("muon, 1024, default"),
