@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
-from ..modeling.configuration_mae import MAEConfig, _pair, fields_of_pixio
+from ..modeling.configuration_mae import MAEConfig, fields_of_pixio, height_width
 from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..modeling.saving_mae import no_model_in, share_weights
@@ -263,7 +263,7 @@ def _timm_config(model: MAEPreTrainedModel, transform: dict) -> dict:
         "fc_norm": has_classifier and pooling == "avg",
     }
     weights = {
-        "input_size": [config.num_channels, *_pair(config.image_size)],
+        "input_size": [config.num_channels, *height_width(config.image_size)],
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "first_conv": "patch_embed.proj",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file, logging
 
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.loading_mae import OF_TRANSFORMERS
 from ..publishing.records import write_json
@@ -55,7 +55,7 @@ def find_image_processor(source: str | os.PathLike, layout: str, config: MAEConf
     if (stretches or layout in PIXIO_LAYOUTS) and not stated.get("do_center_crop"):
         if stretches and stated.get("resample") in _FILTERS.values():  # MAE's and Pixio's is bicubic, whatever is said
             options["resample"] = stated["resample"]
-        height, width = _pair(config.image_size)
+        height, width = height_width(config.image_size)
         return MAEImageProcessor(size={"height": height, "width": width}, **options)
     return MAEImageProcessor.for_image_size(config.image_size, **options)
 
@@ -95,7 +95,7 @@ def _stated_sides(size) -> dict:
 
 def _stated_crop(stated: dict, of_timm: dict, config: MAEConfig) -> dict:
     """Returns size, crop and filter, if a crop is stated."""
-    sides, crop_pct = _pair(config.image_size), of_timm.get("crop_pct")
+    sides, crop_pct = height_width(config.image_size), of_timm.get("crop_pct")
     size, crop = (_stated_sides(stated.get(name)) for name in ("size", "crop_size"))
     resample = stated.get("resample")
     if crop_pct:
@@ -138,7 +138,7 @@ def _of_hf_mae(folder: str, config: MAEConfig) -> MAEImageProcessor:
             f"{', '.join(list(changes)[1:])} are the defaults. Change them in preprocessor_config.json."
         )
         processor = MAEImageProcessor.from_pretrained(folder, **changes)
-    same_size = processor.crop_height_width == _pair(config.image_size)
+    same_size = processor.crop_height_width == height_width(config.image_size)
     return processor if same_size else processor.with_image_size(config.image_size)
 
 

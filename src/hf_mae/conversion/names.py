@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..modeling.configuration_mae import _PIXIO as PIXIO_FIELDS
+from ..modeling.configuration_mae import PIXIO_FIELDS
 
 # Each table maps their names to ours, without `.weight` and `.bias`; `{}` stands for the number of a block. Where
 # several of their names have one of ours, the first is the one that is written.

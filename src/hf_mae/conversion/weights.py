@@ -13,7 +13,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..modeling.auto_mae import class_of_architecture
-from ..modeling.configuration_mae import _PRESETS, MAEConfig, _pair
+from ..modeling.configuration_mae import PRESETS, MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.loading_mae import HUB_KWARGS, OF_TRANSFORMERS
 from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
@@ -148,9 +148,9 @@ def import_checkpoint(
     content_class, fields, tensors = _convert(state_dict, stated, config, wanted.get("image_size"))
     load = (model_class or content_class).from_pretrained
     model = load(None, config=MAEConfig(**fields), state_dict=tensors, dtype=torch.float32)
-    patch_size, image_size = (wanted.get(name, getattr(model.config, name)) for name in ("patch_size", "image_size"))
-    if (_pair(patch_size), _pair(image_size)) != (_pair(model.config.patch_size), _pair(model.config.image_size)):
-        model.resize_patches(patch_size, image_size)
+    sizes = {name: wanted.get(name, getattr(model.config, name)) for name in ("patch_size", "image_size")}
+    if any(height_width(size) != height_width(getattr(model.config, name)) for name, size in sizes.items()):
+        model.resize_patches(**sizes)
     if wanted.get("num_channels", model.config.num_channels) != model.config.num_channels:
         model.resize_channels(wanted["num_channels"])
     return model.eval()
@@ -329,7 +329,7 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
     side = math.isqrt(positions.shape[1] - fields["num_class_tokens"])
     size = (side * patch_height, side * patch_width)
     if image_size is not None and _is_grid_of(positions, fields, image_size):
-        size = _pair(image_size)
+        size = height_width(image_size)
     fields["image_size"] = size[0] if size[0] == size[1] else size
     if "decoder.embed.weight" in tensors:
         fields["decoder_hidden_size"] = tensors["decoder.embed.weight"].shape[0]
@@ -341,7 +341,7 @@ def _sizes(tensors: dict[str, torch.Tensor], image_size=None) -> dict:
 
 def _known_heads(fields: dict) -> dict[str, int]:
     """Returns the numbers of heads, which no tensor shows, where the widths of encoder and decoder are known ones."""
-    presets = [MAEConfig.from_preset(name) for name in _PRESETS]
+    presets = [MAEConfig.from_preset(name) for name in PRESETS]
     heads = {(preset.hidden_size, preset.num_hidden_layers): preset.num_attention_heads for preset in presets}
     heads |= _OTHER_HEADS
     decoder_heads = {preset.decoder_hidden_size: preset.decoder_num_attention_heads for preset in presets}
@@ -359,7 +359,7 @@ def _is_grid_of(table: torch.Tensor, fields: dict, image_size: int | tuple[int, 
     table is the fixed one of the other grid.
     """
     class_tokens = fields["num_class_tokens"]
-    sides = zip(_pair(image_size), _pair(fields["patch_size"]), strict=True)
+    sides = zip(height_width(image_size), height_width(fields["patch_size"]), strict=True)
     rows, columns = (size // patch for size, patch in sides)
     if rows * columns != table.shape[1] - class_tokens:
         return False
@@ -563,7 +563,7 @@ def _find_head_obstacle(layout: str, config: MAEConfig) -> str | None:
 
 
 def _find_encoder_obstacle(layout: str, config: MAEConfig) -> str | None:
-    (height, width), (patch_height, patch_width) = _pair(config.image_size), _pair(config.patch_size)
+    (height, width), (patch_height, patch_width) = height_width(config.image_size), height_width(config.patch_size)
     if config.num_class_tokens > 1 and layout not in PIXIO_LAYOUTS:
         return f"has one class token, this model {config.num_class_tokens}. Export to 'pixio' or 'pixio_official'."
     if layout in ("vit_mae", *PIXIO_LAYOUTS) and (height != width or patch_height != patch_width):
@@ -585,7 +585,7 @@ def _their_tensors(model: MAEPreTrainedModel, layout: str) -> tuple[dict[str, to
     for name, their_names in names_in(layout, tensors).items():
         tensor = tensors[name]
         if name == "mae.embeddings.patch_embeddings.weight":  # back to a convolution's (D, C, height, width)
-            sizes = (*_pair(model.config.patch_size), model.config.num_channels)
+            sizes = (*height_width(model.config.patch_size), model.config.num_channels)
             tensor = tensor.unflatten(1, sizes).permute(0, 3, 1, 2)
         if not their_names:
             if name.startswith(("mae.", "fc_norm.", "classifier.")) and name != "mae.embeddings.mask_token":

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..conversion.image_processors import find_image_processor
 from ..conversion.weights import import_checkpoint
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.loading_mae import OF_TRANSFORMERS
 from ..modeling.modeling_mae import MAEPreTrainedModel
@@ -212,7 +212,7 @@ def _patch_size(name: str, config: PreTrainedConfig) -> tuple[int, int]:
             f"{name} ({config.model_type}) has no {missing[0]} in its configuration. Models that can be compared are "
             "vision transformers, which give one token for each patch."
         )
-    return _pair(config.patch_size)
+    return height_width(config.patch_size)
 
 
 @torch.no_grad()

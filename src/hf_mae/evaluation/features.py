@@ -34,7 +34,7 @@ from ..data.parts import PartsOfImages
 from ..data.sampling import default_num_workers
 from ..data.sources import open_images
 from ..data.windows import STRIDE, WindowGrid, check_stride
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor, resize
 from ..modeling.modeling_mae import MAEModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
@@ -327,7 +327,7 @@ def compute_patch_maps(
         model.
     """
     patch_size = model.base_model.embeddings.patch_size
-    sides = zip(_pair(model.config.image_size), patch_size, strict=True)
+    sides = zip(height_width(model.config.image_size), patch_size, strict=True)
     window = tuple(side // patch for side, patch in sides)
     grid = WindowGrid.of_picture(patch_grid(pixel_values, patch_size), (window[0], window[1]), stride)
     (rows, columns), (vertical, horizontal) = grid.window, grid.weights

@@ -28,7 +28,7 @@ from ..data.folders import FolderImages
 from ..data.held_out import check_not_grouped, choose_held_out
 from ..data.sampling import evenly_spaced
 from ..evaluation.detection_metrics import BoxFigures, check_libraries, detection_sheet
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing.licenses import license_of
@@ -212,10 +212,11 @@ def build_encoder_config(args: DetectionArguments) -> MAEConfig:
     else:
         config = MAEConfig.from_pretrained(path, **fields) if path else MAEConfig.from_preset(args.preset, **fields)
         config.feature_pyramid_size = min(config.hidden_size // 8 * 8, 256)
-    wanted = args.image_size or ([_SAMPLE_SIDE] if args.data is None else _pair(config.image_size))
+    wanted = args.image_size or ([_SAMPLE_SIDE] if args.data is None else height_width(config.image_size))
     wanted = wanted * 2 if len(wanted) == 1 else wanted
     # The coarsest map has a cell for 2 x 2 patches, and the detector needs maps that halve exactly.
-    sides = [-(-side // (2 * patch)) * 2 * patch for side, patch in zip(wanted, _pair(config.patch_size), strict=True)]
+    cell = [2 * side for side in height_width(config.patch_size)]
+    sides = [-(-side // multiple) * multiple for side, multiple in zip(wanted, cell, strict=True)]
     if tuple(sides) != tuple(wanted):
         say(args, f"`image_size` {wanted[0]} x {wanted[1]} is rounded up to {sides[0]} x {sides[1]}: twice the patch.")
     config.image_size = sides[0] if sides[0] == sides[1] else sides
@@ -242,7 +243,7 @@ def build_detector(args: DetectionArguments, config: MAEConfig, names: list[str]
         raise ValueError(f"`head` is {head}, but {args.model_name_or_path} is a {head_there}. Leave it out.")
     layers = args.decoder_layers or (3 if trained is None else trained.decoder_layers)
     config_class, model_class = _HEADS[head]
-    size, (patch, _) = config.feature_pyramid_size, _pair(config.patch_size)
+    size, (patch, _) = config.feature_pyramid_size, height_width(config.patch_size)
     torch.manual_seed(args.seed)
     model = model_class(
         config_class(
@@ -288,8 +289,8 @@ def choose_num_queries(args: DetectionArguments, config: MAEConfig, *splits: Box
     number = args.num_queries or min(max(50, 2 * most), 300, cells)
     if not 1 <= number <= cells:
         raise ValueError(
-            f"`num_queries` must be in [1, {cells}], the cells of the maps at {_pair(config.image_size)} pixels, got "
-            f"{number}. Raise `image_size`."
+            f"`num_queries` must be in [1, {cells}], the cells of the maps at {height_width(config.image_size)} "
+            f"pixels, got {number}. Raise `image_size`."
         )
     if number < most:
         say(args, f"A picture has {most} boxes, more than the {number} queries: some of them cannot be found.")
@@ -553,7 +554,7 @@ def evaluate_detector(args: DetectionArguments) -> FineTuned:
 def _plan(args: DetectionArguments, model: PreTrainedModel, train: BoxedImages, val: BoxedImages) -> str:
     config = model.config.backbone_config
     rows, columns = config.grid_size
-    height, width = _pair(config.image_size)
+    height, width = height_width(config.image_size)
     path, names = args.model_name_or_path, train.names
     started = f"of {path}" if trained_detector(path) else f"encoder of {path}, the rest fresh"
     return (

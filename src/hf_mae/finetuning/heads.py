@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..cli import in_flags
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import find_backbone
 from ..publishing.records import write_json
@@ -65,7 +65,7 @@ def whole_image_processor(args, config: MAEConfig) -> MAEImageProcessor:
         args ([`SegmentationArguments`] or [`DetectionArguments`]): Says which checkpoint, and how files are read.
         config ([`MAEConfig`]): Size and channels of the model.
     """
-    height, width = _pair(config.image_size)
+    height, width = height_width(config.image_size)
     size = {"height": height, "width": width}
     changes = {"size": size, "crop_size": size, "do_center_crop": False}
     if args.model_name_or_path is None:

@@ -32,7 +32,7 @@ from ..data.masks import (
 from ..data.sources import open_images
 from ..data.windows import PictureStrips, sizes_of, whole_pictures
 from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_sheet
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from ..training.arguments import class_names_of, parse_arguments
@@ -490,7 +490,7 @@ def _plan(
 ) -> str:
     config = model.config.backbone_config
     rows, columns = config.grid_size
-    height, width = _pair(config.image_size)
+    height, width = height_width(config.image_size)
     fresh = args.from_scratch or not args.model_name_or_path
     return (
         f"Images   {num_train:,} and {len(strips.pairs):,} to evaluate on, {args.data or 'generated'}\n"

@@ -22,7 +22,7 @@ from .saving_mae import SavesCode, check_is_object, explaining_missing, has_conf
 # Pixio: arXiv 2512.15715, Table 8 (base, large, huge) and Table 10 (a decoder of 32 blocks for all sizes). pixio-small
 # is ours, small with that decoder, and so is pixio-tiny: tiny with twice as deep a decoder, which at ViT-H gives nearly
 # all that four times the depth gives (Table 13: 55.1 and 55.8 % k-NN, 35.3 without).
-_PRESETS = {
+PRESETS = {
     #         patch width depth heads  mlp | decoder: width depth heads  mlp
     "tiny": (16, 192, 12, 3, 768, 128, 4, 4, 512),
     "small": (16, 384, 12, 6, 1536, 256, 4, 8, 1024),
@@ -35,7 +35,7 @@ _PRESETS = {
     "pixio-large": (16, 1024, 24, 16, 4096, 512, 32, 16, 2048),
     "pixio-huge": (16, 1280, 32, 16, 5120, 512, 32, 16, 2048),
 }
-_PRESET_FIELDS = (
+PRESET_FIELDS = (
     "patch_size",
     "hidden_size",
     "num_hidden_layers",
@@ -46,13 +46,13 @@ _PRESET_FIELDS = (
     "decoder_num_attention_heads",
     "decoder_intermediate_size",
 )
-_PIXIO = {"position_embedding": "learned", "pooling": "class"}
+PIXIO_FIELDS = {"position_embedding": "learned", "pooling": "class"}
 # pixio-tiny is matched for small pictures: 8 x 8 patches in cells of 2 x 2 are 16 cells, of which four stay visible, as
 # of Pixio's 16 x 16 patches in cells of 4 x 4. With cells of 2 x 2, four class tokens did as well as eight (Table 15).
 _PRESET_CHANGES = {
-    "pixio-tiny": {**_PIXIO, "image_size": 32, "num_class_tokens": 4, "mask_block_size": 2},
+    "pixio-tiny": {**PIXIO_FIELDS, "image_size": 32, "num_class_tokens": 4, "mask_block_size": 2},
     **{
-        f"pixio-{size}": {**_PIXIO, "image_size": 256, "num_class_tokens": 8, "mask_block_size": 4}
+        f"pixio-{size}": {**PIXIO_FIELDS, "image_size": 256, "num_class_tokens": 8, "mask_block_size": 4}
         for size in ("small", "base", "large", "huge")
     },
 }
@@ -200,9 +200,9 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: If there is no such preset.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"There is no preset {name!r}; choose one of {', '.join(_PRESETS)}.")
-        fields = dict(zip(_PRESET_FIELDS, _PRESETS[name], strict=True))
+        if name not in PRESETS:
+            raise ValueError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
+        fields = dict(zip(PRESET_FIELDS, PRESETS[name], strict=True))
         return cls(**{**fields, **_PRESET_CHANGES.get(name, {}), **kwargs})
 
     @classmethod
@@ -226,7 +226,7 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Patches of an image of `image_size`, (rows, columns)."""
-        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        (height, width), (patch_height, patch_width) = height_width(self.image_size), height_width(self.patch_size)
         return height // patch_height, width // patch_width
 
     @classmethod
@@ -324,20 +324,20 @@ class MAEConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
-        if self.norm_pix_loss and math.prod(_pair(self.patch_size)) * self.num_channels == 1:
+        if self.norm_pix_loss and math.prod(height_width(self.patch_size)) * self.num_channels == 1:
             raise ValueError("`norm_pix_loss` needs patches of more than one value, which have a variance.")
-        check_mask_cells(self.mask_sampling, self.mask_block_size, self.grid_size, _pair(self.patch_size))
+        check_mask_cells(self.mask_sampling, self.mask_block_size, self.grid_size, height_width(self.patch_size))
         if self.pooling == "attentive":
             check_pooling_queries(self.hidden_size, self.num_pooling_queries)
 
     def _check_sizes(self):
-        size, patch_size = _pair(self.image_size), _pair(self.patch_size)
+        size, patch_size = height_width(self.image_size), height_width(self.patch_size)
         for name, sides in (("image_size", size), ("patch_size", patch_size)):
             if len(sides) != 2:
                 raise ValueError(f"`{name}` must be one number or (height, width), got {sides}.")
         widths = ("hidden_size", "intermediate_size", "decoder_hidden_size", "decoder_intermediate_size")
         for name in ("image_size", "patch_size", "num_channels", "num_class_tokens", *widths):
-            if min(_pair(getattr(self, name))) < 1:
+            if min(height_width(getattr(self, name))) < 1:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if any(s % p for s, p in zip(size, patch_size, strict=True)):
             nearest = tuple(max(round(s / p), 1) * p for s, p in zip(size, patch_size, strict=True))
@@ -379,7 +379,7 @@ def fields_of_pixio(stated: dict) -> dict:
 
     Those of ViTMAE and ViT need no such change: their fields have the same names here.
     """
-    fields = {**_PIXIO, **CONFIG_MAPPING["pixio"].from_dict(stated).to_dict()}
+    fields = {**PIXIO_FIELDS, **CONFIG_MAPPING["pixio"].from_dict(stated).to_dict()}
     fields["num_class_tokens"] = fields.pop("n_cls_tokens")
     fields["intermediate_size"] = int(fields["hidden_size"] * fields.pop("mlp_ratio"))
     del fields["stage_names"], fields["out_indices"]
@@ -388,9 +388,17 @@ def fields_of_pixio(stated: dict) -> dict:
     return fields
 
 
-def _pair(size: int | list[int]) -> tuple[int, ...]:
+def height_width(size: int | list[int]) -> tuple[int, ...]:
     """Returns (height, width) of a size that is given as one integer or as two."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-__all__ = ["MAEConfig", "check_pooling_queries", "fields_of_pixio"]
+__all__ = [
+    "PIXIO_FIELDS",
+    "PRESETS",
+    "PRESET_FIELDS",
+    "MAEConfig",
+    "check_pooling_queries",
+    "fields_of_pixio",
+    "height_width",
+]

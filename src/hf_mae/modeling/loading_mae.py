@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import find_adapter_config_file, is_peft_available, logging
 
-from .configuration_mae import MAEConfig, _pair
+from .configuration_mae import MAEConfig, height_width
 from .patches_mae import patch_resampling, resample_position_table
 from .saving_mae import no_model_in, share_weights
 
@@ -222,7 +222,7 @@ class LoadingMixin:
 
     def _change_sizes(self, saved: dict, wanted: dict, channel_init: str):
         """Resizes weights that were loaded at the saved sizes to those that are wanted; see `_separate_sizes`."""
-        if any(_pair(wanted[size]) != _pair(saved[size]) for size in ("image_size", "patch_size")):
+        if any(height_width(wanted[size]) != height_width(saved[size]) for size in ("image_size", "patch_size")):
             self.resize_patches(wanted["patch_size"], wanted["image_size"])
         if wanted["num_channels"] != saved["num_channels"]:
             logger.warning(
@@ -338,7 +338,7 @@ class LoadingMixin:
             ValueError: If the patch does not divide the image, or parts of the model are offloaded.
         """
         image_size = self.config.image_size if image_size is None else image_size
-        old, new = _pair(self.config.patch_size), _pair(patch_size)
+        old, new = height_width(self.config.patch_size), height_width(patch_size)
         resize_input = resize_output = None
         if old != new:
             matrix = patch_resampling(old, new)  # (old P, new P)

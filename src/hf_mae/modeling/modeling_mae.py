@@ -30,7 +30,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_mae import MAEConfig, _pair
+from .configuration_mae import MAEConfig, height_width
 from .loading_mae import LoadingMixin, ResizableModule, Resize
 from .masking_mae import choose_mask
 from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput
@@ -210,9 +210,9 @@ class MAEModel(MAEPreTrainedModel):
                 f"Images of {size} pixels can't be cut into patches of {patch_size}: resize, crop or pad them to "
                 "multiples of the patch."
             )
-        if not interpolate_pos_encoding and size != _pair(self.config.image_size):
+        if not interpolate_pos_encoding and size != height_width(self.config.image_size):
             raise ValueError(
-                f"Images of {size} pixels, but the model is made for {_pair(self.config.image_size)} and "
+                f"Images of {size} pixels, but the model is made for {height_width(self.config.image_size)} and "
                 "interpolate_pos_encoding=False forbids resampling its positions. Resize the images or allow it."
             )
         return patch_grid(pixel_values, patch_size)
@@ -423,7 +423,7 @@ class MAEEmbeddings(ResizableModule, nn.Module):
 
     def __init__(self, config: MAEConfig):
         super().__init__()
-        self.patch_size = _pair(config.patch_size)
+        self.patch_size = height_width(config.patch_size)
         self.grid_size = config.grid_size
         patch_elements = self.patch_size[0] * self.patch_size[1] * config.num_channels
         # The official convolution, with its weights in the order of `patchify`: one product, for visible patches only.
@@ -433,7 +433,7 @@ class MAEEmbeddings(ResizableModule, nn.Module):
         self.position_embeddings = _empty_position_table(config, config.hidden_size)
 
     def resize_weights(self, config: MAEConfig, resize_input: Resize | None, resize_output: Resize | None):
-        self.patch_size = _pair(config.patch_size)
+        self.patch_size = height_width(config.patch_size)
         self.resize_positions(config.grid_size)
         if resize_input is not None:
             layer = self.patch_embeddings

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .configuration_mae import _pair
+from .configuration_mae import height_width
 from .masking_mae import check_mask_cells, complementary_masks, number_of_masks
 from .outputs_mae import MAEReconstructionOutput, MAEWholeReconstructionOutput
 from .patches_mae import at_least_float32, patch_grid, patchify, unpatchify
@@ -78,7 +78,7 @@ class ReconstructionMixin:
         """
         mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         num_masks = number_of_masks(mask_ratio, num_masks)
-        patch_size = _pair(self.config.patch_size)
+        patch_size = height_width(self.config.patch_size)
         pixels = torch.zeros_like(at_least_float32(patchify(pixel_values, patch_size)))  # (B, N, P * C)
         losses = pixels.new_zeros(pixels.shape[:2])
         counts = torch.zeros_like(losses)
@@ -111,7 +111,8 @@ class ReconstructionMixin:
             num_target_values)`, and the loss of each of these patches `(batch, M)`, in float32 or better and NaN where
             it has no-data.
         """
-        patch_size, rule = _pair(self.config.patch_size), (self.config.mask_sampling, self.config.mask_block_size)
+        patch_size = height_width(self.config.patch_size)
+        rule = self.config.mask_sampling, self.config.mask_block_size
         grid_size = patch_grid(pixel_values, patch_size)
         check_mask_cells(*rule, grid_size, patch_size)
         for ids_keep in complementary_masks(grid_size, mask_ratio, num_masks, seed, *rule):

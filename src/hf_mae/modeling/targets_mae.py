@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .configuration_mae import _pair
+from .configuration_mae import height_width
 from .patches_mae import at_least_float32, patch_grid, patchify
 
 
@@ -23,7 +23,7 @@ class PixelTarget:
 
     def num_target_values(self) -> int:
         """Returns how many values are predicted for a patch: the width of the decoder's head."""
-        height, width = _pair(self.config.patch_size)
+        height, width = height_width(self.config.patch_size)
         return height * width * self.config.num_channels
 
     def target_values(self, pixel_values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ class PixelTarget:
         Returns:
             `torch.Tensor` of shape `(batch, M, num_target_values)`.
         """
-        patch_size = _pair(self.config.patch_size)
+        patch_size = height_width(self.config.patch_size)
         target = at_least_float32(patchify(pixel_values, patch_size, ids))
         if self.config.norm_pix_loss:
             mean, std = patch_statistics(pixel_values, patch_size, ids)
@@ -84,7 +84,7 @@ class PixelTarget:
             )
         if not self.config.norm_pix_loss:
             return predictions
-        mean, std = patch_statistics(pixel_values, _pair(self.config.patch_size), ids)
+        mean, std = patch_statistics(pixel_values, height_width(self.config.patch_size), ids)
         return predictions * std + mean
 
     @property

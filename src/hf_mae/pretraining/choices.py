@@ -21,7 +21,7 @@ import torch
 from ..data.decoding import try_to_read
 from ..data.image_source import ImageSource
 from ..data.sampling import spread_indices
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.reading_mae import OpenedImage
@@ -446,18 +446,18 @@ def _sizes_for(side: int | None, own: int, patch_size: int | None, coarsest: int
     sizes = [size for size in fitting if size >= coarsest] or fitting[:1] or [max((side or 0) // 4 * 4, 4)]
     if patch_size is None:
         return sizes
-    patch = math.lcm(*_pair(patch_size))
+    patch = math.lcm(*height_width(patch_size))
     return list(dict.fromkeys(max(size // patch, 1) * patch for size in sizes))
 
 
 def _suits(patch: int, image_size: int | list[int]) -> bool:
     """Returns whether a preset's patch divides an image into as many patches as the rule for patches does, roughly."""
-    return all(side % patch == 0 and _FEWEST_PATCHES <= side // patch <= 16 for side in _pair(image_size))
+    return all(side % patch == 0 and _FEWEST_PATCHES <= side // patch <= 16 for side in height_width(image_size))
 
 
 def _patch_for(image_size: int | list[int]) -> int:
     """Returns the largest patch of at most 16 pixels with at least 7 patches to a side, or else 1 pixel."""
-    sides = _pair(image_size)
+    sides = height_width(image_size)
     common = math.gcd(*sides)
     fitting = [patch for patch in range(1, _LARGEST_PATCH + 1) if common % patch == 0]
     return max((patch for patch in fitting if min(sides) // patch >= _FEWEST_PATCHES), default=1)

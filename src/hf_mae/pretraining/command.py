@@ -12,7 +12,7 @@ import hf_mae_command
 
 from ..cli import in_flags
 from ..data.sources import ImageSource, is_dataset
-from ..modeling.configuration_mae import _PRESETS, MAEConfig
+from ..modeling.configuration_mae import PRESETS, MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..training.arguments import load_recipe, names_of, override, parse_arguments
@@ -72,7 +72,7 @@ def pretrain(
     given = load_recipe(settings, PretrainingSettings)
     _check_types(data, model, image_processor)
     if isinstance(model, str | os.PathLike):
-        name = "preset" if model in _PRESETS else "model_name_or_path"
+        name = "preset" if model in PRESETS else "model_name_or_path"
         if given.get(name) is not None:
             raise ValueError(f"`model` and `{name}` both name a model. Set one of them.")
         given[name], model = os.fspath(model), None

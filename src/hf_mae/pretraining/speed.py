@@ -13,7 +13,7 @@ import torch
 from ..data.datasets import PretrainingDataset
 from ..data.image_source import ImageSource
 from ..data.sampling import spread_indices
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.masking_mae import num_kept_patches
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.reading_mae import ReadingSettings
@@ -74,7 +74,7 @@ class Speed:
 
     def _train(self, config: MAEConfig, size: int) -> float:
         model = MAEForPreTraining(config).to(self.device).train()
-        pixels = torch.rand(size, config.num_channels, *_pair(config.image_size), device=self.device)
+        pixels = torch.rand(size, config.num_channels, *height_width(config.image_size), device=self.device)
 
         def step():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -96,7 +96,7 @@ class Speed:
         return rate * self.num_processes * max(self.num_workers, 1)
 
     def _load(self, config: MAEConfig, crop_scale_min: float, views: int) -> float:
-        size, patches = _pair(config.image_size), math.prod(config.grid_size)
+        size, patches = height_width(config.image_size), math.prod(config.grid_size)
         scale = (crop_scale_min, 1.0)
         dataset = PretrainingDataset(self.images, size, patches, config.num_channels, scale, reading=self.reading)
         indices = spread_indices(self.images, 64)
@@ -148,7 +148,7 @@ def flops_per_sample(config: MAEConfig) -> float:
     class_tokens, width, narrow = config.num_class_tokens, config.hidden_size, config.decoder_hidden_size
     seen = class_tokens + (patches if config.mask_tokens_in_encoder else kept)
     decoded = class_tokens + kept + (predicted if hidden else 0)
-    values = math.prod(_pair(config.patch_size)) * config.num_channels
+    values = math.prod(height_width(config.patch_size)) * config.num_channels
     embedding = 2 * kept * values * width
     encoder = config.num_hidden_layers * _flops_of_block(seen, seen, width, config.intermediate_size)
     sizes = (narrow, config.decoder_intermediate_size)

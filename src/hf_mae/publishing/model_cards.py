@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..conversion.weights import find_obstacle
 from ..evaluation.progress import loss_curve
 from ..modeling.auto_mae import class_of_architecture
-from ..modeling.configuration_mae import MAEConfig, _pair
+from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from .licenses import describe_license
@@ -132,7 +132,7 @@ def _model_facts(model: MAEPreTrainedModel) -> dict:
         "patches": rows * columns,
         "class_tokens": f"{many} class tokens" if many else "the class token",
         "pooled": class_pooling if config.pooling == "class" else "the mean of the patches",
-        "small_images": max(_pair(config.image_size)) < 128,
+        "small_images": max(height_width(config.image_size)) < 128,
         "encoder_parameters": model.base_model.num_parameters() / 1e6,
         "decoder_parameters": model.decoder.num_parameters() / 1e6 if has_decoder else 0,
         "classes": ", ".join(config.id2label.values()) if has_classifier and config.num_labels <= 20 else None,

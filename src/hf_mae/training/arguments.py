@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig
 from transformers.hf_argparser import string_to_bool
 
 from ..cli import CommandParser
-from ..modeling.configuration_mae import _PRESET_FIELDS, MAEConfig
+from ..modeling.configuration_mae import PRESET_FIELDS, MAEConfig
 
 Arguments = TypeVar("Arguments")
 
@@ -176,7 +176,7 @@ def override(recipe: Mapping, given: Mapping) -> dict:
         changes = config_changes(recipe["config_overrides"])
         start, other = ([source.get(name) for name in ("preset", "model_name_or_path")] for source in (recipe, given))
         if any(start) and any(other) and start != other:  # the sizes are those of another model
-            changes = {name: value for name, value in changes.items() if name not in _PRESET_FIELDS}
+            changes = {name: value for name, value in changes.items() if name not in PRESET_FIELDS}
         changes.update(config_changes(given.get("config_overrides")))
         settings["config_overrides"] = text_of_changes(changes) or None
     return settings
