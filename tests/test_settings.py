@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Settings mean the same from flags, a recipe and Python, and a value that does not fit is refused by name."""
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,8 @@ from conftest import SMALL, SignalAt, picture
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, MAEModel, pretrain
 from hf_mae.data.sources import open_images
+from hf_mae.evaluation.evaluating import EvaluationArguments
+from hf_mae.evaluation.features import ExtractionArguments
 from hf_mae.finetuning.classification import ClassificationArguments
 from hf_mae.pretraining.initial_model import config_of
 from hf_mae.pretraining.settings import PretrainingSettings
@@ -83,6 +86,14 @@ def test_choices__are_checked_for_every_task():
     for wrong in ({"max_train_images": 0}, {"crop_scale_min": 2}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
             ClassificationArguments(**args, **wrong)
+
+
+@pytest.mark.parametrize(
+    "arguments", [PretrainingSettings, ClassificationArguments, ExtractionArguments, EvaluationArguments]
+)
+def test_image_column__has_in_each_help_all_columns_that_are_found_without_it(arguments):
+    (help_text,) = (each.metadata["help"] for each in dataclasses.fields(arguments) if each.name == "image_column")
+    assert all(name in help_text for name in ("image", "img", "pixel_values"))
 
 
 def test_none__keeps_its_own_meaning():

@@ -32,6 +32,7 @@ from ..finetuning.settings import HeldOutArguments, no_test_images, open_classes
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
 from ..training.arguments import check_output, fit_values, parse_arguments, read_class_names, recipe_of
+from ..training.data_settings import ColumnSettings
 from ..training.optimization import default_effective_batch_size
 from ..training.run_record import run_record
 from .attentive import AttentiveSettings, PatchTokens, attentive_accuracies, choose_attentive_probe
@@ -39,7 +40,7 @@ from .comparison import Comparison, Row, as_text, mark_best_blocks, table_of
 from .dense import DenseSettings, dense_figures
 from .encoders import FrozenEncoder, load_encoder
 from .feature_sheets import neighbor_sheet, patch_colors, pca_sheet
-from .features import choose_device
+from .features import InferenceArguments, choose_device
 from .label_free import collapse, label_free_figures
 from .linear import (
     BASE_LEARNING_RATES,
@@ -87,7 +88,7 @@ used once. The output folder gets evaluation.md, evaluation.json and the sheets.
 
 
 @dataclass
-class EvaluatedArguments:
+class EvaluatedArguments(ColumnSettings):
     """Models and images."""
 
     model: list[str] = HfArg(default_factory=list, help="Folders, files or names on the Hub of models.")
@@ -98,10 +99,6 @@ class EvaluatedArguments:
         default=None, help="What to evaluate with. Default: masks or labels where there are some, else images alone."
     )
     label_column: list[str] | None = HfArg(default=None, help="Column with the labels.")
-    image_column: str | None = HfArg(
-        default=None, help="Column of a data set with the images. Default: image, img or the only one."
-    )
-    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
     tile: int | None = HfArg(default=None, help="Side in pixels of the windows that large scenes are cut into.")
     reduce_labels: bool = HfArg(
         default=False, help="Masks: 0 means that a pixel does not count, and classes count from 1, as in ADE20K."
@@ -131,18 +128,11 @@ class FigureArguments:
 
 
 @dataclass
-class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments):
+class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments, InferenceArguments):
     """Settings of [`evaluate`]."""
 
     output_dir: str = HfArg(default="runs/evaluation", help="Folder for table and sheets; older ones are replaced.")
     add_to_card: bool = HfArg(default=False, help="Add the table to the records and cards of folders of hf_mae.")
-    batch_size: int = HfArg(default=64, help="Images of one forward pass.")
-    device: str | None = HfArg(
-        default=None, help="Device, with bfloat16 autocast on cuda. Default: cuda if there is a GPU, else cpu."
-    )
-    dataloader_num_workers: int | None = HfArg(
-        default=None, help="Loader processes. Default: one per CPU core, at most 16; none without a GPU."
-    )
     seed: int = HfArg(default=0, help="Seed of held-out images, weights, crops and order.")
     disable_tqdm: bool = HfArg(default=False, help="Show no progress bars.")
 

@@ -42,6 +42,7 @@ from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
 from ..modeling.saving_mae import keeping_permissions
 from ..training.arguments import fit_values, parse_arguments
+from ..training.data_settings import ColumnSettings
 
 KINDS = ("class_token", "mean", "patches", "pooler")
 _ROW_GROUP_BYTES = 2**26  # small row groups are slow to read, large ones take memory
@@ -70,17 +71,13 @@ have the file, row and column of the pixel at their top left, rows of pages the 
 
 
 @dataclass
-class SourceArguments:
+class SourceArguments(ColumnSettings):
     """Images."""
 
     data: str | None = HfArg(
         default=None, help="Folder, .tar or .parquet file, or Hub name. Default: the embedded images."
     )
     split: Literal["train", "test"] = HfArg(default="train", help="Which images of the data.")
-    image_column: str | None = HfArg(
-        default=None, help="Column of a data set with the images. Default: image, img or the only one."
-    )
-    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the Hub that has several.")
     tile: int | None = HfArg(default=None, help="Side in pixels of the windows that large scenes are cut into.")
     pages: Literal["first", "channels", "images"] | None = HfArg(
         default=None, help="What the pages of a file are. Default: what the image processor of the model says."
@@ -100,7 +97,23 @@ class SourceArguments:
 
 
 @dataclass
-class ExtractionArguments(SourceArguments):
+class InferenceArguments:
+    """Settings.
+
+    Of commands that take all images through a model. The help lists them with the settings of the command itself.
+    """
+
+    batch_size: int = HfArg(default=64, help="Images of one forward pass.")
+    device: str | None = HfArg(
+        default=None, help="Device, with bfloat16 autocast on cuda. Default: cuda if there is a GPU, else cpu."
+    )
+    dataloader_num_workers: int | None = HfArg(
+        default=None, help="Loader processes. Default: one per CPU core, at most 16; none without a GPU."
+    )
+
+
+@dataclass
+class ExtractionArguments(InferenceArguments, SourceArguments):
     """Settings of [`extract_features`]."""
 
     model_name_or_path: str | None = HfArg(default=None, help="Folder or name on the Hub of any model of hf_mae.")
@@ -119,13 +132,6 @@ class ExtractionArguments(SourceArguments):
     stride: float = HfArg(default=STRIDE, help="Largest distance of these windows, as a share of their side.")
     dtype: Literal["float32", "float16", "bfloat16"] = HfArg(
         default="float32", help="Type of what is written. Parquet has no bfloat16."
-    )
-    batch_size: int = HfArg(default=64, help="Images of one forward pass.")
-    device: str | None = HfArg(
-        default=None, help="Device, with bfloat16 autocast on cuda. Default: cuda if there is a GPU, else cpu."
-    )
-    dataloader_num_workers: int | None = HfArg(
-        default=None, help="Loader processes. Default: one per CPU core, at most 16; none without a GPU."
     )
 
     def __post_init__(self):
@@ -616,6 +622,7 @@ def features_command(argv: list[str], prog: str):
 __all__ = [
     "ExtractionArguments",
     "FeatureFile",
+    "InferenceArguments",
     "ReadBatch",
     "ReadImage",
     "ReadableImages",

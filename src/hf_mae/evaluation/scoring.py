@@ -27,6 +27,7 @@ from ..training.arguments import fit_values, parse_arguments
 from ..training.checkpointing import hash_of_weights
 from .feature_sheets import fitted
 from .features import (
+    InferenceArguments,
     ReadableImages,
     SourceArguments,
     check_source,
@@ -53,7 +54,7 @@ picture next to the file, shows the images with the highest and the lowest loss.
 
 
 @dataclass
-class ScoringArguments(SourceArguments):
+class ScoringArguments(InferenceArguments, SourceArguments):
     """Settings of [`score_images`]."""
 
     model: str | None = HfArg(default=None, help="Folder or name on the Hub of a pre-trained model with its decoder.")
@@ -67,13 +68,6 @@ class ScoringArguments(SourceArguments):
         default=24, help="Images on the sheet with the highest loss, and as many with the lowest; 0: no sheet."
     )
     image_size: int | None = HfArg(default=None, help="Pixels, a multiple of the patch. Default: the checkpoint's.")
-    batch_size: int = HfArg(default=64, help="Images of one forward pass.")
-    device: str | None = HfArg(
-        default=None, help="Device, with bfloat16 autocast on cuda. Default: cuda if there is a GPU, else cpu."
-    )
-    dataloader_num_workers: int | None = HfArg(
-        default=None, help="Loader processes. Default: one per CPU core, at most 16; none without a GPU."
-    )
 
     def __post_init__(self):
         fit_values(self)
