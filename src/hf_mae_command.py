@@ -89,9 +89,12 @@ def _flush(text: str = ""):
         if sys.stdout is not None:
             sys.stdout.write(text)
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        raise SystemExit(141) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(141) from None
+        print(f"hf-mae: The output of the command could not be written: {error}", file=sys.stderr)  # a full disk
+        raise SystemExit(1) from None
 
 
 def _run(argv: list[str]):
@@ -160,10 +163,10 @@ def _exit_status(error: BaseException) -> int | None:
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    """Returns whether a file could not be written, which safetensors says in an error of its own, without a number."""
+    """Returns whether a file found no room, which safetensors says in an error of its own, without a number."""
     if type(error).__name__ == "SafetensorError":
         return "(os error " in str(error)
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -217,6 +217,7 @@ def test_end_of_another_process__is_said_in_one_line(capsys, monkeypatch, error,
     ("error", "status"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "features.parquet"), 1),
+        (OSError(errno.EFBIG, "File too large", "features.parquet"), 1),  # for the file system, or `ulimit -f`
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), 1),
         (OSError(errno.ENOENT, "No such file or directory", "images"), 2),
         (SafetensorError("Error while deserializing header: header too small"), 2),
@@ -242,6 +243,22 @@ def test_output__that_nobody_reads_any_more_ends_the_command_as_others(arguments
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("flush", [False, True])
+def test_output__that_finds_no_room_ends_the_command_without_a_traceback(flush):
+    """As `> log.txt` on a full disk: Python's own status is 120, after two tracebacks."""
+    code = "import sys, types, hf_mae_command; sys.modules['rows'] = rows = types.ModuleType('rows'); "
+    code += f"rows.write = lambda argv, prog: print('row', flush={flush}); "
+    code += "hf_mae_command.COMMANDS['score'] = ('rows:write', ''); hf_mae_command.main(['score'])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        streams = {"stdout": full, "stderr": subprocess.PIPE, "text": True}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, **streams)
+    why = "[Errno 28] No space left on device"
+    said = [f"hf-mae score: {why}"] * flush + [f"hf-mae: The output of the command could not be written: {why}"]
+    assert (done.returncode, done.stderr.splitlines()) == (1, said)
 
 
 def test_ctrl_c__while_torch_is_loaded_does_not_load_it_again(capsys, monkeypatch):
