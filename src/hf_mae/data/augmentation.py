@@ -132,10 +132,11 @@ class RandomAugmentation:
     Loader workers do it. Source: Cubuk et al. 2019 (arXiv 1909.13719).
     """
 
-    def __init__(self, num_channels: int = 3, magnitude: float = 9):
+    def __init__(self, num_channels: int = 3, num_operations: int = 2, magnitude: float = 9):
         """
         Args:
             num_channels (`int`, *optional*, defaults to 3): Channels of the pictures; operations on colours need 3.
+            num_operations (`int`, *optional*, defaults to 2): Operations on one picture.
             magnitude (`float`, *optional*, defaults to 9): Strength of the operations, in (0, 10). Table 9: RandAug
                 (9, 0.5).
 
@@ -148,7 +149,7 @@ class RandomAugmentation:
         auto = _kornia().auto
         policy = auto.rand_augment.rand_augment.default_policy
         policy = [entry for entry in policy if num_channels == 3 or entry[0][0] != "color"]
-        self.operations = auto.RandAugment(2, 3 * magnitude, policy)  # kornia's scale ends at 30
+        self.operations = auto.RandAugment(num_operations, 3 * magnitude, policy)  # kornia's scale ends at 30
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Returns a picture (channels, height, width) augmented; values in [0, 255], type kept.

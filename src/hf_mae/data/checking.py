@@ -28,7 +28,6 @@ from .sources import FashionMNISTImages
 
 _MOST_PIXELS = 5 * 10**8  # that are decoded for the check: seconds to a minute
 _PIXELS_OF_EACH = 4096  # image, for the percentiles of their values
-_MEASURED = 1000  # images, for these
 _DECODED_OF_EACH = 8  # format of 8 bits
 _SHALLOW_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "LAB")
 
@@ -143,8 +142,9 @@ def value_range_of(
     num_channels: int,
     percentiles: tuple[float, float],
     reading: ReadingSettings = DEFAULT_SETTINGS,
+    max_images: int = 1000,
 ) -> tuple[tuple[float, float], ...]:
-    """Returns a range (low, high) for each channel: percentiles of the stored values of up to 1,000 images.
+    """Returns a range (low, high) for each channel: percentiles of the stored values of a source.
 
     Of each image 4,096 pixels are taken from all over it, always the same ones; for 0 and 100 the smallest and the
     largest value of all its pixels.
@@ -155,6 +155,7 @@ def value_range_of(
         percentiles (`(low, high)`): In [0, 100], such as (0.1, 99.9).
         reading ([`ReadingSettings`], *optional*): How to read files; without its `value_range`. No-data is left out,
             and so is what is fully transparent.
+        max_images (`int`, *optional*, defaults to 1000): Maximum number of images, see [`spread_indices`].
 
     Raises:
         ValueError: If the percentiles are not in order, or a channel has the same value everywhere or nothing but
@@ -178,7 +179,7 @@ def value_range_of(
         # Unlike min and max these pass over NaN, and keep it where there is nothing else.
         return values[:, places], np.stack([np.fmin.reduce(values, axis=1), np.fmax.reduce(values, axis=1)], axis=1)
 
-    samples = [read_image(images, int(index), sample)[0] for index in spread_indices(images, _MEASURED)]
+    samples = [read_image(images, int(index), sample)[0] for index in spread_indices(images, max_images)]
     values, extremes = (np.concatenate(parts, axis=1) for parts in zip(*samples, strict=True))
     known = [extremes if share in (0, 100) else values for share in percentiles]
     if any(np.isnan(each).all(axis=1).any() for each in known):

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -126,8 +127,7 @@ class TiledImages(PartsOfImages):
     """Square windows of the scenes in a folder, each an image. `parts` holds (scene, top row, left column).
 
     The last windows of a row or column are moved inwards so that all have the same size and together cover the scene. A
-    scene that is smaller than a window is one. Windows that hold nothing but no-data are left out; to find them, scenes
-    that may have no-data are read once.
+    scene that is smaller than a window is one.
 
     Attributes:
         unreadable (`dict[str, str]`): Names of scenes that can't be read and are left out, with the reasons.
@@ -135,12 +135,14 @@ class TiledImages(PartsOfImages):
 
     place_names = ("row", "column")
 
-    def __init__(self, images: FolderImages, tile: int, reading: ReadingSettings):
+    def __init__(self, images: FolderImages, tile: int, reading: ReadingSettings, drop_empty: bool = True):
         """
         Args:
             images ([`FolderImages`]): TIFF or `.npy` files, which can be read in part.
             tile (`int`): Pixels of a window's side.
             reading ([`ReadingSettings`]): How to read files.
+            drop_empty (`bool`, *optional*, defaults to `True`): Whether to leave out windows that hold nothing but
+                no-data. To find them, scenes that may have no-data are read once.
 
         Raises:
             UnsuitableImageError: If a file can't be read in part.
@@ -154,7 +156,7 @@ class TiledImages(PartsOfImages):
         self.unreadable: dict[str, str] = {}
         scenes, parts, dropped = _Scenes(images, reading), [], 0
         for index in range(len(images)):
-            found, reason = try_to_read(scenes, index, self._places_in)
+            found, reason = try_to_read(scenes, index, partial(self._places_in, drop_empty))
             if found is None:
                 self.unreadable[images.describe(index)] = reason
                 continue
@@ -187,11 +189,11 @@ class TiledImages(PartsOfImages):
         _, top, left = self.parts[index]
         return f"{self.file_of(index)}, row {top}, column {left}"
 
-    def _places_in(self, whole: Window) -> tuple[list[tuple[int, int]], int]:
+    def _places_in(self, drop_empty: bool, whole: Window) -> tuple[list[tuple[int, int]], int]:
         """Returns where windows of a scene lie, and the number of those that are left out for want of data."""
         tops, lefts = (_starts(side, self.tile) for side in whole.size)
         places = [(top, left) for top in tops for left in lefts]
-        if not _may_have_no_data(whole.scene, self.reading):
+        if not drop_empty or not _may_have_no_data(whole.scene, self.reading):
             return places, 0
         kept = [place for place in places if _has_data(self._window(whole.scene, *place), self.reading)]
         return kept, len(places) - len(kept)

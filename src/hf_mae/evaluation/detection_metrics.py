@@ -13,7 +13,6 @@ from ..data.boxes import BoxedImages
 from .visualization import drawable_names
 
 _COLOURS = ("red", "lime", "deepskyblue", "orange", "magenta", "yellow", "cyan", "white", "violet", "salmon")
-_LOWEST_SCORE = 0.4  # of boxes that are drawn
 
 
 def check_libraries():
@@ -129,16 +128,16 @@ def detection_sheet(
     truth: Sequence[np.ndarray],
     found: Sequence[np.ndarray],
     names: list[str],
+    threshold: float = 0.4,
 ) -> PIL.Image.Image:
     """Draws pictures with their true boxes next to the same pictures with detected ones, two in a row.
-
-    Detected boxes have a score of at least 0.4.
 
     Args:
         pictures (`Sequence[PIL.Image.Image]`): All of one size.
         truth (`Sequence[np.ndarray]`): Of each picture `(boxes, 5)`: class, left, top, right and bottom in shares.
         found (`Sequence[np.ndarray]`): Of each picture `(boxes, 6)`: a score before these.
         names (`list[str]`): Names of the classes.
+        threshold (`float`, *optional*, defaults to 0.4): Lowest score that is drawn.
     """
     names = drawable_names(names)
     factor = max(round(256 / max(pictures[0].size)), 1)
@@ -147,9 +146,9 @@ def detection_sheet(
     draw = PIL.ImageDraw.Draw(sheet)
     for number, (picture, true, detected) in enumerate(zip(pictures, truth, found, strict=True)):
         large = picture.convert("RGB").resize((width, height), PIL.Image.Resampling.NEAREST)
-        detected = detected[detected[:, 0] >= _LOWEST_SCORE]
+        detected = detected[detected[:, 0] >= threshold]
         scored = np.concatenate([np.full((len(true), 1), np.nan), true], axis=1)
-        for place, (boxes, title) in enumerate(((scored, "truth"), (detected, f"found, score from {_LOWEST_SCORE:g}"))):
+        for place, (boxes, title) in enumerate(((scored, "truth"), (detected, f"found, score from {threshold:g}"))):
             x, y = number % 2 * (2 * width + 20) + place * (width + 4), 20 + number // 2 * (height + 4)
             sheet.paste(_with_boxes(large, boxes, names), (x, y))
             draw.text((x + 2, 4), title if number < 2 else "", fill="black")

@@ -12,22 +12,20 @@ import torch
 from .visualization import enlarged, picture_sheet
 
 _MARGIN, _LINE = 4, 16  # pixels between pictures, and of a line of text
-_NEAR_DUPLICATE = 0.99  # cosine
 _DEVIATIONS_SHOWN = 2.5  # from the middle of a colour to its end
 
 
 def nearest_images(
-    features: torch.Tensor, queries: Sequence[int], num_neighbors: int = 8
+    features: torch.Tensor, queries: Sequence[int], num_neighbors: int = 8, near_duplicate: float = 0.99
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Finds the images whose features are nearest to those of some queries, by cosine of standardised features.
-
-    Near duplicates of a query, of a cosine above 0.99, are left out.
 
     Args:
         features (`torch.Tensor` of shape `(images, width)`): Pooled features, at most some thousand. Each dimension is
             brought to mean 0 and deviation 1 first, since few dimensions of high variance otherwise decide everything.
         queries (`Sequence[int]`): Indices of the queries. A query is not its own neighbour.
         num_neighbors (`int`, *optional*, defaults to 8): Neighbours of a query.
+        near_duplicate (`float`, *optional*, defaults to 0.99): Images of a greater cosine to the query are left out.
 
     Returns:
         `torch.LongTensor` of shape `(queries, num_neighbors)`: Indices, the nearest first, -1 where there are no more.
@@ -40,7 +38,7 @@ def nearest_images(
     rows = torch.as_tensor(list(queries))
     cosines = features[rows] @ features.T  # (Q, N)
     cosines[torch.arange(len(rows)), rows] = torch.nan
-    cosines[cosines > _NEAR_DUPLICATE] = torch.nan
+    cosines[cosines > near_duplicate] = torch.nan
     missing = max(num_neighbors - cosines.shape[1], 0)
     cosines = torch.nn.functional.pad(cosines, (0, missing), value=torch.nan)
     order = cosines.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)[:, :num_neighbors]

@@ -15,7 +15,6 @@ import PIL.ImageFont
 _COLORS = {"evaluation": "#d55e00", "k-NN": "#d55e00"}  # by curve, others are navy: colours that all eyes tell apart
 _FINER = 2  # pictures are drawn in twice their size and reduced, which makes lines and letters smooth
 _FONT, _TITLE = 13, 16  # pixels
-_DASH = 6  # pixels of a dash, and of the gap after it
 _SHEET = 480  # pixels of a sheet below, at most
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 150, 34, 26  # pixels around a plot: ticks, labels, title, ticks
 
@@ -144,12 +143,12 @@ class _Canvas:
         points = [(x * _FINER, y * _FINER) for x, y in points]
         self.draw.line(points, fill=color, width=round(width * _FINER), joint="curve")
 
-    def dashes(self, left: float, right: float, y: float, color: str):
-        for start in np.arange(left, right, 2 * _DASH):
-            self.line([(start, y), (min(start + _DASH, right), y)], color)
+    def dashes(self, left: float, right: float, y: float, color: str, dash: float = 6):
+        for start in np.arange(left, right, 2 * dash):
+            self.line([(start, y), (min(start + dash, right), y)], color)
 
-    def dot(self, x: float, y: float, color: str):
-        self.draw.ellipse([each * _FINER for each in (x - 3, y - 3, x + 3, y + 3)], fill=color)
+    def dot(self, x: float, y: float, color: str, radius: float = 3):
+        self.draw.ellipse([each * _FINER for each in (x - radius, y - radius, x + radius, y + radius)], fill=color)
 
     def panel(self, box: tuple[int, int, int, int], panel: Panel, ends: tuple[float, float]):
         """Draws a panel into a box (left, top, right, bottom), with steps from the first to the last of `ends`."""

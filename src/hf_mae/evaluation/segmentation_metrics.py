@@ -12,8 +12,6 @@ from ..data.masks import IGNORED, SegmentationDataset
 from ..data.sampling import evenly_spaced
 from .visualization import drawable_names
 
-_DRAWN = 8  # images of the sheet
-
 
 class ConfusionMatrix:
     """Counts pixels by true class (rows) and predicted class (columns)."""
@@ -66,17 +64,18 @@ def _palette() -> np.ndarray:
 
 @torch.no_grad()
 def segmentation_sheet(
-    model: UperNetForSemanticSegmentation, dataset: SegmentationDataset, names: list[str]
+    model: UperNetForSemanticSegmentation, dataset: SegmentationDataset, names: list[str], count: int = 8
 ) -> PIL.Image.Image:
-    """Draws eight images next to their masks and to what the model predicts, two in a row, and a legend.
+    """Draws images next to their masks and to what the model predicts, two in a row, and a legend.
 
     Args:
         model ([`~transformers.UperNetForSemanticSegmentation`]): The model.
-        dataset ([`SegmentationDataset`]): Images, spread over which those are chosen.
+        dataset ([`SegmentationDataset`]): Images, spread over which some are drawn.
         names (`list[str]`): Names of the classes.
+        count (`int`, *optional*, defaults to 8): Number of images.
     """
     palette = _palette()
-    samples = [dataset[index] for index in evenly_spaced(len(dataset), _DRAWN).tolist()]
+    samples = [dataset[index] for index in evenly_spaced(len(dataset), count).tolist()]
     pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
     predicted = model.eval()(pixel_values.to(model.device)).logits.argmax(dim=1).cpu()
     images = dataset.image_processor.post_process_reconstruction(pixel_values)

@@ -394,14 +394,15 @@ def _best_boxes(image_processor: MAEImageProcessor, outputs) -> list[torch.Tenso
 
 
 @torch.no_grad()
-def draw_detections(model: PreTrainedModel, dataset: DetectionDataset):
-    """Draws eight pictures with their boxes next to what the model finds, see [`detection_sheet`].
+def draw_detections(model: PreTrainedModel, dataset: DetectionDataset, count: int = _DRAWN):
+    """Draws pictures with their boxes next to what the model finds, see [`detection_sheet`].
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The detector.
-        dataset ([`DetectionDataset`]): Pictures, spread over which those are chosen.
+        dataset ([`DetectionDataset`]): Pictures, spread over which some are drawn.
+        count (`int`, *optional*, defaults to 8): Number of pictures.
     """
-    indices = evenly_spaced(len(dataset), _DRAWN).tolist()
+    indices = evenly_spaced(len(dataset), count).tolist()
     pixel_values = torch.stack([dataset[index]["pixel_values"] for index in indices])
     outputs = model.eval()(pixel_values.to(model.device))
     found = [boxes.float().cpu().numpy() for boxes in _best_boxes(dataset.image_processor, outputs)]

@@ -34,7 +34,6 @@ from .schedule import plan_steps
 from .settings import PretrainingSettings
 from .speed import flops_per_sample, num_parameters
 
-_LOOKED_AT = 200  # images
 _MOST_EVALUATED = 5000  # images of an evaluation
 # What is left open and not chosen: as in He et al. 2021, Table 8 and section 4, whose smallest model is ViT-B.
 DEFAULTS = {
@@ -135,14 +134,15 @@ class Seen:
     all_grey: bool
 
 
-def look_at(images: ImageSource) -> Seen:
-    """Opens 200 images, spread over the source, without decoding them.
+def look_at(images: ImageSource, max_images: int = 200) -> Seen:
+    """Opens some images without decoding them.
 
     Args:
         images ([`ImageSource`]): The source.
+        max_images (`int`, *optional*, defaults to 200): How many, spread over it.
     """
     sides, grey = [], True
-    for index in spread_indices(images, _LOOKED_AT):
+    for index in spread_indices(images, max_images):
         found, reason = try_to_read(images, int(index), _side_and_grey)
         if reason is None and found[0]:
             sides.append(found[0])
