@@ -153,9 +153,21 @@ def test_flag__replaces_what_a_recipe_says_otherwise():
     assert override(sizes, {"preset": "tiny"}) == {**sizes, "preset": "tiny"}
 
 
+def test_flag__and_config_overrides_of_a_recipe_replace_each_other(tmp_path):
+    """A field that is a setting, too, was that of `config_overrides`, whichever of them was the flag."""
+    recipe = tmp_path / "recipe.yaml"  # as a run in Python with image_size=(96, 192) leaves it
+    recipe.write_text("preset: tiny\nconfig_overrides: image_size=[96,192],hidden_size=96\nmask_ratio: 0.5\n")
+    config = config_of(of_flags("--data", "x", "--recipe", str(recipe), "--image_size", "64"))
+    assert (config.image_size, config.hidden_size, config.mask_ratio) == (64, 96, 0.5)
+    flags = ("--data", "x", "--recipe", str(recipe), "--config_overrides", "mask_ratio=0.9")
+    assert (config_of(of_flags(*flags)).image_size, config_of(of_flags(*flags)).mask_ratio) == ([96, 192], 0.9)
+
+
 def test_settings__that_exclude_each_other_are_refused():
     with pytest.raises(ValueError, match="`preset` is for fresh weights"):
         PretrainingSettings(preset="large", model_name_or_path="out")
+    with pytest.raises(ValueError, match=r"`image_size` is 64, and \[96, 192\] in `config_overrides`. Leave one"):
+        PretrainingSettings(image_size=64, config_overrides="image_size=[96,192]")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -218,6 +218,11 @@ class PretrainingSettings(
             raise ValueError("`model_name_or_path` is empty. Give it a value, or leave it out for fresh weights.")
         if self.preset is not None and self.model_name_or_path is not None:
             raise ValueError("`preset` is for fresh weights, and `model_name_or_path` has its own sizes. Set one.")
+        for name, value in config_changes(self.config_overrides).items():
+            if getattr(self, name, None) not in (None, value):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, and {value} in `config_overrides`. Leave one of them out."
+                )
         check_output(self.data, self.output_dir)
         self._check_values()
         self._check_length()

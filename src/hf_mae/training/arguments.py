@@ -164,16 +164,18 @@ def override(recipe: Mapping, given: Mapping) -> dict:
     """Returns the settings of a recipe, overridden by those that were given as flags or keywords.
 
     What is given also takes away what it replaces: a number of epochs the number of steps of the recipe, a preset the
-    sizes of the recipe's model. Of `config_overrides` only the fields that are given change.
+    sizes of the recipe's model. Of `config_overrides` only the fields that are given change, there or as settings.
 
     Args:
         recipe (`Mapping`): Settings.
         given (`Mapping`): Settings.
     """
     replaced = {name for key in given if given[key] is not None for name in _REPLACES.get(key, ())}
+    replaced |= set(config_changes(given.get("config_overrides")))  # such as `image_size`, a setting of its own, too
     settings = {**{name: value for name, value in recipe.items() if name not in replaced}, **given}
     if "config_overrides" in recipe:
         changes = config_changes(recipe["config_overrides"])
+        changes = {name: value for name, value in changes.items() if given.get(name) is None}
         start, other = ([source.get(name) for name in ("preset", "model_name_or_path")] for source in (recipe, given))
         if any(start) and any(other) and start != other:  # the sizes are those of another model
             changes = {name: value for name, value in changes.items() if name not in PRESET_FIELDS}
@@ -393,8 +395,8 @@ def config_changes(changes: str | Mapping | None) -> dict:
     """
     if not changes:
         return {}
-    if isinstance(changes, str):  # a comma within brackets separates two sides, and no fields
-        changes = dict(map(_pair_of, re.split(r",(?![^\[]*\])", changes)))
+    if not isinstance(changes, Mapping):  # a comma within brackets separates two sides, and no fields
+        changes = dict(map(_pair_of, re.split(r",(?![^\[]*\])", str(changes))))
     known, names = MAEConfig(), names_of(MAEConfig)
     for name, value in changes.items():
         if name not in names:
