@@ -12,6 +12,7 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # and idle threads sleep
 
 import multiprocessing
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -72,6 +73,20 @@ def make(folder, *names, size=(40, 30)):
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(number, size).save(folder / name)
+
+
+@contextmanager
+def no_room_beyond(size):
+    """Lets writing more than some bytes to a file fail, as on a full disk."""
+    import resource  # not on Windows
+
+    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def names_of(images):

@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
-from conftest import TINY, picture
+from conftest import TINY, no_room_beyond, picture
 from hub_stand_in import HubStandIn
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import save_file
@@ -31,7 +32,7 @@ from hf_mae.finetuning.classification import finetune_command
 from hf_mae.pretraining.command import pretrain_command
 from hf_mae.publishing.hub import HubPush, link_files, push_command, push_folder
 from hf_mae.publishing.model_cards import write_model_card
-from hf_mae.publishing.records import read_record, redact, save_record
+from hf_mae.publishing.records import read_record, redact, replacing, save_record
 from hf_mae.training.run_record import run_record
 
 ROOT = Path(__file__).parents[1]
@@ -512,6 +513,39 @@ def test_push__without_a_name_completes_record_and_card_only(hub, saved, tmp_pat
     assert "One run each." in card
     assert str(saved / "README.md") in capsys.readouterr().out
     assert not hub.repositories
+
+
+def test_push__a_full_disk_leaves_record_and_card_whole(saved):
+    """The record was emptied, and a card without its last line was taken for an edited one, which stays for ever."""
+    names = ("run.json", "README.md", "loss.png")
+    before = {name: (saved / name).read_bytes() for name in names}
+    files = sorted(saved.iterdir())
+    for size in (0, len(before["run.json"]) + 200):  # no room for the record, or for the card
+        with no_room_beyond(size), pytest.raises(OSError, match="too large"):
+            push(saved, "--license", "mit")
+        assert (saved / "README.md").read_bytes() == before["README.md"]
+        assert read_record(saved)["recipe"] == {"seed": 0}
+        assert sorted(saved.iterdir()) == files
+    push(saved, "--license", "mit")
+    assert ModelCard.load(saved / "README.md").data.license == "mit"
+
+
+def test_replacing__leaves_what_was_there_until_all_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    file, link = tmp_path / "far" / "a.txt", tmp_path / "link.txt"
+    file.write_text("old")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    with suppress(KeyboardInterrupt), replacing(link) as partial:
+        partial.write_text("ne")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old"
+    with replacing(link) as partial:
+        partial.write_text("new")
+        assert file.read_text() == "old"
+    assert link.is_symlink()
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("new", 0o640)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "far", "link.txt"]
 
 
 def test_push__says_what_is_missing(saved, tmp_path):

@@ -9,7 +9,7 @@ import PIL.Image
 import PIL.ImageFont
 import pytest
 import torch
-from conftest import picture
+from conftest import no_room_beyond, picture
 
 from hf_mae import MAEForImageClassification, MAEForPreTraining, MAEImageProcessor, MAEModel
 from hf_mae.evaluation.baselines import interpolate_hidden
@@ -259,6 +259,16 @@ def test_command__draws_embedded_images_into_the_folder_it_runs_in(checkpoint, o
     printed = capsys.readouterr().out
     assert "5 pictures" in printed
     assert output in printed
+
+
+@pytest.mark.parametrize("output", COMMANDS)
+def test_command__a_full_disk_leaves_the_picture_that_was_there(checkpoint, photos, output, tmp_path):
+    path, model = tmp_path / output, checkpoint()
+    path.write_bytes(b"an older picture")
+    with no_room_beyond(1000), pytest.raises(OSError, match="too large"):
+        COMMANDS[output]([model, *photos, "--output", str(path)], prog="hf-mae")
+    assert path.read_bytes() == b"an older picture"
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("output", COMMANDS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..publishing.model_cards import write_model_card
-from ..publishing.records import add_to_record, is_model_of_ours, read_record, write_json
+from ..publishing.records import add_to_record, is_model_of_ours, read_record, replacing, write_json
 
 # How figures are called, and how their values are written.
 COLUMNS = {
@@ -127,7 +127,8 @@ class Comparison:
         parts.append("\n".join(f"- {text}" for text in self.protocol))
         parts += [f"{title}:\n\n![{title}]({path.name})" for title, path in self.pictures.items()]
         page = "\n\n".join(parts) + "\n"  # in which names of files may not be in UTF-8
-        (output_dir / "evaluation.md").write_text(page, encoding="utf-8", errors="backslashreplace")
+        with replacing(output_dir / "evaluation.md") as partial_page:
+            partial_page.write_text(page, encoding="utf-8", errors="backslashreplace")
         rows = [vars(row) for row in self.rows]
         content = {**self.record, "data": self.data, "protocol": self.protocol, "rows": rows}
         write_json(output_dir / "evaluation.json", content)

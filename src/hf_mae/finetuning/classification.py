@@ -4,7 +4,6 @@
 
 import copy
 import csv
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +45,7 @@ from ..evaluation.features import ReadableImages, collate_readable, is_classifie
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
-from ..publishing.records import write_json
+from ..publishing.records import replacing, write_json
 from ..training.arguments import class_names_of, parse_arguments
 from ..training.optimization import scaled_learning_rate
 from ..training.run_record import run_record
@@ -416,7 +415,8 @@ def describe_figures(
         matrix = confusion_matrix(predicted[:, 0], labels, len(names))
         what, values = "accuracy", accuracy_by_class(matrix)
         folder.mkdir(parents=True, exist_ok=True)
-        confusion_sheet(matrix, names).save(folder / "confusion.png")
+        with replacing(folder / "confusion.png") as partial:
+            confusion_sheet(matrix, names).save(partial)
     for name, value in zip(names, values, strict=True):
         print(f"  {what} of {name:30} {'does not occur' if np.isnan(value) else format(value, '.4f')}")
     return {
@@ -545,8 +545,7 @@ def _write_predictions(
     problem_type: str,
 ):
     """Writes a table: the file, its label, the prediction, and the probability of each class or the numbers."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # a full disk leaves no table that is cut off
-    with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
         predicted = [] if problem_type == REGRESSION else ["prediction"]
         writer.writerow(["file", *([] if labels is None else ["label"]), *predicted, *names])
@@ -555,7 +554,6 @@ def _write_predictions(
             if problem_type != REGRESSION:
                 cells.append(_label_text(row.argmax() if problem_type == SINGLE else row, names, problem_type))
             writer.writerow([name, *cells, *(f"{value:.6g}" for value in row)])
-    os.replace(partial, path)
 
 
 def _label_text(label: np.ndarray, names: list[str], problem_type: str) -> str:

@@ -33,6 +33,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing.licenses import license_of
 from ..publishing.model_cards import MARK, is_edited
+from ..publishing.records import replacing
 from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
@@ -360,7 +361,8 @@ class DetectionTrainer(FineTuningTrainer):
         for name, value, count in zip(boxed.names, self.figures.by_class.tolist(), boxed.counts, strict=True):
             by_class[f"eval_map_{name}"] = None if math.isnan(value) else value
             print(f"  {name:30} {'does not occur' if math.isnan(value) else format(value, '.4f')}  ({count:,} boxes)")
-        draw_detections(self.model, self.eval_dataset).save(folder / "detections.png")
+        with replacing(folder / "detections.png") as partial:
+            draw_detections(self.model, self.eval_dataset).save(partial)
         if self.train_dataset is not None:
             write_card(folder, self.model, {**metrics, **by_class}, self.args.model_name_or_path)
         return {**metrics, **by_class}
@@ -461,7 +463,8 @@ hf_mae must be installed: transformers does not find code for an encoder within 
 
 {MARK}. Remove this line to keep your own changes. -->
 """
-    card.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with replacing(card) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def detect(args: DetectionArguments) -> FineTuned:

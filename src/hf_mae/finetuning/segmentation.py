@@ -35,6 +35,7 @@ from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_shee
 from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
+from ..publishing.records import replacing
 from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from ..training.step_guard import with_prepared_workers
@@ -273,7 +274,8 @@ class SegmentationTrainer(FineTuningTrainer):
         for name, iou in zip(self.class_names, self.iou.tolist(), strict=True):
             by_class[f"eval_iou_{name}"] = None if math.isnan(iou) else iou
             print(f"  {name:30} {'does not occur' if math.isnan(iou) else format(iou, '.4f')}")
-        segmentation_sheet(self.model, self.drawn, self.class_names).save(folder / "segmentation.png")
+        with replacing(folder / "segmentation.png") as partial:
+            segmentation_sheet(self.model, self.drawn, self.class_names).save(partial)
         return {**metrics, **by_class}
 
 

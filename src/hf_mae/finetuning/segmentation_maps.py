@@ -27,6 +27,7 @@ from ..modeling.formats_mae import EXIF_ORIENTATION, library
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import extension_of
 from ..modeling.tiff_mae import TIFF_SIGNATURES
+from ..publishing.records import replacing
 
 # Where a GeoTIFF lies on the earth. Source: OGC GeoTIFF 1.1, annex D: ModelPixelScale, ModelTiepoint,
 # ModelTransformation, GeoKeyDirectory, GeoDoubleParams, GeoAsciiParams.
@@ -238,9 +239,8 @@ def write_class_maps(
             continue
         path = paths[file]
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        _write_map(partial, path.suffix, maps, images.describe(file), no_data)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            _write_map(partial, maps, images.describe(file), no_data)
         written.append(path)
     if not written:
         raise ValueError(f"None of the {len(images)} pictures of {images.name} could be read.")
@@ -329,9 +329,9 @@ def _put_together(parts: Iterable[BlendedRows], classes: np.ndarray, first: int)
     return classes, failure
 
 
-def _write_map(path: Path, kind: str, maps: list[np.ndarray], source: str, no_data: int):
+def _write_map(path: Path, maps: list[np.ndarray], source: str, no_data: int):
     """Writes the map of each page as PNG or as a tiled TIFF, with the geographic tags of a TIFF that they are of."""
-    if kind != ".tif":
+    if path.suffix != ".tif":
         PIL.Image.fromarray(maps[0]).save(path, format="PNG")
         return
     tifffile = library("tifffile", "tiff", "A map of a TIFF or of several pages")

@@ -17,7 +17,7 @@ from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from .licenses import describe_license
-from .records import ACCURACIES, initial_weights, is_model_of_ours, json_lines, read_record, redact
+from .records import ACCURACIES, initial_weights, is_model_of_ours, json_lines, read_record, redact, replacing
 
 _TEMPLATE = Path(__file__).parent / "model_card.md"
 _STOCK_LAYOUTS = ("vit", "timm", "pixio")  # that others load without our code; a card shows the first that fits
@@ -61,7 +61,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     if not is_model_of_ours(folder):
         if "converted_from" in record:  # else it is a model with our encoder as its backbone
-            card.write_text(_card_of_converted(record, title), encoding="utf-8", errors="backslashreplace")
+            _write(card, _card_of_converted(record, title))
         return
     model = _empty_model(folder)
     text = ModelCard.from_template(
@@ -81,8 +81,12 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         **_training_facts(folder, record),
     )
     text = re.sub(r"\n{3,}", "\n\n", str(text).strip())  # where parts of the template were left out
-    card.unlink(missing_ok=True)  # it may be a link to the card of a run
-    card.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")  # names are any bytes
+    _write(card, f"{text}\n")
+
+
+def _write(card: Path, text: str):
+    with replacing(card) as partial:  # a card that is cut off has lost its mark, and would be taken for an edited one
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names are any bytes
 
 
 def is_edited(card: Path) -> bool:
@@ -111,8 +115,8 @@ def _draw_loss(folder: Path) -> bool:
     points = [(line["step"], line["loss"]) for line in lines if "loss" in line and "step" in line]
     if len(points) < 2:
         return False
-    (folder / "loss.png").unlink(missing_ok=True)  # it may be a link to the picture of a run
-    loss_curve(points).save(folder / "loss.png")
+    with replacing(folder / "loss.png") as partial:
+        loss_curve(points).save(partial)
     return True
 
 

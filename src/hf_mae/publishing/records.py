@@ -6,7 +6,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -31,9 +33,30 @@ def save_record(folder: str | os.PathLike, record: dict):
     write_json(Path(folder) / "run.json", record)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the name to write a file under, which gets its own when it is complete.
+
+    A full disk, or the end of the process, leaves what was there before.
+
+    Args:
+        path (`Path`): File to write. If it is a link, the file that this leads to is replaced.
+    """
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")  # Pillow goes by the end of the name
+    try:
+        yield partial
+        with suppress(OSError):  # there was none, or the file system has no permissions
+            shutil.copymode(path, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: dict):
     """Writes a JSON object for people to read. Values of other types become texts, numbers that are not finite null."""
-    path.write_text(json.dumps(_finite(content), indent=2, default=str) + "\n", encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_finite(content), indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _finite(content):
@@ -140,6 +163,7 @@ __all__ = [
     "read_json",
     "read_record",
     "redact",
+    "replacing",
     "save_record",
     "write_json",
 ]
