@@ -108,6 +108,21 @@ def test_run__without_images_to_evaluate_on_ends_well(call, short, folder, tmp_p
 
 
 @pytest.mark.slow
+def test_run__whose_files_were_cut_off_writes_them_again_or_names_them(call, short, tmp_path):
+    """transformers reads all_results.json before it writes it: the run trained, and failed at its last file."""
+    call(finetune_command, *short)
+    figures = (tmp_path / "out" / "eval_results.json").read_text()
+    for name in ("eval_results.json", "all_results.json", "run.json"):
+        (tmp_path / "out" / name).write_text('{"eval')
+    call(finetune_command, *short)
+    before, after = (json.loads(text) for text in (figures, (tmp_path / "out" / "all_results.json").read_text()))
+    assert before["eval_accuracy"] == after["eval_accuracy"]
+    (tmp_path / "out" / "experiment.json").write_text("")
+    with pytest.raises(ValueError, match="experiment.json is no JSON .* take it away"):
+        call(finetune_command, *short)
+
+
+@pytest.mark.slow
 def test_run__that_goes_on_adds_up_its_hours(call, short, tmp_path, monkeypatch):
     call(finetune_command, *short)
     record = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from transformers.utils import logging
 
 from ..data.image_source import ImageSource, digest
+from ..publishing.records import read_json, write_json
 from ..training.arguments import recipe_of
 from ..training.checkpointing import (
     delete_run,
@@ -85,9 +86,7 @@ def check_experiment(args: "FineTuningArguments", task: str, fingerprints: dict)
             _delete_experiment(output_dir)
         _compare(output_dir, experiment)
         if args.process_index == 0 and not (output_dir / EXPERIMENT).exists():
-            partial_file = output_dir / f".{EXPERIMENT}.partial"
-            partial_file.write_text(json.dumps(experiment, indent=2) + "\n", encoding="utf-8")
-            partial_file.replace(output_dir / EXPERIMENT)
+            write_json(output_dir / EXPERIMENT, experiment)
         if_refused.pop_all()
         return latest_complete_checkpoint(output_dir)
 
@@ -98,7 +97,7 @@ def _compare(output_dir: Path, experiment: dict):
         if (output_dir / "config.json").exists() or list_checkpoints(output_dir):
             raise ValueError(f"{output_dir} holds a model or checkpoints, but no {EXPERIMENT} of this run. {way_out}")
         return
-    theirs = json.loads((output_dir / EXPERIMENT).read_text(encoding="utf-8"))
+    theirs = read_json(output_dir / EXPERIMENT)
     names = [name for name in {**experiment, **theirs} if experiment.get(name) != theirs.get(name)]
     differences = [
         f"{name}: {theirs.get(name, 'the default')} there, {experiment.get(name, 'the default')} now" for name in names

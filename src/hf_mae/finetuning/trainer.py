@@ -30,7 +30,7 @@ from ..data.sampling import RowGroupSampler
 from ..modeling.saving_mae import share_weights
 from ..publishing.hub import HubPush, link_files
 from ..publishing.model_cards import write_model_card
-from ..publishing.records import save_record
+from ..publishing.records import save_record, write_json
 from ..training.checkpointing import naming_failed_saves, remove_checkpoint, unlock_run, write_manifest
 from ..training.optimization import layer_decay_parameter_groups
 from ..training.step_guard import RunStopped, StopSignals, end_workers, with_prepared_workers
@@ -300,7 +300,8 @@ class FineTuningTrainer(Trainer):
                 if metrics:
                     self.log_metrics("eval", metrics)
                 metrics = self.describe_results(metrics)
-                self.save_metrics("eval", metrics)
+                for name in ("eval_results.json", "all_results.json"):  # whole, and also where older ones are cut off
+                    write_json(Path(self.args.output_dir) / name, metrics)
             self.publish({**record, "metrics": metrics})
             return metrics
         finally:
