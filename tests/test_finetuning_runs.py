@@ -374,6 +374,26 @@ def test_stop_signal__saves_ends_and_the_same_command_gives_the_same_model(
 
 
 @pytest.mark.slow
+def test_stop_signal__saves_also_where_a_later_checkpoint_is_broken(call, short, tmp_path, signal_at, monkeypatch):
+    """It counted as the newest: with room for one, what had just been saved was deleted, and each run began anew."""
+    out, limit = tmp_path / "out", ["--save_total_limit", 1]
+    call(finetune_command, *short, *limit)
+    whole = load_file(out / "model.safetensors")
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-6"]
+    (out / "checkpoint-6" / "manifest.json").unlink()
+    signal_at({3: [signal.SIGTERM]})
+    with pytest.raises(RunStopped, match="after step 4 of 6"):
+        call(finetune_command, *short, *limit)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert latest_complete_checkpoint(out).name == "checkpoint-4"
+    monkeypatch.undo()
+    assert "checkpoint-4." in call(finetune_command, *short, *limit)
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-6"]
+    again = load_file(out / "model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+@pytest.mark.slow
 def test_second_signal__ends_at_once(call, short, tmp_path, signal_at):
     signal_at({1: [signal.SIGTERM, signal.SIGTERM]})
     with pytest.raises(KeyboardInterrupt):

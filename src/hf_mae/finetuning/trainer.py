@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy
 
 from ..data.datasets import are_counted
 from ..data.sampling import RowGroupSampler
@@ -31,7 +31,13 @@ from ..modeling.saving_mae import share_weights
 from ..publishing.hub import HubPush, link_files
 from ..publishing.model_cards import write_model_card
 from ..publishing.records import save_record, write_json
-from ..training.checkpointing import naming_failed_saves, remove_checkpoint, unlock_run, write_manifest
+from ..training.checkpointing import (
+    list_checkpoints,
+    naming_failed_saves,
+    remove_checkpoint,
+    unlock_run,
+    write_manifest,
+)
 from ..training.optimization import layer_decay_parameter_groups
 from ..training.step_guard import RunStopped, StopSignals, end_workers, with_prepared_workers
 
@@ -266,8 +272,15 @@ class FineTuningTrainer(Trainer):
         if self.is_world_process_zero():
             (checkpoint / _SECONDS).write_text(json.dumps(self.seconds) + "\n")
             write_manifest(checkpoint)
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best)
+            self._remove_old_checkpoints(checkpoint, limit)
+
+    def _remove_old_checkpoints(self, newest: Path, limit: int | None):
+        """Keeps as many as there may be, and the best. Trainer would count broken ones of later steps as the newest."""
+        kept = {newest.name, Path(self.state.best_model_checkpoint or newest).name}
+        done = list_checkpoints(self.args.output_dir, self.state.global_step)
+        if limit is not None and limit > 0:
+            for old in [path for path in done if path.name not in kept][max(limit - len(kept), 0) :]:
+                remove_checkpoint(old)
 
     # Runs -------------------------------------------------------------------------------------------------------------
 

@@ -92,8 +92,7 @@ def save_checkpoint(
             f"({before}). Make room, or lower `save_total_limit`."
         ) from error
     if is_main:
-        # Checkpoints of later steps are broken, or the run would have gone on from them, so they do not count.
-        done = [path for path in list_checkpoints(output_dir) if _step_of(path) <= step and _step_of(path) != kept_step]
+        done = [path for path in list_checkpoints(output_dir, step) if _step_of(path) != kept_step]
         for old in done[max(save_total_limit, 1) :]:
             remove_checkpoint(old)
     return final
@@ -276,10 +275,17 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     return tensors
 
 
-def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """Returns the checkpoints of a run, the newest first."""
+def list_checkpoints(output_dir: str | os.PathLike, last_step: int | None = None) -> list[Path]:
+    """Returns the checkpoints of a run, the newest first.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder of the run.
+        last_step (`int`, *optional*): The step of the run: those of later steps are left out. They are broken, or the
+            run would have gone on from them.
+    """
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name[len("checkpoint-") :].isdigit()]
-    return sorted((path for path in found if path.is_dir()), key=_step_of, reverse=True)
+    found = [path for path in found if path.is_dir() and (last_step is None or _step_of(path) <= last_step)]
+    return sorted(found, key=_step_of, reverse=True)
 
 
 def _step_of(checkpoint: Path) -> int:
