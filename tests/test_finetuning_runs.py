@@ -516,6 +516,33 @@ def test_best_model__by_a_figure_that_there_is_not_names_those_that_there_are(ca
         call(finetune_command, *arguments)
 
 
+BEST = ["--save_total_limit", 1, "--load_best_model_at_end", "--eval_strategy", "steps", "--save_strategy", "steps"]
+BEST += ["--eval_steps", 1, "--save_steps", 1, "--metric_for_best_model", "loss", "--greater_is_better", True]
+
+
+@pytest.mark.slow
+def test_best_model__costs_a_run_that_is_stopped_none_of_its_steps(call, short, tmp_path, signal_at, monkeypatch):
+    """With room for one checkpoint Trainer deleted all but the best at the end, also what the signal had saved."""
+    call(finetune_command, *short, *BEST, "--output_dir", tmp_path / "whole")
+    signal_at({4: [signal.SIGTERM]})
+    with pytest.raises(RunStopped, match="after step 5 of 6"):
+        call(finetune_command, *short, *BEST)
+    assert latest_complete_checkpoint(tmp_path / "out").name == "checkpoint-5"
+    state = json.loads((tmp_path / "out" / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 1
+    monkeypatch.undo()
+    call(finetune_command, *short, *BEST)
+    (tmp_path / "out").rename(tmp_path / "moved")  # after its last step: the best is found there, too
+    call(finetune_command, *short, *BEST, "--output_dir", tmp_path / "moved")
+    whole, best = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "moved"))
+    assert all(torch.equal(value, best[name]) for name, value in whole.items())
+    weights = tmp_path / "moved" / "checkpoint-1" / "model.safetensors"
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[:99]), lambda: shutil.rmtree(weights.parent)):
+        damage()  # the last model is not the best one
+        with pytest.raises(ValueError, match="(?s)`load_best_model_at_end` needs .*checkpoint-1, .*checkpoint-6, and"):
+            call(finetune_command, *short, *BEST, "--output_dir", tmp_path / "moved")
+
+
 @pytest.mark.slow
 def test_log__has_the_full_learning_rate(call, short, tmp_path):
     """That of the heads, which the plan says and the settings name, not that of the embeddings."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transformers import TrainerState
 from transformers.utils import logging
 
 from ..data.image_source import ImageSource, digest
@@ -87,8 +88,24 @@ def check_experiment(args: "FineTuningArguments", task: str, fingerprints: dict)
         _compare(output_dir, experiment)
         if args.process_index == 0 and not (output_dir / EXPERIMENT).exists():
             write_json(output_dir / EXPERIMENT, experiment)
+        checkpoint = latest_complete_checkpoint(output_dir)
+        if checkpoint is not None and args.load_best_model_at_end:
+            _check_best(checkpoint)
         if_refused.pop_all()
-        return latest_complete_checkpoint(output_dir)
+        return checkpoint
+
+
+def _check_best(checkpoint: Path):
+    """Refuses to go on if the best model until then is lost. Trainer would take the last one in its place."""
+    best_step = TrainerState.load_from_json(os.fspath(checkpoint / "trainer_state.json")).best_global_step
+    best = checkpoint.with_name(f"checkpoint-{best_step}")
+    defect = None if best_step is None else find_defect(best, required=())
+    if defect is not None:
+        raise ValueError(
+            f"`load_best_model_at_end` needs the best model of the run until step {checkpoint.name.split('-')[-1]}, "
+            f"{best}, and that can't be used: {defect}. Set `overwrite_output_dir` to start anew, or take the last "
+            f"model, {checkpoint}, and go on without the best one in another `output_dir`."
+        )
 
 
 def _compare(output_dir: Path, experiment: dict):

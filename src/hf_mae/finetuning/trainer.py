@@ -82,6 +82,14 @@ class _StopAtSignal(TrainerCallback):
         return control
 
 
+class _FindBest(TrainerCallback):
+    """Looks for the best model in the folder of the run, which may have been moved since it was saved."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.best_global_step:
+            state.best_model_checkpoint = os.path.join(args.output_dir, f"checkpoint-{state.best_global_step}")
+
+
 class _EndIfNotFinite(TrainerCallback):
     """Ends a run before the step whose loss or gradient is not finite, since its weights would be lost."""
 
@@ -164,9 +172,11 @@ class FineTuningTrainer(Trainer):
             self.train_dataset = SeededDataset(self.train_dataset, self.args.seed)
             self.add_callback(_StartEpoch(self.train_dataset))
         self.seconds_before, self.started = 0.0, time.perf_counter()
+        self._save_total_limit = self.args.save_total_limit
         self._position = (-1, 0)  # step, and which of the batches whose gradients are accumulated
         self._finite = _EndIfNotFinite()
         self.add_callback(self._finite)
+        self.add_callback(_FindBest())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Makes the optimizer, whose learning rate falls from block to block towards the embeddings."""
@@ -262,20 +272,17 @@ class FineTuningTrainer(Trainer):
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and checkpoint.exists():  # what an interrupted save left
             remove_checkpoint(checkpoint)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go when this one is complete
-        try:
-            with naming_failed_saves(self.args.output_dir):
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
+        with naming_failed_saves(self.args.output_dir):
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each process has written its random state
         if self.is_world_process_zero():
             (checkpoint / _SECONDS).write_text(json.dumps(self.seconds) + "\n")
             write_manifest(checkpoint)
-            self._remove_old_checkpoints(checkpoint, limit)
+            self._remove_old_checkpoints(checkpoint)
 
-    def _remove_old_checkpoints(self, newest: Path, limit: int | None):
+    def _remove_old_checkpoints(self, newest: Path):
         """Keeps as many as there may be, and the best. Trainer would count broken ones of later steps as the newest."""
+        limit = self._save_total_limit
         kept = {newest.name, Path(self.state.best_model_checkpoint or newest).name}
         done = list_checkpoints(self.args.output_dir, self.state.global_step)
         if limit is not None and limit > 0:
@@ -327,9 +334,13 @@ class FineTuningTrainer(Trainer):
         with StopSignals() as signals:
             stop = _StopAtSignal(signals)
             self.add_callback(stop)
+            # Old checkpoints go when a new one is complete. With a limit of 1 Trainer would delete all but the best one
+            # at the end, also at that of a run that was stopped.
+            self.args.save_total_limit = None
             try:
                 self.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
             finally:
+                self.args.save_total_limit = self._save_total_limit
                 self.remove_callback(stop)
         if stop.number:
             raise RunStopped(
