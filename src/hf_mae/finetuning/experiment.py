@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import TrainerState
-from transformers.utils import logging
 
 from ..data.image_source import ImageSource, digest
 from ..publishing.records import read_json, write_json
@@ -18,6 +17,7 @@ from ..training.checkpointing import (
     delete_run,
     find_defect,
     hash_files,
+    latest_checkpoint,
     list_checkpoints,
     lock_run,
     refuse_to_delete,
@@ -27,8 +27,6 @@ from ..training.distributed import check_agreement
 
 if TYPE_CHECKING:
     from .settings import FineTuningArguments
-
-logger = logging.get_logger(__name__)
 
 EXPERIMENT = "experiment.json"
 # Settings that leave the experiment what it is: where it reads and writes, how it logs, saves and evaluates. What is
@@ -133,16 +131,11 @@ def _delete_experiment(output_dir: Path):
 
 
 def latest_complete_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """Returns the newest checkpoint of a fine-tuning run that was saved completely. The log names broken ones.
+    """Returns the newest complete checkpoint of a fine-tuning run, see [`latest_checkpoint`].
 
     With `save_only_model` there is none: a run that went on from weights alone would begin its learning rates anew.
     """
-    for checkpoint in list_checkpoints(output_dir):
-        defect = find_defect(checkpoint, required=("trainer_state.json", "optimizer.pt", "scheduler.pt"))
-        if defect is None:
-            return checkpoint
-        logger.warning(f"{checkpoint} is broken and not used: {defect}.")
-    return None
+    return latest_checkpoint(output_dir, required=("trainer_state.json", "optimizer.pt", "scheduler.pt"))
 
 
 def labelled_fingerprints(

@@ -203,10 +203,15 @@ def cut_back(output_dir: str | os.PathLike, step: int):
             path.unlink()
 
 
-def latest_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """Returns the newest complete checkpoint of a run, or `None`. The log names broken ones, which are ignored."""
+def latest_checkpoint(output_dir: str | os.PathLike, required: Sequence[str] = _PARTS) -> Path | None:
+    """Returns the newest complete checkpoint of a run, or `None`. The log names broken ones, which are ignored.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder of the run.
+        required (`Sequence[str]`, *optional*): See [`find_defect`].
+    """
     for checkpoint in list_checkpoints(output_dir):
-        problem = find_defect(checkpoint)
+        problem = find_defect(checkpoint, required)
         if problem is None:
             return checkpoint
         logger.warning(f"{checkpoint} is broken and not used: {problem}.")
