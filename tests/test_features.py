@@ -194,7 +194,7 @@ def test_file__may_be_read_by_others(tmp_path, kind):
     """safetensors lets only the owner of a file read it."""
     before = os.umask(0o027)
     try:
-        with features.feature_file(str(tmp_path / f"features.{kind}"), {}) as file:
+        with features.FeatureFile(str(tmp_path / f"features.{kind}"), {}) as file:
             file.add(["a.png"], {"pooler": torch.zeros(1, 4)})
             file.finish()
     finally:
@@ -324,7 +324,7 @@ def test_two_processes__that_write_to_one_name_leave_a_whole_file(tmp_path, monk
     monkeypatch.setattr(os, "getpid", lambda: 1)
     first = features.FeatureFile(output, {})
     monkeypatch.setattr(os, "getpid", lambda: 2)
-    with features.feature_file(output, {}) as second:
+    with features.FeatureFile(output, {}) as second:
         for file, name in ((first, "first"), (second, "second")):
             file.add([name], {"feature": torch.ones(1, 3)})
             file.finish()

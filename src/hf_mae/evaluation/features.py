@@ -10,8 +10,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -365,7 +365,10 @@ def _as_stored(features: dict[str, torch.Tensor], dtype: str) -> dict[str, torch
 
 
 class FeatureFile:
-    """Writes batches of rows to a parquet or safetensors file, which gets its name when it is complete."""
+    """Writes batches of rows to a parquet or safetensors file, which gets its name when it is complete.
+
+    To be used in a `with` statement, which leaves no half file behind.
+    """
 
     def __init__(self, output: str, metadata: dict, maps_vary: bool = False):
         """
@@ -384,6 +387,12 @@ class FeatureFile:
         self.parquet, self.batches = self.output.suffix == ".parquet", []
         self.texts: dict[str, list[str]] = {"name": []}
         self.writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "FeatureFile":
+        return self
+
+    def __exit__(self, *error):
+        self.partial.unlink(missing_ok=True)
 
     def add(self, names: list[str], columns: dict[str, torch.Tensor], files: list[str] | None = None):
         """Adds rows.
@@ -442,20 +451,6 @@ def _fixed(values: torch.Tensor) -> tuple[pa.Array, list]:
     """Returns a column of numbers or flat lists of one length, and the shape of a row."""
     array, shape = pa.array(values.flatten().numpy()), list(values.shape[1:])
     return pa.FixedSizeListArray.from_arrays(array, math.prod(shape)) if shape else array, shape
-
-
-@contextmanager
-def feature_file(output: str, metadata: dict, maps_vary: bool = False) -> Iterator[FeatureFile]:
-    """Opens a [`FeatureFile`] and leaves no half one behind.
-
-    Args:
-        output, metadata, maps_vary: As in [`FeatureFile`].
-    """
-    file = FeatureFile(output, metadata, maps_vary)
-    try:
-        yield file
-    finally:
-        file.partial.unlink(missing_ok=True)
 
 
 def load_feature_model(
@@ -566,7 +561,7 @@ def extract_features(args: ExtractionArguments) -> Path:
     print(f"{len(images):,} images from {printable(images.name)}, on {args.device}", flush=True)
     metadata = {"model": args.model_name_or_path, "label_names": images.label_names}
     written, skipped, started = 0, [], time.perf_counter()
-    with feature_file(args.output, metadata, args.in_windows) as file, tqdm(total=len(images), unit="image") as bar:
+    with FeatureFile(args.output, metadata, args.in_windows) as file, tqdm(total=len(images), unit="image") as bar:
         for indices, names, pixel_values, messages in loader:
             bar.write("".join(f"{message}\n" for message in messages), end="")
             if indices:
@@ -635,7 +630,6 @@ __all__ = [
     "compute_patch_maps",
     "describe_rows",
     "extract_features",
-    "feature_file",
     "features_command",
     "is_classifier",
     "load_feature_model",

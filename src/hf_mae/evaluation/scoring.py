@@ -28,13 +28,13 @@ from ..training.arguments import fit_values, parse_arguments
 from ..training.checkpointing import hash_of_weights
 from .feature_sheets import fitted
 from .features import (
+    FeatureFile,
     InferenceArguments,
     ReadableImages,
     SourceArguments,
     check_source,
     choose_device,
     describe_rows,
-    feature_file,
     open_source,
     printable,
 )
@@ -272,7 +272,7 @@ def _write_scores(scorer: Scorer, dataset: ImagesToScore, metadata: dict) -> np.
     options = {"num_workers": args.dataloader_num_workers, "pin_memory": args.device.startswith("cuda")}
     loader, losses = DataLoader(dataset, args.batch_size, collate_fn=_collate, **options), np.full(len(images), np.nan)
     start, message = 0, ""
-    with feature_file(args.output, metadata) as file, tqdm(total=len(images), unit="image") as bar:
+    with FeatureFile(args.output, metadata) as file, tqdm(total=len(images), unit="image") as bar:
         for batch in loader:
             for message in batch.messages:
                 bar.write(message)
