@@ -341,10 +341,7 @@ def _in_shares(stated: StatedBoxes, size: tuple[int, int], exif: int) -> np.ndar
         corners = corners / np.tile(size[::-1] if swap else size, 2)
     if swap:
         corners = corners[:, [1, 0, 3, 2]]
-    for axis, flip in ((0, flip_columns), (1, flip_rows)):
-        if flip:
-            corners[:, [axis, axis + 2]] = 1 - corners[:, [axis + 2, axis]]
-    return corners
+    return turn_boxes(corners, [dim for dim, flip in ((-1, flip_columns), (-2, flip_rows)) if flip], quarters=0)
 
 
 def _keep(

@@ -18,13 +18,11 @@ from .held_out import check_not_grouped, hold_out, select
 from .image_source import ImageSource
 from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
 from .parts import PartsOfImages, files_of
-from .shards import DatasetImages, ParquetImages
+from .shards import LABEL_COLUMNS, DatasetImages, ParquetImages
 from .sources import open_images
 from .tables import TABLES, columns_of, find_table, read_table, values_of_files
 
 logger = logging.get_logger(__name__)
-
-_COLUMNS = ("label", "labels")  # taken if no column is named
 
 
 def problem_type_of(images: ImageSource) -> str:
@@ -382,7 +380,7 @@ def read_label_table(
         return False
     rows = read_table(table)
     known = columns_of(rows)
-    columns = columns or [name for name in _COLUMNS if name in known][:1]
+    columns = columns or [name for name in LABEL_COLUMNS if name in known][:1]
     if not columns and images.labels is not None:
         return False
     if "file_name" not in known or not columns or not set(columns) <= set(known):

@@ -30,7 +30,8 @@ _CACHED_ROW_GROUPS = 64  # maximum for one reader; those of which every image wa
 _ROW_GROUP_BYTES = 2 * 10**9  # maximum that the row groups of one reader may take
 _FINGERPRINTED = 200  # rows of a data set whose images are a part of the fingerprint
 _OPEN_FILES = 128  # of the 1,024 that a process may usually have
-_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "labels")
+_IMAGE_COLUMNS = ("image", "img", "pixel_values")
+LABEL_COLUMNS = ("label", "labels")  # taken if no column is named, in this order
 
 
 class TarImages(ImageSource):
@@ -433,7 +434,7 @@ def choose_columns(
         notes.append(f"Columns {', '.join(images)} of {name} hold images: {image_column} is taken.")
     if label_column is None:
         classes = [column for column, feature in features.items() if names_of_classes(feature) is not None]
-        named = [column for column in _LABEL_COLUMNS if column in features and _holds_labels(features[column])]
+        named = [column for column in LABEL_COLUMNS if column in features and _holds_labels(features[column])]
         label_column = (named or classes or [None])[0]
         if len(classes) > 1:
             notes.append(f"Columns {', '.join(classes)} of {name} hold classes: {label_column} is taken.")
