@@ -192,7 +192,7 @@ def _split_content(content) -> tuple[dict[str, torch.Tensor], dict]:
 
 @contextmanager
 def removed_if_cut_off(path: Path) -> Iterator[None]:
-    """Removes what is written to a path where an error, as of a full disk, ends the writing: it would seem complete.
+    """Removes what was written to a path if an error, such as a full disk, ends the writing: it would seem complete.
 
     Args:
         path (`Path`): File or folder that is being made. What a folder holds already stays.
@@ -245,7 +245,7 @@ def _transformers_config(model: MAEPreTrainedModel, layout: str) -> dict:
 
 
 def _timm_config(model: MAEPreTrainedModel, transform: dict) -> dict:
-    """Returns a `config.json` of timm: one of its architectures, with everything that differs as `model_args`."""
+    """Returns a `config.json` of timm: one of its architectures, and all differences from it as `model_args`."""
     config, has_classifier = model.config, isinstance(model, MAEForImageClassification)
     num_classes = config.num_labels if has_classifier else 0
     pooling = "token" if config.pooling == "class" else "avg"

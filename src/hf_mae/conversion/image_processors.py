@@ -175,7 +175,7 @@ def _per_channel(value: float | list | tuple, channels: int) -> list[float]:
 
 
 def _reads_bytes(image_processor: MAEImageProcessor) -> bool:
-    """Returns whether an image processor takes pictures of 8 bits as they are, as those of others do."""
+    """Returns whether an image processor takes pictures of 8 bits as they are, like those of other libraries."""
     return not image_processor.is_deep and all(getattr(image_processor, name, None) is None for name in _READING)
 
 

@@ -176,7 +176,7 @@ def check_boxes(
     broken: str = "refuse",
     orientation: str = "auto",
 ) -> BoxedImages:
-    """Checks boxes against their images, whose size is read for that, and returns them as shares of the sides.
+    """Checks boxes against the sizes of their images, which it reads, and returns boxes as shares of the sides.
 
     Boxes that protrude by up to a hundredth of the side, and at least two pixels, are clipped, as programs round. Boxes
     without an area are left out and counted.
@@ -292,7 +292,7 @@ def _look_at(images: ImageSource, image_processor: MAEImageProcessor) -> list[_P
 
 
 def _check_stated_sizes(annotated: AnnotatedImages, pictures: list[_Picture]):
-    """Refuses annotations that state a size which is neither that of the displayed picture nor of the stored one."""
+    """Refuses annotations whose stated size is neither the size of the displayed picture nor of the stored one."""
     wrong = [
         index
         for index, (stated, picture) in enumerate(zip(annotated.stated, pictures, strict=True))

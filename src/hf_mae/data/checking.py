@@ -55,9 +55,9 @@ def check_images(
 ) -> CheckedImages:
     """Reads images that are spread over a source and refuses those that do not suit the settings.
 
-    Of pictures of 8 bits only the headers are read, where nothing else can be wrong with them, but for the first few of
-    each format, which this machine may have no decoder for. The others are decoded until these are 500 million pixels,
-    in an order in which those are from all over the source, too.
+    Of pictures of 8 bits only the headers are read, if nothing but the header can be wrong. The first few of each
+    format are decoded all the same, because this machine may have no decoder for it. Other images are decoded, up to
+    500 million pixels, in an order that is spread over the source.
 
     Args:
         images ([`ImageSource`]): The source.
@@ -107,7 +107,7 @@ def _mixed(images: ImageSource, indices: np.ndarray) -> np.ndarray:
 
 
 def check_embedded(images: ImageSource, image_processor: MAEImageProcessor):
-    """Refuses the embedded images for a model that takes others, whose reasons suit files and not these images.
+    """Refuses the embedded images for a model that takes others. Messages of the reader would give advice for files.
 
     Args:
         images ([`ImageSource`]): Images, which may be others.

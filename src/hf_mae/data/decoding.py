@@ -146,7 +146,7 @@ def read_in_threads(read: Callable[[int], Result], count: int) -> list[Result]:
         read (`Callable`): Reads image `index`, perhaps with [`try_to_read`]. Its errors are raised.
         count (`int`): Number of images.
     """
-    # Filters of warnings are those of all threads: the last one to leave try_to_read may restore those of another.
+    # All threads share the filters of warnings: the last thread to leave try_to_read may restore those of another one.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         return list(pool.map(read, range(count)))
 
@@ -226,8 +226,8 @@ def displayed_size(
 ) -> tuple[int, int]:
     """Returns (height, width) of a freshly opened image as it is displayed, and closes its file.
 
-    Of pictures only the header is read, but for TIFFs: Pillow states the size of one that is to be turned as it was
-    before or will be after that, as its version has it.
+    Of pictures only the header is read. A TIFF is decoded, because versions of Pillow differ in the size that they
+    state for one that has to be turned: that before or that after it is turned.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or [`ImageFile`]): The image.

@@ -186,7 +186,7 @@ class FolderImages(ImageSource):
 
 
 def list_counts(counts: Counter[str]) -> str:
-    """Returns what was counted in a line, such as `1 x .csv, 3 x link`, which is empty if nothing was."""
+    """Returns a line such as `1 x .csv, 3 x link`, which is empty if nothing was counted."""
     return ", ".join(f"{count} x {kind}" for kind, count in sorted((+counts).items()))
 
 

@@ -84,7 +84,7 @@ def _encode_classes(values: list, column: str, names: list[str] | None) -> tuple
 
 
 def _encode_numbers(values: list, column: str, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Returns a number for each image, or as many as the lists have, which are then named by their places."""
+    """Returns a number for each image, or of lists several numbers, which are named by their places."""
     if names is not None:
         raise ValueError(f"{column} holds classes ({', '.join(names[:5])}), not the numbers that `regression` needs.")
     lengths = {len(value) for value in values if isinstance(value, list | tuple)}

@@ -160,7 +160,7 @@ def open_labelled(
 
 
 def label_by_folders(images: ImageSource, label_names: list[str], problem_type: str = SINGLE):
-    """Labels a folder without labels where its folders are called as classes are: one class alone looks like none.
+    """Labels a folder without labels if folders in it have the names of classes: a single class is not seen as one.
 
     Args:
         images ([`ImageSource`]): Its `labels` and `label_names` are changed.
@@ -398,7 +398,7 @@ def read_label_table(
 
 
 def _check_without_table(images: ImageSource, columns: Sequence[str] | None):
-    """Refuses named columns that nobody reads: shards and data sets have labels in one of theirs, which is read."""
+    """Refuses columns that were named and are not read. Of shards and data sets one column of labels is read."""
     if columns is None:
         return
     if not isinstance(images, DatasetImages | ParquetImages):

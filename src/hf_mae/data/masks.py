@@ -263,7 +263,7 @@ def read_mask(
 def _read_numbers(
     mask: Path | PIL.Image.Image, window: Window | None, pages: str | None
 ) -> tuple[np.ndarray, float | None]:
-    """Returns the numbers in a mask, all or those in a window, and which of them the file declares as no-data.
+    """Returns the numbers in a mask or in a window of it, and the number that the file declares as no-data.
 
     Of TIFF and `.npy` files only the window is read.
     """

@@ -34,8 +34,8 @@ class PartsOfImages(DerivedImages):
     """Parts of the images of another source, as images of their own. All parts of an image are held out together.
 
     Attributes:
-        parts (`np.ndarray` of int64, of shape `(len(self), 1 + k)`): Of each part the index of its image in `images`,
-            and what says which part of it it is.
+        parts (`np.ndarray` of int64, of shape `(len(self), 1 + k)`): For each part the index of its image in `images`,
+            and k numbers that say which part of the image it is.
         place_names (`tuple[str, ...]`): What the k numbers of a part are, all counted from 0.
     """
 
@@ -52,7 +52,7 @@ class PartsOfImages(DerivedImages):
 
 
 def files_of(images: ImageSource) -> ImageSource:
-    """Returns the source whose images are files: of windows and pages the one that they come from."""
+    """Returns the source of the files that windows or pages come from, and any other source as it is."""
     return images.images if isinstance(images, PartsOfImages) else images
 
 
@@ -190,7 +190,7 @@ class TiledImages(PartsOfImages):
         return f"{self.file_of(index)}, row {top}, column {left}"
 
     def _places_in(self, drop_empty: bool, whole: Window) -> tuple[list[tuple[int, int]], int]:
-        """Returns where windows of a scene lie, and the number of those that are left out for want of data."""
+        """Returns where the windows of a scene lie, and how many windows are left out because they have no data."""
         tops, lefts = (_starts(side, self.tile) for side in whole.size)
         places = [(top, left) for top in tops for left in lefts]
         if not drop_empty or not _may_have_no_data(whole.scene, self.reading):
@@ -208,7 +208,7 @@ class TiledImages(PartsOfImages):
 
 
 def _starts(side: int, tile: int) -> list[int]:
-    """Returns where windows start along a side: next to each other, and the last one so that it ends with the side."""
+    """Returns where windows start along a side. They lie next to each other, and the last one ends with the side."""
     return [*range(0, max(side - tile, 0), tile), max(side - tile, 0)]
 
 

@@ -185,7 +185,7 @@ def _from_file(path: Path, labels: str, columns: dict) -> ImageSource:
 
 
 def _first_of_split(names: Collection[str], split: str) -> str | None:
-    """Returns which of several splits is the one to train on, or the first one to evaluate on; `None` if none is."""
+    """Returns the name of the split to train on, or of the first split to evaluate on; `None` if there is none."""
     return next((name for name in (("train",) if split == "train" else TEST) if name in names), None)
 
 

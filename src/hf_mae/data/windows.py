@@ -157,7 +157,7 @@ class _Pictures(ImageSource):
     def scene(self, index: int) -> TiffFile | StoredImage | None:
         """Returns a file that can be read in part, or `None`.
 
-        Why another can't be opened, [`try_to_read`] says, since it is then read as a whole.
+        Other files are read as a whole, and [`try_to_read`] then says if one can't be opened.
         """
         pair = self.pairs[index]
         if not isinstance(pair.images, FolderImages):

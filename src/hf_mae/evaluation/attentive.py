@@ -244,7 +244,7 @@ def choose_attentive_probe(
     learning_rates: Sequence[float] = LEARNING_RATES,
     settings: AttentiveSettings = AttentiveSettings(),
 ) -> ChosenProbe:
-    """Trains a probe on all images, at the learning rate that is best for a part of them that is held out for that.
+    """Trains a probe on all images. A part of them is held out first, to choose the learning rate.
 
     Args:
         tokens ([`PatchTokens`]): Tokens of the training images.

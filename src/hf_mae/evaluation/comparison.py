@@ -50,7 +50,7 @@ class Row:
 
 
 def mark_best_blocks(rows: list[Row]):
-    """Marks, of each model of which several blocks were measured, the one that held-out training images prefer.
+    """Marks the block of each model that held-out training images prefer, if several blocks were measured.
 
     Args:
         rows (`list[Row]`): All rows. Those without a choice by held-out images are left unmarked.

@@ -155,7 +155,7 @@ class EvaluationArguments(EvaluatedArguments, HeldOutArguments, FigureArguments,
         self.device, self.dataloader_num_workers = choose_device(self.device, self.dataloader_num_workers)
 
     def check_task(self, task: str):
-        """Refuses settings that nothing is done with, so that nobody takes the figures for those that were asked for.
+        """Refuses settings that would have no effect, because the figures would not be those that were asked for.
 
         Args:
             task (`str`): What the images are evaluated with.

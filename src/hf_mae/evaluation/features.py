@@ -381,7 +381,7 @@ class FeatureFile:
         self.maps_vary = maps_vary
         self.output, self.metadata = Path(output), {name: json.dumps(value) for name, value in metadata.items()}
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        # Of this process alone: of several that write to one name each leaves a whole file, the last one its own.
+        # With the number of this process: if several write to one name, the last one leaves its file as a whole.
         self.partial = self.output.with_name(f"{self.output.name}.{os.getpid()}.partial")
         self.partial.write_bytes(b"")  # where none can be written, that is said before the work
         self.parquet, self.batches = self.output.suffix == ".parquet", []
@@ -522,7 +522,7 @@ def check_source(images: ImageSource, image_processor: MAEImageProcessor):
 
 
 def describe_rows(images: ImageSource, indices: list[int]) -> tuple[dict[str, torch.Tensor], list[str] | None]:
-    """Returns columns that say which images the rows are of, and of parts of files the names of those files.
+    """Returns columns that name the image of each row, and the names of the files if images are parts of files.
 
     Args:
         images ([`ImageSource`]): The source.

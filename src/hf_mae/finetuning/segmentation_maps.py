@@ -343,7 +343,7 @@ def _write_map(path: Path, maps: list[np.ndarray], source: str, no_data: int):
 
 
 def _geographic_tags(source: str) -> list[tuple]:
-    """Returns the tags of a TIFF that say where it lies, as tifffile writes them; none of one that is to be turned."""
+    """Returns the tags that say where a TIFF lies, as tifffile writes them; none if the TIFF has to be turned."""
     with open(source, "rb") as file:
         if not file.read(4).startswith(TIFF_SIGNATURES):  # a JPEG, say, that is named as a TIFF
             return []

@@ -253,7 +253,7 @@ class FineTuningTrainer(Trainer):
             return with_prepared_workers(super().get_eval_dataloader(eval_dataset))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Returns no loss if the figures have it: that of a batch counts images again that fill up the last one."""
+        """Returns no loss if the figures have it: the loss of the last batch would count the images that fill it up."""
         if not self.loss_is_a_figure:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)

@@ -60,9 +60,9 @@ class StoredImage:
         nodata (`float`, *optional*): Value that the file declares for pixels without data.
         missing (`np.ndarray` of shape `(1 or channels, height, width)`, *optional*): True where the file's mask says no
             data.
-        numbers (`np.ndarray` of shape `(1 or channels, height, width)`, *optional*): The stored values that no-data is
-            one of, where `pixels` are others: the colours that a palette has for them, or what a background shows
-            through.
+        numbers (`np.ndarray` of shape `(1 or channels, height, width)`, *optional*): The stored values, with which
+            no-data is compared, if `pixels` hold other values: colours of a palette, or colours mixed with a
+            background.
         transparent (`np.ndarray` of shape `(1 or channels, height, width)`, *optional*): True where `pixels` are
             nothing but background.
         inverted (`bool`): Whether the smallest value is white.
@@ -325,7 +325,7 @@ class DicomFile(ImageFile):
         return pixels.pixel_array(data, index=page) >> shift
 
     def _shift(self) -> int:
-        """Returns how many bits lie below those of a value, as older files have it that are not compressed."""
+        """Returns how many unused bits lie below those of a value. Old files without compression may have some."""
         header = self._header
         shift = int(header.get("HighBit") or 0) + 1 - int(header.get("BitsStored") or 32)
         return 0 if shift <= 0 or header.file_meta.TransferSyntaxUID.is_encapsulated else shift
@@ -339,7 +339,7 @@ class DicomFile(ImageFile):
         return pixels.apply_color_lut(array, self._header), 255 if palette.max() <= 255 else 65535
 
     def _padding(self, array: np.ndarray) -> np.ndarray | None:
-        """Returns where stored values are those that the header declares for padding, which is no data."""
+        """Returns where stored values are padding by the header, and so no data."""
         values = [self._header.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
         if values[0] is None:
             return None

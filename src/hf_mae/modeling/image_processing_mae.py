@@ -49,7 +49,7 @@ _INTERPOLATION = {
 # A picture this many times larger than its crop is cut before it is resized: else a strip of 4 x 20,000 pixels would be
 # enlarged to gigabytes first.
 _LARGEST_RESIZE = 16
-# Share that no-data may have in a resized pixel that still counts as valid: more than errors of rounding.
+# Largest share of no-data in a resized pixel that counts as valid: more than errors of rounding.
 NO_DATA_SHARE = 1e-3
 # Arguments of transformers that are not implemented, and the values with which nothing needs to be done.
 _WITHOUT_EFFECT = {"data_format": (None, "channels_first"), "do_pad": (None, False), "pad_size": (None,)}
@@ -552,7 +552,7 @@ def _check_steps(do_resize, size: SizeDict, do_center_crop, crop_size: SizeDict,
 
 
 def _with_crop(kwargs: dict) -> dict:
-    """Returns arguments with a `crop_size` that is their `size`, where only that is given and says both sides."""
+    """Returns arguments in which `crop_size` is `size`, if only `size` is given and it states both sides."""
     size = kwargs.get("size")
     if size is None or kwargs.get("crop_size") is not None:
         return kwargs

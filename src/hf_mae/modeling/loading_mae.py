@@ -182,7 +182,7 @@ class LoadingMixin:
     def _separate_sizes(cls, stored: dict, config, kwargs: dict) -> tuple:
         """Returns the configuration with the sizes of the checkpoint, these sizes, and the requested ones.
 
-        Cells of masks are set at the end, since those that are wanted fit the size that is wanted.
+        The size of mask cells is set at the end, because it fits the requested image size and not the saved one.
         """
         saved = {name: stored.get(name, getattr(cls.config_class, name)) for name in _SIZES}
         if not isinstance(config, PreTrainedConfig):
@@ -221,7 +221,7 @@ class LoadingMixin:
         return model, info
 
     def _change_sizes(self, saved: dict, wanted: dict, channel_init: str):
-        """Resizes weights that were loaded at the saved sizes to those that are wanted; see `_separate_sizes`."""
+        """Resizes weights from the saved sizes to the requested ones; see `_separate_sizes`."""
         if any(height_width(wanted[size]) != height_width(saved[size]) for size in ("image_size", "patch_size")):
             self.resize_patches(wanted["patch_size"], wanted["image_size"])
         if wanted["num_channels"] != saved["num_channels"]:
@@ -283,7 +283,7 @@ class LoadingMixin:
             )
 
     def _adjust_missing_and_unexpected_keys(self, loading_info):
-        """Reports parts that are new or left out as a whole in one line; the rest stays for the library's table."""
+        """Names new parts and parts that were left out in one line. Single tensors stay for the library's table."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
 
         missing, unexpected = loading_info.missing_keys, loading_info.unexpected_keys
@@ -325,8 +325,8 @@ class LoadingMixin:
     def resize_patches(self, patch_size: int | tuple[int, int], image_size: int | tuple[int, int] | None = None):
         """Resamples the patch embedding, the decoder's head and the position tables to another patch size, in place.
 
-        The embedding is resized such that a patch that is enlarged (bicubic) gives the token that the original patch
-        gave; where patches become smaller, as nearly as possible. Source: FlexiViT (Beyer et al. 2022, arXiv
+        The embedding is resized such that an enlarged patch (bicubic) gives the same token as the original patch, or
+        nearly the same if patches become smaller. Source: FlexiViT (Beyer et al. 2022, arXiv
         2212.08013, section 3.4). The head predicts the patch that it predicted before, resized (bicubic).
 
         Args:

@@ -263,7 +263,7 @@ def complementary_masks(
     """Returns the visible patches of masks that together show each patch equally often, or once more than another.
 
     They are dealt like cards: the patches are put into an order as for one mask, and each mask in turn takes the next
-    of them. When none are left they are put into a new order, in which those that the mask has already come last. So
+    of them. When none are left, they are put into a new order, in which the patches of the present mask come last. So
     with the usual ratio of 0.75 each patch is visible with one of every four masks. Where the share of visible patches
     is no whole number of patches (of cells, if there are any) the numbers of the masks differ by one: of 49 patches the
     four masks show 12, 12, 12 and 13.

@@ -426,7 +426,7 @@ def find_missing(image: StoredImage, pixels: torch.Tensor, settings: ReadingSett
 
 
 def _not_finite(image: StoredImage, pixels: torch.Tensor, undeclared: torch.Tensor) -> str:
-    """Returns a message that says where NaN or infinities are that nothing declares as no-data, and what to do."""
+    """Returns a message about NaN or infinities that nothing declares as no-data: where they are, and what to do."""
     places = undeclared.nonzero()
     channel, row, column = places[0].tolist()
     return (

@@ -90,7 +90,7 @@ def share_weights(folder: str | os.PathLike):
 
 @contextmanager
 def keeping_permissions(path: Path) -> Iterator[None]:
-    """Leaves a file that is written within with the permissions that it has, or that a new file gets.
+    """Keeps the permissions of a file that is written inside of the `with` statement; a new file gets the usual ones.
 
     Args:
         path (`Path`): File that safetensors writes, which would let only its owner read it.

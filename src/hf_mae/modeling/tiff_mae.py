@@ -251,7 +251,7 @@ class TiffFile(ImageFile):
         return joined(self._read(range(self.num_pages)))
 
     def _read(self, numbers: Sequence[int]) -> list[StoredImage]:
-        """Returns pages of a file that is parsed once, since that takes a time for each page that it has."""
+        """Returns pages of a file, which is parsed once for all of them: parsing takes time for every page in it."""
         with _parsed(self._stream()) as tiff:
             (shown, every), images = _tiff_pages(tiff), []
             for number in numbers:
@@ -392,7 +392,7 @@ def _interpret_tiff(page, array: np.ndarray, every: list, rows=slice(None), colu
 
 
 def _tiff_mask(page, every: list, rows: slice, columns: slice) -> np.ndarray | None:
-    """Returns where GDAL's mask page, which follows that of the image, says that there are no data."""
+    """Returns where there are no data by GDAL's mask, a page that follows the page of the image."""
     following = dropwhile(lambda other: other.offset != page.offset, every)
     for other in takewhile(lambda o: o.offset == page.offset or o.subfiletype & (_SMALLER | _MASK), following):
         if other.subfiletype & _MASK and other.shape[-2:] == (page.imagelength, page.imagewidth):
@@ -442,7 +442,7 @@ def _decode_segment(page, index: int) -> np.ndarray | None:
 
 
 def _decode_lerc(page, data: bytes, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Returns a segment with NaN where its own mask says that there is none, for which tifffile gives 0; its shape.
+    """Returns a segment and its shape. Where the mask of the segment leaves pixels out, it is NaN; tifffile gives 0.
 
     Raises:
         UnsuitableImageError: If the mask is the opacity, or the values know no NaN.

@@ -438,9 +438,9 @@ def _values_of(size: Size) -> dict:
 
 
 def _sizes_for(side: int | None, own: int, patch_size: int | None, coarsest: int) -> list[int]:
-    """Returns sizes of crops, the largest first, for images of a shorter side: a preset's own, and those of the list.
+    """Returns sizes of crops, the largest first: a preset's own and `IMAGE_SIZES`, from the images' side to `coarsest`.
 
-    They go down to `coarsest`. With a given patch they are multiples of it.
+    With a given patch they are multiples of it.
     """
     fitting = [size for size in sorted({*IMAGE_SIZES, own}, reverse=True) if size <= (side or IMAGE_SIZES[0])]
     sizes = [size for size in fitting if size >= coarsest] or fitting[:1] or [max((side or 0) // 4 * 4, 4)]
@@ -451,7 +451,7 @@ def _sizes_for(side: int | None, own: int, patch_size: int | None, coarsest: int
 
 
 def _suits(patch: int, image_size: int | list[int]) -> bool:
-    """Returns whether a preset's patch divides an image into as many patches as the rule for patches does, roughly."""
+    """Returns whether a preset's patch divides an image into 7 to 16 patches to a side."""
     return all(side % patch == 0 and _FEWEST_PATCHES <= side // patch <= 16 for side in height_width(image_size))
 
 
@@ -496,8 +496,8 @@ def settle_settings(
 ) -> list[dict]:
     """Settles what is open in the settings, in place. Every process must call this, and settles the same.
 
-    With a time budget it is chosen, or, in a run that goes on, taken as it was chosen. Without one it is as in the
-    paper, and a run that would take more than three days is announced as such.
+    With a time budget it is chosen, or taken from the record if the run goes on. Without one it is as in the paper, and
+    a warning says so if the run would take more than three days.
 
     Args:
         settings ([`PretrainingSettings`]): The settings.

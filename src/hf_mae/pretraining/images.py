@@ -104,7 +104,7 @@ def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None
 
 
 def _check_source(settings: PretrainingSettings, images: ImageSource):
-    """Refuses settings that say what the images of a path or of a data set are: an object says that itself."""
+    """Refuses settings that describe the images of a path or of a data set: a source passed as an object knows them."""
     given = [name for name in ("tile", "image_column", "label_column", "dataset_config") if getattr(settings, name)]
     given += ["labels"] * (settings.labels == "none") + ["streaming"] * settings.streaming
     if given:

@@ -105,7 +105,7 @@ def _cooldown_steps(settings: PretrainingSettings, max_steps: int) -> int:
 
 
 def resume_plan(plan: Plan, state: Mapping, settings: PretrainingSettings) -> tuple[Plan, int | None]:
-    """Returns the plan of a run that starts or goes on: with what it has decided, and longer if that is wanted.
+    """Returns the plan of a run that starts or goes on: with its earlier decisions, and longer if the settings say so.
 
     A run is made longer where its rate is still constant.
 

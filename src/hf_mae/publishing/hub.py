@@ -114,7 +114,7 @@ class HubPush:
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def start(self, stage: Callable[[Path], None], message: str):
-        """Starts a push, unless one is under way: then the next push brings what this one would have brought.
+        """Starts a push, unless one is under way: what is new then waits for the next push.
 
         Args:
             stage (`Callable[[Path], None]`): Puts the files into an empty folder, before this returns.

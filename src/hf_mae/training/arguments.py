@@ -216,7 +216,7 @@ def fit_values(args):
 
 
 def check_output(data: str | None, output_dir: str):
-    """Refuses a file as the folder of a run, and the folder of the images, where its pictures would count as images.
+    """Refuses an output folder that is a file, or the folder of the images, among which pictures of a run would count.
 
     Args:
         data (`str`, *optional*): Where the images are.

@@ -100,7 +100,7 @@ def save_checkpoint(
 
 @contextmanager
 def naming_failed_saves(output_dir: str | os.PathLike) -> Iterator[None]:
-    """Ends a run of transformers' `Trainer` that can't save, as on a full disk, with what to do about it.
+    """Ends a run of transformers' `Trainer` if it can't save, for example on a full disk, and says what to do.
 
     Raises:
         RunStopped: For errors of the disk, of safetensors and of `torch.save`.
