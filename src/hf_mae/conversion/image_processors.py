@@ -89,7 +89,7 @@ def _read(folder: str, name: str) -> dict:
 
 
 def _stated_sides(size) -> dict:
-    """Returns the sides that a size states. A number alone, as old files have it, says not which side it is of."""
+    """Returns the sides that a size states. A single number, as in old files, does not say which side it is."""
     return {side: value for side, value in size.items() if value} if isinstance(size, dict) else {}
 
 

@@ -11,8 +11,8 @@ import torch
 
 from ..modeling.configuration_mae import PIXIO_FIELDS
 
-# Each table maps their names to ours, without `.weight` and `.bias`; `{}` stands for the number of a block. Where
-# several of their names have one of ours, the first is the one that is written.
+# Each table maps their names to ours, without `.weight` and `.bias`; `{}` stands for the number of a block. If
+# several of their names stand for one of ours, the first of them is written.
 
 
 def _blocks(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:

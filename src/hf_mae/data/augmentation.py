@@ -20,7 +20,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor, resize
 
 
 def _kornia():
-    """Imports kornia, which only those need who augment with it."""
+    """Imports kornia, which only random augmentation and erasing need."""
     try:
         import kornia.augmentation
         import kornia.augmentation.auto

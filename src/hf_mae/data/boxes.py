@@ -238,7 +238,7 @@ class _Picture(NamedTuple):
 
 @dataclass
 class _Findings:
-    """Collects what is wrong with boxes: descriptions of the broken ones, and the numbers of those that are changed."""
+    """Collects faults of boxes: descriptions of broken ones, and how many are without an area, clipped or cut off."""
 
     faults: list[str] = field(default_factory=list)
     empty: int = 0

@@ -226,8 +226,8 @@ def displayed_size(
 ) -> tuple[int, int]:
     """Returns (height, width) of a freshly opened image as it is displayed, and closes its file.
 
-    Of pictures only the header is read. A TIFF is decoded, because versions of Pillow differ in the size that they
-    state for one that has to be turned: that before or that after it is turned.
+    Of pictures only the header is read. A TIFF is decoded: if it has to be turned, some versions of Pillow state its
+    size before that, others after it.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or [`ImageFile`]): The image.

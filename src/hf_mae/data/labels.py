@@ -317,7 +317,7 @@ def forget_other_classes(images: ImageSource, label_names: list[str] | None):
 def _name_integers(images: ImageSource, label_names: list[str]):
     """Takes integers without names for names if one of the wanted names is an integer.
 
-    Texts in one split may all be integers in another, which is then read as such.
+    A column of texts may hold only integers in one of the splits, where it is then read as integers.
     """
     if images.label_names is None and any(re.fullmatch(r"-?\d+", name) for name in label_names):
         found, numbers = np.unique(images.labels, return_inverse=True)

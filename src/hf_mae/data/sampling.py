@@ -111,7 +111,7 @@ class SampleOrder:
         return self._permutations[epoch]
 
     def _by_weight(self, rng: np.random.Generator) -> np.ndarray:
-        """Returns an order in which images are as often as they are drawn."""
+        """Returns an order in which each image occurs as often as it is drawn."""
         counts = systematic_counts(self.weights, rng.random())
         copies = np.arange(self.num_images) - np.repeat(np.cumsum(counts) - counts, counts)
         return rng.permutation(np.repeat(np.arange(self.num_images), counts) + copies * self.num_images)

@@ -26,7 +26,7 @@ from .image_source import ImageSource, digest
 from .label_values import SINGLE, encode_labels
 from .sampling import spread_indices
 
-_CACHED_ROW_GROUPS = 64  # maximum for one reader; those of which every image was read are dropped before
+_CACHED_ROW_GROUPS = 64  # maximum for one reader, which drops a row group when it has read all its images
 _ROW_GROUP_BYTES = 2 * 10**9  # maximum that the row groups of one reader may take
 _FINGERPRINTED = 200  # rows of a data set whose images are a part of the fingerprint
 _OPEN_FILES = 128  # of the 1,024 that a process may usually have

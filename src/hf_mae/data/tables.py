@@ -70,7 +70,7 @@ def _read_json_lines(file: Iterable[str]) -> list[dict]:
 
 
 def columns_of(rows: list[dict]) -> list[str]:
-    """Returns the columns that rows have, each of which may lack some."""
+    """Returns the names of all columns. A row may lack some of them."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 

@@ -105,7 +105,7 @@ class WindowGrid:
     def of_picture(
         cls, size: tuple[int, int], window: tuple[int, int] | None = None, stride: float = STRIDE
     ) -> "WindowGrid":
-        """Returns the windows of a picture. One that is smaller than a window, or has none, is one itself.
+        """Returns the windows of a picture. A picture that is smaller than a window is a window itself.
 
         Args:
             size (`(height, width)`): The picture's.
@@ -137,7 +137,7 @@ class WindowGrid:
 
 
 class _Pictures(ImageSource):
-    """Opens pictures; those in `in_part`, that can be read in part, as scenes."""
+    """Opens pictures. Those in `in_part` can be read in part, and are opened as scenes."""
 
     def __init__(self, pairs: list[Pair], reading: ReadingSettings):
         self.pairs, self.reading = pairs, reading

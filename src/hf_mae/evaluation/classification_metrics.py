@@ -102,8 +102,8 @@ def confusion_sheet(matrix: np.ndarray, names: list[str]) -> PIL.Image.Image:
     """Draws a confusion matrix: rows are true classes, columns predicted ones, dark is a large share of the row.
 
     Args:
-        matrix (`np.ndarray` of shape `(classes, classes)`): Counts, see [`confusion_matrix`]. Of many classes those are
-            drawn that occur most.
+        matrix (`np.ndarray` of shape `(classes, classes)`):
+            Counts, see [`confusion_matrix`]. If there are many classes, the most frequent ones are drawn.
         names (`list[str]`): Names of the classes.
     """
     chosen = np.sort(np.argsort(-matrix.sum(axis=1), kind="stable")[:_MAX_CLASSES_DRAWN])

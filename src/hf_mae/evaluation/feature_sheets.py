@@ -58,7 +58,7 @@ def neighbor_sheet(
     Args:
         features (`torch.Tensor` of shape `(images, width)`): Pooled features, see [`nearest_images`].
         pictures (`Callable[[int], PIL.Image.Image]`): Returns the picture of an image by its index, in any size. It is
-            called for those that are drawn only.
+            called only for images that are drawn.
         queries (`Sequence[int]`): Indices of the queries.
         num_neighbors (`int`, *optional*, defaults to 8): Neighbours of a query.
         side (`int`, *optional*, defaults to 84): Pixels of the longer side of a picture in the sheet.

@@ -84,7 +84,7 @@ class SourceArguments(ColumnSettings):
     )
 
     def check_not_data(self, file: Path):
-        """Refuses a file to write that is `data`, which would be lost.
+        """Refuses to write to the file that is `data`, which would be lost.
 
         Args:
             file (`Path`): The file.

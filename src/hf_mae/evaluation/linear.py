@@ -222,7 +222,7 @@ def store_features(
 
 
 def readable(stored: dict[str, Features], what: str | None = None) -> dict[str, Features]:
-    """Returns the features of images that have a label, as those have that could be read.
+    """Returns the features of images that have a label. Images that could not be read have none.
 
     Args:
         stored (`dict[str, Features]`): Of [`store_features`], of labelled images.

@@ -166,7 +166,7 @@ class ScoredBatch(NamedTuple):
 
 
 class ImagesToScore(ReadableImages):
-    """Gives images as the image processor makes them, with what is no-data, in batches of one."""
+    """Gives images as the image processor makes them, with a map of what has data, in batches of one."""
 
     def __getitem__(self, index: int) -> ScoredBatch:
         """Returns a batch of one image."""

@@ -177,7 +177,7 @@ class ClassificationTrainer(FineTuningTrainer):
 
 @torch.no_grad()
 def _change_scale(classifier: nn.Linear, scale: torch.Tensor, offset: torch.Tensor):
-    """Lets a classifier that gives numbers of the data give those that are learned. A fresh one has no bias."""
+    """Changes a classifier of numbers of the data to scaled numbers, which are learned. A fresh one stays as it is."""
     if classifier.bias.any():
         classifier.weight.div_(scale[:, None])
         classifier.bias.sub_(offset).div_(scale)

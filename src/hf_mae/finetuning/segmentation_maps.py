@@ -52,7 +52,7 @@ class _Blender:
 
         Args:
             strip (`dict`): Of [`PictureStrips`].
-            logits (`Iterator`): Logits (classes, height, width) of the windows, of which as many are taken as it has.
+            logits (`Iterator`): Logits (classes, height, width) of windows. As many are taken as the strip has.
         """
         grid, row = self.grids[strip["picture"]], strip["row"]
         if len(grid.tops) == len(grid.lefts) == 1:
@@ -330,7 +330,7 @@ def _put_together(parts: Iterable[BlendedRows], classes: np.ndarray, first: int)
 
 
 def _write_map(path: Path, maps: list[np.ndarray], source: str, no_data: int):
-    """Writes the map of each page as PNG or as a tiled TIFF, with the geographic tags of a TIFF that they are of."""
+    """Writes the map of each page as PNG, or as a tiled TIFF with the geographic tags of its source."""
     if path.suffix != ".tif":
         PIL.Image.fromarray(maps[0]).save(path, format="PNG")
         return

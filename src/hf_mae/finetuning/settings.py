@@ -145,7 +145,7 @@ class FineTuningArguments(TrainingArguments):
             )
 
     def refuse_for_finished(self, *names: str):
-        """Refuses settings that only a model that is trained can get.
+        """Refuses settings of training where a finished model is taken as it is.
 
         Args:
             *names (`str`): Settings that are `None` or `False` where they are not given.

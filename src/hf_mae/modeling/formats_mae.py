@@ -215,7 +215,7 @@ def exif_orientation(picture: PIL.Image.Image) -> int | None:
 
 
 def oriented(image: StoredImage, orientation: int | None) -> StoredImage:
-    """Returns an image as its EXIF orientation, 1 to 8, says that it is to be seen."""
+    """Returns an image turned and mirrored by its EXIF orientation, 1 to 8."""
     swap, flip_rows, flip_columns = ORIENTATIONS.get(orientation, (False, False, False))
     axes = [axis for axis, flip in ((-2, flip_rows), (-1, flip_columns)) if flip]
 

@@ -414,9 +414,9 @@ class LoadingMixin:
         """Freezes the encoder except for its last blocks: for partial fine-tuning, or with 0 for a probe.
 
         Args:
-            num_trainable_layers (`float`, *optional*, defaults to 0): Number of blocks that stay trainable, with the
-                final norm: the last of those that are run, see [`MAEBackbone`]. A half is the MLP of a block with its
-                norm. Source: He et al. 2021, Fig. 9.
+            num_trainable_layers (`float`, *optional*, defaults to 0): How many blocks stay trainable, together with the
+                final norm. They are the last blocks that are run, see [`MAEBackbone`]. A half is the MLP of a block
+                with its norm. Source: He et al. 2021, Fig. 9.
 
         Raises:
             ValueError: If the number is not a multiple of a half or larger than the number of blocks.

@@ -161,7 +161,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
         if problem_type == "single_label_classification":
             if not labels.is_floating_point():
                 labels = labels.reshape(-1)
-            self._check_labels(labels, len(logits))  # where they are: those on the CPU have an error with their values
+            self._check_labels(labels, len(logits))  # before they are moved: errors name the values only on the CPU
             smoothing = self.config.label_smoothing if self.training else 0.0
             labels = labels.to(logits.device, logits.dtype if labels.is_floating_point() else torch.long)
             return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)

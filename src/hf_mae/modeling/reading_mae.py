@@ -475,7 +475,7 @@ def fill_missing(values: torch.Tensor, settings: ReadingSettings) -> tuple[torch
 
 
 def as_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Returns an array as a tensor that shares its memory where torch can do that, and a tensor as it is."""
+    """Returns a tensor as it is, and an array as a tensor, with the same memory where torch can share it."""
     if isinstance(pixels, torch.Tensor):
         return pixels
     # torch takes no negative strides, and warns of arrays that are read-only.

@@ -268,7 +268,7 @@ class TiffFile(ImageFile):
         """Returns a part of the first page, for which only the tiles or strips that it lies in are decoded.
 
         Args:
-            rows, columns (`slice`): Of the image as its orientation says that it is to be seen.
+            rows, columns (`slice`): Of the image after its orientation is applied.
         """
         page, every = self._opened()
         stored = self._in_file(rows, columns)

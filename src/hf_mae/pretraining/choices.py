@@ -267,7 +267,7 @@ class Choices:
         return _with(self.settings, {"preset": DEFAULTS["preset"]} if size is None else _values_of(size))
 
     def _largest_size(self) -> tuple[Size, str]:
-        """Returns the largest size that is fed, and why it is no larger one."""
+        """Returns the largest size that images and time are enough for, and why it is no larger one."""
         chosen, ending = SIZES[0], "larger ones are left to users"
         parameters, samples = 0, 0.0
         for size in SIZES:
@@ -308,7 +308,7 @@ class Choices:
         return self.rates[key]
 
     def _choose_image_size(self):
-        """Chooses the largest images with which the model is still fed, else the smallest."""
+        """Chooses the largest images that the time is enough for with this model, else the smallest."""
         candidates = self._image_sizes()
         for values in candidates:
             config = config_of(_with(self._of_size(self.size), values))

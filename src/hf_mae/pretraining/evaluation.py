@@ -79,7 +79,7 @@ class RunEvaluation:
 
     @property
     def held_out(self) -> bool:
-        """Whether the images of the loss are not those that are trained on."""
+        """Whether the loss is measured on images that are not trained on."""
         return self.evaluation.held_out
 
     @contextmanager
