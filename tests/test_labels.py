@@ -302,6 +302,12 @@ def test_label_column__is_refused_where_no_such_column_is_read(tmp_path):
     for data in (str(tmp_path / "train.tar"), None):
         with pytest.raises(ValueError, match="`label_column` needs a table"):
             open_with_labels(data, "train", ["cat"])
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,cat\na.png,1")
+    (tmp_path / "train.parquet").unlink()
+    (tmp_path / "train.tar").unlink()
+    with pytest.raises(ValueError, match="`label_column` of finetune, probe and evaluate takes"):  # others have none
+        open_with_labels(str(tmp_path), "train")
 
 
 def test_table__may_be_a_parquet_file(folder):
@@ -593,7 +599,7 @@ def test_several_columns__are_of_the_kind_that_is_asked_for():
     assert encode_labels(rows, "regression", ["x", "y"])[0].tolist() == [[0, 1], [1, 2]]
     with pytest.raises(ValueError, match="must hold 0 or 1 .*, got 2"):
         encode_labels(rows, "multi_label_classification", ["x", "y"])
-    with pytest.raises(ValueError, match="Name one column"):
+    with pytest.raises(ValueError, match="Name one column. Only fine-tuning takes several"):  # no setting of a probe
         encode_labels(rows, "single_label_classification", ["x", "y"])
     with pytest.raises(ValueError, match="infinite"):
         encode_labels(["1", "inf"], "regression")

@@ -103,7 +103,8 @@ def _encode_table(
     if problem_type == SINGLE:
         raise ValueError(
             f"The columns {', '.join(columns)} are several labels, and `single_label_classification` is one "
-            "class. Name one column, or set `problem_type` to multi_label_classification or regression."
+            "class. Name one column. Only fine-tuning takes several: its `problem_type` is then "
+            "multi_label_classification or regression."
         )
     labels, names = _encode_columns(values, columns)
     wrong = labels[~np.isnan(labels) & ~np.isin(labels, (0, 1))]

@@ -386,7 +386,7 @@ def read_label_table(
     if "file_name" not in known or not columns or not set(columns) <= set(known):
         raise ValueError(
             f"{table} must have the column file_name and {', '.join(columns or ['label'])}, it has {', '.join(known)}. "
-            "Call the column of labels label, or name it with `label_column`."
+            "Call the column of labels label; `label_column` of finetune, probe and evaluate takes other names, too."
         )
     values = values_of_files(table, rows, columns, [files.describe(index) for index in range(len(files))])
     values = [value[0] for value in values] if len(columns) == 1 else values
