@@ -21,6 +21,7 @@ from hf_mae.data.labels import open_labelled
 from hf_mae.data.sampling import SampleOrder
 from hf_mae.data.sources import open_images
 from hf_mae.evaluation.evaluating import EvaluationArguments
+from hf_mae.finetuning.detection import DetectionArguments, open_boxes
 from hf_mae.finetuning.segmentation import SegmentationArguments, open_pairs
 from hf_mae.finetuning.settings import warn_of_divided_groups
 from hf_mae.modeling.reading_mae import ReadingSettings
@@ -490,3 +491,29 @@ def test_groups__of_data_with_a_split_to_evaluate_on_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         open_pairs(args, MAEImageProcessor())
+
+
+def test_share__of_data_with_a_split_to_evaluate_on_is_said_to_have_no_effect(tmp_path, log, capsys):
+    """`held_out` 0 shows whether a model learns its images by heart, but figures were those of the second split."""
+    write_pictures(
+        tmp_path, [f"{split}/{name}/{number}.png" for split in ("train", "val") for name in "ab" for number in "12"]
+    )
+    data = str(tmp_path)
+    message = f"`held_out` 0 has no effect: {data} has a split to evaluate on."
+    open_labelled(data)
+    assert "no effect" not in log()
+    assert len(open_labelled(data, held_out=0)[1]) == 4
+    assert message in log()
+    images = open_run_images(PretrainingSettings(data=data, held_out=0), None, ReadingSettings())
+    assert images.notes.count(message) == 1
+    assert open_run_images(PretrainingSettings(data=data), None, ReadingSettings()).notes == []
+    annotate = {"categories": [{"id": 1, "name": "a"}], "annotations": [], "images": []}
+    for split in ("train", "val"):
+        picture = {"id": 1, "file_name": "a/1.png", "width": 12, "height": 10}
+        box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
+        (tmp_path / split / "boxes.json").write_text(
+            json.dumps({**annotate, "images": [picture], "annotations": [box]})
+        )
+    args = DetectionArguments(preset="tiny", data=data, held_out=0, output_dir=tmp_path / "out", use_cpu=True)
+    open_boxes(args, MAEImageProcessor())
+    assert message[10:] in capsys.readouterr().out  # without the name, which a command shows as a flag

@@ -16,6 +16,7 @@ import numpy as np
 from ..modeling.reading_mae import OpenedImage
 from .image_source import DerivedImages, ImageSource, digest
 
+DEFAULT_SHARE = 0.1  # but that of pre-training, see `default_share`
 _ROW_GROUPS_TOGETHER = 64  # as many as a run mixes at any time
 _FEW = 20  # images, of which one is 5 % of a figure
 _ENOUGH = 300  # images, whose accuracies have a standard error of at most 2.9 points
@@ -54,21 +55,29 @@ class SelectedImages(DerivedImages):
         return self.images[int(self.indices[index])]
 
 
-def check_not_grouped(group_by: str | None, name: str | None):
+def check_not_held_out(share: float | None, group_by: str | None, name: str | None) -> str:
     """Refuses groups where nothing is held out: that none of them is in both splits is for the data to see to.
 
     Args:
+        share (`float`, *optional*): Share of the images that the settings hold out elsewhere.
         group_by (`str`, *optional*): See [`ImageSource.groups`].
-        name (`str`, *optional*): What messages call the data, which have a second split.
+        name (`str`, *optional*): What messages call the data, which have a second split. Default: the embedded sample.
+
+    Returns:
+        `str`: A note to be printed, which is empty unless a share was set that has no effect.
 
     Raises:
         ValueError: If `group_by` is given.
     """
+    name = name or "the embedded sample"
     if group_by is not None:
         raise ValueError(
             f"`group_by` {group_by} keeps groups together where images are held out, and none are of {name}, which has "
             "a split to evaluate on. Leave it out, and see to it yourself that no group is in both splits."
         )
+    if share in (None, DEFAULT_SHARE):
+        return ""
+    return f"`held_out` {share:g} has no effect: {name} has a split to evaluate on."
 
 
 def choose_held_out(
@@ -222,4 +231,13 @@ def _hash(name: str) -> int:
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
-__all__ = ["HeldOut", "SelectedImages", "check_not_grouped", "choose_held_out", "default_share", "hold_out", "select"]
+__all__ = [
+    "DEFAULT_SHARE",
+    "HeldOut",
+    "SelectedImages",
+    "check_not_held_out",
+    "choose_held_out",
+    "default_share",
+    "hold_out",
+    "select",
+]

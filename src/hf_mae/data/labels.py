@@ -14,7 +14,7 @@ import numpy as np
 from transformers.utils import logging
 
 from .folders import FolderImages, reading_folders_once
-from .held_out import check_not_grouped, hold_out, select
+from .held_out import DEFAULT_SHARE, check_not_held_out, hold_out, select
 from .image_source import ImageSource
 from .label_values import MULTI, REGRESSION, SINGLE, encode_labels
 from .parts import PartsOfImages, files_of
@@ -106,7 +106,7 @@ def open_labelled(
     data: str | None,
     label_column: Sequence[str] | None = None,
     problem_type: str | None = None,
-    held_out: float = 0.1,
+    held_out: float = DEFAULT_SHARE,
     group_by: str | None = None,
     **options,
 ) -> tuple[ImageSource, ImageSource | None]:
@@ -143,7 +143,8 @@ def open_labelled(
         if train_images.label_names:
             label_by_folders(test_images, train_images.label_names, problem_type)
         if has_label(test_images).any():
-            check_not_grouped(group_by, data)
+            if note := check_not_held_out(held_out, group_by, data):
+                logger.warning(note)
             _warn_of_unlabelled(test_images)
             return select(train_images, known), select(test_images, has_label(test_images))
         logger.warning(

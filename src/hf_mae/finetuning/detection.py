@@ -25,7 +25,7 @@ from ..data.augmentation import RandomOrientation
 from ..data.box_files import open_annotated
 from ..data.boxes import BoxedImages, DetectionDataset, check_boxes, collate_boxes, number_classes, sample_scenes
 from ..data.folders import FolderImages
-from ..data.held_out import check_not_grouped, choose_held_out
+from ..data.held_out import check_not_held_out, choose_held_out
 from ..data.sampling import evenly_spaced
 from ..evaluation.detection_metrics import BoxFigures, check_libraries, detection_sheet
 from ..modeling.configuration_mae import MAEConfig, height_width
@@ -134,7 +134,7 @@ def _with_held_out(
 ) -> tuple[BoxedImages, BoxedImages]:
     """Returns pictures to train and to evaluate on: of a second split, held out, or with `held_out` 0 the same ones."""
     if val is not None:
-        check_not_grouped(args.group_by, args.data)
+        say(args, *filter(None, [check_not_held_out(args.held_out, args.group_by, args.data)]))
         _say_if_shared(args, train, val)
         return train, val
     if args.held_out == 0:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..cli import in_flags
 from ..data.augmentation import RandomOrientation
-from ..data.held_out import check_not_grouped, choose_held_out
+from ..data.held_out import check_not_held_out, choose_held_out
 from ..data.image_source import ImageSource
 from ..data.masks import (
     IGNORED,
@@ -93,7 +93,7 @@ def open_pairs(
     if not has_split:
         pairs, counts = _hold_out(args, pairs["train"], counts["train"])
     else:
-        check_not_grouped(args.group_by, args.data)
+        say(args, *filter(None, [check_not_held_out(args.held_out, args.group_by, args.data)]))
     pairs = {split: _counted_pairs(args, some, counts[split], split) for split, some in pairs.items()}
     if num_labels < 2 or not all(pairs.values()):
         advice = " Without a folder val, `held_out` keeps back whole images and scenes: two are needed, or set it to 0."

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..conversion.image_processors import load_image_processor
 from ..data.checking import check_images
+from ..data.held_out import DEFAULT_SHARE
 from ..data.image_source import ImageSource
 from ..data.label_values import SINGLE
 from ..data.labels import names_of_labels, number_labels, open_labelled
@@ -204,7 +205,9 @@ class OrientationArguments:
 class HeldOutArguments(HeldOutSettings):
     """Held-out images, where the data have no second split."""
 
-    held_out: float = HfArg(default=0.1, help="Share of the images kept back to evaluate on, by a hash of their names.")
+    held_out: float = HfArg(
+        default=DEFAULT_SHARE, help="Share of the images kept back to evaluate on, by a hash of their names."
+    )
 
     @property
     def held_out_options(self) -> dict:

@@ -11,7 +11,7 @@ import numpy as np
 from ..data.checking import check_images, value_range_of
 from ..data.datasets import channel_statistics
 from ..data.folders import reading_folders_once
-from ..data.held_out import check_not_grouped, default_share, hold_out
+from ..data.held_out import check_not_held_out, default_share, hold_out
 from ..data.image_source import digest
 from ..data.labels import forget_other_classes, has_classes, label_by_folders
 from ..data.parts import files_of
@@ -92,7 +92,8 @@ def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None
         found.train, found.test, note = hold_out(found.train, settings.held_out, settings.group_by, _MOST_HELD_OUT)
         found.notes += [note] if note else []
     else:
-        check_not_grouped(settings.group_by, settings.data or found.train.name)
+        note = check_not_held_out(settings.held_out, settings.group_by, settings.data or found.train.name)
+        found.notes += [note] if note else []
     if found.test is not None and found.train.label_names:
         label_by_folders(found.test, found.train.label_names)
     if found.test is not None and has_classes(found.train) and has_classes(found.test):
