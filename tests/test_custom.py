@@ -67,7 +67,7 @@ def test_collator__normalises_and_keeps_what_the_model_takes(tiny_model):
 
 
 @pytest.mark.slow
-def test_target__of_a_user_is_stopped_continued_as_its_class_and_evaluated(tmp_path):
+def test_target__of_a_user_is_stopped_continued_as_its_class_and_evaluated(tmp_path, capsys):
     histogram_mae = example("custom_target").HistogramMAE
 
     def make():
@@ -77,6 +77,7 @@ def test_target__of_a_user_is_stopped_continued_as_its_class_and_evaluated(tmp_p
     options = {"max_steps": 4, "logging_steps": 1, "effective_batch_size": 8, "eval_images": 20}
     with pytest.raises(RunStopped, match="saved at step 3"):
         hf_mae.pretrain(None, tmp_path, model=make(), trackers=[SignalAt(2, signal.SIGTERM)], **options)
+    assert "75% hidden, target: that of HistogramMAE\n" in capsys.readouterr().out  # and not pixels
     result = hf_mae.pretrain(None, tmp_path, model=make(), **options)
     assert type(result.model) is histogram_mae
     assert result.model.decoder.head.out_features == 9

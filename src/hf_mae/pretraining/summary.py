@@ -54,6 +54,8 @@ def summary_of_run(
     mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in statistics)
     (height, width), (rows, columns) = image_processor.crop_height_width, config.grid_size
     target = "normalised patches" if config.norm_pix_loss else "pixels"
+    if type(model).target_values is not MAEForPreTraining.target_values:  # a target of the user
+        target = f"that of {type(model).__name__}"
     cells = f" in cells {config.mask_block_size} patches wide" if config.mask_block_size > 1 else ""
     views = f", {settings.views_per_image} views of an image" if settings.views_per_image > 1 else ""
     chosen = "" if settings.effective_batch_size else " (chosen for the number of images)"
