@@ -192,6 +192,7 @@ def _overview() -> str:
             *lines,
             "",
             "hf-mae <command> --help lists the arguments of a command. --traceback shows where an error came from.",
+            "hf-mae --version prints the version of hf_mae.",
             f"{', '.join(SHARED[:-1])} and {SHARED[-1]} work in several processes, too:",
             "accelerate launch -m hf_mae <command>, or torchrun -m hf_mae <command>.",
         ]

@@ -160,6 +160,31 @@ def test_pages__commands_parse(page):
         parse(words)
 
 
+def help_of(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help__shows_commands_that_parse(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    examples = re.findall(r"^  (hf-mae .*)$", help_of(command, capsys), re.MULTILINE)
+    assert len(examples) >= 2
+    for words in commands_of("```bash\n{}\n```".format("\n".join(examples))):
+        parse(words)
+
+
+def test_help__says_what_a_list_holds_by_default_and_which_recipes_there_are(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert "Features to write, see above. Default: pooler.\n" in help_of("features", capsys)
+    assert " Names: linear_probe_imagenet. " in " ".join(help_of("probe", capsys).split())
+    names = " ".join(help_of("pretrain", capsys).split())
+    assert "Names: cifar10, cifar10_muon, " in names
+    assert "finetune_" not in names
+    assert "Names:" not in help_of("features", capsys)
+
+
 def test_commands_of__a_wrong_flag_is_found():
     command = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m hf_mae pretrain \\\n    --mask_rato 0.5  # x"
     page = f"```bash\n{command}\n```"

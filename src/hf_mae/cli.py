@@ -77,7 +77,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str):
         width = min(120, shutil.get_terminal_size(fallback=(120, 24)).columns)
-        super().__init__(prog, max_help_position=34, width=max(width, 40))
+        super().__init__(prog, max_help_position=36, width=max(width, 40))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Fills the paragraphs of a description that are wider than the terminal. Examples and tables are indented."""
@@ -102,6 +102,11 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         metavar = f" {self._format_args(action, self._get_default_metavar_for_optional(action))}" if takes_value else ""
         return action.option_strings[0] + metavar
 
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs != "+":
+            return super()._format_args(action, default_metavar)
+        return f"{self._metavar_formatter(action, default_metavar)(1)[0]} ..."
+
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return (getattr(action.type, "__name__", "") or "value").removeprefix("string_to_").upper()
 
@@ -109,6 +114,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         default, text = action.default, (action.help or "").rstrip()
         if default is None or default is False or default in (argparse.SUPPRESS, []) or "Default:" in text:
             return text
+        default = " ".join(map(str, default)) if isinstance(default, list) else default
         shown = f"{default:.3g}" if isinstance(default, float) else str(default).replace("%", "%%")
         return f"{text} Default: {shown}."
 

@@ -112,7 +112,10 @@ def _convert_parser(prog: str) -> CommandParser:
     parser = CommandParser(
         prog=prog,
         description="Converts weights between hf_mae, the official MAE code, timm, transformers (ViTMAE, ViT, Pixio),\n"
-        "mmpretrain, lightly and the official Pixio code. The layout of the source is recognised.",
+        "mmpretrain, lightly and the official Pixio code. The layout of the source is recognised.\n\n"
+        "  hf-mae convert mae_pretrain_vit_base.pth mae-vit-base     # a file of the official code\n"
+        "  hf-mae convert facebook/vit-mae-base vit-mae-base         # from the Hub\n"
+        "  hf-mae convert out vit --to vit                           # for transformers without custom code",
     )
     parser.add_argument("source", help="File, folder, or name on the Hub.")
     parser.add_argument(

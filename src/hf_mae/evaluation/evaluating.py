@@ -99,7 +99,7 @@ class EvaluatedArguments(ColumnSettings):
     task: Literal["labels", "images", "masks"] | None = HfArg(
         default=None, help="What to evaluate with. Default: masks or labels where there are some, else images alone."
     )
-    label_column: list[str] | None = HfArg(default=None, help="Column with the labels.")
+    label_column: list[str] | None = HfArg(default=None, help="Column with the labels. Default: label.")
     tile: int | None = HfArg(default=None, help="Side in pixels of the windows that large scenes are cut into.")
     reduce_labels: bool = HfArg(
         default=False, help="Masks: 0 means that a pixel does not count, and classes count from 1, as in ADE20K."

@@ -95,7 +95,9 @@ class ProbeArguments:
         default_factory=lambda: [10, 20, 100], help="With fast: numbers of neighbours of k-NN. Default: 10 20 100."
     )
     crop_scale_min: float = HfArg(default=0.08, help="Smallest share of an image that a random crop keeps.")
-    label_column: list[str] | None = HfArg(default=None, help="Column of the table or data set with the labels.")
+    label_column: list[str] | None = HfArg(
+        default=None, help="Column of the table or data set with the labels. Default: label, or the only one."
+    )
 
 
 # Settings of AdamW and of an encoder that is trained.

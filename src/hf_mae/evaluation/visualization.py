@@ -263,7 +263,10 @@ def reconstruct_command(argv: list[str], prog: str) -> None:
     description = (
         "Draws pictures next to their visible patches, an interpolation of these, and what the model predicts for\n"
         "the hidden ones. With --anomaly next to a whole reconstruction, in which every patch is the mean of its\n"
-        "predictions with several masks that complement each other, and to the loss of each patch."
+        "predictions with several masks that complement each other, and to the loss of each patch.\n\n"
+        "  hf-mae reconstruct runs/fashion_mnist_sample\n"
+        "  hf-mae reconstruct out picture.jpg --mask_ratio 0.5\n"
+        "  hf-mae reconstruct out path/to/pictures --anomaly"
     )
     parser = _parser(prog, description, "reconstructions.png")
     parser.add_argument("--mask_ratio", type=float, help="Share of hidden patches. Default: that of the checkpoint.")
@@ -294,7 +297,9 @@ def reconstruct_command(argv: list[str], prog: str) -> None:
 def attention_command(argv: list[str], prog: str) -> None:
     """Runs `hf-mae attention`: draws what the class token attends to."""
     description = (
-        "Draws pictures next to two maps of what the class token attends to: in the last block, and over all blocks."
+        "Draws pictures next to two maps of what the class token attends to: in the last block, and over all blocks.\n"
+        "\n  hf-mae attention runs/fashion_mnist_sample                # some of the embedded pictures\n"
+        "  hf-mae attention out picture.jpg path/to/pictures --output attention.png"
     )
     args = _parser(prog, description, "attention.png").parse(argv)
     processor, inputs = _read_inputs(args)

@@ -58,8 +58,8 @@ _DESCRIPTION = """Fine-tune a pre-trained encoder for classification.
 
   hf-mae finetune --model_name_or_path runs/fashion_mnist_sample                    # on the embedded images
   hf-mae finetune --model_name_or_path out --data path/to/images --output_dir classifier
-  hf-mae finetune --recipe finetune_base --model_name_or_path out --data ...        # the official settings for ViT-B
-  hf-mae finetune --model_name_or_path classifier --data ... --eval_only            # figures, or predictions
+  hf-mae finetune --recipe finetune_base --model_name_or_path out --data path/to/imagenet  # the official settings
+  hf-mae finetune --model_name_or_path classifier --data path/to/others --eval_only  # figures, or predictions
 
 Images lie in sub-folders named by class, below train and val, or in a folder with metadata.csv or metadata.jsonl: a
 column file_name and one of labels. Shards and names of the Hub work as well. The defaults are those of the paper's

@@ -42,12 +42,15 @@ class LabelArguments:
     )
     label_column: list[str] | None = HfArg(
         default=None,
-        help="Column of the table or data set with the labels; of a table several for several classes or numbers.",
+        help="Column of the table or data set with the labels, or several of a table: several classes or numbers. "
+        "Default: label, or the only one.",
     )
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = HfArg(
         default=None, help="What labels are: one class, several classes, or numbers. Default: as the labels look."
     )
-    max_train_images: int | None = HfArg(default=None, help="Train on this number of images, the same for a seed.")
+    max_train_images: int | None = HfArg(
+        default=None, help="Train on this number of images, the same for a seed. Default: all."
+    )
     class_weights: Literal["none", "balanced"] = HfArg(
         default="none", help="balanced: classes count alike in the loss, however many images they have."
     )

@@ -116,8 +116,11 @@ def _check_types(data, model, image_processor):
 def pretrain_command(argv: list[str], prog: str):
     """Runs `hf-mae pretrain`."""
     description = (
-        "Pre-trains a masked autoencoder. The same command continues a run that was interrupted, on any number of\n"
-        "processes. Ctrl-C, a closed terminal, SIGTERM and SIGUSR1 save and end it."
+        "Pre-trains a masked autoencoder.\n\n"
+        "  hf-mae pretrain                                              # embedded pictures, minutes on a CPU\n"
+        "  hf-mae pretrain --data path/to/images --time_budget 8h       # model, batch and rate are chosen to fit\n"
+        "  hf-mae pretrain --recipe pretrain_imagenet --data path/to/imagenet\n\n"
+        "The same command continues an interrupted run, on any number of processes. Ctrl-C and SIGTERM save and end it."
     )
     settings = parse_arguments(PretrainingSettings, argv, prog, description, SAMPLE_RECIPE)
     _run(settings, echo=lambda text: print(in_flags(text), flush=True), started=hf_mae_command.started)

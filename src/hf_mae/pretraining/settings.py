@@ -25,12 +25,12 @@ class SourceSettings(ColumnSettings):
     )
     label_column: str | None = HfArg(default=None, help="Column with the classes. Default: label, or the only one.")
     labels: Literal["auto", "none"] = HfArg(
-        default="auto", help="Whether images have labels, such as the folders they are in; for the k-NN accuracy only."
+        default="auto", help="Whether folders or columns are labels, for the k-NN accuracy alone."
     )
     streaming: bool = HfArg(default=False, help="Read a data set of the Hub over the network, without a download.")
     sample_by_loss: str | None = HfArg(
         default=None,
-        help="File of hf-mae score: draw images in proportion to min(loss, 1). Default: each once an epoch.",
+        help="Draw images by min(loss, 1), from a file of hf-mae score. Default: each once an epoch.",
     )
     max_unreadable: float = HfArg(default=0.1, help="Share of the images that may be unreadable before the run ends.")
     compute_statistics: bool = HfArg(default=False, help="Take mean and deviation from (10,000 of) the images.")
@@ -48,7 +48,7 @@ class FileSettings(StoredValueSettings):
     background: int | None = HfArg(default=None, help="Grey behind transparent pixels, in [0, 255]. Default: 255.")
     display_bands: list[int] | None = HfArg(
         default=None,
-        help="One or three channels that pictures show, counted from 1. Default: the first three, or the first.",
+        help="One or three channels of pictures, from 1 on. Default: the first three, or one.",
     )
 
 
@@ -58,11 +58,11 @@ class CropSettings:
 
     image_mean: list[float] | None = HfArg(
         default=None,
-        help="Mean per channel in [0, 1]. Default: the checkpoint's, else ImageNet's or, not for 3 channels, 0.5.",
+        help="Means in [0, 1]. Default: the checkpoint's; else ImageNet's of 3 channels, or 0.5.",
     )
-    image_std: list[float] | None = HfArg(default=None, help="Deviation per channel. Default: as for the mean.")
+    image_std: list[float] | None = HfArg(default=None, help="Deviations. Default: as for the mean.")
     crop_scale_min: float | None = HfArg(
-        default=None, help="Smallest share of an image's area that a crop keeps. Default: 0.2, or by time_budget."
+        default=None, help="Smallest share of an image that a crop keeps. Default: 0.2, or by time_budget."
     )
     horizontal_flip: bool = HfArg(default=True, help="Mirror half of the crops.")
     vertical_flip: bool = HfArg(default=False, help="Turn half of the crops upside down.")
@@ -82,10 +82,18 @@ class ModelSettings:
         default=None,
         help="tiny, small, base, large or huge, or pixio- and one of these. Default: base, or by time_budget.",
     )
-    image_size: int | None = HfArg(default=None, help="Pixels of the crops. Default: the model's, or by time_budget.")
-    patch_size: int | None = HfArg(default=None, help="Pixels of a patch. Default: the preset's, or by time_budget.")
-    num_channels: int | None = HfArg(default=None, help="Channels of the images. Default: the model's.")
-    mask_ratio: float | None = HfArg(default=None, help="Share of hidden patches. Default: the model's.")
+    image_size: int | None = HfArg(
+        default=None, help="Pixels of the crops. Default: the model's (base: 224), or by time_budget."
+    )
+    patch_size: int | None = HfArg(
+        default=None, help="Pixels of a patch. Default: the model's (base: 16), or by time_budget."
+    )
+    num_channels: int | None = HfArg(
+        default=None, help="Channels of the images. Default: the model's (a new one: 3), or by time_budget."
+    )
+    mask_ratio: float | None = HfArg(
+        default=None, help="Share of hidden patches. Default: the model's (a new one: 0.75)."
+    )
     norm_pix_loss: bool | None = HfArg(
         default=None, help="Predict normalised patches. Default: true, or as the checkpoint does."
     )
@@ -110,7 +118,7 @@ class OptimizationSettings:
     base_learning_rate: float | None = HfArg(
         default=None, help="Learning rate per 256 images of the batch. Default: 1.5e-4, or by time_budget."
     )
-    learning_rate: float | None = HfArg(default=None, help="Absolute learning rate, replaces base_learning_rate.")
+    learning_rate: float | None = HfArg(default=None, help="Absolute learning rate. Default: by base_learning_rate.")
     warmup_ratio: float = HfArg(default=0.05, help="Share of the steps with a rising learning rate.")
     schedule: Literal["cosine", "wsd"] | None = HfArg(
         default=None, help="Fall of the rate: cosine, or wsd, only at the end. Default: cosine; wsd with time_budget."
@@ -167,7 +175,9 @@ class OutputSettings:
         default=None, help="Most images of the k-NN bank; of held-out ones a fifth. Default: 5000, or by time_budget."
     )
     max_bad_steps: int = HfArg(default=10, help="Steps in a row without finite loss before a rollback.")
-    report_to: str | None = HfArg(default=None, help="tensorboard, trackio or wandb, in addition to metrics.jsonl.")
+    report_to: str | None = HfArg(
+        default=None, help="tensorboard, trackio or wandb, in addition to metrics.jsonl. Default: none."
+    )
     log_samples: bool = HfArg(default=False, help="Write index, crop and mask of every sample to samples-*.jsonl.")
     dry_run: bool = HfArg(default=False, help="Take a few steps, print images/s, memory and hours, leave nothing.")
     resume: Literal["auto", "never"] = HfArg(default="auto", help="Whether to continue a run in output_dir.")
@@ -180,7 +190,9 @@ class HubSettings:
 
     push_to_hub: bool = HfArg(default=False, help="Push model, card and log; needs `hf auth login` or HF_TOKEN.")
     hub_model_id: str | None = HfArg(default=None, help="Name on the Hub. Default: that of output_dir.")
-    hub_private_repo: bool | None = HfArg(default=None, help="Whether a new repository is private.")
+    hub_private_repo: bool | None = HfArg(
+        default=None, help="Whether a new repository is private. Default: no, unless the organisation has it so."
+    )
     hub_strategy: Literal["end", "every_save"] = HfArg(
         default="end", help="When to push; every_save pushes in the background."
     )

@@ -199,7 +199,9 @@ def _push_parser(prog: str) -> CommandParser:
         prog=prog,
         description="Writes the model card of a finished model and pushes it to the Hub in one commit: weights, "
         "configuration,\ncode, card, recipe, log and pictures. Run `hf auth login` once before, or set HF_TOKEN.\n"
-        "After an interruption repeat the command: files that have arrived are not sent again.",
+        "After an interruption repeat the command: files that have arrived are not sent again.\n\n"
+        "  hf-mae push out --license mit --dataset me/images         # writes the card alone\n"
+        "  hf-mae push out me/my-mae --evaluation runs/probe         # adds the accuracies of a probe, and pushes",
     )
     parser.add_argument("folder", type=Path, help="Folder of a finished run, or of save_pretrained.")
     parser.add_argument("repo_id", nargs="?", help="Name on the Hub: organisation/name, or name. Default: no push.")

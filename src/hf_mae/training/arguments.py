@@ -41,6 +41,8 @@ _REPLACES = {
     "value_range": ("value_percentiles",),
     "value_percentiles": ("value_range",),
 }
+# How the names of the recipes of a command begin. Those of pre-training are all others.
+_RECIPES_OF = {"finetune": "finetune_", "probe": "linear_probe_", "pretrain": ""}
 _OTHERS = (
     "All other arguments of transformers' TrainingArguments work, too, apart from those that shard a model or name a "
     "checkpoint to go on from, and auto_find_batch_size."
@@ -95,7 +97,12 @@ def parse_arguments(
         OSError: If there is no such recipe.
     """
     parser = CommandParser(arguments_class, prog=prog, description=description)
-    parser.add_argument("--recipe", help="Name or path of a recipe, a YAML file of these settings; flags override it.")
+    known = _names_of_recipes(prog.split()[-1])
+    parser.add_argument(
+        "--recipe",
+        help="Name or path of a recipe, a YAML file of these settings; flags override it."
+        f"{' Names: ' if known else ''}{', '.join(known)}{'.' if known else ''}",
+    )
     _group(parser, arguments_class)
     first = CommandParser(prog=prog, add_help=False)
     for name in ("--recipe", "--data"):
@@ -112,6 +119,13 @@ def parse_arguments(
     given = {name: value for name, value in vars(parser.parse(argv)).items() if value is not _NOT_GIVEN}
     given.pop("recipe", None)
     return arguments_class(**override(settings, given))
+
+
+def _names_of_recipes(command: str) -> list[str]:
+    """Returns the names of the recipes for a command that come with the package, without those of the ablations."""
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    commands = [next(key for key, start in _RECIPES_OF.items() if name.startswith(start)) for name in names]
+    return [name for name, of in zip(names, commands, strict=True) if of == command]
 
 
 def _group(parser: CommandParser, arguments_class: type):

@@ -37,7 +37,7 @@ class StoredValueSettings:
     """How stored values are read (saved in the image processor). Default: as the checkpoint says."""
 
     value_range: list[float] | None = HfArg(
-        default=None, help="Two stored values that become black and white. Without a checkpoint: the type's range."
+        default=None, help="Two values that become black and white. Without a checkpoint: the type's range."
     )
     bands: list[int] | None = HfArg(
         default=None, help="Bands that become channels, counted from 1. Without a checkpoint: all."
