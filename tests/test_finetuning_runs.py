@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """How fine-tuning starts, ends and goes on: other runs in the folder, broken checkpoints, signals, divergence."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -315,6 +316,17 @@ def test_full_disk__ends_the_run_with_what_to_do(call, short, tmp_path, monkeypa
     monkeypatch.undo()
     call(finetune_command, *arguments)
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_full_disk__is_not_kept_full_by_what_was_saved_of_a_checkpoint(call, short, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail)  # after the weights
+    with pytest.raises(RunStopped, match="No space left"):
+        call(finetune_command, *short)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["experiment.json"]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ folder.
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from contextlib import contextmanager
@@ -272,8 +273,12 @@ class FineTuningTrainer(Trainer):
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and checkpoint.exists():  # what an interrupted save left
             remove_checkpoint(checkpoint)
-        with naming_failed_saves(self.args.output_dir):
-            super()._save_checkpoint(model, trial)
+        try:
+            with naming_failed_saves(self.args.output_dir):
+                super()._save_checkpoint(model, trial)
+        except RunStopped:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # what is there of it would keep the disk full
+            raise
         self.accelerator.wait_for_everyone()  # each process has written its random state
         if self.is_world_process_zero():
             (checkpoint / _SECONDS).write_text(json.dumps(self.seconds) + "\n")
