@@ -11,7 +11,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import OFFICIAL_HEADS, TINY
+from conftest import OFFICIAL_HEADS, TINY, no_room_beyond
 from foreign_models import (
     EXACT,
     OUR_CLASS,
@@ -33,6 +33,7 @@ from transformers import (
 
 import hf_mae
 from hf_mae import MAEBackbone, MAEConfig, MAEForImageClassification, MAEForPreTraining, MAEModel
+from hf_mae.conversion import command as conversion_command
 from hf_mae.conversion.command import convert_checkpoint
 from hf_mae.modeling.patches_mae import sincos_position_table
 
@@ -578,3 +579,37 @@ def test_convert__a_full_disk_leaves_no_weights_that_are_cut_off(tiny_model, tmp
         convert_checkpoint(tmp_path / "model", target, layout)
     assert sorted(path.name for path in tmp_path.rglob("out*/*")) == ["notes.txt"] * (layout == "vit_mae")
     assert target.exists() == (layout == "vit_mae")
+
+
+@pytest.mark.parametrize("layout", ["mae", "vit", "official"])
+def test_convert__a_file_or_folder_gets_its_name_when_it_is_complete(tiny_model, tmp_path, monkeypatch, layout):
+    """A kill left a folder without weights, and the same command refused to write over it."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    target, seen = tmp_path / ("out.pth" if layout == "official" else "out"), []
+    module, name = (torch, "save") if layout == "official" else (conversion_command, "write_model_card")
+    last = getattr(module, name)
+
+    def watched(*args):
+        last(*args)
+        seen.append(target.exists())
+
+    monkeypatch.setattr(module, name, watched)
+    convert_checkpoint(tmp_path / "model", target, layout)
+    assert seen == [False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model", target.name])
+    if layout != "official":
+        assert "# out\n" in (target / "README.md").read_text()
+        assert target.stat().st_mode == (tmp_path / "model").stat().st_mode
+        (tmp_path / "empty").mkdir()
+        number = (tmp_path / "empty").stat().st_ino
+        convert_checkpoint(tmp_path / "model", tmp_path / "empty", layout)
+        assert {path.name for path in target.iterdir()} == {path.name for path in (tmp_path / "empty").iterdir()}
+        assert (tmp_path / "empty").stat().st_ino == number
+
+
+def test_export__a_full_disk_is_named_where_torch_hides_it(tiny_model, tmp_path):
+    """`torch.save` raises a RuntimeError, of which the command showed the traceback."""
+    with no_room_beyond(20_000), pytest.raises(OSError, match=r"No room to write .*out\.pth") as full:
+        hf_mae.export_checkpoint(tiny_model(), tmp_path / "out.pth", "official")
+    assert full.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers.hf_argparser import HfArg
 from transformers.image_processing_utils import BatchFeature
 
-from .conversion.files import removed_if_cut_off
+from .conversion.files import written_whole
 from .data.checking import check_embedded
 from .data.decoding import try_to_read
 from .data.sampling import spread_indices
@@ -574,14 +574,14 @@ def write_space(args: DemoArguments) -> Path:
     else:
         with explaining_missing(args.model):
             validate_repo_id(args.model)
-    with removed_if_cut_off(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder) as place:
+        place.mkdir()
         title, argument, models, imports = args.model, repr(args.model), f"models:\n- {args.model}\n", ""
         if Path(args.model).is_dir():
             title = Path(args.model).resolve().name
             argument, models = 'str(Path(__file__).parent / "model")', ""
             imports = "from pathlib import Path\n\n"
-            _copy_model(Path(args.model), folder / "model")
+            _copy_model(Path(args.model), place / "model")
         settings = "".join(f", {name}={value!r}" for name, value in recipe_of(args, _NOT_OF_A_SPACE).items())
         texts = {
             "app.py": _APP.format(model=title, argument=argument, settings=settings, imports=imports),
@@ -589,7 +589,7 @@ def write_space(args: DemoArguments) -> Path:
             "requirements.txt": _REQUIREMENTS.format(version=__version__),
         }
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (place / name).write_text(text, encoding="utf-8")
     return folder
 
 

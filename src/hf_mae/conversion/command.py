@@ -18,7 +18,7 @@ from ..publishing.licenses import license_of
 from ..publishing.model_cards import write_model_card
 from ..publishing.records import add_to_record, save_record
 from ..training.arguments import config_changes
-from .files import removed_if_cut_off
+from .files import written_whole
 from .image_processors import find_image_processor
 from .names import LAYOUTS, names_in
 from .weights import check_is_free, detect_layout, export_checkpoint, import_checkpoint
@@ -62,15 +62,15 @@ def convert_checkpoint(
     weights = model.state_dict()
     if dtype is not None:
         weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
-    with removed_if_cut_off(target):
+    with written_whole(target) as place:
         if to == "mae":  # the configuration still says float32, so that the smaller weights load as float32
-            model.save_pretrained(target, state_dict=weights)
-            image_processor.save_pretrained(target)
+            model.save_pretrained(place, state_dict=weights)
+            image_processor.save_pretrained(place)
         else:
             model.load_state_dict(weights, assign=True)
-            export_checkpoint(model, target, to, image_processor)
-        if target.is_dir():
-            _write_provenance(Path(source), target, layout, to, license or license_of(source))
+            export_checkpoint(model, place, to, image_processor)
+        if place.is_dir():
+            _write_provenance(Path(source), place, layout, to, license or license_of(source))
     return model, layout
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -191,20 +192,37 @@ def _split_content(content) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 @contextmanager
-def removed_if_cut_off(path: Path) -> Iterator[None]:
-    """Removes what was written to a path if an error, such as a full disk, ends the writing: it would seem complete.
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives the place to write a file or a folder to, which gets its name when it is complete.
+
+    If a full disk or the end of the process cut it off, it would seem complete, and the same command would refuse to
+    write over it.
 
     Args:
-        path (`Path`): File or folder that is being made. What a folder holds already stays.
+        path (`Path`): File or folder that is being made. A folder with other files in it is written to directly: these
+            stay, and the others are removed if an error ends the writing.
     """
-    is_new, before = not path.exists(), set(path.glob("*"))
-    try:
-        yield
-    except BaseException:
-        for each in [path] if is_new else set(path.glob("*")) - before:
-            with suppress(OSError):
-                shutil.rmtree(each) if each.is_dir() else each.unlink()
-        raise
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = set(path.glob("*"))
+    if before:
+        try:
+            yield path
+        except BaseException:
+            for each in set(path.glob("*")) - before:
+                with suppress(OSError):
+                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+            raise
+        return
+    beside = path if path.is_dir() else path.parent  # an empty folder stays: it may be a disk
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=beside, ignore_cleanup_errors=True) as folder:
+        place = Path(folder) / path.name  # which the card has as its title
+        yield place
+        if path.is_dir():
+            for each in place.iterdir():
+                os.replace(each, path / each.name)
+        else:
+            os.replace(place, path)
 
 
 def write_folder(
@@ -292,6 +310,6 @@ __all__ = [
     "folder_of",
     "read_checkpoint",
     "read_json",
-    "removed_if_cut_off",
     "write_folder",
+    "written_whole",
 ]

@@ -2,6 +2,7 @@
 # Copyright 2026 The hf_mae authors
 """Converts weights from and to other implementations. Their names are in names.py."""
 
+import errno
 import math
 import os
 import re
@@ -26,8 +27,8 @@ from .files import (
     as_value_error,
     folder_of,
     read_checkpoint,
-    removed_if_cut_off,
     write_folder,
+    written_whole,
 )
 from .image_processors import timm_transform, write_stock_processor
 from .names import (
@@ -481,19 +482,21 @@ def export_checkpoint(
     path = Path(path)
     _check_export(model, path, layout)
     theirs, left_out = _their_tensors(model, layout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with removed_if_cut_off(path):
+    with written_whole(path) as place:
         if LAYOUTS[layout].is_folder:
             transform = timm_transform(image_processor) if layout == "timm" and image_processor is not None else {}
-            write_folder(model, path, layout, theirs, transform)
+            write_folder(model, place, layout, theirs, transform)
             if image_processor is not None and layout != "timm":  # there the configuration says it
-                write_stock_processor(path, layout, image_processor)
+                write_stock_processor(place, layout, image_processor)
         else:
             arguments = {name: value for name, value in model.config.to_dict().items() if name not in NOT_FIELDS}
             container = LAYOUTS[layout].container
             if layout == "pixio_official" and isinstance(model, MAEModel):  # published encoders are bare
                 container = None
-            torch.save({container: theirs, "args": arguments} if container else theirs, path)
+            try:
+                torch.save({container: theirs, "args": arguments} if container else theirs, place)
+            except RuntimeError as error:  # in which torch hides that of the disk
+                raise OSError(errno.ENOSPC, f"No room to write {path}: {error}") from error
     if left_out:
         parts = sorted({"decoder" if name.startswith("decoder.") else name for name in left_out})
         logger.warning(f"Left out, as {LAYOUTS[layout].title} has no place for it: {', '.join(parts)}.")
