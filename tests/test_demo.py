@@ -22,7 +22,7 @@ from conftest import picture
 from hf_mae import MAEImageProcessor
 from hf_mae.data.sources import open_images
 from hf_mae.demo import GRADIO, DemoArguments, Explorer, _add_controls, build_demo, demo_command, load_explorer
-from hf_mae.evaluation.features import ReadableImages
+from hf_mae.evaluation.inference import ReadableImages
 from hf_mae.evaluation.visualization import loss_maps
 
 HIDDEN = (124, 116, 104)  # ImageNet's mean colour

@@ -27,12 +27,12 @@ from .data.checking import check_embedded
 from .data.decoding import try_to_read
 from .data.sampling import spread_indices
 from .evaluation.feature_sheets import nearest_images
-from .evaluation.features import (
+from .evaluation.features import compute_features
+from .evaluation.inference import (
     ReadableImages,
     SourceArguments,
     choose_device,
     collate_readable,
-    compute_features,
     open_source,
     printable,
 )

@@ -41,7 +41,7 @@ from .comparison import Comparison, Row, as_text, mark_best_blocks, table_of
 from .dense import DenseSettings, dense_figures
 from .encoders import FrozenEncoder, load_encoder
 from .feature_sheets import neighbor_sheet, patch_colors, pca_sheet
-from .features import InferenceArguments, choose_device
+from .inference import InferenceArguments, choose_device
 from .label_free import collapse, label_free_figures
 from .linear import (
     BASE_LEARNING_RATES,

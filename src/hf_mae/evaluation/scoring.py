@@ -27,8 +27,8 @@ from ..publishing.records import replacing
 from ..training.arguments import fit_values, parse_arguments
 from ..training.checkpointing import hash_of_weights
 from .feature_sheets import fitted
-from .features import (
-    FeatureFile,
+from .features import FeatureFile
+from .inference import (
     InferenceArguments,
     ReadableImages,
     SourceArguments,

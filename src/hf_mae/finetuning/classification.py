@@ -41,7 +41,8 @@ from ..evaluation.classification_metrics import (
     multi_label_figures,
     regression_figures,
 )
-from ..evaluation.features import ReadableImages, collate_readable, is_classifier
+from ..evaluation.features import is_classifier
+from ..evaluation.inference import ReadableImages, collate_readable
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
