@@ -3,6 +3,7 @@
 """The checkpoints in model_cards/ are what their cards say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_card_and_record__are_complete(folder):
     for name in ("metrics.jsonl", "recipe.yaml", "reconstructions.png", "loss.png", "preprocessor_config.json"):
         assert (folder / name).exists()
     assert record["command"] in card.text
+    assert all((ROOT / path).exists() for path in re.findall(r"(?:experiments|records)/\w+", card.text))
     assert not any(path.suffix == ".py" for path in folder.iterdir())  # a push brings the code of the package
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
 
