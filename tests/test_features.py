@@ -313,22 +313,26 @@ def test_extraction__unsuitable_images_are_found_before_the_work(run, checkpoint
 
 
 def test_extraction__says_before_the_work_that_the_file_cannot_be_written(tmp_path):
-    (tmp_path / f"features.parquet.{os.getpid()}.partial").mkdir()
-    with pytest.raises(OSError, match=r"features\.parquet\.\d+\.partial"):
-        features.FeatureFile(tmp_path / "features.parquet", {})
+    (tmp_path / f".{os.getpid()}.partial.features.parquet").mkdir()
+    with (
+        pytest.raises(OSError, match=r"partial\.features\.parquet"),
+        features.FeatureFile(tmp_path / "features.parquet", {}),
+    ):
+        pytest.fail("the work has started")
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "safetensors"])
 def test_two_processes__that_write_to_one_name_leave_a_whole_file(tmp_path, monkeypatch, suffix):
     output = tmp_path / f"features.{suffix}"
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    first = features.FeatureFile(output, {})
-    monkeypatch.setattr(os, "getpid", lambda: 2)
-    with features.FeatureFile(output, {}) as second:
-        for file, name in ((first, "first"), (second, "second")):
-            file.add([name], {"feature": torch.ones(1, 3)})
-            file.finish()
-            assert name.encode() in output.read_bytes()
+    with features.FeatureFile(output, {}) as first:
+        monkeypatch.setattr(os, "getpid", lambda: 2)
+        with features.FeatureFile(output, {}) as second:
+            for file, name in ((first, "first"), (second, "second")):
+                file.add([name], {"feature": torch.ones(1, 3)})
+                file.finish()
+        assert b"second" in output.read_bytes()
+    assert b"first" in output.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 

@@ -8,7 +8,6 @@ kept in memory until the end. Pictures that cannot be read are named and get no 
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
 from ..modeling.saving_mae import keeping_permissions
+from ..publishing.records import replacing
 from ..training.arguments import fit_values, parse_arguments
 from .inference import (
     InferenceArguments,
@@ -240,9 +240,9 @@ def _as_stored(features: dict[str, torch.Tensor], dtype: str) -> dict[str, torch
 
 
 class FeatureFile:
-    """Writes batches of rows to a parquet or safetensors file, which gets its name when it is complete.
+    """Writes batches of rows to a parquet or safetensors file.
 
-    To be used in a `with` statement, which leaves no half file behind.
+    To be used in a `with` statement: at its end the file gets its name, and an error leaves no half file behind.
     """
 
     def __init__(self, output: str, metadata: dict, maps_vary: bool = False):
@@ -256,18 +256,18 @@ class FeatureFile:
         self.maps_vary = maps_vary
         self.output, self.metadata = Path(output), {name: json.dumps(value) for name, value in metadata.items()}
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        # With the number of this process: if several write to one name, the last one leaves its file as a whole.
-        self.partial = self.output.with_name(f"{self.output.name}.{os.getpid()}.partial")
-        self.partial.write_bytes(b"")  # where none can be written, that is said before the work
+        self._replacing = replacing(self.output)
         self.parquet, self.batches = self.output.suffix == ".parquet", []
         self.texts: dict[str, list[str]] = {"name": []}
         self.writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> "FeatureFile":
+        self.partial = self._replacing.__enter__()
+        self.partial.write_bytes(b"")  # where none can be written, that is said before the work
         return self
 
     def __exit__(self, *error):
-        self.partial.unlink(missing_ok=True)
+        self._replacing.__exit__(*error)
 
     def add(self, names: list[str], columns: dict[str, torch.Tensor], files: list[str] | None = None):
         """Adds rows.
@@ -285,11 +285,10 @@ class FeatureFile:
         self.batches.append(columns)
 
     def finish(self):
-        """Writes what is left and gives the file its name."""
+        """Writes what is left."""
         self._write()
         if self.parquet:
             self.writer.close()
-        os.replace(self.partial, self.output)
 
     def _write(self):
         columns = {} if self.maps_vary else {name: torch.cat(self._parts(name)) for name in self.batches[0]}
