@@ -548,6 +548,24 @@ def test_replacing__leaves_what_was_there_until_all_is_written(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "far", "link.txt"]
 
 
+def test_push__states_the_split_that_each_accuracy_was_measured_on(saved, tmp_path):
+    """Accuracies on test images were stated for the training split, where pre-training had held images out."""
+    save_record(saved, {**read_record(saved), "dataset": "me/images", "num_held_out": 10, "held_out": True})
+    for name, metrics, more in (
+        ("probe", {"linear_accuracy": 0.75}, {"num_held_out": 5}),
+        ("classifier", {"eval_accuracy": 0.875}, {}),
+    ):
+        (tmp_path / name).mkdir()
+        save_record(tmp_path / name, {"metrics": metrics, **more})
+    push(saved, "--evaluation", tmp_path / "probe", "--evaluation", tmp_path / "classifier")
+    results = ModelCard.load(saved / "README.md").data.eval_results
+    assert {result.metric_name: result.dataset_split for result in results} == {
+        "k-NN accuracy of the features (k = 20)": "train",
+        "accuracy of a linear probe": "train",
+        "accuracy after fine-tuning": "test",
+    }
+
+
 def test_push__says_what_is_missing(saved, tmp_path):
     with pytest.raises(OSError, match="no config.json"):
         push(tmp_path)

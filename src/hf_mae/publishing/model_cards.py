@@ -50,7 +50,8 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
             [`hf_mae.training.run_record.run_record`]). The card shows these entries of the record: `data`,
             `num_images`, `num_held_out`, `held_out`, `hours`, `metrics`, `notes` on the metrics, recipe, command,
             commit, machine, versions; `license` (of the weights, an identifier of the Hub), `dataset` (its name on the
-            Hub), `data_license`; `converted_from` and `layout`.
+            Hub), `data_license`; `splits` (which split a metric is of, if it is not that of the run); `converted_from`
+            and `layout`.
         repo_id (`str`, *optional*): Name on the Hub. Defaults to the name of the folder.
     """
     folder = Path(folder)
@@ -145,12 +146,13 @@ def _model_facts(model: MAEPreTrainedModel) -> dict:
 
 def _metadata(record: dict, title: str, has_classifier: bool) -> ModelCardData:
     dataset = record.get("dataset")
+    split = "train" if record.get("held_out") is False or record.get("num_held_out") else "test"
     results = [
         EvalResult(
             task_type="image-classification",
             dataset_type=dataset,
             dataset_name=(record.get("data") or dataset).removesuffix(" (train)"),
-            dataset_split="train" if record.get("held_out") is False or record.get("num_held_out") else "test",
+            dataset_split=(record.get("splits") or {}).get(name, split),
             metric_type="accuracy",
             metric_name=_RESULTS[name],
             metric_value=round(value, 4),

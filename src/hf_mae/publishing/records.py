@@ -88,11 +88,12 @@ def add_to_record(folder: str | os.PathLike, facts: dict, evaluations: Sequence[
     """
     check_is_model(Path(folder))
     record = read_record(folder)
-    metrics = dict(record.get("metrics") or {})
+    metrics, splits = dict(record.get("metrics") or {}), dict(record.get("splits") or {})
     for evaluation in evaluations:
         if not (Path(evaluation) / "run.json").exists():
             raise OSError(f"`evaluation`: {evaluation} is not the folder of a finished run, it has no run.json.")
-        found = read_record(evaluation).get("metrics") or {}
+        run = read_record(evaluation)
+        found = run.get("metrics") or {}
         named = {name.replace("eval_", "finetuned_"): value for name, value in found.items()}
         accuracies = {name: value for name, value in named.items() if name in ACCURACIES}
         if not accuracies:
@@ -101,8 +102,9 @@ def add_to_record(folder: str | os.PathLike, facts: dict, evaluations: Sequence[
                 f"{', '.join(found) or 'nothing'}. State such figures with `notes`."
             )
         metrics |= accuracies
+        splits |= dict.fromkeys(accuracies, "train" if run.get("num_held_out") else "test")
     if evaluations:
-        facts = {**facts, "metrics": metrics}
+        facts = {**facts, "metrics": metrics, "splits": splits}
     if facts:
         save_record(folder, {**record, **facts})
 
