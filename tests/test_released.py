@@ -6,6 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
+import PIL.ImageFilter
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -75,3 +78,34 @@ def test_fashion_mnist__predicts_hidden_patches():
     assert loss.item() == pytest.approx(logged, rel=0.05)
     shuffled = model(pixels, noise=noise.roll(1, dims=0)).logits  # other patches hidden: other predictions
     assert not torch.allclose(shuffled, model(pixels, noise=noise).logits, atol=0.1)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_fashion_mnist__has_the_losses_that_the_page_on_curation_states():
+    """The page had figures of another checkpoint, without a record."""
+    page = " ".join((ROOT / "docs" / "curation.md").read_text(encoding="utf-8").split())
+    mean, black, *shares = re.search(
+        r"without in ([\d.]+) % of all pairs.* it is (\d+) %, and .* pixels\) (\d+) %.*"
+        r"embedded test images is ([\d.]+), and the loss of a black image is ([\d.]+)\.",
+        page,
+    ).group(4, 5, 1, 2, 3)
+    model, processor = (
+        AutoModelForPreTraining.from_pretrained(FASHION).eval(),
+        AutoImageProcessor.from_pretrained(FASHION),
+    )
+
+    def losses(images):
+        return model.reconstruct_all(processor(images, return_tensors="pt").pixel_values).patch_losses.mean(dim=(1, 2))
+
+    source, random = open_images(split="test"), np.random.default_rng(0)
+    images = [np.array(source[index]) for index in range(0, 1000, 2)]
+    found = losses(images)
+    assert found.mean().item() == pytest.approx(float(mean), abs=0.01)
+    assert losses([np.zeros((28, 28), dtype=np.uint8)]).item() == pytest.approx(float(black), abs=0.001)
+    noisy = [np.clip(image + random.normal(0, 25, image.shape), 0, 255).astype(np.uint8) for image in images]
+    turned = [image[::-1].copy() for image in images]
+    blurred = [np.array(PIL.Image.fromarray(image).filter(PIL.ImageFilter.BoxBlur(1))) for image in images]
+    for changed, share in zip((noisy, turned, blurred), shares, strict=True):
+        higher = (losses(changed)[:, None] > found).float().mean().item()
+        assert higher == pytest.approx(float(share) / 100, abs=0.015)
