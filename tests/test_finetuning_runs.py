@@ -406,6 +406,21 @@ def test_stop_signal__saves_also_where_a_later_checkpoint_is_broken(call, short,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "way_on"),
+    [
+        ("--overwrite_output_dir", "The same command, without `overwrite_output_dir`, goes on from there."),
+        ("--save_only_model", "The same command begins anew, as `save_only_model` saves weights alone."),
+    ],
+)
+def test_stop_signal__names_the_command_that_goes_on(call, short, signal_at, flag, way_on):
+    """As it was given it would delete the run, or begin anew."""
+    signal_at({1: [signal.SIGTERM]})
+    with pytest.raises(RunStopped, match=way_on):
+        call(finetune_command, *short, flag)
+
+
+@pytest.mark.slow
 def test_second_signal__ends_at_once(call, short, tmp_path, signal_at):
     signal_at({1: [signal.SIGTERM, signal.SIGTERM]})
     with pytest.raises(KeyboardInterrupt):

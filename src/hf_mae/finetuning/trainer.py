@@ -274,7 +274,7 @@ class FineTuningTrainer(Trainer):
         if self.is_world_process_zero() and checkpoint.exists():  # what an interrupted save left
             remove_checkpoint(checkpoint)
         try:
-            with naming_failed_saves(self.args.output_dir):
+            with naming_failed_saves(self.args.output_dir, self._same_command):
                 super()._save_checkpoint(model, trial)
         except RunStopped:
             shutil.rmtree(checkpoint, ignore_errors=True)  # what is there of it would keep the disk full
@@ -318,7 +318,7 @@ class FineTuningTrainer(Trainer):
                 self.seconds_before = json.loads(seconds.read_text())
             record = {**record, "hours": self._train_until_stopped(checkpoint) / 3600}
             self.finish_model()
-            with naming_failed_saves(self.args.output_dir):
+            with naming_failed_saves(self.args.output_dir, self._same_command):
                 self.save_model(_internal_call=True)  # it is pushed later, together with its card
             metrics = self.evaluate() if self.eval_dataset is not None else {}
             if self.is_world_process_zero():
@@ -348,13 +348,19 @@ class FineTuningTrainer(Trainer):
                 self.args.save_total_limit = self._save_total_limit
                 self.remove_callback(stop)
         if stop.number:
+            anew = "begins anew, as `save_only_model` saves weights alone." if self.args.save_only_model else ""
             raise RunStopped(
                 f"Stopped by {signal.Signals(stop.number).name} after step {self.state.global_step} of "
-                f"{self.state.max_steps}, which is saved in {self.args.output_dir}. The same command goes on from "
-                "there.",
+                f"{self.state.max_steps}, which is saved in {self.args.output_dir}. {self._same_command} "
+                f"{anew or 'goes on from there.'}",
                 exit_status=128 + stop.number,
             )
         return self.seconds
+
+    @property
+    def _same_command(self) -> str:
+        """What a run that ended early goes on with. A flag that deletes it must not stay."""
+        return f"The same command{', without `overwrite_output_dir`,' * self.args.overwrite_output_dir}"
 
     @property
     def seconds(self) -> float:

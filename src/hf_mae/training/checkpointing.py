@@ -99,8 +99,12 @@ def save_checkpoint(
 
 
 @contextmanager
-def naming_failed_saves(output_dir: str | os.PathLike) -> Iterator[None]:
+def naming_failed_saves(output_dir: str | os.PathLike, same_command: str) -> Iterator[None]:
     """Ends a run of transformers' `Trainer` if it can't save, for example on a full disk, and says what to do.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder of the run.
+        same_command (`str`): The command that goes on with the run, in words.
 
     Raises:
         RunStopped: For errors of the disk, of safetensors and of `torch.save`.
@@ -113,7 +117,7 @@ def naming_failed_saves(output_dir: str | os.PathLike) -> Iterator[None]:
         free = shutil.disk_usage(output_dir).free / 1e6 if Path(output_dir).exists() else 0
         raise RunStopped(
             f"The run could not be saved in {output_dir}, where {free:,.0f} MB are free: {error}. Complete checkpoints "
-            "stay: make room, and the same command goes on from the last one."
+            f"stay: make room, and {same_command[:1].lower()}{same_command[1:]} goes on from the last one."
         ) from error
 
 
