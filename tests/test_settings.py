@@ -163,6 +163,14 @@ def test_flag__and_config_overrides_of_a_recipe_replace_each_other(tmp_path):
     assert (config_of(of_flags(*flags)).image_size, config_of(of_flags(*flags)).mask_ratio) == ([96, 192], 0.9)
 
 
+def test_flag__by_itself_is_true_also_where_nothing_is_the_default():
+    """As `--torch_compile` is for transformers' Trainer."""
+    settings = of_flags("--torch_compile", "--bf16", "--norm_pix_loss", "--max_steps", "3")
+    assert settings.torch_compile is settings.bf16 is settings.norm_pix_loss is True
+    assert of_flags("--torch_compile", "false").torch_compile is False
+    assert of_flags("--max_steps", "3").torch_compile is None
+
+
 def test_settings__that_exclude_each_other_are_refused():
     with pytest.raises(ValueError, match="`preset` is for fresh weights"):
         PretrainingSettings(preset="large", model_name_or_path="out")

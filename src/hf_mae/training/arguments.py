@@ -113,6 +113,9 @@ def parse_arguments(
     if recipe is None and chosen.data is None and not wants_help:
         recipe = sample_recipe
     settings = {} if recipe is None else load_recipe(recipe, arguments_class)
+    for action in parser._actions:
+        if action.type is string_to_bool:  # a flag by itself is true, also where None is the default
+            action.nargs, action.const = "?", True
     for action in () if wants_help else parser._actions:
         action.required = action.required and action.dest not in settings  # what a recipe gives need not be given again
         action.default = _NOT_GIVEN
