@@ -262,13 +262,21 @@ def _check_fields(content_class: type[MAEPreTrainedModel], fields: dict):
     has_decoder = content_class is MAEForPreTraining
     for name in ("num_attention_heads", "decoder_num_attention_heads"):
         if name not in fields and (has_decoder or not name.startswith("decoder")):
-            raise ValueError(f"The tensors do not show {name}, and no preset has these widths: pass {name}=...")
+            raise ValueError(
+                f"The tensors do not show {name}, and no preset has these widths: {_pass_field(name, '...')}."
+            )
     if has_decoder and "norm_pix_loss" not in fields:
         logger.warning(
             "The checkpoint does not say whether its decoder predicts pixels or normalised patches; pixels "
-            "(norm_pix_loss=False) are assumed, as in the official files mae_visualize_*. Pass norm_pix_loss=True "
-            "for weights that were trained with it, as the official mae_pretrain_*_full."
+            "(norm_pix_loss=False) are assumed, as in the official files mae_visualize_*. For weights that were "
+            f"trained with it, as the official mae_pretrain_*_full, {_pass_field('norm_pix_loss', 'True')}."
         )
+
+
+def _pass_field(name: str, value: str) -> str:
+    """Returns the advice to state a field of the configuration, in Python and with the command."""
+    flag = value.replace("(", "[").replace(", ", ",").replace(")", "]").lower()
+    return f"pass {name}={value} (to hf-mae convert: --config_overrides {name}={flag})"
 
 
 def _warn_of_assumed_pooling(tensors: dict[str, torch.Tensor], stated: set[str]):
@@ -437,7 +445,9 @@ def _check_complete(model_class: type[MAEPreTrainedModel], fields: dict, tensors
     if problems:
         patches = tensors["mae.embeddings.position_embeddings"].shape[1] - fields["num_class_tokens"]
         is_square = math.isqrt(patches) ** 2 == patches
-        hint = "" if is_square else f"\n{patches} patches are no square: pass image_size=(height, width)."
+        hint = (
+            "" if is_square else f"\n{patches} patches are no square: {_pass_field('image_size', '(height, width)')}."
+        )
         raise ValueError("The checkpoint does not fit (names as in hf_mae):\n  " + "\n  ".join(problems) + hint)
     return [name for name in tensors if name not in expected]
 
