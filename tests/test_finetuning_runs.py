@@ -309,7 +309,7 @@ def test_full_disk__ends_the_run_with_what_to_do(call, short, tmp_path, monkeypa
     strategy = "epoch" if when == "_save_checkpoint" else "no"
     arguments = [*short, "--max_steps", 1, "--eval_strategy", "no", "--save_strategy", strategy]
     with pytest.raises(
-        RunStopped, match="could not be saved in .*out.* MB are free: .*: make room, and the same"
+        RunStopped, match="could not be saved in .*out.* MB are free: .*: make room, and the same command begins anew"
     ) as stop:
         call(finetune_command, *arguments)
     assert stop.value.exit_status == 1
@@ -327,6 +327,20 @@ def test_full_disk__is_not_kept_full_by_what_was_saved_of_a_checkpoint(call, sho
     with pytest.raises(RunStopped, match="No space left"):
         call(finetune_command, *short)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["experiment.json"]
+
+
+@pytest.mark.slow
+def test_full_disk__at_the_end_names_the_checkpoint_to_go_on_from(call, short, tmp_path, monkeypatch):
+    save_model = Trainer.save_model
+
+    def fail_at_the_end(trainer, folder=None, **kwargs):
+        if folder is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_model(trainer, folder, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_model", fail_at_the_end)
+    with pytest.raises(RunStopped, match="Complete checkpoints stay: make room, and the same command goes on"):
+        call(finetune_command, *short)
 
 
 @pytest.mark.slow
