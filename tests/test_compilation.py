@@ -18,9 +18,11 @@ SMALL_IMAGES = MAEConfig.from_preset("tiny", image_size=32, patch_size=4)  # 0.9
 
 
 @pytest.fixture
-def found(monkeypatch):
+def found(monkeypatch, tmp_path):
     """What an imagined machine with a GPU has; all that compiling takes, at first."""
-    found = {"triton", "gcc", "tensor cores"}
+    found = {"triton", "gcc", "tensor cores", "headers"}
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / ("" if "headers" in found else "none")))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr("hf_mae.pretraining.compilation.find_spec", lambda name: name if name in found else None)
     monkeypatch.setattr("shutil.which", lambda name: name if name in found else None)
@@ -29,7 +31,7 @@ def found(monkeypatch):
 
 
 def test_compiling__is_chosen_on_a_gpu_where_the_time_pays_for_it(found):
-    """It takes Triton, a C compiler and a GPU that Triton knows."""
+    """It takes Triton, a C compiler, Python's headers and a GPU that Triton knows."""
     assert all(compiling_pays(GPU, time, 0) for time in ("10m", 8 * HOUR))
     assert not any(compiling_pays(device, time, 0) for device, time in ((GPU, "9m"), (CPU, "8h")))
     for lacking in list(found):

@@ -4,7 +4,9 @@
 
 import os
 import shutil
+import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -33,10 +35,15 @@ def compiling_pays(device: torch.device, time_budget: float | str | None, max_st
         is_long = parse_duration(time_budget) >= _WORTH_COMPILING
     else:
         is_long = max_steps >= _STEPS_WORTH_COMPILING
-    # Triton, which is not there on all systems, writes C code.
+    return device.type == "cuda" and is_long and _can_compile(device)
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Returns whether Triton is there, and what it needs: a GPU that it knows, a C compiler and Python's headers."""
     compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))
-    can_compile = find_spec("triton") is not None and any(map(shutil.which, compilers))
-    return device.type == "cuda" and is_long and can_compile and torch.cuda.get_device_capability(device) >= (7, 0)
+    headers = Path(sysconfig.get_path("include"), "Python.h")  # not there where Debian's python3-dev is missing
+    is_there = find_spec("triton") is not None and any(map(shutil.which, compilers)) and headers.exists()
+    return is_there and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def choose_compile_mode(
