@@ -4,13 +4,14 @@
 
 import pytest
 import torch
-from conftest import SMALL, STEPS
+from conftest import SMALL, STEPS, same_tensors
 
 from hf_mae import MAEConfig, pretrain
 from hf_mae.pretraining import run as pretraining_run
 from hf_mae.pretraining.compilation import choose_compile_mode, compiling_pays
 from hf_mae.pretraining.run import PretrainingRun
 from hf_mae.pretraining.settings import PretrainingSettings
+from hf_mae.training.step_guard import RunStopped
 
 HOUR = 3600
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -106,10 +107,28 @@ def test_mode__that_is_given_is_used_and_says_that_the_model_is_compiled():
 )
 def test_run__is_compiled_in_the_mode_and_says_so(tmp_path, capsys, monkeypatch, given, words):
     modes = []
-    monkeypatch.setattr("torch.nn.Module.compile", lambda model, mode: modes.append(mode))
+    compile_by = lambda call, mode: modes.append(mode) or call  # noqa: E731
+    monkeypatch.setattr("torch.compile", compile_by)
     pretrain(None, tmp_path, **{**STEPS, "max_steps": 1, **given})
     assert words in capsys.readouterr().out
     assert modes == [given.get("torch_compile_mode", "default")] * bool(given)
+
+
+def broken(graph, inputs):
+    raise OSError("there is no compiler")
+
+
+def test_compiling__that_fails_ends_a_run_only_if_it_was_asked_for(tmp_path, capsys, monkeypatch):
+    compile_by = torch.compile
+    monkeypatch.setattr("torch.compile", lambda call, mode: compile_by(call, backend=broken))
+    monkeypatch.setattr("hf_mae.pretraining.compilation.compiling_pays", lambda *args: True)
+    expected = pretrain(None, tmp_path / "plain", torch_compile=False, **STEPS)
+    result = pretrain(None, tmp_path / "chosen", **STEPS)
+    assert "The model can't be compiled here, and is trained without that: " in (printed := capsys.readouterr().out)
+    assert printed.count("there is no compiler") == 1
+    assert same_tensors("model.safetensors", expected.output_dir, result.output_dir)
+    with pytest.raises(RunStopped, match="can't be compiled here: .*no compiler.* Set `torch_compile` to false"):
+        pretrain(None, tmp_path / "asked", torch_compile=True, **STEPS)
 
 
 def test_trial_of_the_pace__adds_up_no_gradients(tmp_path, monkeypatch):

@@ -5,13 +5,17 @@
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from ..modeling.configuration_mae import MAEConfig
 from ..training.arguments import check_compile_mode, parse_duration
+from ..training.step_guard import RunStopped
 from .settings import PretrainingSettings
 from .speed import flops_per_sample
 
@@ -91,4 +95,30 @@ def choose_compile_mode(
     return "reduce-overhead" if device.type == "cuda" and is_alone and accumulation == 1 and is_small else "default"
 
 
-__all__ = ["choose_compile_mode", "compiling_pays"]
+def compile_model(model: nn.Module, mode: str, is_chosen: bool, say: Callable[[str], None]):
+    """Compiles a model in place. Where that fails, at the first call, it goes on without if nobody has asked for it.
+
+    Args:
+        model (`nn.Module`): The model.
+        mode (`str`): Of `torch.compile`.
+        is_chosen (`bool`): Whether compiling was chosen, and not asked for. Then `say` gets the reason of a failure.
+        say (`Callable[[str], None]`): Takes a message.
+    """
+    model.compile(mode=mode)
+    compiled = model._compiled_call_impl
+
+    def call(*args, **kwargs):
+        try:
+            return compiled(*args, **kwargs)
+        except TorchDynamoException as error:
+            reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0].removesuffix(".")
+            if not is_chosen:
+                raise RunStopped(f"The model can't be compiled here: {reason}. Set `torch_compile` to false.") from error
+            say(f"The model can't be compiled here, and is trained without that: {reason}.")
+            model._compiled_call_impl = None
+            return model(*args, **kwargs)
+
+    model._compiled_call_impl = call
+
+
+__all__ = ["choose_compile_mode", "compile_model", "compiling_pays"]

@@ -58,7 +58,7 @@ from ..training.step_guard import RunStopped, StepGuard, StopSignals, end_worker
 from .batch_size import choose_batch_size
 from .batches import PREFETCH, RunBatches, choose_num_workers, failure_of_loader
 from .choices import recorded_choices, settle_settings
-from .compilation import choose_compile_mode
+from .compilation import choose_compile_mode, compile_model
 from .evaluation import RunEvaluation, num_twins
 from .images import look_at_images, open_run_images
 from .initial_model import build_model, checkpoint_activations, reading_of_run, stored_processor
@@ -310,7 +310,7 @@ class PretrainingRun:
         work = (self.plain_model.config, batch_size, self.batches.accumulation, steps)
         self.compile_mode = choose_compile_mode(self.settings, self.device, *work, **place)
         if self.compile_mode is not None:
-            self.model.compile(mode=self.compile_mode)
+            compile_model(self.model, self.compile_mode, self.settings.torch_compile is None, self.print)
 
     def _start_loader(self):
         """Makes the batches from the present step to the last one, and what watches over the steps."""
