@@ -113,7 +113,8 @@ def compile_model(model: nn.Module, mode: str, is_chosen: bool, say: Callable[[s
         except TorchDynamoException as error:
             reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0].removesuffix(".")
             if not is_chosen:
-                raise RunStopped(f"The model can't be compiled here: {reason}. Set `torch_compile` to false.") from error
+                way_out = "Set `torch_compile` to false."
+                raise RunStopped(f"The model can't be compiled here: {reason}. {way_out}") from error
             say(f"The model can't be compiled here, and is trained without that: {reason}.")
             model._compiled_call_impl = None
             return model(*args, **kwargs)
