@@ -96,7 +96,8 @@ def choose_compile_mode(
 
 
 def compile_model(model: nn.Module, mode: str, is_chosen: bool, say: Callable[[str], None]):
-    """Compiles a model in place. Where that fails, at the first call, it goes on without if nobody has asked for it.
+    """Compiles a model in place. If that fails, which its first call shows, and nobody has asked for it, the model goes
+    on without; else the call raises [`~hf_mae.training.step_guard.RunStopped`].
 
     Args:
         model (`nn.Module`): The model.
