@@ -55,7 +55,7 @@ class SelectedImages(DerivedImages):
         return self.images[int(self.indices[index])]
 
 
-def check_not_held_out(share: float | None, group_by: str | None, name: str | None) -> str:
+def check_not_held_out(share: float | None, group_by: str | None, name: str | None) -> list[str]:
     """Refuses groups where nothing is held out: that none of them is in both splits is for the data to see to.
 
     Args:
@@ -64,7 +64,7 @@ def check_not_held_out(share: float | None, group_by: str | None, name: str | No
         name (`str`, *optional*): What messages call the data, which have a second split. Default: the embedded sample.
 
     Returns:
-        `str`: A note to be printed, which is empty unless a share was set that has no effect.
+        `list[str]`: Notes to be printed: one if a share was set that has no effect, else none.
 
     Raises:
         ValueError: If `group_by` is given.
@@ -76,8 +76,8 @@ def check_not_held_out(share: float | None, group_by: str | None, name: str | No
             "a split to evaluate on. Leave it out, and see to it yourself that no group is in both splits."
         )
     if share in (None, DEFAULT_SHARE):
-        return ""
-    return f"`held_out` {share:g} has no effect: {name} has a split to evaluate on."
+        return []
+    return [f"`held_out` {share:g} has no effect: {name} has a split to evaluate on."]
 
 
 def choose_held_out(

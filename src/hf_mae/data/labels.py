@@ -143,8 +143,8 @@ def open_labelled(
         if train_images.label_names:
             label_by_folders(test_images, train_images.label_names, problem_type)
         if has_label(test_images).any():
-            if note := check_not_held_out(held_out, group_by, data):
-                logger.warning(note)
+            for text in check_not_held_out(held_out, group_by, data):
+                logger.warning(text)
             _warn_of_unlabelled(test_images)
             return select(train_images, known), select(test_images, has_label(test_images))
         logger.warning(

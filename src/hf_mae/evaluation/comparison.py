@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..publishing.model_cards import write_model_card
-from ..publishing.records import add_to_record, is_model_of_ours, read_record, replacing, write_json
+from ..publishing.records import add_to_record, is_model_of_ours, read_record, write_json, write_text
 
 # How figures are called, and how their values are written.
 COLUMNS = {
@@ -126,9 +126,8 @@ class Comparison:
         parts = ["# Evaluation", f"On {self.data}.", as_markdown(table_of(self.rows))]
         parts.append("\n".join(f"- {text}" for text in self.protocol))
         parts += [f"{title}:\n\n![{title}]({path.name})" for title, path in self.pictures.items()]
-        page = "\n\n".join(parts) + "\n"  # in which names of files may not be in UTF-8
-        with replacing(output_dir / "evaluation.md") as partial_page:
-            partial_page.write_text(page, encoding="utf-8", errors="backslashreplace")
+        page = "\n\n".join(parts) + "\n"
+        write_text(output_dir / "evaluation.md", page)
         rows = [vars(row) for row in self.rows]
         content = {**self.record, "data": self.data, "protocol": self.protocol, "rows": rows}
         write_json(output_dir / "evaluation.json", content)

@@ -31,7 +31,7 @@ from ..finetuning.segmentation import open_pairs
 from ..finetuning.settings import HeldOutArguments, no_test_images, open_classes
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.reading_mae import OpenedImage
-from ..publishing.records import replacing
+from ..publishing.records import save_picture
 from ..training.arguments import check_output, fit_values, parse_arguments, read_class_names, recipe_of
 from ..training.data_settings import ColumnSettings
 from ..training.optimization import default_effective_batch_size
@@ -543,8 +543,7 @@ class Judge:
                 path = Path(self.args.output_dir) / f"{kind}-{self._file_name(encoder)}-block-{row.block}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    with replacing(path) as partial:
-                        sheet.save(partial)
+                    save_picture(path, sheet)
                 except OSError as error:  # of a full disk: no reason to lose what was measured
                     logger.warning(f"{path} could not be written: {error}")
                 else:

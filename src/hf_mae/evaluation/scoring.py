@@ -23,7 +23,7 @@ from ..data.image_source import ImageSource
 from ..modeling.modeling_mae import MAEForPreTraining
 from ..modeling.patches_mae import patch_grid
 from ..modeling.reading_mae import OpenedImage
-from ..publishing.records import replacing
+from ..publishing.records import save_picture
 from ..training.arguments import fit_values, parse_arguments
 from ..training.checkpointing import hash_of_weights
 from .feature_sheets import fitted
@@ -260,8 +260,7 @@ def score_images(args: ScoringArguments) -> Path:
     losses = _write_scores(scorer, dataset, metadata)
     _print_extremes(images, losses, args.output)
     if args.sheet is not None:
-        with replacing(args.sheet) as partial:
-            score_sheet(scorer, dataset, losses).save(partial)
+        save_picture(args.sheet, score_sheet(scorer, dataset, losses))
         print(f"The images with the highest and the lowest loss: {args.sheet}")
     return Path(args.output)
 

@@ -25,7 +25,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..modeling.patches_mae import at_least_float32, patch_grid
 from ..modeling.reading_mae import UnsuitableImageError, extension_of
-from ..publishing.records import replacing
+from ..publishing.records import save_picture
 from ..training.arguments import check_range
 from .baselines import interpolate_hidden
 
@@ -424,8 +424,7 @@ def load_with_processor(checkpoint: str, image_size: int | None = None) -> tuple
 
 def _save(sheet: PIL.Image.Image, path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        sheet.save(partial)
+    save_picture(path, sheet)
 
 
 __all__ = [

@@ -46,7 +46,7 @@ from ..evaluation.inference import ReadableImages, collate_readable
 from ..modeling.configuration_mae import MAEConfig
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
-from ..publishing.records import replacing, write_json
+from ..publishing.records import replacing, save_picture, write_json
 from ..training.arguments import class_names_of, parse_arguments
 from ..training.optimization import scaled_learning_rate
 from ..training.run_record import run_record
@@ -416,8 +416,7 @@ def describe_figures(
         matrix = confusion_matrix(predicted[:, 0], labels, len(names))
         what, values = "accuracy", accuracy_by_class(matrix)
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "confusion.png") as partial:
-            confusion_sheet(matrix, names).save(partial)
+        save_picture(folder / "confusion.png", confusion_sheet(matrix, names))
     for name, value in zip(names, values, strict=True):
         print(f"  {what} of {name:30} {'does not occur' if np.isnan(value) else format(value, '.4f')}")
     return {

@@ -33,7 +33,7 @@ from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
 from ..publishing.licenses import license_of
 from ..publishing.model_cards import MARK, is_edited
-from ..publishing.records import replacing
+from ..publishing.records import save_picture, write_text
 from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from .detection_settings import EPOCHS, FEWEST_STEPS, DetectionArguments
@@ -134,7 +134,7 @@ def _with_held_out(
 ) -> tuple[BoxedImages, BoxedImages]:
     """Returns pictures to train and to evaluate on: of a second split, held out, or with `held_out` 0 the same ones."""
     if val is not None:
-        say(args, *filter(None, [check_not_held_out(args.held_out, args.group_by, args.data)]))
+        say(args, *check_not_held_out(args.held_out, args.group_by, args.data))
         _say_if_shared(args, train, val)
         return train, val
     if args.held_out == 0:
@@ -361,8 +361,7 @@ class DetectionTrainer(FineTuningTrainer):
         for name, value, count in zip(boxed.names, self.figures.by_class.tolist(), boxed.counts, strict=True):
             by_class[f"eval_map_{name}"] = None if math.isnan(value) else value
             print(f"  {name:30} {'does not occur' if math.isnan(value) else format(value, '.4f')}  ({count:,} boxes)")
-        with replacing(folder / "detections.png") as partial:
-            draw_detections(self.model, self.eval_dataset).save(partial)
+        save_picture(folder / "detections.png", draw_detections(self.model, self.eval_dataset))
         if self.train_dataset is not None:
             write_card(folder, self.model, {**metrics, **by_class}, self.args.model_name_or_path)
         return {**metrics, **by_class}
@@ -463,8 +462,7 @@ hf_mae must be installed: transformers does not find code for an encoder within 
 
 {MARK}. Remove this line to keep your own changes. -->
 """
-    with replacing(card) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(card, text)
 
 
 def detect(args: DetectionArguments) -> FineTuned:

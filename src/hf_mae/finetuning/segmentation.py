@@ -35,7 +35,7 @@ from ..evaluation.segmentation_metrics import ConfusionMatrix, segmentation_shee
 from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.image_processing_mae import MAEImageProcessor
 from ..modeling.modeling_mae_downstream import load_encoder
-from ..publishing.records import replacing
+from ..publishing.records import save_picture
 from ..training.arguments import class_names_of, parse_arguments
 from ..training.run_record import run_record
 from ..training.step_guard import with_prepared_workers
@@ -93,7 +93,7 @@ def open_pairs(
     if not has_split:
         pairs, counts = _hold_out(args, pairs["train"], counts["train"])
     else:
-        say(args, *filter(None, [check_not_held_out(args.held_out, args.group_by, args.data)]))
+        say(args, *check_not_held_out(args.held_out, args.group_by, args.data))
     pairs = {split: _counted_pairs(args, some, counts[split], split) for split, some in pairs.items()}
     if num_labels < 2 or not all(pairs.values()):
         advice = " Without a folder val, `held_out` keeps back whole images and scenes: two are needed, or set it to 0."
@@ -274,8 +274,7 @@ class SegmentationTrainer(FineTuningTrainer):
         for name, iou in zip(self.class_names, self.iou.tolist(), strict=True):
             by_class[f"eval_iou_{name}"] = None if math.isnan(iou) else iou
             print(f"  {name:30} {'does not occur' if math.isnan(iou) else format(iou, '.4f')}")
-        with replacing(folder / "segmentation.png") as partial:
-            segmentation_sheet(self.model, self.drawn, self.class_names).save(partial)
+        save_picture(folder / "segmentation.png", segmentation_sheet(self.model, self.drawn, self.class_names))
         return {**metrics, **by_class}
 
 

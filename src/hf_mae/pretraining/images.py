@@ -92,8 +92,7 @@ def _open(settings: PretrainingSettings, images, reading: ReadingSettings | None
         found.train, found.test, note = hold_out(found.train, settings.held_out, settings.group_by, _MOST_HELD_OUT)
         found.notes += [note] if note else []
     else:
-        note = check_not_held_out(settings.held_out, settings.group_by, settings.data or found.train.name)
-        found.notes += [note] if note else []
+        found.notes += check_not_held_out(settings.held_out, settings.group_by, settings.data or found.train.name)
     if found.test is not None and found.train.label_names:
         label_by_folders(found.test, found.train.label_names)
     if found.test is not None and has_classes(found.train) and has_classes(found.test):

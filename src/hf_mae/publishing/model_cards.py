@@ -17,7 +17,16 @@ from ..modeling.configuration_mae import MAEConfig, height_width
 from ..modeling.modeling_mae import MAEForPreTraining, MAEPreTrainedModel
 from ..modeling.modeling_mae_downstream import MAEForImageClassification
 from .licenses import describe_license
-from .records import ACCURACIES, initial_weights, is_model_of_ours, json_lines, read_record, redact, replacing
+from .records import (
+    ACCURACIES,
+    initial_weights,
+    is_model_of_ours,
+    json_lines,
+    read_record,
+    redact,
+    save_picture,
+    write_text,
+)
 
 _TEMPLATE = Path(__file__).parent / "model_card.md"
 _STOCK_LAYOUTS = ("vit", "timm", "pixio")  # that others load without our code; a card shows the first that fits
@@ -62,7 +71,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     if not is_model_of_ours(folder):
         if "converted_from" in record:  # else it is a model with our encoder as its backbone
-            _write(card, _card_of_converted(record, title))
+            write_text(card, _card_of_converted(record, title))
         return
     model = _empty_model(folder)
     text = ModelCard.from_template(
@@ -82,12 +91,7 @@ def write_model_card(folder: str | os.PathLike, repo_id: str | None = None):
         **_training_facts(folder, record),
     )
     text = re.sub(r"\n{3,}", "\n\n", str(text).strip())  # where parts of the template were left out
-    _write(card, f"{text}\n")
-
-
-def _write(card: Path, text: str):
-    with replacing(card) as partial:  # a card that is cut off has lost its mark, and would be taken for an edited one
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names are any bytes
+    write_text(card, f"{text}\n")  # whole: one that is cut off has lost its mark, and would be taken for an edited one
 
 
 def is_edited(card: Path) -> bool:
@@ -116,8 +120,7 @@ def _draw_loss(folder: Path) -> bool:
     points = [(line["step"], line["loss"]) for line in lines if "loss" in line and "step" in line]
     if len(points) < 2:
         return False
-    with replacing(folder / "loss.png") as partial:
-        loss_curve(points).save(partial)
+    save_picture(folder / "loss.png", loss_curve(points))
     return True
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import PIL.Image
 from huggingface_hub import get_token
 
 from ..modeling.configuration_mae import MAEConfig
@@ -53,10 +54,21 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str):
+    """Writes a text, in which names of files may be any bytes, see [`replacing`]."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def write_json(path: Path, content: dict):
     """Writes a JSON object for people to read. Values of other types become texts, numbers that are not finite null."""
+    write_text(path, json.dumps(_finite(content), indent=2, default=str) + "\n")
+
+
+def save_picture(path: Path, picture: PIL.Image.Image):
+    """Writes a picture, see [`replacing`]."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(_finite(content), indent=2, default=str) + "\n", encoding="utf-8")
+        picture.save(partial)
 
 
 def _finite(content):
@@ -166,6 +178,8 @@ __all__ = [
     "read_record",
     "redact",
     "replacing",
+    "save_picture",
     "save_record",
     "write_json",
+    "write_text",
 ]
