@@ -29,6 +29,7 @@ from training_step import Step, inputs, operations
 
 from hf_mae import MAEConfig, MAEForPreTraining, MAEImageProcessor, pretrain
 from hf_mae.pretraining.run import PretrainingRun
+from hf_mae.training.arguments import text_of_changes
 from hf_mae.training.distributed import has_bf16
 
 CUDA = torch.cuda.is_available()
@@ -52,7 +53,7 @@ Add = Callable[..., None]
 def run_settings(smoke: bool) -> dict:
     if not smoke:
         return SHORT_RUN
-    overrides = ",".join(f"{name}={value}" for name, value in SMALL_FIELDS.items())
+    overrides = text_of_changes(SMALL_FIELDS)
     return {**SHORT_RUN, "max_steps": 2, "logging_steps": 1, "config_overrides": overrides, "dataloader_num_workers": 0}
 
 
@@ -336,7 +337,7 @@ def measure_small(case: str, add: Add, smoke: bool):
     """
     optimizer, batch_size, mode = case.split(", ")
     fields = {"image_size": 32, "patch_size": 4, **(SMALL_FIELDS if smoke else {})}
-    settings = {"preset": "tiny", "config_overrides": ",".join(f"{name}={value}" for name, value in fields.items())}
+    settings = {"preset": "tiny", "config_overrides": text_of_changes(fields)}
     settings.update(optimizer=optimizer, torch_compile_mode=None if mode == "eager" else mode, norm_pix_loss=True)
     batch_size = 16 if smoke else int(batch_size)
     settings.update(effective_batch_size=batch_size, per_device_train_batch_size=batch_size, eval_images=50)

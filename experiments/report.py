@@ -510,13 +510,12 @@ def gpu_step_range(name: str) -> str:
 
 def gpu_small_table() -> str:
     """Returns a table of the steps of runs with a small model on small images."""
+    cases = [(*case.split(", "), values) for case, values in gpu_cases("small").items()]
     rows = []
-    for case, values in gpu_cases("small").items():
-        optimizer, images, mode = case.split(", ")
+    for optimizer, images, mode, values in sorted(cases, key=lambda case: (int(case[1]), case[0], -case[3]["seconds"])):
         times = [f"{1000 * values[name]:.0f}" for name in ("seconds", "device_seconds")]
-        rows.append([images, {"adamw": "AdamW", "muon": "Muon"}[optimizer], mode, *times])
-        rows[-1].append(f"{values['images_per_second']:,.0f}")
-    rows.sort(key=lambda row: (int(row[0]), row[1], float(row[-1].replace(",", ""))))
+        speed = f"{values['images_per_second']:,.0f}"
+        rows.append([images, {"adamw": "AdamW", "muon": "Muon"}[optimizer], mode, *times, speed])
     return table(["images of a step", "", "compiled", "ms", "of which the GPU works", "images/s"], rows)
 
 
@@ -531,6 +530,11 @@ def gpu_batches_table() -> str:
 PARAMETERS = {"base": 111.9e6, "large": 329.5e6, "huge": 657.1e6}  # with the decoder
 
 
+def gpu_speed(preset: str) -> float:
+    """Returns the images/s of compiled steps."""
+    return gpu_steps()[preset, "compiled"]["hf_mae"]["images_per_second"]
+
+
 def gpu_scaling(gpus: int, images: int) -> str:
     """Returns the computed share of the ideal speed of some GPUs with some images each, as a range of presets.
 
@@ -539,7 +543,7 @@ def gpu_scaling(gpus: int, images: int) -> str:
     """
     shares = []
     for preset, parameters in PARAMETERS.items():
-        step = images / gpu_steps()[preset, "compiled"]["hf_mae"]["images_per_second"]
+        step = images / gpu_speed(preset)
         rings = {300e9: min(gpus, 8), 40e9: gpus // 8}  # bytes/s within a machine and between machines: how many
         exchange = sum(2 * (many - 1) / many * 4 * parameters / speed for speed, many in rings.items() if many)
         shares.append(step / (step + max(exchange - 2 / 3 * step, 0)))
@@ -549,9 +553,7 @@ def gpu_scaling(gpus: int, images: int) -> str:
 
 def gpu_speeds() -> str:
     """Returns the images/s of compiled steps that the computed scaling is made of."""
-    base, large, huge = (
-        f"{gpu_steps()[preset, 'compiled']['hf_mae']['images_per_second']:,.0f}" for preset in PARAMETERS
-    )
+    base, large, huge = (f"{gpu_speed(preset):,.0f}" for preset in PARAMETERS)
     return f"{base}, {large} and {huge}"
 
 

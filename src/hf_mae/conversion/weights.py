@@ -445,9 +445,8 @@ def _check_complete(model_class: type[MAEPreTrainedModel], fields: dict, tensors
     if problems:
         patches = tensors["mae.embeddings.position_embeddings"].shape[1] - fields["num_class_tokens"]
         is_square = math.isqrt(patches) ** 2 == patches
-        hint = (
-            "" if is_square else f"\n{patches} patches are no square: {_pass_field('image_size', '(height, width)')}."
-        )
+        advice = _pass_field("image_size", "(height, width)")
+        hint = "" if is_square else f"\n{patches} patches are no square: {advice}."
         raise ValueError("The checkpoint does not fit (names as in hf_mae):\n  " + "\n  ".join(problems) + hint)
     return [name for name in tensors if name not in expected]
 

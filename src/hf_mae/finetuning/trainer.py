@@ -351,7 +351,7 @@ class FineTuningTrainer(Trainer):
             anew = "begins anew, as `save_only_model` saves weights alone." if self.args.save_only_model else ""
             raise RunStopped(
                 f"Stopped by {signal.Signals(stop.number).name} after step {self.state.global_step} of "
-                f"{self.state.max_steps}, which is saved in {self.args.output_dir}. {self._same_command} "
+                f"{self.state.max_steps}, which is saved in {self.args.output_dir}. {self._same_command.capitalize()} "
                 f"{anew or 'goes on from there.'}",
                 exit_status=128 + stop.number,
             )
@@ -360,7 +360,7 @@ class FineTuningTrainer(Trainer):
     @property
     def _same_command(self) -> str:
         """What a run that ended early goes on with. A flag that deletes it must not stay."""
-        return f"The same command{', without `overwrite_output_dir`,' * self.args.overwrite_output_dir}"
+        return f"the same command{', without `overwrite_output_dir`,' * self.args.overwrite_output_dir}"
 
     @property
     def seconds(self) -> float:

@@ -90,9 +90,9 @@ def choose_compile_mode(
         way_out = f"a smaller `effective_batch_size`: a process takes at most {batch_size} images at once"
         check_compile_mode(settings.torch_compile_mode, accumulation, way_out)
         return settings.torch_compile_mode
-    is_alone = num_processes == 1 and not is_sharded and not settings.gradient_checkpointing
+    is_plain = num_processes == accumulation == 1 and not is_sharded and not settings.gradient_checkpointing
     is_small = batch_size * flops_per_sample(config) < _LIMITED_BY_HOST
-    return "reduce-overhead" if device.type == "cuda" and is_alone and accumulation == 1 and is_small else "default"
+    return "reduce-overhead" if device.type == "cuda" and is_plain and is_small else "default"
 
 
 def compile_model(model: nn.Module, mode: str, is_chosen: bool, say: Callable[[str], None]):

@@ -248,6 +248,8 @@ class PretrainingSettings(
                 setattr(self, name, None)
         fit_values(self)
         self.report_to = None if self.report_to == "none" else self.report_to  # as Trainer has it
+        if self.torch_compile_mode is not None and self.torch_compile is None:  # as Trainer has it, too
+            self.torch_compile = True
 
     def _check_values(self):
         """Checks what numbers and names have to be by themselves."""
@@ -257,12 +259,8 @@ class PretrainingSettings(
         for name in ("value_range", "value_percentiles"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 2:
                 raise ValueError(f"`{name}` takes two values, low and high, got {getattr(self, name)}.")
-        if self.torch_compile_mode is not None:  # as in transformers, it says that the model is compiled
-            if self.torch_compile is False:
-                raise ValueError(
-                    "`torch_compile_mode` has no effect with `torch_compile` false. Leave one of them out."
-                )
-            self.torch_compile = True
+        if self.torch_compile_mode is not None and not self.torch_compile:
+            raise ValueError("`torch_compile_mode` has no effect with `torch_compile` false. Leave one of them out.")
         if self.value_range is not None and self.value_percentiles is not None:
             raise ValueError("Set `value_range` or `value_percentiles`, not both.")
         if self.label_column is not None and (self.labels == "none" or self.streaming):

@@ -71,8 +71,7 @@ def summary_of_run(
         "Rate": f"{schedule.learning_rate:.3g}, {optimizer}, {schedule.warmup_steps} steps of warm-up, "
         f"{_fall(schedule)}",
         "Steps": _length(settings, schedule),
-        "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}"
-        f"{_compiled(compile_mode)}, "
+        "Device": f"{device}, {'bf16' if settings.bf16 else 'float32'}{_compiled(compile_mode)}, "
         f"{num_workers} loader worker(s), JPEGs by {decoder_name()}{faster}",
         "Output": f"{Path(settings.output_dir)}{resumed}",
     }

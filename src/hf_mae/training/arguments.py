@@ -188,7 +188,8 @@ def override(recipe: Mapping, given: Mapping) -> dict:
         given (`Mapping`): Settings.
     """
     replaced = {name for key in given if given[key] is not None for name in _REPLACES.get(key, ())}
-    replaced |= set(config_changes(given.get("config_overrides")))  # such as `image_size`, a setting of its own, too
+    given_changes = config_changes(given.get("config_overrides"))
+    replaced |= set(given_changes)  # such as `image_size`, a setting of its own, too
     settings = {**{name: value for name, value in recipe.items() if name not in replaced}, **given}
     if "config_overrides" in recipe:
         changes = config_changes(recipe["config_overrides"])
@@ -196,7 +197,7 @@ def override(recipe: Mapping, given: Mapping) -> dict:
         start, other = ([source.get(name) for name in ("preset", "model_name_or_path")] for source in (recipe, given))
         if any(start) and any(other) and start != other:  # the sizes are those of another model
             changes = {name: value for name, value in changes.items() if name not in PRESET_FIELDS}
-        changes.update(config_changes(given.get("config_overrides")))
+        changes.update(given_changes)
         settings["config_overrides"] = text_of_changes(changes) or None
     return settings
 

@@ -115,7 +115,6 @@ def naming_failed_saves(output_dir: str | os.PathLike, same_command: str) -> Ite
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # where torch.save writes
             raise
         free = shutil.disk_usage(output_dir).free / 1e6 if Path(output_dir).exists() else 0
-        same_command = same_command[:1].lower() + same_command[1:]
         if any(find_defect(each, required=("optimizer.pt",)) is None for each in list_checkpoints(output_dir)):
             way_out = f"Complete checkpoints stay: make room, and {same_command} goes on from the last one."
         else:
